@@ -1,0 +1,34 @@
+# make test    sets up .venv and runs the tests
+# make demo    sets up .venv, draws chests, trains, samples, and writes one page to look at
+# make lint    style checks
+# make clean   removes the demo's results (not .venv)
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+DEMO := --config demo.toml
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+# the stamp is newer than requirements.txt, so that a second call installs nothing
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+demo: .venv/installed
+	$(RUN) -m utils.phantom $(DEMO)
+	$(RUN) train_diffusion_clipUViT.py $(DEMO)
+	$(RUN) sample_diffusion_clipUViT.py $(DEMO)
+	$(RUN) -m utils.gallery $(DEMO)
+
+test: .venv/installed
+	$(RUN) -m pytest
+
+lint: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf demo

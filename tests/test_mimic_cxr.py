@@ -1,0 +1,475 @@
+import gzip
+import random
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from utils import mimic_cxr
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.mimic_cxr import image_file, read_table, report_file, report_sections, report_text, write_tree
+
+REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___ year old man with cough.
+
+ FINDINGS:
+
+ The heart is   enlarged. No
+ pneumothorax.
+
+ IMPRESSION:
+
+ Cardiomegaly.
+"""
+CANONICAL = "FINDINGS: The heart is enlarged. No pneumothorax. IMPRESSION: Cardiomegaly."
+KINDS = ("metadata", "chexpert", "split")
+
+
+def make_rows():
+    """Five images of four studies of four patients, in no sorted order."""
+    rows = pd.DataFrame(
+        [
+            ("d5", 19000005, 50000005, "PA", "train"),
+            ("d1", 10000001, 50000001, "PA", "train"),
+            ("d2", 10000001, 50000001, "LATERAL", "train"),
+            ("d3", 11000003, 50000003, "AP", "validate"),
+            ("d4", 12000004, 50000004, "PA", "test"),
+        ],
+        columns=["dicom_id", "subject_id", "study_id", "view", "split"],
+    )
+    rows["report"] = CANONICAL
+    labels = np.random.default_rng(0).choice([1, -1, -2, 0], (5, len(FINDINGS))).astype(np.int8)
+    labels[2] = labels[1]
+    return pd.concat([rows, pd.DataFrame(labels, columns=list(FINDINGS))], axis=1)
+
+
+def draw_images(root, rows, size=(8, 6)):
+    for row in rows.itertuples():
+        path = image_file(root, row.subject_id, row.study_id, row.dicom_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, 99).save(path)
+
+
+@pytest.fixture
+def rows():
+    return make_rows()
+
+
+@pytest.fixture
+def tree(tmp_path, rows):
+    """The rows as a tree written by hand, in PhysioNet's coding, plain CSVs."""
+    root = tmp_path / "tree"
+    draw_images(root, rows)
+    for subject, study in {(row.subject_id, row.study_id) for row in rows.itertuples()}:
+        (root / f"files/p{str(subject)[:2]}/p{subject}/s{study}.txt").write_text(REPORT)
+    rows.rename(columns={"view": "ViewPosition"})[["dicom_id", "subject_id", "study_id", "ViewPosition"]].to_csv(
+        root / "mimic-cxr-2.1.0-metadata.csv", index=False
+    )
+    rows[["dicom_id", "study_id", "subject_id", "split"]].to_csv(root / "mimic-cxr-2.0.0-split.csv", index=False)
+    words = {1: "1.0", -1: "0.0", -2: "-1.0", 0: ""}
+    lines = [",".join(["subject_id", "study_id", *FINDINGS])]
+    for _, row in rows.drop_duplicates("study_id").iterrows():
+        lines.append(",".join([str(row.subject_id), str(row.study_id), *(words[row[name]] for name in FINDINGS)]))
+    (root / "mimic-cxr-2.0.0-chexpert.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+# ---- reading
+
+
+def test_table_is_the_rows_in_their_order(tree, rows):
+    table = read_table(tree)
+    assert list(table.columns) == list(mimic_cxr.TABLE_COLUMNS)
+    pd.testing.assert_frame_equal(table.drop(columns="image_path"), rows, check_dtype=False)
+    assert (table[list(FINDINGS)].dtypes == np.int8).all()
+    assert table["image_path"][0] == str(image_file(tree, 19000005, 50000005, "d5"))
+
+
+def test_gzipped_csvs(tree):
+    expected = read_table(tree)
+    for path in tree.glob("*.csv"):
+        with gzip.open(f"{path}.gz", "wb") as file:
+            file.write(path.read_bytes())
+        path.unlink()
+    pd.testing.assert_frame_equal(read_table(tree), expected)
+
+
+def test_filters_keep_and_say_what_they_drop(tree, capsys):
+    table = read_table(tree, views=("PA",), splits=("train",))
+    assert table["dicom_id"].tolist() == ["d5", "d1"]
+    printed = capsys.readouterr().out
+    assert "views PA: 3 of 5 images kept (2 of other views dropped: 1 LATERAL, 1 AP)" in printed
+    assert "splits train: 2 of 3 images kept (1 of other splits dropped: 1 test)" in printed
+
+
+def test_hold_out_moves_patients_to_test(tree, capsys):
+    table = read_table(tree, hold_out=("p19", "p12"))
+    assert dict(zip(table["dicom_id"], table["split"])) == {
+        "d5": "test", "d1": "train", "d2": "train", "d3": "validate", "d4": "test"
+    }  # fmt: skip
+    assert "hold-out p19, p12: 2 images are test, 1 of them moved there" in capsys.readouterr().out
+    assert read_table(tree, hold_out=("p19",), splits=("train",))["dicom_id"].tolist() == ["d1", "d2"]
+
+
+def test_only_the_first_process_prints(tree, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    read_table(tree, views=("PA",))
+    assert capsys.readouterr().out == ""
+
+
+def test_absent_image_is_dropped_and_named(tree, capsys):
+    gone = image_file(tree, 11000003, 50000003, "d3")
+    gone.unlink()
+    assert "d3" not in read_table(tree)["dicom_id"].tolist()
+    assert f"dropped 1 of 5 rows whose image is not on disk, e.g. {gone}" in capsys.readouterr().out
+    assert len(read_table(tree, check_images=False)) == 5
+
+
+def test_study_without_labels_or_split_is_dropped_and_counted(tree, capsys):
+    lines = (tree / "mimic-cxr-2.0.0-chexpert.csv").read_text().splitlines()
+    (tree / "mimic-cxr-2.0.0-chexpert.csv").write_text(
+        "\n".join(line for line in lines if not line.startswith("10000001,")) + "\n"
+    )
+    change(tree / "mimic-cxr-2.0.0-split.csv", "d4,50000004,12000004,test\n", "")
+    assert read_table(tree)["dicom_id"].tolist() == ["d5", "d3"]
+    printed = capsys.readouterr().out
+    assert "labels: 3 of 5 images kept (2 of studies not in mimic-cxr-2.0.0-chexpert.csv dropped)" in printed
+    assert "splits: 2 of 3 images kept (1 not in mimic-cxr-2.0.0-split.csv dropped)" in printed
+
+
+@pytest.mark.parametrize("place", ["second root", "groups", "zip", "zip's folder", "zip in the tree"])
+def test_reports_elsewhere(tree, tmp_path, place):
+    other = tmp_path / "reports"
+    files = other / ("" if place == "groups" else "files")
+    for path in list(tree.glob("files/**/*.txt")):
+        target = files / path.relative_to(tree / "files")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    reports_root = other
+    if "zip" in place:
+        folder = tree if place == "zip in the tree" else tmp_path
+        with zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w") as archive:
+            for path in other.glob("files/**/*.txt"):
+                archive.write(path, path.relative_to(other))
+        reports_root = {"zip": tmp_path / "mimic-cxr-reports.zip", "zip's folder": tmp_path, "zip in the tree": ""}[
+            place
+        ]
+    assert read_table(tree, reports_root)["report"].tolist() == [CANONICAL] * 5
+
+
+def test_absent_reports_are_blank_and_counted(tree, capsys):
+    (tree / "files/p11/p11000003/s50000003.txt").unlink()
+    (tree / "files/p12/p12000004/s50000004.txt").write_text(" FINAL REPORT\n INDICATION: cough.\n")
+    assert read_table(tree)["report"].tolist() == [CANONICAL] * 3 + ["", ""]
+    assert "reports: 2 of 4 studies have one (1 without a file" in capsys.readouterr().out
+    assert (read_table(tree, with_reports=False)["report"] == "").all()
+
+
+def test_report_bytes_that_are_not_text(tree):
+    (tree / "files/p12/p12000004/s50000004.txt").write_bytes(b" FINDINGS: a\x00b caf\xe9.\r\n")
+    assert read_table(tree)["report"].iloc[4] == "FINDINGS: ab caf\ufffd."
+
+
+# ---- bad input: one sentence that names it
+
+
+def test_no_such_root(tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        read_table(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"there is no .*nothing.csv"):
+        read_table(tmp_path / "nothing.csv")
+
+
+def test_missing_csvs_are_named(tree):
+    for kind in ("metadata", "split"):
+        next(tree.glob(f"*{kind}.csv")).unlink()
+    expected = r"is no CXR tree: there is no mimic-cxr-2\.\*-metadata\.csv\[\.gz\] and no mimic-cxr-2\.\*-split"
+    with pytest.raises(InputError, match=expected):
+        read_table(tree)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "message"),
+    [
+        ("metadata", "ViewPosition", "View", "metadata.csv has no column 'ViewPosition'"),
+        ("chexpert", "Edema", "Oedema", "chexpert.csv has no column 'Edema'"),
+        ("split", "split", "part", "split.csv has no column 'split'"),
+        ("split", "validate", "valid", "data row 4: 'valid' is no split"),
+        ("metadata", "d2,", "d1,", "repeated rows, e.g. for dicom_id d1"),
+        ("metadata", "11000003", "abc", "data row 4: subject_id 'abc' is no whole number"),
+        ("metadata", "11000003", "", "data row 4: subject_id 'nan' is no whole number"),
+        ("chexpert", "19000005,50000005,", "19000005,50000005,7", "data row 1, column 'Atelectasis'"),
+        ("chexpert", "11000003,50000003", "10000001,50000001", "subject_id 10000001, study_id 50000001"),
+    ],
+)
+def test_bad_cell_is_named(tree, kind, old, new, message):
+    change(next(tree.glob(f"*{kind}.csv")), old, new)
+    with pytest.raises(InputError, match=message):
+        read_table(tree)
+
+
+def test_damaged_files(tree):
+    path = tree / "mimic-cxr-2.0.0-split.csv"
+    whole = gzip.compress(path.read_bytes())
+    path.unlink()
+    (tree / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(whole[:40])
+    with pytest.raises(InputError, match=r"split.csv.gz cannot be read"):
+        read_table(tree)
+
+
+def test_damaged_zip(tree, tmp_path):
+    (tmp_path / "mimic-cxr-reports.zip").write_bytes(b"not a zip")
+    with pytest.raises(InputError, match=r"mimic-cxr-reports.zip is no zip file"):
+        read_table(tree, tmp_path)
+    with pytest.raises(InputError, match="REPORTS_ROOT"):
+        read_table(tree, tmp_path / "nowhere")
+
+
+def test_nothing_left(tree):
+    with pytest.raises(InputError, match=r"views LL: empty.*3 PA, 1 LATERAL, 1 AP"):
+        read_table(tree, views=("LL",))
+    with pytest.raises(InputError, match=r"splits validate: empty.*2 train, 1 test"):
+        read_table(tree, views=("PA",), splits=("validate",))
+    with pytest.raises(InputError, match="'val' is no split"):
+        read_table(tree, splits=("val",))
+    with pytest.raises(InputError, match="'19' in hold_out is no patient group"):
+        read_table(tree, hold_out=("19",))
+    with pytest.raises(InputError, match="has to be a tuple"):
+        read_table(tree, views="PA")
+    for path in tree.glob("files/**/*.jpg"):
+        path.unlink()
+    with pytest.raises(InputError, match="none of the 5 images is on disk"):
+        read_table(tree)
+
+
+# ---- the authors' CSV
+
+
+@pytest.fixture
+def authors_csv(tree, rows):
+    path = tree / "mimic.csv"
+    paths = [image_file("", row.subject_id, row.study_id, row.dicom_id) for row in rows.itertuples()]
+    pd.DataFrame(
+        {
+            "label": [str(labels) for labels in rows[list(FINDINGS)].values.tolist()],
+            "ViewPosition": rows["view"],
+            "split": rows["split"],
+            "image_path": paths,
+            "text": REPORT,
+        }
+    ).to_csv(path, index=False)
+    return path
+
+
+def test_authors_csv_gives_the_table_of_the_tree(tree, authors_csv):
+    pd.testing.assert_frame_equal(read_table(authors_csv, views=("PA",)), read_table(tree, views=("PA",)))
+    assert (read_table(authors_csv, with_reports=False)["report"] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("files/p11", "../p11", "data row 4: image_path .* leaves"),
+        ("files/p11", "files/../../p11", "data row 4: image_path .* leaves"),
+        ("files/p11", "/files/p11", "data row 4: image_path .* leaves"),
+        ("s50000003/d3", "d3", "data row 4: image_path .* names no patient"),
+        (",validate,", ",val,", "data row 4: 'val' is no split"),
+        ("image_path", "path", "has no column 'image_path'"),
+        ('"[', '"[5, ', r"data row 1: label '\[5, .* is no list of 14 codes"),
+        ('"[', '"[[', "data row 1: label .* is no list of 14 codes"),
+    ],
+)
+def test_bad_authors_csv(authors_csv, old, new, message):
+    change(authors_csv, old, new)
+    with pytest.raises(InputError, match=message):
+        read_table(authors_csv)
+
+
+# ---- reports
+
+
+@pytest.mark.parametrize(
+    ("raw", "findings", "impression"),
+    [
+        (REPORT, "The heart is enlarged. No pneumothorax.", "Cardiomegaly."),
+        (" FINDINGS: \n \n Clear.\n \n IMPRESSION: \n \n Normal.\n", "Clear.", "Normal."),
+        (" FINDINGS:Clear.\n IMPRESSION:Normal.", "Clear.", "Normal."),
+        (" Findings : Clear.\n\n Impression : Normal.", "Clear.", "Normal."),
+        (" HISTORY: Cough.\n\n Findings:\n Clear.\n\n Impression\n\n Normal.", "Clear.", "Normal."),
+        (" COMPARISON: None.\n FINDINGS\n Clear.\n IMPRESSION\n Normal.", "Clear.", "Normal."),
+        (" IMPRESSION:  AP chest compared to ___:\n\n Clear.", "", "AP chest compared to ___: Clear."),
+        (" FINDINGS AND IMPRESSION: Clear.", "Clear.", ""),
+        (" FINDINGS/IMPRESSION:\n Clear.", "Clear.", ""),
+        (" FINDINGS: Clear.\n CONCLUSION: Normal.", "Clear.", "Normal."),
+        (" FINDINGS: Clear.\n\n RECOMMENDATION(S):  CT.\n", "Clear.", ""),
+        (" FINDINGS: Clear.\n\n NOTIFICATION: Dr. ___ was called.\n\n IMPRESSION: Normal.", "Clear.", "Normal."),
+        (" FINDINGS: PA AND LATERAL VIEWS: Clear.\n LUNGS: Clear.", "PA AND LATERAL VIEWS: Clear. LUNGS: Clear.", ""),
+        (" FINDINGS:\n PORTABLE CHEST: Clear.", "PORTABLE CHEST: Clear.", ""),
+        # a heading that names the views
+        (" PA AND LATERAL CHEST RADIOGRAPH: Clear lungs.\n IMPRESSION: Normal.", "Clear lungs.", "Normal."),
+        (" PORTABLE CHEST: ___\n\n HISTORY: Cough.\n\n FINDINGS: Clear.", "Clear.", ""),
+        (" PORTABLE CHEST: ___\n\n IMPRESSION: Normal.", "", "Normal."),
+        # sentences that begin like a heading
+        (
+            " IMPRESSION: Edema.\n\n Findings were discussed with Dr. ___ at 3 pm.",
+            "", "Edema. Findings were discussed with Dr. ___ at 3 pm.",
+        ),
+        (" FINDINGS: Normal. My\n Impression\n of it is good.", "Normal. My Impression of it is good.", ""),
+        (" FINDINGS: Clear. These\n findings are new.", "Clear. These findings are new.", ""),
+        # what stands before the final report
+        (" WET READ: ___ PM\n IMPRESSION: Edema.\n ____________\n FINAL REPORT\n IMPRESSION: Clear.", "", "Clear."),
+        # no section at all
+        (" FINAL REPORT\n REASON FOR EXAM:  Cough.\n \n Clear lungs.\n \n No edema.\n", "Clear lungs. No edema.", ""),
+        (" FINAL REPORT\n AP CHEST, 5:25 A.M.\n\n HISTORY:\n\n Cough.\n\n Clear lungs.\n", "Clear lungs.", ""),
+        (" PORTABLE CHEST\n\n Clear lungs.", "Clear lungs.", ""),
+        ("Clear lungs.", "Clear lungs.", ""),
+        (" PORTABLE CHEST\n\n INDICATION: Cough.\n", "", ""),
+        (" FINAL REPORT\n", "", ""),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_report_sections(raw, findings, impression):
+    assert report_sections(raw) == (findings, impression)
+    canonical = report_text(raw)
+    assert report_sections(canonical) == (findings, impression)
+    assert report_text(canonical) == canonical
+    assert report_sections(report_file(findings, impression)) == (findings, impression)
+
+
+def test_report_without_line_breaks():
+    assert report_text(" ".join(REPORT.split())) == CANONICAL
+
+
+def test_report_file_reads_back_and_is_narrow():
+    words = [
+        "the",
+        "heart",
+        "is",
+        "Enlarged.",
+        "___",
+        "1.",
+        "Study:",
+        "Comparison:",
+        "LUNGS:",
+        "Impression",
+        "Findings",
+        "no",
+        "5:25",
+        "CHEST",
+        "(PA)",
+        "NEW",
+    ]
+    choose = random.Random(0)
+    for _ in range(500):
+        findings = " ".join(choose.choices(words, k=choose.randint(1, 60)))
+        impression = " ".join(choose.choices(words, k=choose.randint(0, 20)))
+        assert report_sections(report_file(findings, impression)) == (findings, impression)
+    report = report_file("heart " * 80, "")
+    assert max(map(len, report.splitlines())) <= 78
+    assert report.splitlines()[0].strip() == "FINAL REPORT"
+
+
+# ---- writing
+
+
+def test_write_and_read_back(tmp_path, rows):
+    draw_images(tmp_path, rows)
+    write_tree(tmp_path, rows)
+    table = read_table(tmp_path).set_index("dicom_id").drop(columns="image_path")
+    pd.testing.assert_frame_equal(table, rows.set_index("dicom_id").sort_index(), check_dtype=False)
+
+    metadata = pd.read_csv(tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz")
+    assert list(metadata.columns) == list(mimic_cxr.METADATA_COLUMNS)
+    assert set(metadata["Rows"]) == {6} and set(metadata["Columns"]) == {8}
+    chexpert = pd.read_csv(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", dtype=str, keep_default_na=False)
+    assert list(chexpert.columns) == ["subject_id", "study_id", *FINDINGS] and len(chexpert) == 4
+    assert set(chexpert[list(FINDINGS)].values.ravel()) == {"1.0", "0.0", "-1.0", ""}
+    split = pd.read_csv(tmp_path / "mimic-cxr-2.0.0-split.csv.gz")
+    assert list(split.columns) == ["dicom_id", "study_id", "subject_id", "split"]
+
+
+def test_bytes_do_not_depend_on_the_order_of_calls(tmp_path, rows):
+    provenance = pd.DataFrame({"dicom_id": rows["dicom_id"], "prompt": 'a, "b"', "seed": range(5)})
+    contents = []
+    for name, parts in {"once": [rows], "twice": [rows[3:], rows[:3]], "again": [rows, rows]}.items():
+        root = tmp_path / name
+        draw_images(root, rows)
+        for part in parts:
+            write_tree(root, part, provenance.loc[part.index])
+        contents.append({path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()})
+    assert contents[0] == contents[1] == contents[2]
+    assert {"synthetic.csv", "mimic-cxr-2.0.0-metadata.csv.gz", "s50000004.txt"} < contents[0].keys()
+
+
+def test_second_call_replaces_its_own_cells_only(tree, rows):
+    metadata = tree / "mimic-cxr-2.1.0-metadata.csv"
+    pd.read_csv(metadata).assign(StudyDate=21111016).to_csv(metadata, index=False)
+    new = rows.iloc[[3]].assign(report="IMPRESSION: New.", split="train", Edema=np.int8(-2))
+    write_tree(tree, new, pd.DataFrame({"dicom_id": ["d3"], "seed": [7]}))
+    write_tree(tree, new, pd.DataFrame({"dicom_id": ["d3"], "report_seed": [8]}))
+    table = read_table(tree).set_index("dicom_id")
+    assert len(table) == 5 and table.loc["d3", ["report", "split", "Edema"]].tolist() == [
+        "IMPRESSION: New.",
+        "train",
+        -2,
+    ]
+    assert table.loc["d1", "report"] == CANONICAL
+    assert set(pd.read_csv(metadata)["StudyDate"]) == {21111016}
+    assert (tree / "synthetic.csv").read_text() == "dicom_id,seed,report_seed\nd3,7,8\n"
+    assert not list(tree.glob("*.gz")) and not list(tree.glob(".*"))
+
+
+def test_write_without_reports(tmp_path, rows):
+    draw_images(tmp_path, rows)
+    write_tree(tmp_path, rows.assign(report=""))
+    assert not list(tmp_path.rglob("*.txt"))
+    assert (read_table(tmp_path)["report"] == "").all()
+
+
+def test_write_needs_the_images(tmp_path, rows):
+    with pytest.raises(InputError, match=r"d5\.jpg cannot be read as an image"):
+        write_tree(tmp_path, rows)
+
+
+def test_full_disk(tmp_path, rows, monkeypatch):
+    draw_images(tmp_path, rows)
+    write_tree(tmp_path, rows[:3])
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.gz")}
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(InputError, match="no space left on device"):
+        write_tree(tmp_path, rows)
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.gz")}
+    assert len(read_table(tmp_path)) == 3
+
+
+def test_torchxrayvision_reads_it(tmp_path, rows):
+    datasets = pytest.importorskip("torchxrayvision.datasets")
+    draw_images(tmp_path, rows, size=(64, 64))
+    codes = {"No Finding": 0, "Edema": 1, "Fracture": -1, "Pneumonia": -2, "Pneumothorax": 0}
+    rows = rows.assign(**{name: np.int8(code) for name, code in codes.items()})
+    write_tree(tmp_path, rows)
+    dataset = datasets.MIMIC_Dataset(
+        imgpath=str(tmp_path / "files"),
+        csvpath=str(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz"),
+        metacsvpath=str(tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz"),
+        views=["PA"],
+    )
+    assert len(dataset) == 3 and dataset[0]["img"].shape[-2:] == (64, 64)
+    expected = {"Edema": 1.0, "Fracture": 0.0, "Pneumonia": np.nan, "Pneumothorax": np.nan}
+    found = {name: dataset[0]["lab"][dataset.pathologies.index(name)] for name in expected}
+    np.testing.assert_equal(found, expected)

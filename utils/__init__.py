@@ -1,0 +1,1 @@
+"""What training and sampling must agree on, and the one training loop. Imports no script."""

@@ -1,0 +1,161 @@
+"""Constants at the top of a script, overridden by a TOML file and by --NAME VALUE.
+
+A constant is an UPPER_CASE name of the script's module. Three places give its value, the later the stronger:
+
+    1. the script itself               BATCH_SIZE = 32  # images an optimiser step
+    2. --config FILE.toml              the table [common], then the table named after the script
+    3. --BATCH_SIZE 64                 on the command line
+
+The default's type decides what is accepted: text stays text, an int may stand for a float, a tuple of texts may be
+written `PA,AP`. Nothing is executed. The comment behind a constant is its help text.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import re
+import sys
+from pathlib import Path
+
+from utils.errors import InputError, writing
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_ASSIGNMENT = re.compile(r"^(?P<name>[A-Z][A-Z0-9_]*) = .*?(?:  # (?P<comment>.*))?$")
+
+
+def override_constants(namespace, arguments=None):
+    """Sets a script's constants from its config file and its command line; returns all of them as a dict.
+
+    namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. Unknown names, values of
+    another type and misspelt flags raise InputError; --help prints the docstring and the constants, and exits.
+    """
+    defaults = {name: value for name, value in namespace.items() if _is_constant(name, value)}
+    script = Path(namespace["__file__"])
+    comments = _comments(script)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    config_parser = _Parser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", metavar="FILE.toml")
+    config, rest = config_parser.parse_known_args(arguments)
+    values = dict(defaults)
+    if config.config:
+        values.update(_read_config(Path(config.config), script, defaults))
+
+    parser = _Parser(
+        prog=script.name,
+        description=namespace.get("__doc__"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage=f"{script.name} [--config FILE.toml] [--NAME VALUE ...]",
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
+    for name, value in values.items():
+        text = f"{comments.get(name, '')}  [{value!r}]".strip().replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar="VALUE", help=text)
+    given, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise InputError(f"there is no constant {unknown[0]!r}{_suggestion(unknown[0], values)}; --help lists them all")
+    for name, text in vars(given).items():
+        values[name] = _parse(text, defaults[name], f"--{name}")
+
+    namespace.update(values)
+    return values
+
+
+def save_constants(folder, constants):
+    """Writes the resolved constants beside a result, as `<folder>/constants.json`."""
+    folder = Path(folder)
+    with writing("the constants", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "constants.json").write_text(json.dumps(constants, indent=2) + "\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}; --help lists the constants")
+
+
+def _is_constant(name, value):
+    """Whether a name of a module is a constant, and not an imported module or class with a short name."""
+    return name.isupper() and not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple))
+
+
+def _comments(script):
+    """{constant: the comment behind it}, a comment's continuation lines included."""
+    comments, last = {}, None
+    for line in script.read_text().splitlines():
+        match = _ASSIGNMENT.match(line)
+        if match:
+            last = match["name"]
+            comments[last] = match["comment"] or ""
+        elif last and re.match(r"^ {8,}# ", line):
+            comments[last] += " " + line.strip(" #")
+        else:
+            last = None
+    return comments
+
+
+def _read_config(path, script, defaults):
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
+    except ValueError as error:  # broken TOML or broken UTF-8
+        raise InputError(f"{path} is no TOML file: {error}") from error
+    scripts = {file.stem: file for folder in (REPOSITORY, REPOSITORY / "utils") for file in folder.glob("*.py")}
+    scripts[script.stem] = script
+    values = {}
+    for table, entries in tables.items():
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: {table} = {entries!r} stands outside of a table; put it under [common]")
+        if table != "common" and table not in scripts:
+            raise InputError(
+                f"{path}: the table [{table}] names no script{_suggestion(table, scripts)}; use [common] or a script's name"
+            )
+    for table in ("common", script.stem):
+        for name, value in tables.get(table, {}).items():
+            if name in defaults:
+                values[name] = _check(value, defaults[name], f"{path}, [{table}], {name}")
+            elif table != "common" or not any(name in _comments(file) for file in scripts.values()):
+                raise InputError(f"{path}, [{table}]: there is no constant {name!r}{_suggestion(name, defaults)}")
+    return values
+
+
+def _suggestion(name, known):
+    close = difflib.get_close_matches(name.lstrip("-").split("=")[0], list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _parse(text, default, where):
+    """The text of a command line as a value of the default's type."""
+    if isinstance(default, str):
+        return text
+    if (
+        isinstance(default, tuple)
+        and all(isinstance(item, str) for item in default)
+        and not text.startswith(("(", "["))
+    ):
+        return tuple(filter(None, (part.strip() for part in text.split(","))))  # PA,AP
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))  # TOML's words for a bool as well
+    except (ValueError, SyntaxError):
+        value = text
+    return _check(value, default, where)
+
+
+def _check(value, default, where):
+    """A value as the default's type, or InputError. An int may stand for a float; a list for a tuple."""
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(_check(item, default[0], where) for item in value) if default else tuple(value)
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise InputError(f"{where}: {value!r} is not of the type of the default {default!r} ({type(default).__name__})")
+    return value

@@ -1,0 +1,144 @@
+"""The 14 CheXpert findings, their coding, and label vector <=> prompt.
+
+A *label vector* is 14 integer codes in the order of FINDINGS, in the coding of the CXR-IRGen authors:
+
+    1 present    -1 absent    -2 uncertain    0 not mentioned
+
+PhysioNet's files (mimic-cxr-2.x-chexpert.csv) say the same as 1.0 / 0.0 / -1.0 / blank. The two disagree about -1:
+`from_physionet` and `to_physionet` are the only border between them.
+"""
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import InputError
+
+FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
+
+PROMPT_START = "A chest X ray image"
+PROMPT_PARTS = (  # (code, words before its findings), in the order in which a prompt says them
+    (PRESENT, " with "),
+    (ABSENT, ", without "),
+    (UNCERTAIN, ", and with uncertain "),
+)
+PLAIN_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
+
+_PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
+_CODE_TO_PHYSIONET = {PRESENT: 1.0, ABSENT: 0.0, UNCERTAIN: -1.0, NOT_MENTIONED: np.nan}
+
+
+def to_prompt(labels):
+    """The sentence that asks for a label vector.
+
+    labels: 14 codes (authors' coding). E.g. edema present and pneumothorax absent give
+    "A chest X ray image with edema, without pneumothorax"; 14 zeros give "A chest X ray image".
+    """
+    labels = check_labels(labels)
+    prompt = PROMPT_START
+    for code, words in PROMPT_PARTS:
+        names = [name.lower() for name, label in zip(FINDINGS, labels) if label == code]
+        if names:
+            prompt += words + " and ".join(names)
+    return prompt
+
+
+def from_prompt(prompt):
+    """The label vector, (14,) int8, that `to_prompt` would turn into this prompt; InputError if there is none."""
+    labels = np.zeros(len(FINDINGS), dtype=np.int8)
+    rest = prompt.strip()
+    if not rest.startswith(PROMPT_START):
+        raise InputError(f"{prompt!r} is no prompt of this model: it has to start with {PROMPT_START!r}")
+    rest = rest[len(PROMPT_START) :]
+    for code, words in reversed(PROMPT_PARTS):
+        rest, found, names = rest.partition(words)
+        for name in names.split(" and ") if found else ():
+            labels[finding_index(name)] = code
+    if to_prompt(labels) != prompt.strip():
+        raise InputError(
+            f"{prompt!r} is no prompt of this model; its findings in its own words are {to_prompt(labels)!r}"
+        )
+    return labels
+
+
+def parse_findings(text):
+    """Findings in plain words, comma-separated, to a label vector, (14,) int8.
+
+    "cardiomegaly, edema, not pneumothorax, uncertain pneumonia"; "not", "no" and "without" say absent, "uncertain" and
+    "possible" say uncertain. InputError for a name that is none of the 14, or one named twice.
+    """
+    labels = np.zeros(len(FINDINGS), dtype=np.int8)
+    for part in filter(None, (part.strip().lower() for part in text.split(","))):
+        # "no finding" is itself the name of a finding, so a whole name is looked for before a word of negation
+        first, _, rest = part.partition(" ")
+        negated = first in PLAIN_CODES and part not in _INDEX
+        code, name = (PLAIN_CODES[first], rest) if negated else (PRESENT, part)
+        index = finding_index(name.strip())
+        if labels[index] != NOT_MENTIONED:
+            raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
+        labels[index] = code
+    return labels
+
+
+def finding_index(name):
+    """The place of a finding in FINDINGS, whatever its case; InputError for a name that is none of them."""
+    try:
+        return _INDEX[name.strip().lower()]
+    except KeyError:
+        raise InputError(f"{name!r} is none of the 14 findings: {', '.join(FINDINGS)}") from None
+
+
+def check_labels(labels):
+    """A label vector as (14,) int8; InputError when it is not 14 codes out of 1, -1, -2 and 0."""
+    try:
+        labels = np.asarray(labels)
+    except ValueError:  # lists of unequal length
+        labels = np.asarray(labels, dtype=object)
+    if labels.shape != (len(FINDINGS),) or not np.isin(labels, list(_CODE_TO_PHYSIONET)).all():
+        raise InputError(f"a label vector is {len(FINDINGS)} codes out of 1, -1, -2 and 0, not {labels.tolist()}")
+    return labels.astype(np.int8)
+
+
+def from_physionet(frame, where):
+    """PhysioNet's columns (1.0 / 0.0 / -1.0 / blank) => codes, an int8 DataFrame with the columns of FINDINGS.
+
+    frame: a DataFrame with the 14 columns, numbers or text; where: the file it came from, for the message.
+    """
+    codes = {}
+    for name in FINDINGS:
+        values = pd.to_numeric(frame[name], errors="coerce")
+        blank = frame[name].isna()
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            blank |= frame[name].astype(str).str.strip() == ""
+        wrong = ~blank & ~values.isin(list(_PHYSIONET_TO_CODE))
+        if wrong.any():
+            first = wrong.to_numpy().argmax()
+            raise InputError(
+                f"{where}, data row {first + 1}, column {name!r}: '{frame[name].iloc[first]}' is not a label; "
+                "PhysioNet's labels are 1.0 (present), 0.0 (absent), -1.0 (uncertain) and blank (not mentioned)"
+            )
+        codes[name] = values.map(_PHYSIONET_TO_CODE).where(~blank, NOT_MENTIONED).astype(np.int8)
+    return pd.DataFrame(codes, index=frame.index)
+
+
+def to_physionet(codes):
+    """Codes, a DataFrame with the columns of FINDINGS => PhysioNet's 1.0 / 0.0 / -1.0 / NaN (written as blank)."""
+    return codes[list(FINDINGS)].astype(int).replace(_CODE_TO_PHYSIONET).astype(float)
+
+
+_INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}

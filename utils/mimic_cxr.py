@@ -1,0 +1,579 @@
+"""Reads and writes CXR trees: chest X-rays, labels and reports in the file layout of MIMIC-CXR-JPG.
+
+The data contract, for everything that reads or writes images here:
+
+layout   A *CXR tree* is a folder with
+             mimic-cxr-2.*-metadata.csv[.gz]   one row an image: ids, view, size
+             mimic-cxr-2.*-chexpert.csv[.gz]   one row a study: the 14 findings
+             mimic-cxr-2.*-split.csv[.gz]      one row an image: its split
+             files/pNN/pNNNNNNNN/sNNNNNNNN/<dicom_id>.jpg    pNN: the patient's group, the first two digits of its id
+             files/pNN/pNNNNNNNN/sNNNNNNNN.txt               the study's report; or in a second root, or in a zip
+         and, when its images are generated, synthetic.csv: for each dicom_id what made it.
+labels   1 present, -1 absent, -2 uncertain, 0 not mentioned (utils.findings). On disk a tree has PhysioNet's
+         1.0 / 0.0 / -1.0 / blank; the CSV of the CXR-IRGen authors has the codes themselves.
+views    DICOM's ViewPosition: "PA" and "AP" are frontal, "LATERAL" and "LL" are not; "" where it is not known.
+splits   "train", "validate", "test"; whole patients. The groups in hold_out are "test", whatever the split file says.
+pixels   8-bit grey JPEGs of any size, air black (0) and bone white (255).
+reports  The text of the findings and of the impression, "FINDINGS: ... IMPRESSION: ...", see `report_text`.
+table    A pandas DataFrame, one row an image, in the order of the metadata: dicom_id (str), subject_id (int),
+         study_id (int), view, split, image_path, report (str) and the columns of FINDINGS (int8).
+
+A synthetic tree follows the same contract, so that whatever reads a real one reads it too.
+"""
+
+import ast
+import gzip
+import io
+import os
+import re
+import textwrap
+import zipfile
+import zlib
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from utils.errors import InputError, writing
+from utils.findings import FINDINGS, check_labels, from_physionet, to_physionet
+
+SPLITS = ("train", "validate", "test")
+TABLE_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "image_path", "report", *FINDINGS)
+METADATA_COLUMNS = (
+    "dicom_id",
+    "subject_id",
+    "study_id",
+    "PerformedProcedureStepDescription",
+    "ViewPosition",
+    "Rows",
+    "Columns",
+    "StudyDate",
+    "StudyTime",
+    "ProcedureCodeSequence_CodeMeaning",
+    "ViewCodeSequence_CodeMeaning",
+    "PatientOrientationCodeSequence_CodeMeaning",
+)
+NEW_METADATA = {
+    "PerformedProcedureStepDescription": "CHEST (SINGLE VIEW)",
+    "StudyDate": "21800101",  # PhysioNet shifts dates to the years 2100 to 2200; a drawn image has none
+    "StudyTime": "0.0",
+    "ProcedureCodeSequence_CodeMeaning": "CHEST (SINGLE VIEW)",
+}
+VIEW_MEANINGS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral"}
+REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
+PROVENANCE_FILE = "synthetic.csv"
+
+
+def say(line):
+    """Prints a line, in the first process of a launch only."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(line, flush=True)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_table(root, reports_root="", views=(), splits=(), hold_out=(), with_reports=True, check_images=True):
+    """The table of a CXR tree, or of the authors' CSV.
+
+    root: the tree's folder, or a path that ends in .csv or .csv.gz with the columns label (14 codes as a list in text),
+        ViewPosition, split, image_path (relative to the CSV's folder, and inside it) and text (the report).
+    reports_root: where reports are that are not in the tree: a folder with files/pNN or pNN in it, or the path (or the
+        folder) of PhysioNet's mimic-cxr-reports.zip, which is read in place. Without meaning for the authors' CSV.
+    views, splits: names to keep, e.g. ("PA",) and ("train", "validate"); empty keeps all.
+    hold_out: patient groups, e.g. ("p19",), whose rows become split "test". PhysioNet's own test rows stay test.
+    with_reports: False leaves every report "" and opens none.
+    check_images: False skips the look at the disk for each image; the caller has to know that they are there.
+
+    Prints what each step dropped. InputError: see the module's contract; also when nothing is left.
+    """
+    root = Path(root)
+    for name, value in {"views": views, "splits": splits, "hold_out": hold_out}.items():
+        if isinstance(value, str):
+            raise InputError(f"{name} is {value!r}, and has to be a tuple of names, such as ({value!r},)")
+    unknown = [name for name in splits if name not in SPLITS]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no split; the splits are {', '.join(SPLITS)}")
+
+    from_csv = root.name.endswith((".csv", ".csv.gz"))
+    table = _read_authors_csv(root, with_reports) if from_csv else _read_tree(root)
+    table = _hold_out(table, hold_out)
+    table = _keep_names(table, "view", views, root)
+    table = _keep_names(table, "split", splits, root)
+    if check_images:
+        table = _keep_existing_images(table, root)
+    if with_reports and from_csv:
+        texts = {raw: report_text(raw) for raw in table["report"].unique()}
+        table["report"] = table["report"].map(texts)
+        say(f"reports: {(table['report'] != '').sum()} of {len(table)} images have one")
+    elif with_reports:
+        table["report"] = _read_reports(table, root, Path(reports_root) if reports_root else None)
+    return table[list(TABLE_COLUMNS)]
+
+
+def image_file(root, subject_id, study_id, dicom_id):
+    """Where a tree keeps an image, a Path."""
+    return Path(root, "files", _study_folder(subject_id, study_id), f"{dicom_id}.jpg")
+
+
+def _study_folder(subject_id, study_id):
+    return f"p{str(subject_id)[:2]}/p{subject_id}/s{study_id}"
+
+
+def _read_tree(root):
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder; a CXR tree (or a .csv) is wanted there")
+    files = {kind: _find_csv(root, kind) for kind in ("metadata", "chexpert", "split")}
+    missing = [f"mimic-cxr-2.*-{kind}.csv[.gz]" for kind, path in files.items() if path is None]
+    if missing:
+        raise InputError(f"{root} is no CXR tree: there is no {' and no '.join(missing)} in it")
+
+    ids = ("subject_id", "study_id")
+    metadata = _read_csv(files["metadata"], ("dicom_id", *ids, "ViewPosition"), texts=("dicom_id", "ViewPosition"))
+    chexpert = _read_csv(files["chexpert"], (*ids, *FINDINGS))
+    split = _read_csv(files["split"], ("dicom_id", "split"), texts=("dicom_id", "split"))
+    _check_unique(metadata, ["dicom_id"], files["metadata"])
+    _check_unique(chexpert, [*ids], files["chexpert"])
+    _check_unique(split, ["dicom_id"], files["split"])
+    _check_splits(split, files["split"])
+
+    codes = from_physionet(chexpert, files["chexpert"])
+    studies = pd.MultiIndex.from_frame(chexpert[[*ids]])
+    table = metadata.rename(columns={"ViewPosition": "view"})
+    table["split"] = table["dicom_id"].map(split.set_index("dicom_id")["split"])
+    table["place"] = studies.get_indexer(pd.MultiIndex.from_frame(table[[*ids]]))  # row of codes; -1: no labels
+    labelled, divided = table["place"] >= 0, table["split"].notna()
+    if not labelled.all():
+        _say_kept("labels", labelled, f"of studies not in {files['chexpert'].name} dropped")
+    if not divided[labelled].all():
+        _say_kept("splits", divided[labelled], f"not in {files['split'].name} dropped")
+    table = table[labelled & divided].reset_index(drop=True)
+    if table.empty:
+        raise InputError(f"{root} has no image with labels and a split: its three CSVs have no row in common")
+    table = pd.concat([table, codes.take(table["place"]).reset_index(drop=True)], axis=1)
+    table["image_path"] = [
+        f"{root}/files/{_study_folder(subject, study)}/{dicom}.jpg"
+        for dicom, subject, study in zip(table["dicom_id"], table["subject_id"], table["study_id"])
+    ]
+    table["report"] = ""
+    return table
+
+
+def _read_authors_csv(path, with_reports):
+    columns = ["label", "ViewPosition", "split", "image_path"] + ["text"] * with_reports
+    frame = _read_csv(path, columns, texts=columns)
+    _check_splits(frame, path)
+
+    if frame.empty:
+        raise InputError(f"{path} has no rows")
+    for row, name in enumerate(frame["image_path"]):
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == "..":
+            raise InputError(
+                f"{path}, data row {row + 1}: image_path {name!r} leaves {path.parent}; it has to be relative to the "
+                "CSV's folder and inside it"
+            )
+    ids = frame["image_path"].str.extract(r"p(\d+)/s(\d+)/([^/]+)\.\w+$")
+    if ids.isna().any(axis=None):
+        row = ids.isna().any(axis=1).to_numpy().argmax()
+        raise InputError(
+            f"{path}, data row {row + 1}: image_path {frame['image_path'].iloc[row]!r} names no patient, study and "
+            "image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
+        )
+    table = pd.DataFrame(
+        {
+            "dicom_id": ids[2],
+            "subject_id": ids[0].astype(int),
+            "study_id": ids[1].astype(int),
+            "view": frame["ViewPosition"],
+            "split": frame["split"],
+            "image_path": [os.path.join(path.parent, os.path.normpath(name)) for name in frame["image_path"]],
+            "report": frame["text"] if with_reports else "",
+        }
+    )
+    _check_unique(table, ["dicom_id"], path)
+    places, label_texts = pd.factorize(frame["label"])
+    codes = []
+    for place, text in enumerate(label_texts):
+        try:
+            codes.append(check_labels(ast.literal_eval(text)))
+        except (InputError, ValueError, SyntaxError, TypeError):
+            raise InputError(
+                f"{path}, data row {(places == place).argmax() + 1}: label {text!r} is no list of "
+                f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain) and 0 (not mentioned)"
+            ) from None
+    labels = pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)
+    return pd.concat([table, labels], axis=1)
+
+
+def _find_csv(root, kind):
+    found = [*root.glob(f"mimic-cxr-2.*-{kind}.csv"), *root.glob(f"mimic-cxr-2.*-{kind}.csv.gz")]
+    return max(found, default=None)  # the newest version
+
+
+def _read_csv(path, columns, texts=()):
+    """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are."""
+    try:
+        frame = pd.read_csv(
+            path, usecols=lambda name: name in columns, dtype={name: str for name in texts}, low_memory=False
+        )
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}") from None
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as a CSV: {str(error).strip()}") from error
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
+    for name in texts:
+        frame[name] = frame[name].fillna("")
+    for name in frame.columns.difference(texts):
+        if name.endswith("_id") and not pd.api.types.is_integer_dtype(frame[name]) and len(frame):
+            row = (pd.to_numeric(frame[name], errors="coerce") % 1 != 0).to_numpy().argmax()
+            raise InputError(f"{path}, data row {row + 1}: {name} '{frame[name].iloc[row]}' is no whole number")
+    return frame
+
+
+def _check_unique(frame, columns, path):
+    repeated = frame.duplicated(columns)
+    if repeated.any():
+        first = frame.loc[repeated.to_numpy().argmax(), columns]
+        what = ", ".join(f"{name} {value}" for name, value in first.items())
+        raise InputError(f"{path} has {repeated.sum()} repeated rows, e.g. for {what}; one row each is wanted")
+
+
+def _check_splits(frame, path):
+    wrong = ~frame["split"].isin(SPLITS)
+    if wrong.any():
+        row = wrong.to_numpy().argmax()
+        raise InputError(
+            f"{path}, data row {row + 1}: {frame['split'].iloc[row]!r} is no split; the splits are {', '.join(SPLITS)}"
+        )
+
+
+# ---- filters -------------------------------------------------------------------------------------------------------
+
+
+def _say_kept(what, mask, why):
+    say(f"{what}: {mask.sum()} of {len(mask)} images kept ({(~mask).sum()} {why})")
+
+
+def _keep_names(table, column, names, root):
+    if not names:
+        return table
+    mask = table[column].isin(names)
+    if not mask.any():
+        raise InputError(
+            f"{column}s {', '.join(names)}: empty, no image of {root} is left; there are {_counts(table[column])}"
+        )
+    why = f"of other {column}s dropped"
+    if not mask.all():
+        why += f": {_counts(table.loc[~mask, column])}"
+    _say_kept(f"{column}s {', '.join(names)}", mask, why)
+    return table[mask].reset_index(drop=True)
+
+
+def _counts(column):
+    return ", ".join(f"{count} {name or 'blank'}" for name, count in column.value_counts().items())
+
+
+def _hold_out(table, groups):
+    """Patient groups such as p19 become split "test": the one rule by which every trainer leaves out a group."""
+    wrong = [group for group in groups if not re.fullmatch(r"p\d\d", str(group))]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} in hold_out is no patient group; a group is the name of a folder such as p19")
+    if groups:
+        mask = ("p" + table["subject_id"].astype(str).str[:2]).isin(groups)
+        moved = mask & (table["split"] != "test")
+        say(f"hold-out {', '.join(groups)}: {mask.sum()} images are test, {moved.sum()} of them moved there")
+        table.loc[mask, "split"] = "test"
+    return table
+
+
+def _keep_existing_images(table, root):
+    mask = table["image_path"].map(os.path.isfile)
+    if not mask.any():
+        first = table["image_path"].iloc[0]
+        raise InputError(f"none of the {len(table)} images is on disk, e.g. {first}; is {root} whole?")
+    if not mask.all():
+        first = table["image_path"][mask.to_numpy().argmin()]
+        say(f"images: dropped {(~mask).sum()} of {len(table)} rows whose image is not on disk, e.g. {first}")
+    return table[mask].reset_index(drop=True)
+
+
+# ---- reports -------------------------------------------------------------------------------------------------------
+
+
+def _read_reports(table, root, reports_root):
+    """The report of each row, a list of str; each study is read once, from the first place that has it."""
+    if reports_root and not reports_root.exists():
+        raise InputError(f"there is no {reports_root} to read reports from; set REPORTS_ROOT")
+    studies = [_study_folder(subject, study) for subject, study in zip(table["subject_id"], table["study_id"])]
+    texts, unfound, unread = {}, 0, 0
+    with ExitStack() as stack:
+        sources = [_folder_source(root / "files")]
+        if reports_root and reports_root.is_dir():
+            inner = reports_root / "files"
+            sources.append(_folder_source(inner if inner.is_dir() else reports_root))
+        for place in filter(None, (root, reports_root)):
+            archive = place / REPORTS_ARCHIVE if place.is_dir() else place
+            if archive.is_file():
+                sources.append(_archive_source(stack, archive))
+        for study in dict.fromkeys(studies):
+            raw = next((raw for raw in (read(study) for read in sources) if raw is not None), None)
+            texts[study] = "" if raw is None else report_text(raw.decode("utf-8", errors="replace"))
+            unfound += raw is None
+            unread += raw is not None and not texts[study]
+    say(
+        f"reports: {len(texts) - unfound - unread} of {len(texts)} studies have one ({unfound} without a file"
+        f"{f' in {reports_root or root}' if unfound else ''}, {unread} without findings or impression in it)"
+    )
+    return [texts[study] for study in studies]
+
+
+def _folder_source(folder):
+    """A function: study such as "p10/p10000032/s50414267" => the bytes of its report, None when there is none."""
+
+    def read(study):
+        try:
+            with open(f"{folder}/{study}.txt", "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    return read
+
+
+def _archive_source(stack, path):
+    """The same for a zip, which stays open as long as the stack."""
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is no zip file that can be read: {error}; fetch it again") from error
+    # PhysioNet's members start with files/; a zip packed by hand may have another folder around the groups, or none
+    prefix = next((m[1] for m in map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt$").match, archive.namelist()) if m), "")
+
+    def read(study):
+        try:
+            return archive.read(f"{prefix}{study}.txt")
+        except KeyError:
+            return None
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{prefix}{study}.txt in {path} is damaged: {error}; fetch the zip again") from error
+
+    return read
+
+
+# Headings that have a name of their own, as regular expressions in capitals. "Findings and impression" is one text and
+# counts as findings; a conclusion or a summary is an impression.
+_FINDINGS = "FINDINGS?(?: ?(?:AND|&|/|,) ?IMPRESSIONS?)?|IMPRESSIONS? ?(?:AND|&|/) ?FINDINGS?"
+_IMPRESSION = "IMPRESSIONS?|CONCLUSIONS?"
+_OTHER = (
+    r"(?:CLINICAL )?(?:INDICATIONS?|HISTORY|INFORMATION)|REASON FOR (?:THIS |THE )?(?:EXAM(?:INATION)?|STUDY)"
+    r"|TECHNIQUES?|COMPARISONS?(?: (?:EXAM(?:INATION)?S?|STUDY|STUDIES))?"
+    r"|WET READ|ADDENDUM|NOTIFICATIONS?|RECOMMENDATION(?:S|\(S\))?"
+)
+# These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
+_LINE_START = {
+    "findings": f"{_FINDINGS}|REPORT|INTERPRETATION",
+    "impression": f"{_IMPRESSION}|SUMMARY",
+    "other": f"{_OTHER}|(?:TYPE OF )?EXAM(?:INATION)?S?|STUDY|PROCEDURE|VIEWS?|DATE|ATTENDING|DICTATED BY",
+}
+_HEADING = re.compile(
+    rf"^(?=[A-Z])(?i:{'|'.join(_LINE_START.values())}) ?(?::|$)"  # a known name, before a colon or alone on its line
+    r"|^[A-Z][A-Z0-9 ,()/&.'_#-]*:(?=\s|$)"  # any words in capitals that begin a line, before a colon
+    rf"|\b(?:{_FINDINGS}|{_IMPRESSION}|{_OTHER}) ?:",  # a known name in capitals where the line breaks were lost
+    re.MULTILINE,
+)
+_VIEW_WORDS = re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def report_sections(raw):
+    """A report => (findings, impression), white space collapsed, "" for what it does not have.
+
+    Headings are known as radiologists type them: "FINDINGS:", " Findings :", "IMPRESSION" alone on a line, "FINDINGS
+    AND IMPRESSION:" (counts as findings), "CONCLUSION:" (as impression). Only what follows the last FINAL REPORT is
+    read, so a wet read is not. A section ends at the next known heading; others inside it ("LUNGS:") are its text.
+
+    - Text under a heading that names the views, in capitals ("PA AND LATERAL CHEST RADIOGRAPH:"), is the findings of a
+      report without a FINDINGS heading.
+    - A report with neither section has its last paragraphs without a heading as findings, if there are any.
+    """
+    text = _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n").replace("\r", "\n"))
+    text = "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
+    wet_read, _, final = text.rpartition("FINAL REPORT")
+    text = final.strip() or wet_read.strip()
+
+    sections = [["title", 0, len(text)]]  # kind, start and end of the text
+    for match in _HEADING.finditer(text):
+        heading, start = match[0].rstrip(" :"), match.start()
+        if not match[0].endswith(":") and heading != heading.upper() and text[:start][-2:] not in ("", "\n\n"):
+            continue  # the last word of a sentence
+        kind = _heading_kind(heading)
+        if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view"):
+            continue
+        sections[-1][2] = start
+        sections.append([kind, match.end(), len(text)])
+
+    findings, impression, views = (
+        _collapse(" ".join(text[start:end] for name, start, end in sections if name == kind))
+        for kind in ("findings", "impression", "view")
+    )
+    if re.search("[a-z]{4}", views):  # words, not the date after a title
+        findings = findings or views
+    if not findings and not impression:
+        findings = _last_paragraphs([(kind, text[start:end]) for kind, start, end in sections])
+    return findings, impression
+
+
+def report_text(raw):
+    """A report in the one form used here, "FINDINGS: ... IMPRESSION: ...", an absent section left out.
+
+    `report_sections` and `report_text` read this form too and give it back unchanged.
+    """
+    findings, impression = report_sections(raw)
+    return " ".join(["FINDINGS: " + findings] * bool(findings) + ["IMPRESSION: " + impression] * bool(impression))
+
+
+def report_file(findings, impression):
+    """(findings, impression) => the text of a report file in MIMIC's layout, lines of at most 78 characters.
+
+    The inverse of `report_sections`, white space aside. (A text in which FINDINGS: or another heading in capitals
+    stands itself has no inverse.)
+    """
+    sections = {"FINDINGS": _collapse(findings), "IMPRESSION": _collapse(impression)}
+    sections = {heading: text for heading, text in sections.items() if text}
+    title = " " * 33 + "FINAL REPORT\n"
+    wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
+    report = title + " \n".join(wrapped)
+    if report_text(report) != " ".join(f"{heading}: {text}" for heading, text in sections.items()):
+        # a line break has made a heading of a word such as "Comparison:"; without line breaks it stays a word
+        report = title + " \n".join(f" {heading}: {text}\n" for heading, text in sections.items())
+    return report
+
+
+@lru_cache(maxsize=10_000)
+def _heading_kind(heading):
+    heading = heading.upper()
+    for kind, pattern in _LINE_START.items():
+        if re.fullmatch(pattern, heading):
+            return kind
+    for kind, pattern in (
+        ("findings", "FINDINGS"),
+        ("impression", "IMPRESSION|CONCLUSION"),
+        ("other", "INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM"),
+        ("view", _VIEW_WORDS),
+    ):
+        if re.search(pattern, heading):
+            return kind
+    return "unknown"
+
+
+def _last_paragraphs(sections):
+    """The last paragraphs that stand under no heading: all but the first of a section; titles in capitals left out."""
+    for kind, text in reversed(sections):
+        paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+        paragraphs = paragraphs if kind == "title" else paragraphs[1:]
+        found = _collapse(" ".join(paragraph for paragraph in paragraphs if paragraph != paragraph.upper()))
+        if found:
+            return found
+    return ""
+
+
+def _collapse(text):
+    return " ".join(_CONTROL_CHARACTERS.sub("", text).split())
+
+
+def _wrap(text):
+    return textwrap.fill(
+        text, 78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_tree(root, table, provenance=None):
+    """Adds rows to a CXR tree, which is made when there is none; reading it back gives the same rows.
+
+    table: the columns of `read_table`, but for image_path: the caller has written each image at `image_file(...)`
+        before, and Rows and Columns are read from there. Images of one study share their labels and report.
+    provenance: a DataFrame with dicom_id and what made each image, for synthetic.csv.
+
+    Of an image or a study that is there already, what is given here is replaced and other columns stay, as do all other
+    rows. Each file is replaced in one step and the metadata, which makes rows visible, last: a killed run leaves a
+    readable tree. The bytes do not depend on the order in which rows were added. One process at a time may write.
+    """
+    root = Path(root)
+    ids = ["subject_id", "study_id"]
+    studies = table.drop_duplicates(ids)
+    assert table["dicom_id"].is_unique
+    assert len(studies) == len(table.drop_duplicates([*ids, "report", *FINDINGS])), "a study has two reports or labels"
+
+    sizes = [_image_size(image_file(root, *row)) for row in zip(*(table[name] for name in (*ids, "dicom_id")))]
+    metadata = table[["dicom_id", *ids]].assign(
+        ViewPosition=table["view"],
+        Rows=[height for _, height in sizes],
+        Columns=[width for width, _ in sizes],
+        ViewCodeSequence_CodeMeaning=table["view"].map(VIEW_MEANINGS).fillna(""),
+    )
+    chexpert = pd.concat([studies[ids], to_physionet(studies)], axis=1)
+    for subject, study, report in zip(studies["subject_id"], studies["study_id"], studies["report"]):
+        if report:
+            path = root / "files" / f"{_study_folder(subject, study)}.txt"
+            _replace_file(path, report_file(*report_sections(report)).encode("utf-8"), root)
+    if provenance is not None:
+        _merge_csv(root / PROVENANCE_FILE, provenance, ["dicom_id"], root)
+    for kind, frame, keys in (
+        ("chexpert", chexpert, ids),
+        ("split", table[["dicom_id", "study_id", "subject_id", "split"]], ["dicom_id"]),
+        ("metadata", metadata, ["dicom_id"]),
+    ):
+        path = _find_csv(root, kind) or root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
+        _merge_csv(path, frame, keys, root, NEW_METADATA if kind == "metadata" else {})
+
+
+def _merge_csv(path, frame, keys, root, defaults=None):
+    """Adds the rows of a frame to a CSV, sorted by their ids; a row with the same keys has its cells replaced.
+
+    defaults: column => value for further columns of rows that are new.
+    """
+    frame = _as_text(io.StringIO(frame.to_csv(index=False)))
+    columns = list(METADATA_COLUMNS) if defaults else list(frame.columns)
+    if path.exists():
+        _read_csv(path, keys, texts=keys)  # a file that is no such CSV stops here, with a word about it
+        old = _as_text(path)
+        columns = list(dict.fromkeys([*old.columns, *columns]))
+        frame = frame.set_index(keys).combine_first(old.set_index(keys)).reset_index()
+    frame = frame.reindex(columns=columns).astype(object).fillna(defaults or {}).fillna("")
+    order = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
+    frame = frame.sort_values(order, key=lambda column: column.astype(int) if column.name != "dicom_id" else column)
+    content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
+    _replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, root)
+
+
+def _as_text(source):
+    return pd.read_csv(source, dtype=str, keep_default_na=False)
+
+
+def _replace_file(path, content, root):
+    """The file is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path.name, root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _image_size(path):
+    """(width, height) in pixels, from the file's header."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); it has to be there before its row") from error

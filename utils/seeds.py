@@ -1,0 +1,21 @@
+"""Keyed randomness: each random choice has a seed of its own, made from what the choice is for.
+
+So neither the batch size, nor the number of processes, nor an interruption changes any of them.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def keyed_seed(*key):
+    """A 63-bit seed from numbers and texts, e.g. keyed_seed(SEED, "training", step, position)."""
+    key = tuple(part.item() if isinstance(part, np.generic) else part for part in key)  # np.int64(3) is 3
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def keyed_generator(*key):
+    """A CPU torch.Generator seeded by `keyed_seed`."""
+    return torch.Generator().manual_seed(keyed_seed(*key))
