@@ -1,0 +1,389 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+from torch.utils.data import Dataset
+
+from utils import training
+from utils.errors import InputError
+from utils.training import FIT_CONSTANTS, Batches, fit, make_accelerator, read_training
+
+CONSTANTS = {
+    "RUN_DIR": "",
+    "RESUME": True,
+    "SEED": 5,
+    "BATCH_SIZE": 4,
+    "ACCUMULATION": 1,
+    "EPOCHS": 100,
+    "MAX_STEPS": 8,
+    "LEARNING_RATE": 0.02,
+    "BETAS": (0.9, 0.999),
+    "WEIGHT_DECAY": 0.01,
+    "WARMUP_STEPS": 2,
+    "CLIP_NORM": 1.0,
+    "EMA_DECAY": 0.5,
+    "CHECKPOINT_EVERY": 2,
+    "KEEP_CHECKPOINTS": 2,
+    "LOG_EVERY": 1,
+    "VALIDATION_ROWS": 0,
+    "NUM_WORKERS": 0,
+}
+
+
+class Line(ModelMixin, ConfigMixin):
+    """y = a x + b, with something random in training, as dropout is."""
+
+    @register_to_config
+    def __init__(self, width: int = 3, dropout: float = 0.2):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.linear(self.drop(x))
+
+
+class Points(Dataset):
+    """Points on y = x1 + 2 x2 - x3 + 1; x is the row's, with noise from the seed."""
+
+    def __init__(self, count=10):
+        self.x = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row_and_seed):
+        row, seed = row_and_seed
+        x = self.x[row] + 0.1 * torch.randn(3, generator=torch.Generator().manual_seed(seed))
+        return {"x": x, "y": x @ torch.tensor([1.0, 2.0, -1.0]) + 1}
+
+
+def squared_error(model, batch):
+    return (model(batch["x"])[:, 0] - batch["y"]).square().mean()
+
+
+@pytest.fixture
+def train(tmp_path, accelerator, monkeypatch):
+    """A function: name of the run, constants that differ => the run's folder. Only one test draws loss.png: it is slow."""
+    draw = training._MetricsLog._draw
+    monkeypatch.setattr(training._MetricsLog, "_draw", lambda log: draw(log) if log.folder.name == "drawn" else None)
+
+    def run(name, compute_loss=squared_error, dropout=0.2, width=3, preview=None, facts=None, **constants):
+        torch.manual_seed(0)
+        constants = {**CONSTANTS, "RUN_DIR": str(tmp_path / name), **constants}
+        model, data = Line(width, dropout), (Points(), Points(7))
+        fit(model, *data, compute_loss, constants, accelerator, preview, facts)
+        return tmp_path / name
+
+    return run
+
+
+def weights(folder):
+    return Line.from_pretrained(folder).state_dict()
+
+
+def metrics(folder):
+    """The rows of metrics.csv, without the speed."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows]
+
+
+def assert_same_run(one, other):
+    """Bit for bit: averaged and raw weights of the last checkpoint, the optimiser, the metrics."""
+    for part in (".", "raw"):
+        first, second = weights(one / "last" / part), weights(other / "last" / part)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    states = [
+        torch.load(run / "last" / "optimizer.pt", weights_only=True)["optimizer"]["state"] for run in (one, other)
+    ]
+    for number, state in states[0].items():
+        assert all(torch.equal(value, states[1][number][name]) for name, value in state.items())
+    assert metrics(one) == metrics(other)
+    assert read_training(one / "best")["step"] == read_training(other / "best")["step"]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(passes):
+    """A loss that ends the run in its pass of that number."""
+    count = iter(range(1_000_000))
+
+    def compute_loss(model, batch):
+        if model.training and next(count) == passes:
+            raise Killed
+        return squared_error(model, batch)
+
+    return compute_loss
+
+
+def test_the_constants_of_this_test_are_the_ones_fit_reads():
+    assert set(CONSTANTS) == set(FIT_CONSTANTS)
+
+
+def test_a_model_learns_and_leaves_its_record(train):
+    run = train(
+        "drawn",
+        dropout=0.0,
+        EPOCHS=200,
+        MAX_STEPS=400,
+        LEARNING_RATE=0.05,
+        CHECKPOINT_EVERY=100,
+        LOG_EVERY=50,
+        EMA_DECAY=0.9,
+    )
+    learnt = weights(run / "best")
+    torch.testing.assert_close(learnt["linear.weight"], torch.tensor([[1.0, 2.0, -1.0]]), atol=0.05, rtol=0)
+    torch.testing.assert_close(learnt["linear.bias"], torch.tensor([1.0]), atol=0.05, rtol=0)
+
+    rows = metrics(run)
+    assert [int(row["step"]) for row in rows] == list(range(50, 401, 50))
+    assert [row["validation_loss"] != "" for row in rows] == [False, True] * 4
+    assert float(rows[-1]["loss"]) < 0.01 * float(rows[0]["loss"])
+    assert float(rows[-1]["epoch"]) == 400 * 4 / 10
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "constants.json").read_text())["MAX_STEPS"] == 400
+
+
+def test_learning_rate_warms_up_and_epochs_bound_the_steps(train):
+    rows = metrics(train("a", WARMUP_STEPS=4, MAX_STEPS=0, EPOCHS=2))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5]  # ceil(2 * 10 / 4)
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
+
+
+@pytest.mark.parametrize("steps", [2, 5, 6, 7])
+def test_a_resumed_run_is_the_uninterrupted_run(train, steps):
+    whole = train("whole")
+    with pytest.raises(Killed):
+        train("parts", killed_at(steps))
+    assert read_training(whole.parent / "parts" / "last")["step"] == steps // 2 * 2
+    assert_same_run(whole, train("parts"))
+
+
+def test_resuming_with_more_steps(train):
+    train("parts", MAX_STEPS=4)
+    assert_same_run(train("whole"), train("parts"))
+
+
+def test_a_finished_run_is_left_as_it_is(train):
+    run = train("a")
+    before = weights(run / "last"), metrics(run)
+    train("a")
+    after = weights(run / "last"), metrics(run)
+    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0]) and before[1] == after[1]
+
+
+def test_a_kill_between_the_renames_of_a_checkpoint(train):
+    whole = train("whole")
+    run = train("parts", MAX_STEPS=4)
+    (run / "last").rename(run / "last.old")
+    (run / "last.new").mkdir()  # half-written
+    assert_same_run(whole, train("parts"))
+    assert not (run / "last.old").exists() and not (run / "last.new").exists()
+
+
+def test_a_kill_before_best_was_renewed(train, monkeypatch):
+    """Whatever the moment, best is in the end the checkpoint that an uninterrupted run calls best."""
+    whole = train("whole")
+    copytree, calls = shutil.copytree, []
+
+    def killed(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise Killed
+        return copytree(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "copytree", killed)
+    with pytest.raises(Killed):
+        train("parts")
+    monkeypatch.undo()
+    assert_same_run(whole, train("parts"))
+
+
+def test_accumulated_passes_are_one_step(train):
+    one, two = train("one", dropout=0.0), train("two", dropout=0.0, ACCUMULATION=2)
+    first, second = weights(one / "last/raw"), weights(two / "last/raw")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-5)
+    for row, other in zip(metrics(one), metrics(two)):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+        assert float(row["gradient_norm"]) == pytest.approx(float(other["gradient_norm"]), rel=1e-4)
+
+
+def test_frozen_parameters_stay_and_resume(tmp_path, accelerator):
+    def run(name, steps):
+        torch.manual_seed(0)
+        model = Line()
+        model.linear.bias.requires_grad_(False)
+        constants = {**CONSTANTS, "RUN_DIR": str(tmp_path / name), "MAX_STEPS": steps}
+        fit(model, Points(), Points(7), squared_error, constants, accelerator)
+        return tmp_path / name
+
+    run("parts", 4)
+    assert_same_run(run("whole", 8), run("parts", 8))
+    torch.manual_seed(0)
+    assert torch.equal(weights(tmp_path / "whole" / "last")["linear.bias"], Line().linear.bias)
+
+
+def test_averaged_weights_follow_the_formula(train):
+    """shadow += (1 - d_n) (weights - shadow), d_n = min(EMA_DECAY, n / (9 + n)) for n updates before this one."""
+    run = train("a", CHECKPOINT_EVERY=1, KEEP_CHECKPOINTS=100, EMA_DECAY=0.3)
+    torch.manual_seed(0)
+    shadow = Line().state_dict()
+    for step in range(1, 9):
+        decay = min(0.3, step / (9 + step)) if step > 1 else 0.0
+        raw = weights(run / f"step-{step:08d}" / "raw")
+        shadow = {name: decay * shadow[name] + (1 - decay) * raw[name] for name in shadow}
+        averaged = weights(run / f"step-{step:08d}")
+        for name in shadow:
+            torch.testing.assert_close(averaged[name], shadow[name])
+    assert not torch.equal(averaged["linear.weight"], raw["linear.weight"])
+
+
+def test_which_checkpoints_are_kept(train):
+    def rises_after_four(model, batch):  # best is then the checkpoint of step 4
+        loss = squared_error(model, batch)
+        rises_after_four.count += model.training
+        return loss if model.training else loss * 0 + abs(rises_after_four.count - 4)
+
+    rises_after_four.count = 0
+    run = train("a", rises_after_four, KEEP_CHECKPOINTS=2)
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-00000006", "step-00000008"]
+    assert [read_training(run / name)["step"] for name in ("best", "last", "step-00000006")] == [4, 8, 6]
+    best = read_training(run / "best")
+    assert best["validation_loss"] == best["best_validation_loss"] == 0
+    assert read_training(run / "last")["validation_loss"] == 4
+    assert (run / "last" / "optimizer.pt").exists() and not (run / "best" / "optimizer.pt").exists()
+    assert best["constants"]["LEARNING_RATE"] == 0.02
+    assert not [path for path in run.iterdir() if path.suffix in (".new", ".old")]
+
+    none_kept = train("b", KEEP_CHECKPOINTS=0)
+    assert not list(none_kept.glob("step-*")) and (none_kept / "best").exists()
+
+
+def test_validation_is_of_the_averaged_weights_with_fixed_noise(train):
+    run = train("a", VALIDATION_ROWS=3, CHECKPOINT_EVERY=4)
+    from utils.seeds import keyed_seed
+
+    data, model = Points(7), Line.from_pretrained(run / "last").eval()
+    losses = [data[row, keyed_seed(5, "validation", row)] for row in range(3)]
+    losses = [squared_error(model, {name: value[None] for name, value in example.items()}).item() for example in losses]
+    assert float(metrics(run)[-1]["validation_loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_previews_are_of_the_averaged_weights_and_change_nothing(train):
+    seen = []
+
+    def preview(model, path):
+        assert not model.training
+        seen.append((path.name, {name: value.clone() for name, value in model.state_dict().items()}))
+        torch.rand(3)  # what it draws at random is no matter
+
+    run = train("a", preview=preview)
+    assert [name for name, _ in seen] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    averaged = weights(run / "last")
+    assert all(torch.equal(seen[-1][1][name], averaged[name]) for name in averaged)
+    assert_same_run(run, train("b"))
+
+
+def test_another_architecture_facts_or_an_unwanted_resume_are_refused(train):
+    run = train("a", MAX_STEPS=2, facts={"encoders": {"vae": "abc"}})
+    with pytest.raises(InputError, match=r"a/last/raw is a checkpoint of another architecture .*change RUN_DIR"):
+        train("a", width=4, facts={"encoders": {"vae": "abc"}})
+    with pytest.raises(InputError, match="was trained with other encoders"):
+        train("a", facts={"encoders": {"vae": "xyz"}})
+    with pytest.raises(InputError, match="holds a run already: set RESUME to True"):
+        train("a", RESUME=False)
+    assert read_training(run / "last")["encoders"] == {"vae": "abc"}
+    assert read_training(run / "last")["step"] == 2
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(train, tmp_path):
+    def explodes(model, batch):
+        explodes.passes += model.training
+        return squared_error(model, batch) * (float("nan") if explodes.passes == 6 else 1)
+
+    explodes.passes = 0
+    with pytest.raises(InputError, match="the loss is nan at step 8; the checkpoint before it is kept"):
+        train("a", explodes, LOG_EVERY=100, CHECKPOINT_EVERY=4)
+    assert read_training(tmp_path / "a" / "last")["step"] == 4
+    assert weights(tmp_path / "a" / "last" / "raw")["linear.weight"].isfinite().all()
+
+
+def test_a_full_disk_while_saving_is_one_sentence(train, monkeypatch, tmp_path):
+    import errno
+
+    train("a", MAX_STEPS=2)
+
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"cannot write a checkpoint under .*no space left"):
+        train("a")
+    assert read_training(tmp_path / "a" / "last")["step"] == 2
+
+
+def test_no_checkpoint_there(tmp_path):
+    with pytest.raises(InputError, match="is no checkpoint of this project"):
+        read_training(tmp_path)
+
+
+def test_devices_and_precisions_are_checked():
+    with pytest.raises(InputError, match="PRECISION 'fp8' is none of"):
+        make_accelerator("cpu", "fp8")
+    with pytest.raises(InputError, match="DEVICE 'gpu' is no torch device"):
+        make_accelerator("gpu", "no")
+
+
+def test_an_epoch_sees_every_example_once():
+    batches = Batches(range(10), batch_size=4, accumulation=1, seed=1, first_step=0, last_step=5)
+    order = [position for batch in batches for position, _ in batch]
+    assert len(batches) == 5 and len(order) == 20
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:] and order[:10] != list(range(10))
+    seeds = [seed for batch in batches for _, seed in batch]
+    assert len(set(seeds)) == 20
+
+    other = Batches(range(10), batch_size=4, accumulation=1, seed=2, first_step=0, last_step=5)
+    assert [position for batch in other for position, _ in batch] != order
+
+
+def test_batches_are_functions_of_the_step():
+    whole = list(Batches(range(10), 4, 2, seed=1, first_step=0, last_step=6))
+    late = list(Batches(range(10), 4, 2, seed=1, first_step=4, last_step=6))
+    assert late == whole[8:]
+    for order in ([1, 0, 3], [3, 3, 0, 2]):  # in whatever order they are asked for
+        batches = Batches(range(10), 4, 2, seed=1, first_step=0, last_step=6)
+        assert [batches.step(step) for step in order] == [whole[2 * step] + whole[2 * step + 1] for step in order]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_processes_share_one_batch(accumulation):
+    def passes(process, processes):
+        return list(Batches(range(10), 8, accumulation, 1, 0, 5, process, processes))
+
+    for one, first, second in zip(passes(0, 1), passes(0, 2), passes(1, 2)):
+        assert first + second == one and len(first) == len(second)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(InputError, match="BATCH_SIZE 6 cannot be shared by 2 processes x ACCUMULATION 2"):
+        Batches(range(10), 6, 2, 1, 0, 5, 0, 2)
+
+
+def test_a_data_set_may_order_its_epochs():
+    class Sorted(Points):
+        def order(self, generator):
+            return np.arange(10)[::-1]
+
+    batches = Batches(Sorted(), 5, 1, 1, 0, 2)
+    assert [position for batch in batches for position, _ in batch] == list(range(9, -1, -1))

@@ -1,0 +1,201 @@
+"""Frozen CLIP text and image encoders, the two fusions of their outputs, and the null prompt.
+
+    prompt sentence  => text       (D,) pooled, or (77, D) tokens, always padded to 77
+    reference image  => reference  (R,) CLIP image tower, pooled, after its final layer norm, before the projection
+    (text, reference) => the denoiser's prompt tokens, by PooledFusion (U-ViT) or TokenFusion (Stable Diffusion)
+
+A dropped text is the encoding of the empty prompt; a dropped reference is the zero vector. For SD v1.4 and OpenAI's
+ViT-B/32, D = R = 768. The CXR-IRGen authors prompted otherwise, and a denoiser of theirs goes on so (PROMPTINGS):
+
+    texts      padded to the longest of their batch, not to 77; here a batch has texts of one length, so that the
+               batch size changes no picture
+    null       77 end tokens, pooled (U-ViT); the empty text, as long as text and reference together (Stable Diffusion)
+    reference  the first training row with the same labels; the zero vector when there is none
+"""
+
+import numpy as np
+import open_clip
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from utils.cache import FeatureCache, image_keys, weights_fingerprint
+from utils.errors import InputError
+from utils.latents import PREPROCESSING, read_pixels
+
+NULL_PROMPT = ""  # what stands for a dropped text
+PROMPTINGS = ("own", "authors")  # whose prompts a denoiser was trained with
+
+
+class TextEncoder:
+    """The frozen CLIP text encoder and tokenizer of a Stable-Diffusion-like folder (or hub id).
+
+    pooled: True for the pooled output, (D,) a prompt; False for all tokens, (77, D).
+    """
+
+    def __init__(self, base_model, pooled, device="cpu"):
+        try:
+            self.tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
+            self.model = CLIPTextModel.from_pretrained(base_model, subfolder="text_encoder", dtype=torch.float32)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"no CLIP tokenizer and text_encoder in {base_model!r}: {str(error).splitlines()[0]}; "
+                "set BASE_MODEL to a Stable Diffusion folder"
+            ) from error
+        self.model.eval().requires_grad_(False).to(device)
+        self.pooled = pooled
+        self.width = self.model.config.hidden_size
+
+    def encode(self, prompts, length=0):
+        """A list of prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
+        length = length or self.model.config.max_position_embeddings
+        return self._encode_tokens(
+            self.tokenizer(
+                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+        )
+
+    @torch.no_grad()
+    def _encode_tokens(self, tokens):
+        output = self.model(tokens.to(self.model.device))
+        return output.pooler_output if self.pooled else output.last_hidden_state
+
+    def lengths(self, prompts):
+        """Tokens of each prompt, start and end included, 77 at most."""
+        longest = self.model.config.max_position_embeddings
+        return [len(tokens) for tokens in self.tokenizer(list(prompts), truncation=True, max_length=longest).input_ids]
+
+    def null_prompt(self, prompting, length=0):
+        """What guidance leads away from => text, (D,) or (77, D), and reference, (D,), or None for the zero vector.
+
+        prompting: one of PROMPTINGS; length: the tokens of the texts beside it, for Stable Diffusion's authors.
+        The authors' null prompt has no part for a reference, so the two parts are such that their fusion is just it.
+        """
+        if prompting == "own":
+            return self.encode([NULL_PROMPT])[0], None
+        longest = self.model.config.max_position_embeddings
+        if self.pooled:
+            text = self._encode_tokens(torch.full((1, longest), self.tokenizer.eos_token_id))[0]  # (D,)
+            return text, text  # the mean of both
+        tokens = self.encode([NULL_PROMPT], min(length + 1, longest))[0]  # (length + 1, D)
+        return tokens[:length], tokens[-1]  # one behind the other
+
+    def cache(self, prompts, cache_dir, accelerator, batch_size=64):
+        """The features of the distinct prompts among `prompts`, and of the null prompt => FeatureCache by prompt."""
+        distinct = sorted({NULL_PROMPT, *prompts})
+        fingerprint = {
+            "feature": "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens",
+            "encoder": self.fingerprint(),
+        }
+        cache = FeatureCache(f"{cache_dir}/text_{'pooled' if self.pooled else 'tokens'}", fingerprint)
+        cache.fill(
+            distinct,
+            lambda row: distinct[row],
+            lambda batch: self.encode(batch).cpu().numpy(),
+            batch_size,
+            accelerator,
+            "prompts",
+        )
+        return cache
+
+    def fingerprint(self):
+        return weights_fingerprint(self.model)
+
+
+class ReferenceEncoder:
+    """The frozen image tower of an open_clip model, without its projection.
+
+    name: "ViT-B-32-quickgelu/openai" (architecture/weights), "hf-hub:..." or "local-dir:/folder".
+    Images are scaled to mean and standard deviation 0.5, not to CLIP's own statistics, as the paper does.
+    """
+
+    def __init__(self, name, device="cpu"):
+        architecture, weights = (name, None) if ":" in name else name.split("/", 1) if "/" in name else (name, "")
+        if weights == "":
+            raise InputError(f"REFERENCE_ENCODER {name!r} names no weights: write it as architecture/weights")
+        try:
+            model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"cannot load REFERENCE_ENCODER {name!r}: {str(error).splitlines()[0]}; "
+                "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
+            ) from error
+        tower = model.visual
+        if not isinstance(tower, open_clip.transformer.VisionTransformer):
+            raise InputError(f"REFERENCE_ENCODER {name!r} has no ViT image tower, so there is no pooled output to take")
+        tower.proj = None  # pooled, after the final layer norm, before the projection
+        self.tower = tower.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.image_size = tower.image_size[0]
+        self.width = tower.ln_post.normalized_shape[0]
+
+    @torch.no_grad()
+    def encode(self, pixels):
+        """pixels (B, 3, S, S) in [-1, 1], S = image_size => (B, R)."""
+        return self.tower(pixels.to(self.device))
+
+    def cache(self, table, cache_dir, accelerator, batch_size, threads):
+        """The embeddings of every image of a table => (cache, keys, readable), as `latents.cache_moments` does."""
+        fingerprint = {
+            "feature": "CLIP image embedding before the projection",
+            "encoder": self.fingerprint(),
+            "image_size": self.image_size,
+            "preprocessing": PREPROCESSING,
+        }
+        cache = FeatureCache(f"{cache_dir}/references", fingerprint)
+        keys, paths = image_keys(table), table.image_path.tolist()
+        readable = cache.fill(
+            keys,
+            lambda row: read_pixels(paths[row], self.image_size),
+            lambda images: self.encode(torch.stack(images)).cpu().numpy().astype(np.float32),
+            batch_size,
+            accelerator,
+            "reference embeddings",
+            threads,
+        )
+        return cache, keys, readable
+
+    def fingerprint(self):
+        return weights_fingerprint(self.tower)
+
+
+class PooledFusion(ModelMixin, ConfigMixin):
+    """The U-ViT's fusion (CXR-IRGen, section 3): one token, Linear((text + reference) / 2).
+
+    A reference of another width than the text is first projected (learned, without a bias: no reference stays zero).
+    prompting: one of PROMPTINGS.
+    """
+
+    @register_to_config
+    def __init__(self, text_dim: int = 768, reference_dim: int = 768, embed_dim: int = 1024, prompting: str = "own"):
+        super().__init__()
+        self.project = nn.Identity() if reference_dim == text_dim else nn.Linear(reference_dim, text_dim, bias=False)
+        self.text_embed = nn.Linear(text_dim, embed_dim)
+
+    def forward(self, text, reference=None):
+        """text (B, D), reference (B, R) or None (not averaged then) => (B, 1, embed_dim)."""
+        fused = text if reference is None else (text + self.project(reference)) / 2  # (B, D)
+        return self.text_embed(fused)[:, None]
+
+
+class TokenFusion(ModelMixin, ConfigMixin):
+    """Stable Diffusion's fusion (CXR-IRGen, section 3): the 77 text tokens, then the reference as token 78.
+
+    The reference passes a learned projection without a bias (no reference stays zero), which starts as the identity
+    when the widths agree. prompting: one of PROMPTINGS.
+    """
+
+    @register_to_config
+    def __init__(self, text_dim: int = 768, reference_dim: int = 768, prompting: str = "own"):
+        super().__init__()
+        self.project = nn.Linear(reference_dim, text_dim, bias=False)
+        if reference_dim == text_dim:
+            nn.init.eye_(self.project.weight)
+
+    def forward(self, text, reference=None):
+        """text (B, 77, D), reference (B, R) or None (no token then) => (B, 78 or 77, D)."""
+        if reference is None:
+            return text
+        return torch.cat((text, self.project(reference)[:, None]), dim=1)

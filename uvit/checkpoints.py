@@ -1,0 +1,434 @@
+"""Other people's weights: the CXR-IRGen authors' four Lightning files and the official U-ViT => this project's models.
+
+    python -m uvit.checkpoints --CHECKPOINT clipUViT.ckpt --OUTPUT runs/authors/clipUViT
+
+Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
+Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
+
+What a file is follows from the names of its tensors:
+
+    unet.*                                          vision module, Stable Diffusion's U-Net
+    uvit.uvit.*, uvit.text_embed.*                  vision module, U-ViT
+    model.model.*, model.lm_head.*, ...             report autoencoder, BART
+    prior_model.*                                   prior, a Hugging Face ViTModel in its names of 2023
+    pos_embed, in_blocks.* ... without a prefix     official U-ViT (https://github.com/baofff/U-ViT)
+
+The frozen models that Lightning stored beside them are skipped; any other name stops the loading, and so does a missing
+or misshapen tensor. Sizes follow from the shapes, with 64 channels an attention head; a U-Net's from BASE_MODEL. A file
+is mapped into memory, not read, so that only the tensors in use take part, and nothing in it is executed.
+"""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+
+from utils.constants import override_constants
+from utils.diffusion import PromptedDenoiser, load_strictly, noise_schedule
+from utils.errors import InputError, run, writing
+from utils.mimic_cxr import say
+from utils.prior import Prior
+from utils.prompts import PooledFusion, TokenFusion
+from utils.report_autoencoder import ReportAutoencoder
+from utils.training import read_training
+from uvit.model import UViT
+
+CHECKPOINT = ""  # one of the authors' .ckpt files
+OUTPUT = ""  # the checkpoint folder to write
+BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its scheduler, and its U-Net's sizes
+REFERENCE_ENCODER = (
+    "ViT-B-32-quickgelu/openai"  # open_clip image tower that the authors' vision modules were trained with
+)
+POOLING = "mean"  # of a BART file, which does not say it: mean, bos or eos
+TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of a BART file
+BART_CHECKPOINT = ""  # of a prior's file: the converted folder of its BART; empty: to be named when it is sampled
+
+_KINDS = {  # kind => (prefixes of its trained tensors, what it is, where to use it)
+    "unet": (("unet.",), "the authors' U-Net", "sample_diffusion_clipSD.py"),
+    "uvit": (("uvit.uvit.", "uvit.text_embed."), "the authors' U-ViT", "sample_diffusion_clipUViT.py"),
+    "bart": (("model.",), "the authors' BART", "BART_CHECKPOINT"),
+    "prior": (("prior_model.",), "the authors' prior", "sample_prior_model.py"),
+    "official": (("",), "an official U-ViT", "INITIAL_WEIGHTS of train_diffusion_clipUViT.py"),
+}
+_FROZEN = ("vae.", "text_encoder.", "language_model.", "clipvisionmodel.")  # stored by Lightning, trained by nobody
+_HEAD_WIDTH = 64  # channels an attention head, in all of the files
+_VIT_NAMES = (  # timm's names => Hugging Face's of 2023
+    (r"^head\.", "pooler.dense."),
+    (r"^vit\.cls_token", "embeddings.cls_token"),
+    (r"^vit\.pos_embed", "embeddings.position_embeddings"),
+    (r"^vit\.patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+    (r"^vit\.norm\.", "layernorm."),
+    (r"^vit\.blocks\.", "encoder.layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+# ---- what the scripts call -----------------------------------------------------------------------------------------
+
+
+def load_vision(checkpoint, denoiser, base_model="", reference_encoder=""):
+    """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
+
+    denoiser: the class name it has to be of. base_model, reference_encoder: where they lie now; empty: where they were.
+    """
+    if not is_file(checkpoint):
+        model, training = PromptedDenoiser.from_pretrained(checkpoint, denoiser), read_training(checkpoint)
+    else:
+        kind = {"UViT": "uvit", "UNet2DConditionModel": "unet"}[denoiser]
+        training = _training(checkpoint, BASE_MODEL=base_model or BASE_MODEL, REFERENCE_ENCODER=REFERENCE_ENCODER)
+        build = {"uvit": _uvit, "unet": _unet}[kind]
+        model = build(checkpoint, read_tensors(checkpoint, kind), training["constants"]["BASE_MODEL"])
+    for name, place in (("BASE_MODEL", base_model), ("REFERENCE_ENCODER", reference_encoder)):
+        training["constants"][name] = place or training["constants"][name]
+    if model.fusion.config.prompting == "authors":
+        say(f"{checkpoint} samples as its authors trained it: {_AUTHORS_PROMPTING[denoiser]}")
+    return model, training
+
+
+def load_prior(checkpoint, bart_checkpoint=""):
+    """A checkpoint folder, or an authors' file => (Prior, its training.json)."""
+    if not is_file(checkpoint):
+        return load_strictly(Prior, checkpoint), read_training(checkpoint)
+    training = _training(checkpoint, BASE_MODEL=BASE_MODEL, BART_CHECKPOINT=bart_checkpoint)
+    return _prior(checkpoint, read_tensors(checkpoint, "prior")), training
+
+
+def load_autoencoder(checkpoint, pooling, tokenizer):
+    """A checkpoint folder, which knows its pooling and tokenizer, or an authors' file => ReportAutoencoder."""
+    if not checkpoint:
+        raise InputError("this prior does not say which BART it was trained with: set BART_CHECKPOINT")
+    if not is_file(checkpoint):
+        return ReportAutoencoder.from_pretrained(checkpoint)
+    return _bart(checkpoint, read_tensors(checkpoint, "bart"), pooling, tokenizer)
+
+
+def start_from(model, weights):
+    """Starts a PromptedDenoiser from a checkpoint folder, an authors' file, or an official U-ViT; says what was loaded.
+
+    Of an official U-ViT, only `label_emb` is left over, and the fusion stays as it was drawn.
+    """
+    if not is_file(weights):
+        model.start_from(weights)
+    elif isinstance(model.denoiser, UNet2DConditionModel):
+        _fill(weights, read_tensors(weights, "unet"), (model.denoiser, _prefixed("unet.")), copy=True)
+    else:
+        tensors = read_tensors(weights, "uvit", "official")
+        if "pos_embed" in tensors:
+            tensors.pop("label_emb.weight", None)
+            _fill(weights, tensors, (model.denoiser, _prefixed("")), copy=True)
+        else:
+            _fill(weights, tensors, (model.denoiser, _prefixed("uvit.uvit.")), _text_embed(model.fusion), copy=True)
+
+
+def is_file(checkpoint):
+    """Whether a checkpoint's name is that of a single file rather than of a folder or a hub id."""
+    path = Path(checkpoint)
+    return path.is_file() or (path.suffix in (".ckpt", ".pth", ".pt") and not path.is_dir())
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path, *kinds):
+    """The trained tensors of a file, by name, mapped into memory; prints what is loaded and what is skipped.
+
+    kinds: what it may be, of "unet", "uvit", "bart", "prior" and "official". InputError when it is something else,
+    when it has a name that belongs to no model, when it is broken, or when it holds anything but plain data.
+    """
+    state = _unpickle(path)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{path} is no checkpoint: there is no dictionary of named tensors in it")
+    kind = _kind_of(state, path)
+    prefixes, what, use = _KINDS[kind]
+    if kind not in kinds:
+        raise InputError(f"{path} holds {what}, which is of no use here: it is for {use}")
+
+    frozen = {} if kind == "official" else {name: tensor for name, tensor in state.items() if name.startswith(_FROZEN)}
+    tensors = {name: tensor for name, tensor in state.items() if name.startswith(prefixes) and name not in frozen}
+    unknown = [name for name in state if name not in tensors and name not in frozen]
+    if unknown:
+        raise InputError(f"{path} holds {what} and {_few(unknown)} that belong to no model known here")
+    skipped = ", ".join(sorted({name.split(".")[0] for name in frozen}))
+    say(
+        f"{path}: {what}, {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
+        + (f"; {len(frozen)} tensors of frozen models ({skipped}) skipped" if frozen else "")
+    )
+    return tensors
+
+
+def _unpickle(path):
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):  # a file in torch's format before 2020 cannot be mapped
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden:
+            raise InputError(
+                f"{path} holds code ({forbidden[1]}) and not only weights; nothing of it was run, and it is not loaded: "
+                "get the file from its authors again"
+            ) from error
+        raise InputError(f"{path} is no checkpoint of torch's: {_first_line(error)}") from error
+    except Exception as error:  # a broken archive fails in whatever reads it
+        raise InputError(
+            f"{path} is broken or incomplete ({_first_line(error)}): get the file from its authors again"
+        ) from error
+
+
+def _kind_of(state, path):
+    for kind in ("uvit", "unet", "prior"):
+        if any(name.startswith(_KINDS[kind][0]) for name in state):
+            return kind
+    if any(name.startswith("model.model.") for name in state):
+        return "bart"
+    if "pos_embed" in state:
+        return "official"
+    raise InputError(
+        f"{path} is none of the authors' four files and no official U-ViT: "
+        + (f"it has {_few(state)}" if state else "it is empty")
+    )
+
+
+# ---- building ------------------------------------------------------------------------------------------------------
+# Each model is built without memory and takes over the mapped tensors, so that it is in memory once, if at all.
+
+
+def _uvit(path, tensors, base_model):
+    places = _Shapes(path, tensors, "uvit.uvit.")
+    width, tokens = places["pos_embed"][2], places["pos_embed"][1]
+    channels, patch = places["patch_embed.proj.weight"][1:3]
+    side = round(max(tokens - 2, 1) ** 0.5) * patch  # beside the prompt's token and the time's
+    with torch.device("meta"):
+        uvit = UViT(
+            img_size=side,
+            patch_size=patch,
+            in_chans=channels,
+            embed_dim=width,
+            depth=2 * places.count("in_blocks."),
+            num_heads=_heads(width, path),
+            mlp_ratio=places["mid_block.mlp.fc1.weight"][0] / width,
+            mlp_time_embed="uvit.uvit.time_embed.0.weight" in tensors,
+        )
+        text_width = _Shapes(path, tensors, "uvit.")["text_embed.weight"][1]
+        fusion = PooledFusion(text_width, text_width, width, prompting="authors")
+    _fill(path, tensors, (uvit, _prefixed("uvit.uvit.")), _text_embed(fusion))
+    return PromptedDenoiser(uvit, fusion, noise_schedule(base_model, "epsilon"))
+
+
+def _unet(path, tensors, base_model):
+    try:
+        config = UNet2DConditionModel.load_config(base_model, subfolder="unet")
+    except (OSError, ValueError) as error:
+        raise InputError(f"no U-Net's config.json in BASE_MODEL {base_model!r}: {_first_line(error)}") from error
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    _fill(path, tensors, (unet, _prefixed("unet.")))
+    width = unet.config.cross_attention_dim
+    return PromptedDenoiser(unet, TokenFusion(width, width, prompting="authors"), noise_schedule(base_model, "epsilon"))
+
+
+def _prior(path, tensors):
+    shapes = _Shapes(path, tensors, "prior_model.")
+    tokens, width = shapes["embeddings.position_embeddings"][1:]
+    channels, patch = shapes["embeddings.patch_embeddings.projection.weight"][1:3]
+    report_width = shapes["pooler.dense.weight"][0]
+    with torch.device("meta"):
+        prior = Prior(
+            latent_channels=channels,
+            latent_side=round(max(tokens - 1, 1) ** 0.5) * patch,  # beside the class token
+            patch_size=patch,
+            embed_dim=width,
+            depth=shapes.count("encoder.layer."),
+            num_heads=_heads(width, path),
+            report_dim=report_width,
+            pooler="tanh",
+            layer_norm_epsilon=1e-12,
+        )
+    statistics = {"report_mean": torch.zeros(report_width), "report_std": torch.ones(report_width)}
+    _fill(path, tensors | statistics, (prior, _vit_names))
+    return prior
+
+
+def _bart(path, tensors, pooling, tokenizer):
+    shapes = _Shapes(path, tensors, "model.model.")
+    vocabulary, width = shapes["shared.weight"]
+    config = BartConfig(  # what is not said here, bart-base has in common with the defaults
+        vocab_size=vocabulary,
+        d_model=width,
+        max_position_embeddings=shapes["encoder.embed_positions.weight"][0] - 2,  # two rows are never used
+        **{
+            f"{half}_{name}": value
+            for half in ("encoder", "decoder")
+            for name, value in (
+                ("layers", shapes.count(f"{half}.layers.")),
+                ("attention_heads", _heads(width, path)),
+                ("ffn_dim", shapes[f"{half}.layers.0.fc1.weight"][0]),
+            )
+        },
+    )
+    with torch.device("meta"):
+        bart = BartForConditionalGeneration(config)
+    _fill(path, tensors, (bart, _prefixed("model.")))
+    shared = tensors["model.model.shared.weight"]
+    for name in ("model.model.encoder.embed_tokens", "model.model.decoder.embed_tokens", "model.lm_head"):
+        if not torch.equal(tensors[f"{name}.weight"], shared):
+            raise InputError(f"{path}: {name}.weight is not model.model.shared.weight, but BART has one embedding only")
+    bart.tie_weights()
+    try:
+        tokenizer_of_bart = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {_first_line(error)}") from error
+    say(f"{path}: pooling {pooling!r} and the tokenizer of {tokenizer}, which the file does not say")
+    return ReportAutoencoder(bart, tokenizer_of_bart, pooling)
+
+
+def _fill(path, tensors, *modules, copy=False):
+    """Puts each tensor into its place, none left over and none missing.
+
+    modules: (module, function from a name in it to the names in the file whose tensors, joined, belong there).
+    copy: whether the modules keep their own memory, or take over the file's.
+    """
+    left, missing, misshapen, states = dict(tensors), [], [], []
+    for module, names_of in modules:
+        state = {}
+        for name, own in module.state_dict().items():
+            names = names_of(name)
+            missing += [part for part in names if part not in tensors]
+            parts = [left.pop(part) for part in names if part in left]
+            shape = (own.shape[0] // len(names), *own.shape[1:]) if len(names) > 1 else tuple(own.shape)
+            misshapen += [
+                f"{part} {tuple(tensor.shape)} instead of {shape}"
+                for part, tensor in zip(names, parts)
+                if len(parts) == len(names) and tuple(tensor.shape) != shape
+            ]
+            state[name] = (own, parts)
+        states.append(state)
+    problems = [f"{_few(found)} {what}" for found, what in (
+        (missing, "missing"), (list(left), "left over"), (misshapen, "misshapen")
+    ) if found]  # fmt: skip
+    if problems:
+        raise InputError(
+            f"{path} does not fit this architecture: {'; '.join(problems)}"
+            + ("; set the sizes in the script's constants to the file's" if copy else "")
+        )
+    for (module, _), state in zip(modules, states):
+        module.load_state_dict(
+            {
+                name: (parts[0] if len(parts) == 1 else torch.cat(parts)).to(own.dtype)
+                for name, (own, parts) in state.items()
+            },
+            assign=not copy,
+        )
+
+
+def _prefixed(prefix):
+    return lambda name: [prefix + name]
+
+
+def _text_embed(fusion):
+    return fusion, _prefixed("uvit.")
+
+
+def _vit_names(name):
+    """A name in Prior => those in the authors' file: one, or three of queries, keys and values."""
+    if name in ("report_mean", "report_std"):
+        return [name]
+    for pattern, replacement in _VIT_NAMES:
+        name = re.sub(pattern, replacement, name)
+    parts = ("query", "key", "value") if ".attn.qkv." in name else ("",)
+    return [f"prior_model.{name.replace('.attn.qkv.', f'.attention.attention.{part}.')}" for part in parts]
+
+
+class _Shapes:
+    """The shapes of a file's tensors, by their names behind a prefix."""
+
+    def __init__(self, path, tensors, prefix):
+        self.path, self.tensors, self.prefix = path, tensors, prefix
+
+    def __getitem__(self, name):
+        if self.prefix + name not in self.tensors:
+            raise InputError(f"{self.path} is incomplete: {self.prefix}{name} is missing")
+        return tuple(self.tensors[self.prefix + name].shape)
+
+    def count(self, name):
+        """How many numbered parts there are, `name` being what stands before the number."""
+        start = self.prefix + name
+        return len({key[len(start) :].split(".")[0] for key in self.tensors if key.startswith(start)})
+
+
+def _heads(width, path):
+    if width % _HEAD_WIDTH:
+        raise InputError(f"{path} has a width of {width}, which is no multiple of {_HEAD_WIDTH} channels a head")
+    return width // _HEAD_WIDTH
+
+
+# ---- what goes with the weights ------------------------------------------------------------------------------------
+
+_AUTHORS_PROMPTING = {
+    "UViT": "null prompt = 77 end tokens, pooled, not averaged with a reference; reference = the first training row "
+    "with the same labels, zeros where there is none",
+    "UNet2DConditionModel": "texts without padding to 77; null prompt = the empty text, as long as text and reference "
+    "together; reference = the first training row with the same labels, zeros where there is none",
+}
+
+
+def _training(checkpoint, **constants):
+    """The training.json of an authors' file: what is known of its training, in the names of this project."""
+    known = {
+        "DATA_ROOT": "data/mimic-cxr-jpg",
+        "CACHE_DIR": "cache",
+        "VIEWS": ["PA"],
+        "HOLD_OUT": ["p19"],
+        "IMAGE_SIZE": 256,
+    }
+    return {"source": str(checkpoint), "constants": known | constants, "encoders": {}}
+
+
+def _few(names, shown=3):
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def main():
+    override_constants(globals())
+    if not CHECKPOINT or not OUTPUT:
+        raise InputError("set CHECKPOINT to one of the authors' files, and OUTPUT to the folder to write")
+    if Path(OUTPUT).exists() and any(Path(OUTPUT).iterdir()):
+        raise InputError(f"OUTPUT {OUTPUT} has files in it already: name a new folder")
+    kind = _kind_of_file(CHECKPOINT)
+    if kind == "bart":
+        model, training = load_autoencoder(CHECKPOINT, POOLING, TOKENIZER), _training(CHECKPOINT)
+    elif kind == "prior":
+        model, training = load_prior(CHECKPOINT, BART_CHECKPOINT)
+    else:
+        denoiser = {"uvit": "UViT", "unet": "UNet2DConditionModel"}[kind]
+        model, training = load_vision(CHECKPOINT, denoiser, BASE_MODEL, REFERENCE_ENCODER)
+    with writing("the checkpoint", OUTPUT):
+        model.save_pretrained(OUTPUT)
+        (Path(OUTPUT) / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    say(f"{OUTPUT}: written; name it as {'BART_CHECKPOINT' if kind == 'bart' else 'CHECKPOINT'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,176 @@
+"""UViT: noisy latents + time + prompt tokens => predicted noise.
+
+The backbone of Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (CVPR 2023): every input is a
+token (prompt, time, latent patches), and long skip connections join the first half of the blocks with the second.
+Written from the paper's equations; parameter names are the official implementation's, so that its published weights
+load. What differs from it: the prompt arrives as embedded tokens, attention is torch's scaled dot-product kernel, and
+configuration, saving and loading are diffusers'.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def timestep_embedding(timesteps, width, period=10000):
+    """Sinusoids of the diffusion step, cosines first (official U-ViT; Vaswani et al. 2017, section 3.5).
+
+    timesteps: (B,) steps, 0 to 999 => (B, width) float32 in [-1, 1].
+    """
+    half = width // 2
+    frequencies = torch.exp(
+        torch.arange(half, device=timesteps.device, dtype=torch.float32) * (-math.log(period) / half)
+    )
+    angles = timesteps.float()[:, None] * frequencies  # (B, width / 2), radians
+    embedding = torch.cat((angles.cos(), angles.sin()), dim=1)
+    return F.pad(embedding, (0, width % 2))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, without a bias on queries, keys and values."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):  # (B, L, D)
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, D / heads)
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; with `skip`, its input is first joined with an earlier block's output."""
+
+    def __init__(self, width, heads, mlp_ratio, skip=False):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+
+    def forward(self, x, skip=None):  # both (B, L, D)
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat((x, skip), dim=-1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Latents (B, C, H, W) => one token per patch, row by row, (B, H * W / patch_size^2, D)."""
+
+    def __init__(self, channels, width, patch_size):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, latents):
+        return self.proj(latents).flatten(2).transpose(1, 2)
+
+
+class UViT(ModelMixin, ConfigMixin):
+    """The U-ViT denoiser. The defaults are the paper's size, U-ViT-L/2 on 32x32x4 latents: 1 + 1 + 256 tokens.
+
+    Args:
+        img_size, patch_size, in_chans: side of the latents, side of a patch, latent channels.
+        embed_dim, depth, num_heads, mlp_ratio: token width; depth // 2 blocks in, one in the middle, depth // 2 out.
+        mlp_time_embed: pass the time sinusoid through an MLP first (off in the published L/2 model).
+        num_prompt_tokens: prompt tokens, already of width embed_dim, that stand before the time token; may be 0.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        img_size: int = 32,
+        patch_size: int = 2,
+        in_chans: int = 4,
+        embed_dim: int = 1024,
+        depth: int = 20,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        mlp_time_embed: bool = False,
+        num_prompt_tokens: int = 1,
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.time_embed = (
+            nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
+            if mlp_time_embed
+            else nn.Identity()
+        )
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
+        tokens = num_prompt_tokens + 1 + (img_size // patch_size) ** 2
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
+
+        def blocks(skip):
+            return nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, skip) for _ in range(depth // 2))
+
+        self.in_blocks = blocks(skip=False)
+        self.mid_block = Block(embed_dim, num_heads, mlp_ratio)
+        self.out_blocks = blocks(skip=True)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
+        self.final_layer = nn.Conv2d(in_chans, in_chans, kernel_size=3, padding=1)
+
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, latents, timesteps, prompt=None):
+        """Predicts the noise (or velocity) in `latents`.
+
+        latents: (B, in_chans, img_size, img_size); timesteps: (B,); prompt: (B, num_prompt_tokens, embed_dim) or None
+        when num_prompt_tokens is 0. Returns a tensor of the latents' shape.
+        """
+        x = self.patch_embed(latents)  # (B, P, D)
+        time = timestep_embedding(timesteps, self.config.embed_dim).to(x.dtype)
+        tokens = (self.time_embed(time)[:, None], x)
+        if prompt is not None:
+            tokens = (prompt.to(x.dtype), *tokens)
+        x = torch.cat(tokens, dim=1) + self.pos_embed  # (B, [prompt, time, patches], D)
+
+        skips = []
+        for block in self.in_blocks:
+            x = self._run(block, x)
+            skips.append(x)
+        x = self._run(self.mid_block, x)
+        for block in self.out_blocks:
+            x = self._run(block, x, skips.pop())
+
+        patches = self.decoder_pred(self.norm(x))[:, self.config.num_prompt_tokens + 1 :]  # (B, P, patch^2 * C)
+        return self.final_layer(self._unpatchify(patches))
+
+    def _run(self, block, *inputs):
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _unpatchify(self, patches):  # (B, P, patch^2 * C), channels last within a patch => (B, C, H, W)
+        size, channels = self.config.patch_size, self.config.in_chans
+        side = self.config.img_size // size
+        x = patches.view(-1, side, side, size, size, channels)  # (B, row, column, y, x, C)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, side * size, side * size)
