@@ -25,6 +25,7 @@ CONSTANTS = {
     "LEARNING_RATE": 0.02,
     "BETAS": (0.9, 0.999),
     "WEIGHT_DECAY": 0.01,
+    "LR_SCHEDULE": "constant_with_warmup",
     "WARMUP_STEPS": 2,
     "CLIP_NORM": 1.0,
     "EMA_DECAY": 0.5,

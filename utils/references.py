@@ -58,7 +58,10 @@ class References:
         return rows
 
     def first_for(self, table):
-        """The first training row with the very labels of each row of a table, whoever's it is, or NONE (the authors')."""
+        """The first training row with the very labels of each row of a table, whoever's it is, or NONE.
+
+        This is how the CXR-IRGen authors took them.
+        """
         labels = table[list(FINDINGS)].to_numpy(dtype=np.int8)
         groups = [self._group.get(vector.tobytes()) for vector in labels]
         return np.array([NONE if group is None else self._rows[group].min() for group in groups], dtype=np.int64)

@@ -40,7 +40,7 @@ METRICS = (
 )  # fmt: skip
 FIT_CONSTANTS = (  # what fit() reads of a script's constants
     "RUN_DIR", "RESUME", "SEED", "BATCH_SIZE", "ACCUMULATION", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS",
-    "WEIGHT_DECAY", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "LOG_EVERY",
+    "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "LOG_EVERY",
     "VALIDATION_ROWS", "NUM_WORKERS",
 )  # fmt: skip
 
@@ -145,7 +145,15 @@ class _Run:
         optimizer = torch.optim.AdamW(
             self.parameters, lr=get("LEARNING_RATE"), betas=get("BETAS"), weight_decay=get("WEIGHT_DECAY")
         )
-        self.schedule = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=get("WARMUP_STEPS"))
+        try:
+            self.schedule = get_scheduler(
+                get("LR_SCHEDULE"),
+                optimizer,
+                num_warmup_steps=get("WARMUP_STEPS"),
+                num_training_steps=self.total_steps,
+            )
+        except ValueError as error:
+            raise InputError(f"LR_SCHEDULE: {error}; use constant_with_warmup, linear or cosine") from error
         self.ema = EMAModel(self.parameters, decay=get("EMA_DECAY"), foreach=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if checkpoint:

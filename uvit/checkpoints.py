@@ -40,9 +40,7 @@ from uvit.model import UViT
 CHECKPOINT = ""  # one of the authors' .ckpt files
 OUTPUT = ""  # the checkpoint folder to write
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its scheduler, and its U-Net's sizes
-REFERENCE_ENCODER = (
-    "ViT-B-32-quickgelu/openai"  # open_clip image tower that the authors' vision modules were trained with
-)
+REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower of the authors' vision modules
 POOLING = "mean"  # of a BART file, which does not say it: mean, bos or eos
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of a BART file
 BART_CHECKPOINT = ""  # of a prior's file: the converted folder of its BART; empty: to be named when it is sampled
@@ -143,12 +141,7 @@ def read_tensors(path, *kinds):
     kinds: what it may be, of "unet", "uvit", "bart", "prior" and "official". InputError when it is something else,
     when it has a name that belongs to no model, when it is broken, or when it holds anything but plain data.
     """
-    state = _unpickle(path)
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
-        raise InputError(f"{path} is no checkpoint: there is no dictionary of named tensors in it")
+    state = _state(path)
     kind = _kind_of(state, path)
     prefixes, what, use = _KINDS[kind]
     if kind not in kinds:
@@ -167,6 +160,17 @@ def read_tensors(path, *kinds):
     return tensors
 
 
+def _state(path):
+    """The named tensors of a file: at its top level, or under "state_dict" as Lightning has them."""
+    state = _unpickle(path)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{path} is no checkpoint: there is no dictionary of named tensors in it")
+    return state
+
+
 def _unpickle(path):
     try:
         try:
@@ -181,10 +185,10 @@ def _unpickle(path):
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
             raise InputError(
-                f"{path} holds code ({forbidden[1]}) and not only weights; nothing of it was run, and it is not loaded: "
-                "get the file from its authors again"
+                f"{path} holds code ({forbidden[1]}) and not only weights; nothing of it was run, and it is not "
+                "loaded: get the file from its authors again"
             ) from error
-        raise InputError(f"{path} is no checkpoint of torch's: {_first_line(error)}") from error
+        raise InputError(f"{path} is no archive of tensors: get the file from its authors again") from error
     except Exception as error:  # a broken archive fails in whatever reads it
         raise InputError(
             f"{path} is broken or incomplete ({_first_line(error)}): get the file from its authors again"
@@ -397,7 +401,7 @@ def _training(checkpoint, **constants):
         "HOLD_OUT": ["p19"],
         "IMAGE_SIZE": 256,
     }
-    return {"source": str(checkpoint), "constants": known | constants, "encoders": {}}
+    return {"source": Path(checkpoint).name, "constants": known | constants, "encoders": {}}
 
 
 def _few(names, shown=3):
@@ -407,7 +411,7 @@ def _few(names, shown=3):
 
 
 def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
 
 
 def main():
@@ -416,7 +420,9 @@ def main():
         raise InputError("set CHECKPOINT to one of the authors' files, and OUTPUT to the folder to write")
     if Path(OUTPUT).exists() and any(Path(OUTPUT).iterdir()):
         raise InputError(f"OUTPUT {OUTPUT} has files in it already: name a new folder")
-    kind = _kind_of_file(CHECKPOINT)
+    kind = _kind_of(_state(CHECKPOINT), CHECKPOINT)
+    if kind == "official":
+        raise InputError(f"{CHECKPOINT} is an official U-ViT: it needs no conversion, so name it as INITIAL_WEIGHTS")
     if kind == "bart":
         model, training = load_autoencoder(CHECKPOINT, POOLING, TOKENIZER), _training(CHECKPOINT)
     elif kind == "prior":

@@ -1,0 +1,117 @@
+"""The demo's BART: a small one, pretrained by denoising phantom reports, as facebook/bart-base was on other texts.
+
+In part of the steps its decoder sees the encoder's states through their mean alone, which bart-base's never did: minutes
+on two cores are too few to learn both the language and the bottleneck.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from tqdm import trange
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
+
+from utils.mimic_cxr import report_text
+from utils.report_autoencoder import clean_report, pad_tokens
+
+VOCABULARY = 600  # tokens: the 256 bytes, the five signs, the rest whole words or pieces
+WIDTH = 128  # of a token and of the latent
+LAYERS = 2  # of the encoder, and of the decoder
+HIDDEN = 384  # width inside a feed-forward layer
+MAX_POSITIONS = 256  # tokens a report
+MASKED = 0.3  # of a report's tokens (Lewis et al. 2020)
+SPAN = 3.0  # mean length of a masked span, of a Poisson distribution
+POOLED = 0.5  # of the steps: the decoder sees the mean of the encoder's states alone (0: none, plain BART)
+BATCH_SIZE = 32  # reports an optimiser step
+LEARNING_RATE = 2e-3  # of AdamW, falling to zero along a cosine
+
+
+def make_bart(folder, reports, steps, seed):
+    """Trains a tokenizer and a small BART on reports, by text infilling and sentence permutation; saves it in float16.
+
+    folder: where to; reports: a list of texts, as files or in one line; steps: of the optimiser.
+    Returns the mean loss of the last tenth of the steps.
+    """
+    reports = [clean_report(report_text(report)) for report in reports]
+    tokenizer = make_tokenizer(reports)
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    bart = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(tokenizer),
+            d_model=WIDTH,
+            encoder_layers=LAYERS,
+            decoder_layers=LAYERS,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=HIDDEN,
+            decoder_ffn_dim=HIDDEN,
+            max_position_embeddings=MAX_POSITIONS,
+            dropout=0.0,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            forced_eos_token_id=None,
+        )
+    )
+    optimizer = torch.optim.AdamW(bart.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = []
+    for _ in trange(steps, desc="denoising"):
+        batch = [reports[row] for row in rng.integers(len(reports), size=BATCH_SIZE)]
+        whole = [torch.tensor(ids) for ids in tokenizer(batch).input_ids]
+        noisy = [torch.tensor(noised(report, tokenizer, rng)) for report in batch]
+        inputs, targets = pad_tokens(noisy, tokenizer.pad_token_id), pad_tokens(whole, tokenizer.pad_token_id)
+        labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)
+        states = bart.get_encoder()(**inputs).last_hidden_state  # (B, L, D)
+        mask = inputs["attention_mask"]
+        if rng.random() < POOLED:
+            states = (states * mask[:, :, None]).sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]  # (B, 1, D)
+            mask = mask[:, :1]
+        states = BaseModelOutput(last_hidden_state=states)
+        logits = bart(encoder_outputs=states, attention_mask=mask, labels=labels).logits  # (B, L, V)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bart.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+    bart.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def make_tokenizer(reports):
+    """A byte-level BPE with BART's own signs, trained on reports; nothing that is typed is unknown to it."""
+    tokenizer = ByteLevelBPETokenizer()
+    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(reports, vocab_size=VOCABULARY, special_tokens=signs, show_progress=False)
+    tokenizer = tokenizer._tokenizer
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=MAX_POSITIONS,
+    )
+
+
+def noised(report, tokenizer, rng):
+    """A report's tokens with its sentences permuted and spans of tokens replaced by one <mask> each."""
+    sentences = report.split(". ")
+    ids = tokenizer(". ".join(sentences[place] for place in rng.permutation(len(sentences)))).input_ids
+    inner = ids[1:-1]
+    masked = 0
+    while masked < MASKED * len(ids):
+        length = int(min(rng.poisson(SPAN), len(inner)))
+        start = rng.integers(len(inner) - length + 1)
+        inner[start : start + length] = [tokenizer.mask_token_id]
+        masked += max(length, 1)
+    return [ids[0], *inner, ids[-1]]

@@ -1,0 +1,314 @@
+"""Makes assets/demo: tiny pretrained parts for the demo, in the on-disk formats of the real ones.
+
+    python -m assets.make_demo_assets                     # all parts, about an hour on 2 cores
+    python -m assets.make_demo_assets --PARTS vae,clip    # only some
+
+Reads:  nothing but drawn chests (utils/phantom.py), other patients than the demo's own
+Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
+        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit (diffusers), FOLDER/bart (transformers)
+
+What each part has seen, as its model in the paper's setting has seen the world before it meets a chest X-ray:
+the VAE only pixels; the image tower and the text encoder images with their prompts (and, as a training aid, the
+findings); U-Net and U-ViT drawn chests *without* labels or prompts; BART reports, to undo noise.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from tokenizers import CharBPETokenizer
+from torch import nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from assets.demo_bart import make_bart
+from utils.constants import override_constants
+from utils.diffusion import training_target
+from utils.errors import run
+from utils.findings import FINDINGS, to_prompt
+from utils.latents import draw_latents, load_vae
+from utils.phantom import random_chest, random_findings, write_report
+from uvit.model import UViT
+
+FOLDER = "assets/demo"  # where the parts go
+PARTS = ("vae", "decoder", "clip", "uvit", "unet", "bart")  # which to make; decoder, uvit and unet need the vae
+CHESTS = 12_000  # drawn chests to train on
+DRAWN = ""  # a .npz file that keeps them between two runs; empty: draw afresh
+IMAGE_SIZE = 64  # pixels
+SEED = 20_000  # of the drawing and of the training; the demo draws with another
+WIDTH = 128  # of the text encoder, of the image tower and of the U-ViT
+VAE_STEPS = 1500  # of 16 images
+DECODER_STEPS = 1500  # of 16 images, after them, the encoder left as it is
+CLIP_STEPS = 1200  # of 64 pairs
+UVIT_STEPS = 4000  # of 32 latents
+UNET_STEPS = 1800  # of 32 latents
+REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them
+BART_STEPS = 2200  # of 32 reports
+THREADS = 2  # CPU threads
+
+
+def draw_chests(count, image_size, seed, keep):
+    """(images (N, S, S) uint8, labels (N, 14) int8)."""
+    if keep and Path(keep).exists():
+        with np.load(keep) as kept:
+            return kept["images"], kept["labels"]
+    chests = [
+        random_chest(np.random.default_rng((seed, number)), image_size) for number in tqdm(range(count), "chests")
+    ]
+    images, labels = (np.stack(column) for column in list(zip(*chests))[:2])
+    if keep:
+        np.savez_compressed(keep, images=images, labels=labels)
+    return images, labels
+
+
+def write_reports(count, seed):
+    """Reports of chests that are never drawn, a list of texts."""
+    rngs = (np.random.default_rng((seed, 1, number)) for number in range(count))
+    return [write_report(*random_findings(rng), rng) for rng in rngs]
+
+
+def to_pixels(images):
+    """(B, S, S) uint8 => (B, 3, S, S) in [-1, 1]."""
+    return (torch.from_numpy(images).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
+
+
+def train(parameters, compute_loss, steps, learning_rate, name):
+    """AdamW with one cycle of the learning rate; compute_loss(step) => scalar."""
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    progress = tqdm(range(steps), name, mininterval=5)
+    for step in progress:
+        loss = compute_loss(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+
+
+def make_vae(folder, images, steps):
+    """A KL autoencoder, 64 pixels <=> 4 x 16 x 16 latents, for absolute errors of pixels and of their gradients."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
+
+    def compute_loss(step):
+        pixels = to_pixels(images[np.random.default_rng((SEED, step)).integers(len(images), size=16)])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        edges = sum((decoded - pixels).diff(dim=axis).abs().mean() for axis in (2, 3))
+        return F.l1_loss(decoded, pixels) + edges + 1e-4 * posterior.kl().float().mean() / posterior.mean[0].numel()
+
+    train(vae.parameters(), compute_loss, steps, 2e-3, "vae")
+    with torch.no_grad():
+        latents = vae.encode(to_pixels(images[:512])).latent_dist.sample()
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    _save(vae, folder / "vae")
+
+
+def refine_decoder(folder, images, steps):
+    """More steps for the VAE's decoder alone, so that thin lines come back; the latents stay what they are."""
+    vae = load_vae(folder).to(memory_format=torch.channels_last)
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+
+    def compute_loss(step):
+        pixels = to_pixels(images[np.random.default_rng((SEED, 1, step)).integers(len(images), size=16)])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.sample()
+            decoded = vae.decode(latents).sample.float()
+        error = decoded - pixels
+        return (
+            error.abs().mean() + 4 * error.square().mean() + sum(error.diff(dim=axis).abs().mean() for axis in (2, 3))
+        )
+
+    train(decoder.parameters(), compute_loss, steps, 2e-3, "decoder")
+    _save(vae, folder / "vae")
+
+
+def make_tokenizer(folder, prompts):
+    """A CLIP tokenizer whose byte pairs were merged on the prompts."""
+    bpe = CharBPETokenizer(suffix="</w>", lowercase=True, bert_normalizer=False, split_on_whitespace_only=True)
+    bpe.train_from_iterator(prompts, vocab_size=600, min_frequency=2, suffix="</w>", show_progress=False)
+    raw = json.loads(bpe.to_str())["model"]
+    words = ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [word for word in sorted(raw["vocab"], key=raw["vocab"].get) if word != "<unk>"] + [",", ",</w>"]
+    vocabulary = {word: number for number, word in enumerate([*dict.fromkeys(vocabulary), *words])}
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in raw["merges"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_clip(folder, images, labels, steps):
+    """A text encoder (transformers) and an image tower (open_clip), trained to match images and prompts.
+
+    The loss is CLIP's contrast plus, from either embedding, the cross-entropy of the code of each finding.
+    """
+    prompts = [to_prompt(vector) for vector in labels]
+    tokenizer = make_tokenizer(folder / "base_model" / "tokenizer", prompts)
+    distinct = sorted(set(prompts))
+    ids = tokenizer(distinct, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    row_of = {prompt: row for row, prompt in enumerate(distinct)}
+    rows = np.array([row_of[prompt] for prompt in prompts])
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    config = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 8, "width": WIDTH, "layers": 3, "head_width": 32},
+        "text_cfg": {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},  # not used
+    }
+    clip = open_clip.CLIP(**config, quick_gelu=False)
+    tower = clip.visual
+    projection, tower.proj = tower.proj, None
+    text_projection = nn.Linear(WIDTH, WIDTH, bias=False)
+    heads = nn.ModuleList(nn.Linear(WIDTH, len(FINDINGS) * 4) for _ in range(2))
+    temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+    codes = torch.from_numpy(labels.astype(np.int64)) % 4  # 1, -1, -2, 0 => 1, 3, 2, 0
+
+    def compute_loss(step):
+        batch = np.random.default_rng((SEED, step)).integers(len(images), size=64)
+        image = tower(to_pixels(images[batch]))
+        words = ids[rows[batch]]
+        longest = (
+            1 + (words == tokenizer.eos_token_id).int().argmax(dim=1).max()
+        )  # padding comes after, and is not seen
+        text = text_encoder(words[:, :longest]).pooler_output
+        contrast = F.normalize(image @ projection, dim=1) @ F.normalize(text_projection(text), dim=1).T
+        contrast = contrast * temperature.exp().clamp(max=100)
+        same = torch.from_numpy(rows[batch][:, None] == rows[batch][None]).float()
+        same = same / same.sum(dim=1, keepdim=True)  # images with one prompt match one another
+        loss = F.cross_entropy(contrast, same) + F.cross_entropy(contrast.T, same)
+        present = codes[batch] == 1
+        for head, embedding in zip(heads, (image, text)):
+            logits = head(embedding).view(-1, len(FINDINGS), 4)
+            if embedding is image:  # a picture shows what is present, not what a report chooses to mention
+                loss = loss + 4 * F.binary_cross_entropy_with_logits(logits[..., 1], present.float())
+            else:
+                loss = loss + F.cross_entropy(logits.flatten(0, 1), codes[batch].flatten())
+        return loss
+
+    trained = [*tower.parameters(), projection, *text_encoder.parameters(), *text_projection.parameters()]
+    train([*trained, *heads.parameters(), temperature], compute_loss, steps, 1e-3, "clip")
+    tower.proj = projection
+    _save(text_encoder, folder / "base_model" / "text_encoder")
+    target = folder / "reference_encoder"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}, indent=2))
+    weights = {name: tensor.detach().half().contiguous() for name, tensor in clip.state_dict().items()}
+    save_file(weights, target / "open_clip_model.safetensors")
+
+
+def make_denoiser(denoiser, predict, folder, base_model, images, steps, name):
+    """Pretrains a denoiser on latents of drawn chests without labels or prompts, for the velocity."""
+    vae = load_vae(base_model)
+    schedule = DDPMScheduler.from_pretrained(base_model, subfolder="scheduler", prediction_type="v_prediction")
+    with torch.no_grad():
+        moments = torch.cat(
+            [
+                vae.encode(to_pixels(images[start : start + 64])).latent_dist.parameters
+                for start in range(0, len(images), 64)
+            ]
+        )
+
+    def compute_loss(step):
+        generator = torch.Generator().manual_seed(SEED + step)
+        batch = moments[torch.randint(len(moments), (32,), generator=generator)]
+        noise = torch.randn((2, *batch.chunk(2, dim=1)[0].shape), generator=generator)
+        latents = draw_latents(batch, noise[0], vae.config.scaling_factor)
+        timesteps = torch.randint(schedule.config.num_train_timesteps, (32,), generator=generator)
+        noisy = schedule.add_noise(latents, noise[1], timesteps)
+        return F.mse_loss(predict(noisy, timesteps), training_target(schedule, latents, noise[1], timesteps))
+
+    train(denoiser.parameters(), compute_loss, steps, 1e-3, name)
+    _save(denoiser, folder)
+
+
+def make_uvit(folder, images, steps):
+    uvit = UViT(img_size=IMAGE_SIZE // 4, embed_dim=WIDTH, depth=6, num_heads=4)
+    no_prompt = torch.zeros(32, 1, WIDTH)
+    make_denoiser(
+        uvit, lambda *x: uvit(*x, no_prompt), folder / "uvit", str(folder / "base_model"), images, steps, "uvit"
+    )
+
+
+def make_unet(folder, images, steps):
+    unet = UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 4,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 40, 40),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    no_prompt = torch.zeros(32, 1, WIDTH)
+    make_denoiser(
+        unet, lambda *x: unet(*x, no_prompt).sample, folder / "base_model" / "unet", str(folder / "base_model"), images,
+        steps, "unet",
+    )  # fmt: skip
+
+
+def _save(model, folder):
+    """As half-precision safetensors: half the bytes; whoever loads it gets float32 back."""
+    model.half().save_pretrained(folder)
+    model.float()
+
+
+def main():
+    override_constants(globals())
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(SEED)
+    folder = Path(FOLDER)
+    images, labels = draw_chests(CHESTS, IMAGE_SIZE, SEED, DRAWN)
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(folder / "base_model" / "scheduler")
+    if "vae" in PARTS:
+        make_vae(folder / "base_model", images, VAE_STEPS)
+    if "decoder" in PARTS:
+        refine_decoder(folder / "base_model", images, DECODER_STEPS)
+    if "clip" in PARTS:
+        make_clip(folder, images, labels, CLIP_STEPS)
+    if "uvit" in PARTS:
+        make_uvit(folder, images, UVIT_STEPS)
+    if "unet" in PARTS:
+        make_unet(folder, images, UNET_STEPS)
+    if "bart" in PARTS:
+        make_bart(folder / "bart", write_reports(REPORTS, SEED), BART_STEPS, SEED)
+
+
+if __name__ == "__main__":
+    run(main)

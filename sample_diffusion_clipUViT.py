@@ -1,0 +1,96 @@
+"""Samples the vision module on a U-ViT: a synthetic CXR tree for label vectors of a split, of a CSV, or in plain words.
+
+    python sample_diffusion_clipUViT.py --CHECKPOINT runs/clipUViT/best --SPLIT test --OUTPUT_ROOT synthetic/clipUViT
+    python sample_diffusion_clipUViT.py --FINDINGS "cardiomegaly, edema, not pneumothorax" --IMAGES_PER_LABEL 8
+    accelerate launch --num_processes 4 sample_diffusion_clipUViT.py --config my.toml
+
+Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
+Writes: OUTPUT_ROOT, a CXR tree with synthetic.csv; a second run adds what is missing
+"""
+
+from utils.cache import weights_fingerprint
+from utils.constants import override_constants, save_constants
+from utils.errors import run
+from utils.latents import latent_shape, load_vae
+from utils.mimic_cxr import read_table
+from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.synthesis import ReferencePool, check_encoders, label_vectors, make_images, plan_requests
+from utils.training import make_accelerator
+from uvit.checkpoints import load_vision
+
+# what to load and where to write
+CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of train_diffusion_clipUViT.py, or the authors' .ckpt
+OUTPUT_ROOT = "synthetic/clipUViT"  # the synthetic CXR tree
+DATA_ROOT = ""  # the CXR tree of label vectors and references; empty: the one trained on
+CACHE_DIR = ""  # features of the frozen encoders; empty: the one of the training
+BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the training
+REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the training
+# what to make images of: FINDINGS, else LABELS_CSV, else SPLIT
+FINDINGS = ""  # one label vector in words, e.g. "cardiomegaly, edema, not pneumothorax"
+LABELS_CSV = ""  # a CSV with PhysioNet's 14 columns, or with the authors' `label` column
+SPLIT = "test"  # the label vectors of this split of DATA_ROOT
+MAX_LABELS = 0  # label vectors at most, drawn at random; 0: all
+IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and reference
+# how to sample
+CONDITION = "both"  # what prompts an image: both, text or reference
+TEXT_GUIDANCE = 7.5  # 1: none; equal guidances: ordinary classifier-free guidance
+REFERENCE_GUIDANCE = 7.5  # 1: none
+SCHEDULER = "DPMSolverMultistep"  # any diffusers scheduler (paper: PNDM)
+STEPS = 25  # denoising steps (paper: 50)
+BATCH_SIZE = 16  # images at a time, a process; changes no picture
+SEED = 1234  # of noise and references
+KEEP_LATENTS = True  # keep OUTPUT_ROOT/latents, from which the prior writes reports without the VAE
+# running
+PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16
+DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
+NUM_WORKERS = 4  # threads that decode reference images
+
+
+def main():
+    constants = override_constants(globals())
+    accelerator = make_accelerator(DEVICE, PRECISION)
+    device = accelerator.device
+
+    model, training = load_vision(CHECKPOINT, "UViT", BASE_MODEL, REFERENCE_ENCODER)
+    trained = training["constants"]
+    model = model.to(device).eval()
+    vae = load_vae(trained["BASE_MODEL"], device)
+    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device)
+    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
+    check_encoders(training, vae, text_encoder, reference_encoder)
+
+    table = None
+    if CONDITION != "text" or not (FINDINGS or LABELS_CSV):
+        table = read_table(
+            DATA_ROOT or trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False
+        )
+    pool = None
+    if CONDITION != "text":
+        pool = ReferencePool(
+            table,
+            reference_encoder,
+            CACHE_DIR or trained["CACHE_DIR"],
+            BATCH_SIZE,
+            NUM_WORKERS,
+            accelerator,
+            model.fusion.config.prompting,
+        )
+    vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
+    settings = {
+        "text_guidance": TEXT_GUIDANCE,
+        "reference_guidance": REFERENCE_GUIDANCE,
+        "steps": STEPS,
+        "scheduler": SCHEDULER,
+        "checkpoint": CHECKPOINT,
+        "checkpoint_sha256": weights_fingerprint(model),
+    }
+    requests = plan_requests(vectors, IMAGES_PER_LABEL, pool, CONDITION, SEED, settings, OUTPUT_ROOT)
+
+    if accelerator.is_main_process:
+        save_constants(OUTPUT_ROOT, constants)
+    shape = latent_shape(vae, trained["IMAGE_SIZE"])
+    make_images(requests, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, OUTPUT_ROOT, accelerator)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,195 @@
+"""evaluate_pairs.py on drawn trees: known answers, bad input, and that it runs through."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from utils import metrics
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.mimic_cxr import image_file, read_table, write_tree
+from utils.phantom import draw_tree
+
+SCRIPT = Path(__file__).parent.parent / "evaluate_pairs.py"
+SMALL = {
+    "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
+    "JUDGE_BATCH_SIZE": 16, "IMAGE_SIZE": 32, "BASE_MODEL": "", "BOOTSTRAP": 50, "DOWNSTREAM": False, "NUM_WORKERS": 0,
+    "DEVICE": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluation") / "real"
+    draw_tree(root, studies=150, image_size=32, seed=5)
+    return root
+
+
+@pytest.fixture
+def evaluate(real, tmp_path, monkeypatch):
+    """evaluate(SYNTHETIC=..., ...) => evaluation.json; all runs of this file share one cache, so one judge."""
+    monkeypatch.setattr(metrics, "MINIMUM_POSITIVES", 2)
+
+    def run(**constants):
+        output = tmp_path / "evaluation"
+        places = {"REAL": real, "CACHE_DIR": real.parent / "cache", "OUTPUT": output, "PAGE": output / "index.html"}
+        arguments = [
+            text for item in {**SMALL, **places, **constants}.items() for text in (f"--{item[0]}", str(item[1]))
+        ]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        spec = importlib.util.spec_from_file_location("evaluate_pairs", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.main()
+        return json.loads((output / "evaluation.json").read_text())
+
+    return run
+
+
+def generated_tree(root, real, rows, reports=True):
+    """A tree with synthetic.csv whose images and reports are those of real rows, under ids of their own."""
+    table = read_table(real)
+    table = table[table["split"].isin(rows)].reset_index(drop=True)
+    made = table.assign(
+        dicom_id=[f"{number:08x}" for number in range(len(table))],
+        subject_id=10_000_000 + np.arange(len(table)),
+        study_id=50_000_000 + np.arange(len(table)),
+        split="train",
+        report=table["report"] if reports else "",
+    )
+    for old, row in zip(table["image_path"], made.itertuples()):
+        path = image_file(root, row.subject_id, row.study_id, row.dicom_id)
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(old, path)
+    provenance = pd.DataFrame({"dicom_id": made["dicom_id"], "source": table["dicom_id"], "prompt": "", "seed": 1})
+    write_tree(root, made, provenance.assign(reference_dicom_id=""))
+    return made
+
+
+def by(rows, column):
+    return {row[column]: row for row in rows}
+
+
+def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evaluate):
+    found = evaluate(SYNTHETIC=real)
+    assert by(found["image_quality"], "images")["synthetic"]["FID"] == pytest.approx(0, abs=1e-4)
+    assert found["auroc"]["synthetic"] == found["auroc"]["real"]
+    assert by(found["image_quality"], "images")["real train (floor)"]["FID"] > 0
+    reports = by(found["reports"], "reports")
+    assert reports["synthetic"]["BLEU-4"] == pytest.approx(1) and reports["synthetic"]["ROUGE-L"] == pytest.approx(1)
+    assert reports["shuffled among images"]["clinical F1 micro"] < reports["synthetic"]["clinical F1 micro"]
+    assert reports["constant normal report"]["ROUGE-L"] < 1
+    assert found["pairs"]["synthetic"] == found["pairs"]["real"]
+    few = "FID from fewer images"
+    assert few in by(found["image_quality"], "images")["synthetic"]["warning"]
+
+
+def test_a_tree_against_its_other_half_is_at_the_floor(real, evaluate):
+    rows = by(evaluate(SYNTHETIC=real, SYNTHETIC_SPLIT="validate")["image_quality"], "images")
+    assert 0 < rows["synthetic"]["FID"] < 5 * rows["real train (floor)"]["FID"]
+    assert rows["synthetic"]["N"] == rows["real train (floor)"]["N"]
+
+
+def test_copied_training_images_are_found_and_shown(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "copies", real, ("train",))
+    found = evaluate(SYNTHETIC=tmp_path / "copies")
+    (row,) = found["memorisation"]
+    assert row["share"] == 1 and row["median"] < 1e-5 < row["median_real"]
+    assert found["synthetic"]["N"] == len(made)
+    for name in ("auroc.png", "memorisation.png", "closest.png", "evaluation.md", "index.html", "constants.json"):
+        assert (tmp_path / "evaluation" / name).stat().st_size > 0
+    with Image.open(tmp_path / "evaluation" / "closest.png") as picture:
+        assert min(picture.size) > 100
+    # label vectors of training rows: each has its source's report as reference
+    assert by(found["reports"], "reports")["synthetic"]["N with a reference"] == len(made)
+
+
+def test_a_planted_label_flip_is_in_the_agreement(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "flipped", real, ("test",))
+    flipped = made["Pleural Effusion"].to_numpy() == 1
+    write_tree(
+        tmp_path / "flipped", made.assign(**{"Pleural Effusion": np.where(flipped, 0, made["Pleural Effusion"])})
+    )
+    evaluate(SYNTHETIC=tmp_path / "flipped")
+    told = pd.read_csv(tmp_path / "evaluation" / "agreement.csv.gz", dtype={"dicom_id": str})
+    told = told[told["finding"] == "Pleural Effusion"].set_index("dicom_id").loc[made["dicom_id"]]
+    assert flipped.any() and (told["asked"][flipped] == 0).all() and (told["report"][flipped] == 1).mean() > 0.5
+
+
+def test_a_tree_without_reports_gets_image_metrics_only_and_is_told_so(real, evaluate, tmp_path):
+    generated_tree(tmp_path / "silent", real, ("test",), reports=False)
+    found = evaluate(SYNTHETIC=tmp_path / "silent")
+    assert "reports" not in found and list(found["pairs"]) == ["synthetic"]
+    assert (
+        "has no reports" in found["notes"][0]
+        and "has no reports" in (tmp_path / "evaluation/evaluation.md").read_text()
+    )
+    assert found["auroc"]["synthetic"]["mean"]["auroc"] is not None
+
+
+def test_unreadable_images_are_named_counted_and_left_out(real, evaluate, tmp_path, capfd):
+    made = generated_tree(tmp_path / "torn", real, ("test",))
+    row = made.iloc[3]
+    torn = image_file(tmp_path / "torn", row["subject_id"], row["study_id"], row["dicom_id"])
+    torn.write_bytes(torn.read_bytes()[:200])
+    found = evaluate(SYNTHETIC=tmp_path / "torn")
+    assert found["synthetic"]["N"] == len(made) - 1 and found["synthetic"]["unreadable"] == 1
+    said = "".join(capfd.readouterr())
+    assert torn.name in said and f"1 of {len(made)} images cannot be read" in said
+
+
+def test_written_reports_of_real_images_and_downstream_utility(real, evaluate, tmp_path):
+    table = read_table(real, splits=("test",))
+    table[["dicom_id", "study_id", "report"]].to_csv(tmp_path / "reports.csv", index=False)
+    found = evaluate(SYNTHETIC=real, WRITTEN=tmp_path, DOWNSTREAM=True)
+    written = by(found["written_reports"], "reports")
+    assert written["written for real images"]["ROUGE-L"] == pytest.approx(1)
+    assert written["shuffled among images"]["ROUGE-L"] < 0.9
+    assert [row["trained on"] for row in found["downstream"]] == ["real", "synthetic", "real and synthetic"]
+    assert [row["N"] for row in found["downstream"]][2] == sum(row["N"] for row in found["downstream"][:2])
+
+
+def test_trees_that_share_no_findings(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "unlabelled", real, ("test",))
+    write_tree(tmp_path / "unlabelled", made.assign(**dict.fromkeys(FINDINGS, 0)))
+    with pytest.raises(InputError, match="share no findings"):
+        evaluate(SYNTHETIC=tmp_path / "unlabelled")
+
+
+def test_fewer_than_two_images(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "one", real, ("test",))
+    for row in made.iloc[1:].itertuples():
+        image_file(tmp_path / "one", row.subject_id, row.study_id, row.dicom_id).unlink()
+    with pytest.raises(InputError, match="has 1 readable images; an evaluation needs 2 or more"):
+        evaluate(SYNTHETIC=tmp_path / "one")
+
+
+def test_an_image_that_is_no_picture_is_never_replaced(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "black", real, ("test",))
+    for row in made.itertuples():
+        image_file(tmp_path / "black", row.subject_id, row.study_id, row.dicom_id).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="has 0 readable images"):
+        evaluate(SYNTHETIC=tmp_path / "black")
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"CLASSIFIER": "mine"}, "CLASSIFIER 'mine' is none of"),
+        ({"TEXT_JUDGE": "mine"}, "TEXT_JUDGE 'mine' is none of"),
+        ({"FEATURES": "clip"}, "'clip' is no feature extractor"),
+        ({"SPLIT": "dev"}, "'dev' is no split"),
+        ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
+        ({"SYNTHETIC": "nowhere"}, "nowhere is no folder"),
+    ],
+)
+def test_bad_constants_are_one_sentence(real, evaluate, constants, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(**{"SYNTHETIC": real, **constants})

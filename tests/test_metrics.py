@@ -1,0 +1,272 @@
+"""Metrics on inputs whose values are known."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from utils import metrics
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.training import make_accelerator
+
+
+def gaussians(count, width, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+
+
+def columns(*pairs, rows):
+    """(rows, 14) bool with the named columns set."""
+    array = np.zeros((rows, len(FINDINGS)), dtype=bool)
+    for finding, values in pairs:
+        array[:, FINDINGS.index(finding)] = values
+    return array
+
+
+@pytest.fixture
+def enough(monkeypatch):
+    monkeypatch.setattr(metrics, "MINIMUM_POSITIVES", 2)
+
+
+# ---- image quality
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero():
+    features = gaussians(300, 12)
+    assert metrics.frechet_distance(features, features[::-1].copy()) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_scaled_and_shifted_gaussians_is_the_closed_form():
+    real = gaussians(500, 6)
+    fake = 2 * real + 3  # covariance 4 C: |shift of the mean|² + trace(C + 4 C - 2 · 2 C)
+    closed = np.square(fake.mean(axis=0) - real.mean(axis=0)).sum() + np.trace(np.cov(real.T))
+    assert metrics.frechet_distance(real, fake) == pytest.approx(closed, rel=1e-4)
+
+
+def test_kernel_distance_is_about_zero_for_one_distribution_and_grows_with_a_shift():
+    same, _ = metrics.kernel_distance(gaussians(300, 8), gaussians(300, 8, seed=1), seed=0)
+    far, _ = metrics.kernel_distance(gaussians(300, 8), gaussians(300, 8, seed=1) + 1, seed=0)
+    assert abs(same) < 0.05 < 1 < far
+    assert metrics.kernel_distance(gaussians(50, 8), gaussians(90, 8), 7) == metrics.kernel_distance(
+        gaussians(50, 8), gaussians(90, 8), 7
+    )
+
+
+def test_neighbourhood_metrics_of_equal_and_of_distant_sets():
+    features = gaussians(200, 4)
+    equal = metrics.neighbourhood_metrics(features, features, neighbours=5)
+    assert equal["precision"] == equal["recall"] == equal["coverage"] == 1
+    assert equal["density"] == pytest.approx(6 / 5)  # each ball holds its 5 neighbours and its centre
+    apart = metrics.neighbourhood_metrics(features, features + 100, neighbours=5)
+    assert set(apart.values()) == {0.0}
+    assert np.isnan(metrics.neighbourhood_metrics(features[:5], features)["recall"])
+
+
+def test_neighbourhood_metrics_counted_by_hand():
+    real = np.array([[0.0], [1.0], [10.0]], dtype=np.float32)  # radii for k = 1: 1, 1, 9
+    fake = np.array([[0.5], [30.0]], dtype=np.float32)  # radii: 29.5, 29.5
+    found = metrics.neighbourhood_metrics(real, fake, neighbours=1)
+    assert found == {"precision": 0.5, "recall": 1.0, "density": 1.0, "coverage": 2 / 3}
+
+
+def test_mode_collapse_shows_in_recall_and_coverage_not_in_precision():
+    real = gaussians(300, 4)
+    collapsed = real[:1] + 1e-3 * gaussians(300, 4, seed=1)
+    found = metrics.neighbourhood_metrics(real, collapsed)
+    assert found["precision"] == 1 and found["recall"] < 0.05 and found["coverage"] < 0.2
+
+
+@pytest.mark.parametrize("side", [32, 64, 256])
+def test_ms_ssim_of_equal_images_is_one_at_any_size(side):
+    images = torch.rand(3, 1, side, side) * 2 - 1
+    torch.testing.assert_close(metrics.ms_ssim(images, images), torch.ones(3))
+    assert (metrics.ms_ssim(images, images.flip(-1)) < 0.5).all()
+
+
+def test_diversity_pairs_have_the_same_findings_and_two_patients():
+    labels = columns(("Edema", [1, 1, 1, 0, 0]), rows=5).astype(int)
+    table = pd.DataFrame(labels, columns=FINDINGS).assign(subject_id=[1, 1, 2, 3, 4])
+    pairs = metrics.label_set_pairs(table, 10, seed=0).tolist()
+    assert sorted(pairs) == [[0, 2], [1, 2], [3, 4]]
+    alike = metrics.diversity(lambda row: torch.full((1, 64, 64), 0.3), np.array(pairs))
+    assert alike == pytest.approx(1)
+    assert np.isnan(metrics.diversity(None, metrics.label_set_pairs(table.iloc[:2], 10, seed=0)))
+
+
+# ---- clinical efficacy
+
+
+def test_auroc_counted_by_hand():
+    labels = np.array([0, 0, 1, 1], dtype=bool)
+    assert metrics.auroc(labels, np.array([0.1, 0.4, 0.35, 0.8])) == 0.75  # 3 of the 4 pairs in order
+    assert metrics.auroc(labels, np.full(4, 0.5)) == 0.5
+    assert np.isnan(metrics.auroc(np.ones(4, bool), np.arange(4)))
+
+
+def test_auroc_table_leaves_rare_and_unknown_findings_out_of_the_mean():
+    rng = np.random.default_rng(0)
+    edema, rare = np.arange(100) < 40, np.arange(100) < 9
+    labels = columns(("Edema", edema), ("Fracture", rare), ("Pneumonia", edema), rows=100)
+    scores = rng.random((100, 14))
+    scores[:, FINDINGS.index("Edema")] = edema + rng.normal(size=100)
+    known = np.array([name != "Pneumonia" for name in FINDINGS])
+    table = metrics.auroc_table(labels, scores, known, replicates=200)
+    assert table.index[table["counted"]].tolist() == ["Edema", "mean"]
+    assert np.isnan(table.loc["Fracture", "auroc"]) and table.loc["Fracture", "positives"] == 9
+    row = table.loc["Edema"]
+    assert row["low"] < row["auroc"] < row["high"] and table.loc["mean", "auroc"] == row["auroc"]
+    assert 0.05 < row["high"] - row["low"] < 0.4  # the standard error of such an AUROC is about 0.05
+    nothing = metrics.auroc_table(labels[:5], scores[:5])
+    assert not nothing["counted"].any() and np.isnan(nothing.loc["mean", "auroc"])
+
+
+def test_clinical_f1_counted_by_hand(enough):
+    labels = columns(("Edema", [1, 1, 1, 0]), ("Fracture", [1, 1, 0, 0]), ("Pneumonia", [1, 0, 0, 0]), rows=4)
+    said = columns(("Edema", [1, 1, 0, 1]), ("Fracture", [1, 1, 0, 0]), ("Pneumonia", [0, 0, 0, 0]), rows=4)
+    table = metrics.clinical_f1(labels, said)["f1"]
+    assert table["Edema"] == pytest.approx(2 / 3)  # 2 hits, 1 miss, 1 false alarm
+    assert table["Fracture"] == 1 and np.isnan(table["Pneumonia"])  # 1 positive: too few
+    assert table["macro"] == pytest.approx((2 / 3 + 1) / 2)
+    assert table["micro"] == pytest.approx(2 * 4 / (2 * 4 + 2 + 1))  # 4 hits, 2 misses, 1 false alarm
+
+
+def test_best_thresholds_separate_and_stay_at_a_half_when_positives_are_few():
+    edema = np.arange(40) < 20
+    labels = columns(("Edema", edema), rows=40)
+    probabilities = np.where(labels, 0.3, 0.1)
+    thresholds = metrics.best_thresholds(labels, probabilities)
+    assert 0.1 < thresholds[FINDINGS.index("Edema")] <= 0.3
+    assert thresholds[FINDINGS.index("Fracture")] == 0.5
+
+
+# ---- reports
+
+
+def test_text_scores_counted_by_hand():
+    perfect = metrics.text_scores(["No acute process in the chest."], ["no acute process in the chest"])
+    assert all(perfect[f"BLEU-{order}"] == pytest.approx(1) for order in (1, 2, 3, 4)) and perfect["ROUGE-L"] == 1
+    found = metrics.text_scores(["a b c d"], ["a b x d"])
+    assert found["BLEU-1"] == pytest.approx(3 / 4)
+    assert found["BLEU-2"] == pytest.approx((3 / 4 * 1 / 3) ** 0.5)
+    assert found["BLEU-4"] == 0
+    assert found["ROUGE-L"] == pytest.approx(3 / 4)
+
+
+def test_the_text_judge_tells_presence_from_negation():
+    present, absent = "There is edema.", "There is no edema."
+    reports = [present, absent] * 15
+    labels = columns(("Edema", [True, False] * 15), ("Fracture", [True] + [False] * 29), rows=30)
+    judge = metrics.TextJudge(reports, labels)
+    assert judge([present, absent])[:, FINDINGS.index("Edema")].tolist() == [True, False]
+    assert not judge.known[FINDINGS.index("Fracture")] and not judge(reports)[:, FINDINGS.index("Fracture")].any()
+    with pytest.raises(InputError, match="without reports"):
+        metrics.TextJudge(["", ""], labels[:2])
+
+
+def test_the_label_only_report_says_each_code():
+    labels = np.zeros(14, dtype=int)
+    labels[[FINDINGS.index(name) for name in ("Edema", "Fracture", "Pneumonia")]] = 1, -1, -2
+    said = metrics.label_report(labels)
+    assert said == "FINDINGS: There is edema. There is no fracture. Possible pneumonia. IMPRESSION: Edema."
+
+
+# ---- pairs and memorisation
+
+
+def test_a_planted_label_flip_is_found_by_the_agreement():
+    asked = columns(("Edema", np.arange(40) < 20), ("Fracture", np.arange(40) < 20), rows=40)
+    report = asked.copy()
+    report[3, FINDINGS.index("Edema")] = False
+    pairs = metrics.pair_table([f"image {row}" for row in range(40)], asked, asked, report)
+    differ = pairs[(pairs["asked"] != pairs["report"]) | (pairs["asked"] != pairs["image"])]
+    assert differ[["dicom_id", "finding"]].to_numpy().tolist() == [["image 3", "Edema"]]
+    table = metrics.agreement(pairs)
+    assert table.loc["Fracture"].tolist() == [20, 1, 1, 1, 1, 1, 1]
+    assert table.loc["Edema", "all three"] == pytest.approx(39 / 40)
+    assert table.loc["Edema", "told in the report"] == pytest.approx(19 / 20)
+    assert table.loc["Edema", "kappa request-report"] == pytest.approx(0.95)
+    assert table.loc["Edema", "kappa request-image"] == 1
+    assert table.loc["Pneumonia"].isna().sum() == 6  # never asked for
+    unreported = metrics.agreement(metrics.pair_table(range(40), asked, asked, None))
+    assert np.isnan(unreported.loc["Edema", "all three"]) and unreported.loc["Edema", "seen in the image"] == 1
+
+
+def test_a_planted_copy_is_found():
+    train, synthetic, real = gaussians(200, 32), gaussians(50, 32, seed=1), gaussians(60, 32, seed=2)
+    synthetic[7] = train[123]
+    distances, rows = metrics.nearest(synthetic, lambda start, end: train[start:end], len(train), block=33)
+    assert distances.argmin() == 7 and rows[7] == 123 and distances[7] == 0
+    exact = np.sqrt(np.square(synthetic[0] - train).mean(axis=1))
+    assert distances[0] == pytest.approx(exact.min()) and rows[0] == exact.argmin()
+    near_real, _ = metrics.nearest(real, lambda start, end: train[start:end], len(train))
+    found = metrics.memorisation(distances, near_real, 0.01)
+    assert found["copies"] >= 1 and found["share"] == found["copies"] / 50
+    copied = metrics.memorisation(np.zeros(50), near_real, 0.01)
+    assert copied["share"] == 1 and found["share"] < 0.2
+
+
+# ---- the image judge
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """60 images, 30 of them with a bright square, which is called edema."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(60):
+        pixels = rng.integers(0, 80, (32, 32), dtype=np.uint8)
+        if number % 2:
+            pixels[8:20, 8:20] = 255
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        rows.append({"dicom_id": str(number), "image_path": str(path), "Edema": number % 2})
+    return pd.DataFrame(rows).reindex(columns=["dicom_id", "image_path", *FINDINGS], fill_value=0)
+
+
+SETTINGS = metrics.JudgeSettings(model="test_resnet", image_size=32, steps=40, batch_size=16, learning_rate=3e-3)
+
+
+def test_the_image_judge_learns_is_kept_and_is_trained_anew_when_its_rows_change(drawn, tmp_path, monkeypatch):
+    accelerator, cache = make_accelerator("cpu", "no"), tmp_path / "cache"
+    train, validation = drawn.iloc[:40].reset_index(drop=True), drawn.iloc[40:].reset_index(drop=True)
+    judge = metrics.image_judge(train, validation, SETTINGS, cache, accelerator)
+    pixels, keys, _ = metrics.cache_pixels(validation, 32, cache, accelerator)
+    features, scores = metrics.extract(judge, metrics.pixel_reader(pixels, keys), 20, "cpu", batch_size=7)
+    assert features.shape == (20, judge.width) and scores.shape == (20, 14)
+    edema = FINDINGS.index("Edema")
+    assert metrics.auroc(validation["Edema"].to_numpy() == 1, scores[:, edema]) > 0.95
+    assert judge.known.tolist() == [name == "Edema" for name in FINDINGS]
+
+    files = metrics.file_reader(validation["image_path"].tolist(), 32)
+    np.testing.assert_allclose(metrics.extract(judge, files, 20, "cpu")[1], scores, atol=1e-5)
+
+    trained = []
+    train_classifier = metrics.train_classifier
+    monkeypatch.setattr(metrics, "train_classifier", lambda *given: trained.append(given) or train_classifier(*given))
+    again = metrics.image_judge(train, validation, SETTINGS, cache, accelerator)
+    np.testing.assert_array_equal(
+        metrics.extract(again, files, 20, "cpu")[1], metrics.extract(judge, files, 20, "cpu")[1]
+    )
+    np.testing.assert_allclose(again.thresholds, judge.thresholds)
+    assert not trained
+    train.loc[0, "Edema"] = 1
+    metrics.image_judge(train, validation, SETTINGS, cache, accelerator)
+    assert len(trained) == 1
+
+
+def test_an_unknown_judge_model_and_an_unknown_extractor_are_one_sentence():
+    with pytest.raises(InputError, match="JUDGE_MODEL 'resnet_of_mine'"):
+        metrics._classifier("resnet_of_mine")
+    with pytest.raises(InputError, match="'clip' is no feature extractor"):
+        metrics.load_extractor("clip", "cpu")
+
+
+def test_packages_that_are_absent_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "f1chexbert", None)
+    monkeypatch.setitem(sys.modules, "radgraph", None)
+    with pytest.raises(InputError, match="CheXbert is not at hand"):
+        metrics.ChexbertJudge("cpu")
+    with pytest.raises(InputError, match="RadGraph is not at hand"):
+        metrics.radgraph_f1(["a"], ["b"])

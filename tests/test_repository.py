@@ -1,0 +1,99 @@
+"""Rules of the house that a machine can check."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from utils.constants import tomllib
+from utils.training import FIT_CONSTANTS
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(ROOT.glob("*.py"))
+MODULES = sorted([*(ROOT / "utils").glob("*.py"), *(ROOT / "uvit").glob("*.py")])
+
+
+def imported(path):
+    """The names of the modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def constants(path):
+    """The names of the constants at the top of a file."""
+    return re.findall(r"^([A-Z][A-Z0-9_]*) = ", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *MODULES], ids=lambda path: path.name)
+def test_imports_run_one_way(path):
+    scripts = {script.stem for script in SCRIPTS}
+    assert not scripts & {name.split(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_constant_is_explained_and_read(path):
+    text = path.read_text()
+    for name in constants(path):
+        assert re.search(rf"^{name} = .*  # \w", text, re.MULTILINE), f"{name} has no comment"
+        read = len(re.findall(rf"\b{name}\b", text)) > 1
+        assert read or ("fit(" in text and name in FIT_CONSTANTS), f"{name} is not read"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_only_main_reads_constants(path):
+    names = set(constants(path))
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "main":
+            read = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+            assert not names & read, f"{node.name} reads {names & read}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_docstring_says_what_it_reads_and_writes(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert "Reads:" in docstring and "Writes:" in docstring and f"python {path.name}" in docstring
+
+
+def test_trainers_have_what_fit_reads():
+    for path in ROOT.glob("train_*.py"):
+        assert not set(FIT_CONSTANTS) - set(constants(path)), path.name
+
+
+@pytest.mark.parametrize("kind", ["train", "sample"])
+def test_the_diffusion_scripts_differ_by_the_backbone_alone(kind):
+    """Outside of docstring, imports and constants, at most ten lines of the twins differ."""
+    bodies = []
+    for backbone in ("clipSD", "clipUViT"):
+        text = (ROOT / f"{kind}_diffusion_{backbone}.py").read_text()
+        bodies.append(set(text[text.index("\ndef ") :].splitlines()))
+    assert len(bodies[0] ^ bodies[1]) <= 10, sorted(bodies[0] ^ bodies[1])
+
+
+def test_demo_config_names_scripts_and_their_constants():
+    config = tomllib.loads((ROOT / "demo.toml").read_text())
+    known = {path.stem: set(constants(path)) for path in [*SCRIPTS, *MODULES]}
+    everywhere = set().union(*known.values())
+    for table, entries in config.items():
+        assert table == "common" or table in known
+        unknown = set(entries) - (everywhere if table == "common" else known[table])
+        assert not unknown, f"[{table}] {unknown}"
+
+
+def test_assets_are_small():
+    total = sum(path.stat().st_size for path in (ROOT / "assets" / "demo").rglob("*") if path.is_file())
+    assert 0 < total <= 10_000_000
+
+
+def test_environment_takes_the_requirements():
+    assert "--requirement requirements.txt" in (ROOT / "environment.yml").read_text()
+
+
+def test_readme_names_every_script_and_make_target():
+    readme = (ROOT / "README.md").read_text()
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in [path.name for path in SCRIPTS] + [f"make {target}" for target in targets]:
+        assert name in readme, name

@@ -1,0 +1,134 @@
+"""Trains the report autoencoder: BART that writes a report from one pooled latent of it.
+
+    python train_bart.py --DATA_ROOT /data/mimic-cxr-jpg --REPORTS_ROOT /data/mimic-cxr-reports.zip --RUN_DIR runs/bart
+    accelerate launch --num_processes 4 train_bart.py --config my.toml
+
+Reads:  DATA_ROOT (a CXR tree, of which only the tables), REPORTS_ROOT (its reports), INITIAL_WEIGHTS (BART, tokenizer)
+Writes: RUN_DIR/{last,best,step-*} (checkpoints: BART folders with their tokenizer),
+        RUN_DIR/{metrics.csv,loss.png,previews,constants.json}, RUN_DIR/{reconstructions.txt,evaluation.json}
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from torch.nn import functional
+
+from utils.constants import override_constants
+from utils.errors import InputError, run, writing
+from utils.mimic_cxr import read_table
+from utils.report_autoencoder import (
+    ReportAutoencoder,
+    ReportExamples,
+    constant_report,
+    reconstruct,
+    rouge_l,
+    study_reports,
+    write_pairs,
+)
+from utils.training import fit, make_accelerator
+
+# data
+DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
+REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
+VIEWS = ("PA",)  # ViewPosition that a study must have an image of; () for all
+HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
+# the autoencoder
+INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer
+POOLING = "mean"  # of the encoder's states into the latent: mean, bos or eos
+LATENT_NOISE = 0.0  # noise on the latent in training, in its standard deviations; 0: none, as the paper
+# optimisation
+BATCH_SIZE = 8  # reports an optimiser step, over all processes
+ACCUMULATION = 1  # passes an optimiser step: more need less memory
+EPOCHS = 20  # passes over the training reports
+MAX_STEPS = 0  # optimiser steps at most; 0: as EPOCHS says
+LEARNING_RATE = 5e-5  # of AdamW, after the warm-up
+BETAS = (0.9, 0.999)  # of AdamW
+WEIGHT_DECAY = 0.01  # of AdamW
+LR_SCHEDULE = "constant_with_warmup"  # of the learning rate: constant_with_warmup (the paper's, but for the warm-up), linear, cosine
+WARMUP_STEPS = 500  # optimiser steps of linear warm-up (paper: 0)
+CLIP_NORM = 1.0  # largest norm of the gradient (paper: not clipped)
+EMA_DECAY = 0.999  # of the averaged weights, which are the ones used (paper: no average)
+PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16 (paper: no)
+SEED = 1234  # of data order, noise and dropout
+# running
+RUN_DIR = "runs/bart"  # checkpoints, metrics and examples
+RESUME = True  # go on from RUN_DIR/last where there is one
+CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview
+KEEP_CHECKPOINTS = 0  # older step-* folders are removed; 0: keep last and best only
+VALIDATION_ROWS = 1000  # validation reports a validation; 0: all of them
+PREVIEW_REPORTS = 8  # validation reports that a preview writes again
+EVALUATION_REPORTS = 300  # test reports written again at the end, and scored
+LOG_EVERY = 50  # optimiser steps a row of metrics.csv
+DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
+NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so they have nothing to wait for
+
+
+def compute_loss(model, batch, latent_noise):
+    """Cross-entropy of each token given the latent and the tokens before it, a mean over the tokens, without padding.
+
+    batch: input_ids and attention_mask (B, L), noise (B, D), standard normal.
+    """
+    noise = latent_noise * batch["noise"] if latent_noise else None
+    logits = model(batch["input_ids"], batch["attention_mask"], noise)  # (B, L, V)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def preview(model, path, reports, batch_size):
+    """Held-out reports beside what their latents become again."""
+    write_pairs(path.with_suffix(".txt"), {"report": reports, "again ": reconstruct(model, reports, batch_size)})
+
+
+def evaluate(autoencoder, reports, training_reports, batch_size, run_dir):
+    """Held-out reports from their own latents: ROUGE-L against the one report that would do best for everybody."""
+    written = reconstruct(autoencoder, reports, batch_size)
+    constant = constant_report(training_reports)
+    seen = set(training_reports)
+    scores = {
+        "held-out reports": len(reports),
+        "of them word for word in training": sum(report in seen for report in reports),
+        "reconstructed word for word": sum(report == again for report, again in zip(reports, written)),
+        "ROUGE-L of the reconstructions": rouge_l(reports, written),
+        "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
+    }
+    with writing("the evaluation", run_dir):
+        write_pairs(run_dir / "reconstructions.txt", {"report": reports, "again ": written})
+        (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print("\n".join(f"{name}: {score:.3g}" for name, score in scores.items()))
+    print(f"the constant report: {constant}")
+
+
+def main():
+    constants = override_constants(globals())
+    accelerator = make_accelerator(DEVICE, PRECISION)
+
+    table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT, check_images=False)
+    studies = study_reports(table)
+    reports = {split: studies["report"][studies["split"] == split].tolist() for split in ("train", "validate", "test")}
+    for split in ("train", "validate"):
+        if not reports[split]:
+            raise InputError(f"{DATA_ROOT} has no report in the split {split!r} after the filters")
+    model = ReportAutoencoder.from_pretrained(INITIAL_WEIGHTS, POOLING)
+
+    examples = ReportExamples(reports["train"], model, BATCH_SIZE)
+    validation = ReportExamples(reports["validate"], model, BATCH_SIZE)
+    fit(
+        model,
+        examples,
+        validation,
+        partial(compute_loss, latent_noise=LATENT_NOISE),
+        constants,
+        accelerator,
+        partial(preview, reports=reports["validate"][:PREVIEW_REPORTS], batch_size=BATCH_SIZE),
+        collate=examples.collate,
+    )
+    if accelerator.is_main_process and EVALUATION_REPORTS:
+        best = ReportAutoencoder.from_pretrained(Path(RUN_DIR) / "best").eval().to(accelerator.device)
+        held_out = (reports["test"] or reports["validate"])[:EVALUATION_REPORTS]
+        evaluate(best, held_out, reports["train"], BATCH_SIZE, Path(RUN_DIR))
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,137 @@
+"""Trains the vision module on a U-ViT: chest X-ray latents, prompted by a fusion of CLIP text and a reference image.
+
+    python train_diffusion_clipUViT.py --DATA_ROOT /data/mimic-cxr-jpg --RUN_DIR runs/clipUViT
+    accelerate launch --num_processes 4 train_diffusion_clipUViT.py --config my.toml
+
+Reads:  DATA_ROOT (a CXR tree), BASE_MODEL (VAE, text encoder), REFERENCE_ENCODER, CACHE_DIR (filled on the first run)
+Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from utils.constants import override_constants
+from utils.diffusion import (
+    DiffusionExamples,
+    DiffusionFeatures,
+    PromptedDenoiser,
+    noise_schedule,
+    training_target,
+)
+from utils.errors import run
+from utils.latents import latent_shape, load_vae
+from utils.mimic_cxr import read_table
+from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
+from utils.synthesis import Preview
+from utils.training import fit, make_accelerator
+from uvit.checkpoints import start_from
+from uvit.model import UViT
+
+# data
+DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
+VIEWS = ("PA",)  # ViewPosition of the images; () for all
+HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
+IMAGE_SIZE = 256  # pixels, the side of the square image
+CACHE_DIR = "cache"  # where the frozen encoders' features are kept
+ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders
+# frozen encoders
+BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_encoder, tokenizer and scheduler
+REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
+# the denoiser
+INITIAL_WEIGHTS = ""  # a checkpoint folder, the official U-ViT's .pth or the authors' .ckpt; empty: random weights
+PATCH_SIZE = 2  # latent pixels, the side of a token's patch
+EMBED_DIM = 1024  # width of a token
+DEPTH = 20  # blocks: half of them in, half out, one in the middle
+NUM_HEADS = 16  # attention heads
+GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
+COMPILE = False  # True: torch.compile the denoiser
+# the noise and the prompt
+PREDICTION = "epsilon"  # what the network predicts: epsilon (the paper's) or v_prediction
+DROP_TEXT = 0.05  # probability that an example loses its text (paper: 0, so its guidance was never trained)
+DROP_REFERENCE = 0.05  # probability that it loses its reference (paper: 0)
+DROP_BOTH = 0.05  # probability that it loses both (paper: 0)
+# optimisation
+BATCH_SIZE = 32  # images an optimiser step, over all processes
+ACCUMULATION = 1  # passes an optimiser step: more need less memory
+EPOCHS = 10  # passes over the training rows
+MAX_STEPS = 0  # optimiser steps at most; 0: as EPOCHS says
+LEARNING_RATE = 5e-5  # of AdamW, after the warm-up
+BETAS = (0.9, 0.999)  # of AdamW
+WEIGHT_DECAY = 0.01  # of AdamW
+LR_SCHEDULE = "constant_with_warmup"  # of the learning rate: constant_with_warmup (the paper's, but for the warm-up), linear, cosine
+WARMUP_STEPS = 500  # optimiser steps of linear warm-up (paper: 0)
+CLIP_NORM = 1.0  # largest norm of the gradient (paper: not clipped)
+EMA_DECAY = 0.9999  # of the averaged weights, which are the ones sampled (paper: no average)
+PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16 (paper: no)
+SEED = 1234  # of data order, noise, references and dropout
+# running
+RUN_DIR = "runs/clipUViT"  # checkpoints, metrics and pictures
+RESUME = True  # go on from RUN_DIR/last where there is one
+CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview
+KEEP_CHECKPOINTS = 2  # older step-* folders are removed; 0: keep last and best only
+VALIDATION_ROWS = 512  # validation images a validation; 0: all of them
+PREVIEW_STEPS = 25  # denoising steps of the preview pictures
+PREVIEW_GUIDANCE = 3.0  # text and reference guidance of the preview pictures
+LOG_EVERY = 50  # optimiser steps a row of metrics.csv
+DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
+NUM_WORKERS = 4  # threads that decode images, and processes that load batches
+
+
+def compute_loss(model, batch, schedule):
+    """The mean squared error of the predicted noise (Ho et al. 2020, equation 14) or velocity.
+
+    batch: latents and noise (B, 4, h, w), timesteps (B,), text (B, D), reference (B, R).
+    """
+    noisy = schedule.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+    target = training_target(schedule, batch["latents"], batch["noise"], batch["timesteps"])
+    prediction = model(noisy, batch["timesteps"], batch["text"], batch["reference"])
+    return F.mse_loss(prediction.float(), target)
+
+
+def main():
+    constants = override_constants(globals())
+    accelerator = make_accelerator(DEVICE, PRECISION)
+    device = accelerator.device
+
+    table = read_table(DATA_ROOT, views=VIEWS, splits=("train", "validate"), hold_out=HOLD_OUT, with_reports=False)
+    vae = load_vae(BASE_MODEL, device)
+    text_encoder = TextEncoder(BASE_MODEL, pooled=True, device=device)
+    reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
+    features = DiffusionFeatures(
+        table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
+    )
+
+    torch.manual_seed(SEED)  # of the initial weights
+    channels, side, _ = latent_shape(vae, IMAGE_SIZE)
+    denoiser = UViT(side, PATCH_SIZE, channels, EMBED_DIM, DEPTH, NUM_HEADS)
+    fusion = PooledFusion(text_encoder.width, reference_encoder.width, EMBED_DIM)
+    schedule = noise_schedule(BASE_MODEL, PREDICTION)
+    model = PromptedDenoiser(denoiser, fusion, schedule)
+    if INITIAL_WEIGHTS:
+        start_from(model, INITIAL_WEIGHTS)
+    if GRADIENT_CHECKPOINTING:
+        denoiser.enable_gradient_checkpointing()
+    if COMPILE:
+        denoiser.compile()
+
+    steps = schedule.config.num_train_timesteps
+    examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)
+    validation = DiffusionExamples(features, "validate", steps, 0, 0, 0)
+    accelerator.print("references of the training rows:", examples.references.count_kinds(examples.table))
+    preview = Preview(validation, vae, schedule, PREVIEW_STEPS, PREVIEW_GUIDANCE, SEED)
+    fit(
+        model,
+        examples,
+        validation,
+        partial(compute_loss, schedule=schedule),
+        constants,
+        accelerator,
+        preview,
+        facts={"encoders": features.encoders},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,152 @@
+"""Trains the prior: a vision transformer from an image's VAE latents to the pooled latent of its report.
+
+    python train_prior_model.py --DATA_ROOT /data/mimic-cxr-jpg --BART_CHECKPOINT runs/bart/best --RUN_DIR runs/prior
+    accelerate launch --num_processes 4 train_prior_model.py --config my.toml
+
+Reads:  DATA_ROOT (a CXR tree), REPORTS_ROOT (its reports), BASE_MODEL (VAE), BART_CHECKPOINT (of train_bart.py),
+        CACHE_DIR (filled on the first run)
+Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,constants.json},
+        RUN_DIR/{written.txt,evaluation.json}
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from utils.constants import override_constants
+from utils.errors import run, writing
+from utils.latents import latent_shape, load_vae
+from utils.mimic_cxr import read_table
+from utils.prior import Prior, PriorExamples, PriorFeatures
+from utils.report_autoencoder import constant_report, rouge_l, write_pairs
+from utils.training import fit, make_accelerator
+from uvit.checkpoints import load_autoencoder
+
+# data
+DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
+REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
+VIEWS = ("PA",)  # ViewPosition of the images; () for all
+HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
+IMAGE_SIZE = 256  # pixels, the side of the square image
+CACHE_DIR = "cache"  # where the frozen encoders' features are kept
+ENCODE_BATCH_SIZE = 32  # images, or reports, at a time through the frozen encoders
+# frozen encoders
+BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae
+BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are learned, or the authors' .ckpt
+POOLING = "mean"  # of an authors' BART, whose file does not say it: mean, bos or eos
+TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
+# the prior
+PRETRAINED = "vit_base_patch16_224"  # timm ViT to start from, of the sizes below; empty: from random weights
+PRETRAINED_FILE = ""  # its weights on disk; empty: from the Hugging Face hub
+PATCH_SIZE = 2  # latent pixels, the side of a token's patch
+EMBED_DIM = 768  # width of a token
+DEPTH = 12  # blocks
+NUM_HEADS = 12  # attention heads
+COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error
+# optimisation
+BATCH_SIZE = 16  # images an optimiser step, over all processes
+ACCUMULATION = 1  # passes an optimiser step: more need less memory
+EPOCHS = 20  # passes over the training rows
+MAX_STEPS = 0  # optimiser steps at most; 0: as EPOCHS says
+LEARNING_RATE = 5e-5  # of AdamW, after the warm-up
+BETAS = (0.9, 0.999)  # of AdamW
+WEIGHT_DECAY = 0.01  # of AdamW
+LR_SCHEDULE = "constant_with_warmup"  # of the learning rate: constant_with_warmup (the paper's, but for the warm-up), linear, cosine
+WARMUP_STEPS = 500  # optimiser steps of linear warm-up (paper: 0)
+CLIP_NORM = 1.0  # largest norm of the gradient (paper: not clipped)
+EMA_DECAY = 0.999  # of the averaged weights, which are the ones sampled (paper: no average)
+PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16 (paper: no)
+SEED = 1234  # of data order, posterior draws and initial weights
+# running
+RUN_DIR = "runs/prior"  # checkpoints, metrics and examples
+RESUME = True  # go on from RUN_DIR/last where there is one
+CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation
+KEEP_CHECKPOINTS = 0  # older step-* folders are removed; 0: keep last and best only
+VALIDATION_ROWS = 1000  # validation images a validation; 0: all of them
+EVALUATION_IMAGES = 300  # test images whose reports are written at the end, and scored
+LOG_EVERY = 50  # optimiser steps a row of metrics.csv
+DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
+NUM_WORKERS = 4  # threads that decode images, and processes that load batches
+
+
+def compute_loss(model, batch, cosine_weight):
+    """MSE + cosine_weight (1 - cosine) of the standardised report latents (CXR-IRGen, section 3.3).
+
+    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised.
+    """
+    predicted = model(batch["latents"]).float()  # (B, D)
+    cosine = functional.cosine_similarity(predicted, batch["report_latents"], dim=1)  # (B,)
+    return functional.mse_loss(predicted, batch["report_latents"]) + cosine_weight * (1 - cosine).mean()
+
+
+def evaluate(prior, autoencoder, examples, training_reports, batch_size, run_dir):
+    """The reports of held-out images, written from their pixels: ROUGE-L, and the explained variance of the latents."""
+    rows = [examples[row, row] for row in range(len(examples))]
+    truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
+    reports = examples.features.table["report"].iloc[examples.rows].tolist()
+    predicted, written, again = [], [], []
+    for start in range(0, len(rows), batch_size):
+        latents = torch.stack([row["latents"] for row in rows[start : start + batch_size]])
+        report_latents = prior.predict(latents)  # (B, D)
+        predicted.append(prior.standardise(report_latents).cpu())
+        written += autoencoder.generate(report_latents)
+        again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
+    constant = constant_report(training_reports)
+    unexplained = (torch.cat(predicted) - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
+    scores = {
+        "held-out images": len(rows),
+        "explained variance of their report latents": 1 - unexplained.item(),
+        "ROUGE-L of the reports written from the images": rouge_l(reports, written),
+        "ROUGE-L of the same reports, shuffled": rouge_l(reports, [*written[1:], *written[:1]]),
+        "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
+        "ROUGE-L of the reports from their own latents": rouge_l(reports, again),
+    }
+    with writing("the evaluation", run_dir):
+        write_pairs(run_dir / "written.txt", {"report ": reports, "written": written, "again  ": again})
+        (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print("\n".join(f"{name}: {score:.3g}" for name, score in scores.items()))
+
+
+def main():
+    constants = override_constants(globals())
+    accelerator = make_accelerator(DEVICE, PRECISION)
+    device = accelerator.device
+
+    table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
+    vae = load_vae(BASE_MODEL, device)
+    autoencoder = load_autoencoder(BART_CHECKPOINT, POOLING, TOKENIZER).eval().requires_grad_(False).to(device)
+    features = PriorFeatures(
+        table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
+    )
+
+    channels, side, _ = latent_shape(vae, IMAGE_SIZE)
+    torch.manual_seed(SEED)
+    model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width)
+    if PRETRAINED:
+        model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
+    model.set_statistics(*features.statistics("train"))
+
+    fit(
+        model,
+        PriorExamples(features, "train", model),
+        PriorExamples(features, "validate", model),
+        partial(compute_loss, cosine_weight=COSINE_WEIGHT),
+        constants,
+        accelerator,
+        facts={"encoders": features.encoders},
+    )
+    if accelerator.is_main_process and EVALUATION_IMAGES:
+        best = Prior.from_pretrained(Path(RUN_DIR) / "best").eval().to(device)
+        split = "test" if (features.table["split"] == "test").any() else "validate"
+        held_out = PriorExamples(features, split, best)
+        held_out.rows = held_out.rows[:EVALUATION_IMAGES]
+        training_reports = features.table["report"].iloc[features.rows("train")]
+        evaluate(best, autoencoder, held_out, training_reports, ENCODE_BATCH_SIZE, Path(RUN_DIR))
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    run(main)

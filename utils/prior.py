@@ -1,0 +1,257 @@
+"""The prior: an image's VAE latents => the latent of its report, by a vision transformer (CXR-IRGen, section 3.3).
+
+    latents          (C, h, w) one draw of the VAE's posterior, unit variance
+    report latents   (D,) pooled BART latents; the network works on them standardised, dimension by dimension, with the
+                     mean and standard deviation of the training rows, which are kept in its checkpoint
+
+Neither the VAE nor BART runs in training: both ends come from the cache.
+"""
+
+import hashlib
+from functools import partial
+
+import numpy as np
+import timm
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.utils.data import Dataset
+
+from utils.cache import FeatureCache, weights_fingerprint
+from utils.errors import InputError
+from utils.latents import cache_moments, draw_latents
+from utils.mimic_cxr import say
+from utils.report_autoencoder import clean_report
+
+POOLERS = ("linear", "tanh")
+STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
+SMALLEST_STD = 1e-6  # a dimension that varies less is constant
+
+
+class Prior(ModelMixin, ConfigMixin):
+    """A vision transformer on VAE latents, with a linear head on its class token, to standardised report latents.
+
+    Args:
+        latent_channels, latent_side: C and h = w of the latents. patch_size: side of a token's patch.
+        embed_dim, depth, num_heads: of the transformer; the defaults are ViT-Base.
+        report_dim: D, the width of a report latent.
+        pooler: "linear"; or "tanh" behind the linear layer, which cannot reach beyond -1 and 1.
+        layer_norm_epsilon: timm's ViTs have 1e-6, Hugging Face's ViTModel 1e-12.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        latent_side: int = 32,
+        patch_size: int = 2,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        report_dim: int = 768,
+        pooler: str = "linear",
+        layer_norm_epsilon: float = 1e-6,
+    ):
+        super().__init__()
+        if pooler not in POOLERS:
+            raise InputError(f"the pooler {pooler!r} is none of {', '.join(POOLERS)}")
+        if latent_side % patch_size or embed_dim % num_heads:
+            raise InputError(
+                f"PATCH_SIZE {patch_size} has to divide the latents' side {latent_side}, and NUM_HEADS {num_heads} "
+                f"EMBED_DIM {embed_dim}"
+            )
+        self.vit = VisionTransformer(
+            img_size=latent_side,
+            patch_size=patch_size,
+            in_chans=latent_channels,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            num_classes=0,
+            norm_layer=partial(nn.LayerNorm, eps=layer_norm_epsilon),
+        )
+        self.head = nn.Linear(embed_dim, report_dim)
+        self.register_buffer("report_mean", torch.zeros(report_dim))
+        self.register_buffer("report_std", torch.ones(report_dim))
+
+    def forward(self, latents):
+        """Latents (B, C, h, w), unit variance => standardised report latents (B, D)."""
+        pooled = self.vit(latents)  # (B, embed_dim), the class token after the final layer norm
+        predicted = self.head(pooled)
+        return predicted.tanh() if self.config.pooler == "tanh" else predicted
+
+    @torch.no_grad()
+    def predict(self, latents):
+        """Latents (B, C, h, w), unit variance => report latents (B, D), as BART's decoder wants them."""
+        latents = latents.to(self.device, self.dtype)
+        return self(latents).float() * self.report_std.float() + self.report_mean.float()
+
+    def set_statistics(self, mean, std):
+        """What a report latent is standardised with, (D,) each."""
+        self.report_mean.copy_(torch.as_tensor(mean))
+        self.report_std.copy_(torch.as_tensor(std).clamp(min=SMALLEST_STD))
+
+    def standardise(self, report_latents):
+        """(..., D) => (..., D), mean 0 and standard deviation 1 in each dimension over the training rows."""
+        return (report_latents.to(self.device) - self.report_mean) / self.report_std
+
+    def load_pretrained(self, name, file=""):
+        """Starts the transformer from a timm ViT's weights, resampled by timm to this patch, side and channels.
+
+        name: a timm model such as "vit_base_patch16_224"; file: its weights on disk, "" for the hub. Prints what was
+        loaded; InputError when it cannot be had, or when it is of another size. The head stays as it was drawn.
+        """
+        config = self.config
+        options = {"pretrained_cfg_overlay": {"file": file}} if file else {}
+        try:
+            source = timm.create_model(
+                name,
+                pretrained=True,
+                img_size=config.latent_side,
+                patch_size=config.patch_size,
+                in_chans=config.latent_channels,
+                num_classes=0,
+                **options,
+            )
+        except Exception as error:  # timm and the hub raise whatever their network layer does
+            raise InputError(
+                f"cannot load the weights of PRETRAINED {name!r} from {file or 'the Hugging Face hub'} "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); set PRETRAINED_FILE to a copy on "
+                "disk, or PRETRAINED to '' for random weights"
+            ) from error
+        weights, own = source.state_dict(), self.vit.state_dict()
+        wrong = sorted(
+            key for key in weights.keys() | own.keys()
+            if key not in weights or key not in own or weights[key].shape != own[key].shape
+        )  # fmt: skip
+        if wrong:
+            raise InputError(
+                f"PRETRAINED {name!r} does not fit EMBED_DIM {config.embed_dim}, DEPTH {config.depth}, NUM_HEADS "
+                f"{config.num_heads}: {len(wrong)} tensors differ, e.g. {wrong[0]}"
+            )
+        self.vit.load_state_dict(weights)
+        side = config.latent_side // config.patch_size
+        say(
+            f"prior: {len(weights)} of {len(own)} tensors of the transformer loaded from {name}, patches resampled to "
+            f"{config.patch_size} x {config.patch_size} x {config.latent_channels} and positions to {side} x {side}; "
+            "the head is new"
+        )
+
+
+class PriorFeatures:
+    """Both ends of the prior for each row of a table, computed once; rows without a report or an image are dropped.
+
+    Attributes: table (its report column cleaned), the caches of VAE moments and of report latents with their keys, a
+    row each, and `encoders`, the fingerprints of the two frozen models.
+    """
+
+    def __init__(self, table, vae, autoencoder, image_size, cache_dir, batch_size, threads, accelerator):
+        table = table.assign(report=table["report"].map(clean_report))
+        reported = table["report"] != ""
+        say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
+        if not reported.any():
+            raise InputError("not one image has a report; set REPORTS_ROOT to where the .txt files are")
+        table = table[reported].reset_index(drop=True)
+        self.moments, moment_keys, readable = cache_moments(
+            table, vae, image_size, cache_dir, batch_size, accelerator, threads
+        )
+        if not readable.all():
+            say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
+        if not readable.any():
+            raise InputError("not one image of the table can be read")
+        self.table = table[readable].reset_index(drop=True)
+        self.moment_keys = [key for key, kept in zip(moment_keys, readable) if kept]
+        self.report_latents, self.report_keys = cache_report_latents(
+            self.table["report"].tolist(), autoencoder, cache_dir, batch_size, accelerator
+        )
+        self.scaling_factor = vae.config.scaling_factor
+        self.encoders = {
+            "vae": weights_fingerprint(vae),
+            "bart": autoencoder.fingerprint(),
+            "pooling": autoencoder.pooling,
+        }
+
+    def rows(self, split):
+        """The row numbers of one split; InputError if there are none."""
+        rows = np.flatnonzero(self.table["split"] == split)
+        if not len(rows):
+            found = self.table["split"].value_counts().to_dict()
+            raise InputError(f"no rows in the split {split!r} after the filters; there are {found}")
+        return rows
+
+    def statistics(self, split="train"):
+        """Mean and standard deviation of the report latents of one split, (D,) float32 each."""
+        keys = [self.report_keys[row] for row in self.rows(split)]
+        total, squares = 0.0, 0.0
+        for start in range(0, len(keys), STATISTICS_ROWS):
+            latents = self.report_latents.stack(keys[start : start + STATISTICS_ROWS]).astype(np.float64)  # (n, D)
+            total, squares = total + latents.sum(axis=0), squares + (latents**2).sum(axis=0)
+        mean = total / len(keys)
+        std = np.sqrt(np.maximum(squares / len(keys) - mean**2, 0))
+        return mean.astype(np.float32), std.astype(np.float32)
+
+
+def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerator):
+    """The latents of cleaned reports, each text encoded once => (FeatureCache, keys).
+
+    A key is the SHA-256 of a text, so that no report lies in the cache.
+    """
+    fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
+    cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
+    keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
+    cache.fill(
+        keys,
+        lambda row: reports[row],
+        lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
+        batch_size,
+        accelerator,
+        "report latents",
+    )
+    return cache, keys
+
+
+class PriorExamples(Dataset):
+    """Training examples of one split: `examples[row, seed]`; the draw of the posterior follows from the seed."""
+
+    def __init__(self, features, split, prior):
+        self.features, self.rows = features, features.rows(split)
+        self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row_and_seed):
+        position, seed = row_and_seed
+        row, features = self.rows[position], self.features
+        moments = torch.from_numpy(features.moments[features.moment_keys[row]].astype(np.float32))  # (2C, h, w)
+        shape = (moments.shape[0] // 2, *moments.shape[1:])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        report_latent = torch.from_numpy(features.report_latents[features.report_keys[row]].astype(np.float32))
+        return {
+            "latents": draw_latents(moments, noise, features.scaling_factor),  # (C, h, w), unit variance
+            "report_latents": (report_latent - self.mean) / self.std,  # (D,), standardised
+        }
+
+
+def check_encoders(training, **found):
+    """InputError unless the frozen models are those that a prior was trained with.
+
+    training: the prior's training.json; found: fingerprints by name, of "vae", "bart" and "pooling".
+    """
+    ways_out = {
+        "vae": "set BASE_MODEL to the one it was trained with",
+        "bart": "set BART_CHECKPOINT to the one it was trained with, or train the prior again",
+        "pooling": "set BART_CHECKPOINT to the one it was trained with",
+    }
+    if "source" in training:  # an authors' file
+        say(f"{training['source']} does not say what it was trained with: {', '.join(found)} taken unchecked")
+        return
+    for name, fingerprint in found.items():
+        expected = training.get("encoders", {}).get(name, "unknown")
+        if expected != fingerprint:
+            raise InputError(
+                f"the prior was trained with another {name} (fingerprint {expected[:12]}, this one has "
+                f"{fingerprint[:12]}): {ways_out[name]}"
+            )
