@@ -26,6 +26,7 @@ NOBODY = -1  # the subject_id of a label vector that is no patient's
 CONDITIONS = ("both", "text", "reference")  # what prompts an image
 FIRST_SUBJECT, FIRST_STUDY = 10_000_000, 50_000_000  # synthetic ids count up from here
 JPEG_QUALITY = 95
+PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "seed", "reference_dicom_id", "checkpoint")
 SETTINGS = (  # columns of synthetic.csv that one tree has only one value of
     "condition", "text_guidance", "reference_guidance", "steps", "scheduler", "checkpoint_sha256"
 )  # fmt: skip
@@ -188,7 +189,7 @@ def make_images(requests, model, vae, text_encoder, pool, shape, batch_size, kee
     """Makes the images that are missing and brings the tree's CSVs up to date.
 
     requests: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents.
-    Each process makes its share; an image appears under its name only when it is whole.
+    Each process makes its share; an image appears under its name only when it is whole, after its latents.
     """
     missing = requests[[not Path(path).exists() for path in requests.image_path]]
     accelerator.print(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
@@ -200,27 +201,17 @@ def make_images(requests, model, vae, text_encoder, pool, shape, batch_size, kee
             latents = _draw(batch, model, text_encoder, pool, shape, accelerator)
             with writing("synthetic images", output_root):
                 for row, image, latent in zip(batch.itertuples(), decode_latents(vae, latents), latents):
-                    _save_image(Path(row.image_path), image)
                     if keep_latents:
                         _save_latent(Path(output_root) / "latents" / f"{row.dicom_id}.npy", latent)
+                    _save_image(Path(row.image_path), image)  # last: an image that is there is whole
             progress.update(len(batch))
         accelerator.wait_for_everyone()
     finally:
         progress.close()
         if accelerator.is_main_process:
             made = requests[[Path(path).exists() for path in requests.image_path]]
-            columns = [
-                "dicom_id",
-                "subject_id",
-                "prompt",
-                "seed",
-                "reference_dicom_id",
-                *SETTINGS,
-                "checkpoint",
-                "source",
-            ]
             if len(made):
-                write_tree(output_root, made, provenance=made[columns])
+                write_tree(output_root, made, provenance=made[[*PROVENANCE, *SETTINGS]])
     accelerator.wait_for_everyone()
     accelerator.print(f"{output_root}: {len(made) if accelerator.is_main_process else ''} images")
 
