@@ -25,7 +25,7 @@ from utils.training import make_accelerator
 CONFIG = "demo.toml"  # the constants of SCRIPT
 SCRIPT = "sample_diffusion_clipUViT"  # the sampler
 OUTPUT = "demo/guidance"  # folder of the trees and of the table
-VARIANTS = ("both 1.0", "both 1.5", "both 2.0", "both 3.0", "text 2.0", "reference 2.0")  # condition and guidance
+VARIANTS = ("both 1.0", "both 3.5", "text 3.5", "reference 3.5")  # condition and guidance
 DATA_ROOT = "demo/phantom"  # real images: train for the judge, test to compare with
 BASE_MODEL = "assets/demo/base_model"  # whose vae
 IMAGE_SIZE = 64  # pixels
