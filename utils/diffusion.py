@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from utils.cache import weights_fingerprint
-from utils.errors import InputError
+from utils.errors import InputError, reason
 from utils.findings import FINDINGS, to_prompt
 from utils.latents import cache_moments, draw_latents
 from utils.prompts import NULL_PROMPT, PooledFusion, TokenFusion
@@ -131,7 +131,7 @@ def _load_schedule(folder, **options):
     try:
         return DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"no scheduler in {str(folder)!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"no scheduler in {str(folder)!r}: {reason(error)}") from error
 
 
 def _class_name(folder, known):

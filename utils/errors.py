@@ -11,6 +11,11 @@ class InputError(Exception):
     """What a user can mend: its text is one sentence that says what is wrong, where, and the way out."""
 
 
+def reason(error):
+    """What another exception says, for the sentence of an InputError: its first line, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def writing(what, where):
     """A full or read-only disk met inside becomes an InputError that names `what` was being written, and `where`."""

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from utils.cache import FeatureCache, image_keys, weights_fingerprint
-from utils.errors import InputError
+from utils.errors import InputError, reason
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
 PREPROCESSING = f"grey as RGB, JPEG reduced to >= {REDUCED_DECODING}x, bilinear, [-1, 1]"
@@ -38,7 +38,7 @@ def load_vae(base_model, device="cpu"):
         vae = AutoencoderKL.from_pretrained(base_model, subfolder="vae")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"no VAE in {base_model!r}: {_first_line(error)}; set BASE_MODEL to a Stable Diffusion folder"
+            f"no VAE in {base_model!r}: {reason(error)}; set BASE_MODEL to a Stable Diffusion folder"
         ) from error
     return vae.eval().requires_grad_(False).to(device)
 
@@ -92,7 +92,3 @@ def cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, th
         keys, lambda row: read_pixels(paths[row], image_size), encode, batch_size, accelerator, "VAE moments", threads
     )
     return cache, keys, readable
-
-
-def _first_line(error):
-    return str(error).splitlines()[0]

@@ -38,7 +38,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
 from utils.cache import FeatureCache, image_keys
-from utils.errors import InputError, writing
+from utils.errors import InputError, reason, writing
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.latents import PREPROCESSING, read_pixels
 from utils.report_autoencoder import rouge_l
@@ -268,9 +268,8 @@ def load_extractor(name, device):
         with torch.no_grad():
             return makers[name](device)
     except Exception as error:  # each library has its own words for "no network" and "not installed"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"the feature extractor {name!r} is not at hand ({reason}); install its package and have a network for its "
+            f"the feature extractor {name!r} is not at hand ({reason(error)}); install its package and have a network for its "
             "first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
         ) from error
 
@@ -557,7 +556,7 @@ class ChexbertJudge:
             self._labeler = F1CheXbert(device=str(device))
         except Exception as error:
             raise InputError(
-                f"CheXbert is not at hand ({str(error).splitlines()[0]}); pip install f1chexbert and have a network for "
+                f"CheXbert is not at hand ({reason(error)}); pip install f1chexbert and have a network for "
                 "its first use, or set TEXT_JUDGE to tfidf"
             ) from error
         self.known = np.ones(len(FINDINGS), dtype=bool)
@@ -576,7 +575,7 @@ def radgraph_f1(references, candidates):
         return float(F1RadGraph(reward_level="partial")(refs=list(references), hyps=list(candidates))[0])
     except Exception as error:
         raise InputError(
-            f"RadGraph is not at hand ({str(error).splitlines()[0]}); pip install radgraph and have a network for its "
+            f"RadGraph is not at hand ({reason(error)}); pip install radgraph and have a network for its "
             "first use, or set RADGRAPH to False"
         ) from error
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.cache import FeatureCache, image_keys, weights_fingerprint
-from utils.errors import InputError
+from utils.errors import InputError, reason
 from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # what stands for a dropped text
@@ -41,7 +41,7 @@ class TextEncoder:
             self.model = CLIPTextModel.from_pretrained(base_model, subfolder="text_encoder", dtype=torch.float32)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
-                f"no CLIP tokenizer and text_encoder in {base_model!r}: {str(error).splitlines()[0]}; "
+                f"no CLIP tokenizer and text_encoder in {base_model!r}: {reason(error)}; "
                 "set BASE_MODEL to a Stable Diffusion folder"
             ) from error
         self.model.eval().requires_grad_(False).to(device)
@@ -119,7 +119,7 @@ class ReferenceEncoder:
             model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"cannot load REFERENCE_ENCODER {name!r}: {str(error).splitlines()[0]}; "
+                f"cannot load REFERENCE_ENCODER {name!r}: {reason(error)}; "
                 "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
             ) from error
         tower = model.visual

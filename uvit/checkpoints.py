@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from utils.constants import override_constants
 from utils.diffusion import PromptedDenoiser, load_strictly, noise_schedule
-from utils.errors import InputError, run, writing
+from utils.errors import InputError, reason, run, writing
 from utils.mimic_cxr import say
 from utils.prior import Prior
 from utils.prompts import PooledFusion, TokenFusion
@@ -191,7 +191,7 @@ def _unpickle(path):
         raise InputError(f"{path} is no archive of tensors: get the file from its authors again") from error
     except Exception as error:  # a broken archive fails in whatever reads it
         raise InputError(
-            f"{path} is broken or incomplete ({_first_line(error)}): get the file from its authors again"
+            f"{path} is broken or incomplete ({_first_sentence(error)}): get the file from its authors again"
         ) from error
 
 
@@ -239,7 +239,7 @@ def _unet(path, tensors, base_model):
     try:
         config = UNet2DConditionModel.load_config(base_model, subfolder="unet")
     except (OSError, ValueError) as error:
-        raise InputError(f"no U-Net's config.json in BASE_MODEL {base_model!r}: {_first_line(error)}") from error
+        raise InputError(f"no U-Net's config.json in BASE_MODEL {base_model!r}: {_first_sentence(error)}") from error
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     _fill(path, tensors, (unet, _prefixed("unet.")))
@@ -297,7 +297,7 @@ def _bart(path, tensors, pooling, tokenizer):
     try:
         tokenizer_of_bart = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {_first_line(error)}") from error
+        raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {_first_sentence(error)}") from error
     say(f"{path}: pooling {pooling!r} and the tokenizer of {tokenizer}, which the file does not say")
     return ReportAutoencoder(bart, tokenizer_of_bart, pooling)
 
@@ -410,8 +410,8 @@ def _few(names, shown=3):
     return ", ".join(names[:shown]) + more
 
 
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
+def _first_sentence(error):
+    return reason(error).split(". ")[0][:160]
 
 
 def main():
