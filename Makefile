@@ -28,7 +28,8 @@ demo: .venv/installed
 	$(RUN) train_prior_model.py $(DEMO)
 	$(RUN) sample_prior_model.py $(DEMO)
 	$(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/synthetic/clipSD
-	$(RUN) evaluate_pairs.py $(DEMO)
+	$(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written
+	$(RUN) evaluate_pairs.py $(DEMO) --WRITTEN demo/written
 	$(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \
 	    --PAGE demo/synthetic/clipSD.html
 	$(RUN) -m utils.gallery $(DEMO)

@@ -581,6 +581,8 @@ def main():
         told.to_csv(output / "agreement.csv.gz", index=False)
         text = report(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
+        result["seconds"] = timings
+        (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
     save_constants(output, constants)
     page = Path(PAGE) if PAGE else Path(SYNTHETIC).parent / "index.html"
     write_page(
@@ -593,9 +595,6 @@ def main():
         max_images=PAGE_IMAGES,
     )
     lap("pictures and page")
-    result["seconds"] = timings
-    with writing("the evaluation", output):
-        (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
     print(text)
     print(f"the evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
 
@@ -688,8 +687,9 @@ def summary(result):
             f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" if mean["counted"] else "too few positives"
         )
         rows.append((f"mean AUROC, {name}", f"{value} ({result['classifier']})"))
-    for row in result.get("reports", []):
-        rows.append((f"clinical F1 micro, {row['reports']}", f"{row['clinical F1 micro']:.3f} (N = {row['N']})"))
+    for row in [*result.get("reports", []), *result.get("written_reports", [])[:1]]:
+        value = f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f} (N = {row['N']})"
+        rows.append((f"clinical F1 of reports, micro / macro, {row['reports']}", value))
     for row in result["memorisation"]:
         rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
     return rows

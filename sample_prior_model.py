@@ -42,6 +42,7 @@ VIEWS = ()  # ViewPosition of the images; () for all (paper: PA)
 SPLIT = ""  # the images of one split; empty: all (paper: test)
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test", as in training
 # how to write
+LATENT_GAIN = 1.0  # of the predicted latents' deviation from the mean report; higher says more (paper: 1)
 DECODING = "beam"  # greedy, beam or nucleus (paper: greedy)
 BEAMS = 4  # reports followed at a time by beam search
 TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together
@@ -166,6 +167,7 @@ def main():
     made_by = {
         "prior": weights_fingerprint(prior),
         "bart": autoencoder.fingerprint(),
+        "LATENT_GAIN": LATENT_GAIN,
         "DECODING": DECODING,
         "BEAMS": BEAMS if DECODING == "beam" else 0,
         "TOP_P": TOP_P if DECODING == "nucleus" else 0,
@@ -196,7 +198,7 @@ def main():
         if len(mine):
             seeds = [keyed_seed(SEED, dicom_id) for dicom_id in mine["dicom_id"]]
             with accelerator.autocast():
-                report_latents = prior.predict(latents)  # (n, D)
+                report_latents = prior.predict(latents, LATENT_GAIN)  # (n, D)
                 texts = autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
         made = gather_object(mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records"))
         pending += made if accelerator.is_main_process else []

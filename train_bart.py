@@ -3,7 +3,8 @@
     python train_bart.py --DATA_ROOT /data/mimic-cxr-jpg --REPORTS_ROOT /data/mimic-cxr-reports.zip --RUN_DIR runs/bart
     accelerate launch --num_processes 4 train_bart.py --config my.toml
 
-Reads:  DATA_ROOT (a CXR tree, of which only the tables), REPORTS_ROOT (its reports), INITIAL_WEIGHTS (BART, tokenizer)
+Reads:  DATA_ROOT (a CXR tree, of which only the tables, or a list of reports without images), REPORTS_ROOT (the tree's
+        reports), INITIAL_WEIGHTS (BART, tokenizer)
 Writes: RUN_DIR/{last,best,step-*} (checkpoints: BART folders with their tokenizer),
         RUN_DIR/{metrics.csv,loss.png,previews,constants.json}, RUN_DIR/{reconstructions.txt,evaluation.json}
 """
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from utils.constants import override_constants
 from utils.errors import InputError, run, writing
-from utils.mimic_cxr import read_table
+from utils.mimic_cxr import is_report_list, read_report_list, read_table
 from utils.report_autoencoder import (
     ReportAutoencoder,
     ReportExamples,
@@ -29,7 +30,7 @@ from utils.report_autoencoder import (
 from utils.training import fit, make_accelerator
 
 # data
-DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
+DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, the authors' CSV, or a CSV with columns uid, findings and impression
 REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
 VIEWS = ("PA",)  # ViewPosition that a study must have an image of; () for all
 HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
@@ -103,7 +104,10 @@ def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
 
-    table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT, check_images=False)
+    if is_report_list(DATA_ROOT):
+        table = read_report_list(DATA_ROOT)
+    else:
+        table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT, check_images=False)
     studies = study_reports(table)
     reports = {split: studies["report"][studies["split"] == split].tolist() for split in ("train", "validate", "test")}
     for split in ("train", "validate"):

@@ -13,15 +13,17 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from utils.constants import override_constants
 from utils.errors import run, writing
 from utils.latents import latent_shape, load_vae
-from utils.mimic_cxr import read_table
+from utils.mimic_cxr import read_table, say
 from utils.prior import Prior, PriorExamples, PriorFeatures
 from utils.report_autoencoder import constant_report, rouge_l, write_pairs
+from utils.seeds import keyed_seed
 from utils.training import fit, make_accelerator
 from uvit.checkpoints import load_autoencoder
 
@@ -39,13 +41,15 @@ BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are l
 POOLING = "mean"  # of an authors' BART, whose file does not say it: mean, bos or eos
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 # the prior
-PRETRAINED = "vit_base_patch16_224"  # timm ViT to start from, of the sizes below; empty: from random weights
+PRETRAINED = "vit_base_patch16_224"  # timm ViT, of the sizes below, or local-dir:FOLDER; empty: from random weights
 PRETRAINED_FILE = ""  # its weights on disk; empty: from the Hugging Face hub
 PATCH_SIZE = 2  # latent pixels, the side of a token's patch
 EMBED_DIM = 768  # width of a token
 DEPTH = 12  # blocks
 NUM_HEADS = 12  # attention heads
+HEAD_ROWS = 0  # training images on whose class tokens the head starts as a ridge regression; 0: random (the paper's)
 COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error
+LATENT_GAIN = 1.0  # of the reports written at the end; 1 / (the spread printed there) is one to try (paper: 1)
 # optimisation
 BATCH_SIZE = 16  # images an optimiser step, over all processes
 ACCUMULATION = 1  # passes an optimiser step: more need less memory
@@ -82,7 +86,7 @@ def compute_loss(model, batch, cosine_weight):
     return functional.mse_loss(predicted, batch["report_latents"]) + cosine_weight * (1 - cosine).mean()
 
 
-def evaluate(prior, autoencoder, examples, training_reports, batch_size, run_dir):
+def evaluate(prior, autoencoder, examples, training_reports, gain, batch_size, run_dir):
     """The reports of held-out images, written from their pixels: ROUGE-L, and the explained variance of the latents."""
     rows = [examples[row, row] for row in range(len(examples))]
     truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
@@ -90,15 +94,17 @@ def evaluate(prior, autoencoder, examples, training_reports, batch_size, run_dir
     predicted, written, again = [], [], []
     for start in range(0, len(rows), batch_size):
         latents = torch.stack([row["latents"] for row in rows[start : start + batch_size]])
-        report_latents = prior.predict(latents)  # (B, D)
-        predicted.append(prior.standardise(report_latents).cpu())
-        written += autoencoder.generate(report_latents)
+        predicted.append(prior.standardise(prior.predict(latents)).cpu())  # (B, D)
+        written += autoencoder.generate(prior.predict(latents, gain))
         again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
     constant = constant_report(training_reports)
-    unexplained = (torch.cat(predicted) - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
+    predicted = torch.cat(predicted)  # (n, D), standardised
+    unexplained = (predicted - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
+    spread = predicted.var(dim=0).mean().sqrt()
     scores = {
         "held-out images": len(rows),
         "explained variance of their report latents": 1 - unexplained.item(),
+        "spread of the predictions (1: of the reports' own latents)": spread.item(),
         "ROUGE-L of the reports written from the images": rouge_l(reports, written),
         "ROUGE-L of the same reports, shuffled": rouge_l(reports, [*written[1:], *written[:1]]),
         "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
@@ -128,10 +134,15 @@ def main():
     if PRETRAINED:
         model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
     model.set_statistics(*features.statistics("train"))
+    examples = PriorExamples(features, "train", model)
+    if HEAD_ROWS:
+        rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]
+        model.to(device).start_head(examples, [(row, keyed_seed(SEED, "head", row)) for row in rows.tolist()])
+        say(f"prior: the head starts as a ridge regression on {len(rows)} training images")
 
     fit(
         model,
-        PriorExamples(features, "train", model),
+        examples,
         PriorExamples(features, "validate", model),
         partial(compute_loss, cosine_weight=COSINE_WEIGHT),
         constants,
@@ -144,7 +155,7 @@ def main():
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[:EVALUATION_IMAGES]
         training_reports = features.table["report"].iloc[features.rows("train")]
-        evaluate(best, autoencoder, held_out, training_reports, ENCODE_BATCH_SIZE, Path(RUN_DIR))
+        evaluate(best, autoencoder, held_out, training_reports, LATENT_GAIN, ENCODE_BATCH_SIZE, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 
 

@@ -19,7 +19,7 @@ from utils.report_autoencoder import clean_report, pad_tokens
 VOCABULARY = 600  # tokens: the 256 bytes, the five signs, the rest whole words or pieces
 WIDTH = 128  # of a token and of the latent
 LAYERS = 2  # of the encoder, and of the decoder
-HIDDEN = 384  # width inside a feed-forward layer
+HIDDEN = 256  # width inside a feed-forward layer
 MAX_POSITIONS = 256  # tokens a report
 MASKED = 0.3  # of a report's tokens (Lewis et al. 2020)
 SPAN = 3.0  # mean length of a masked span, of a Poisson distribution

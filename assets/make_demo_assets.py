@@ -5,11 +5,13 @@
 
 Reads:  nothing but drawn chests (utils/phantom.py), other patients than the demo's own
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
-        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit (diffusers), FOLDER/bart (transformers)
+        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit (diffusers), FOLDER/vit (timm local-dir),
+        FOLDER/bart (transformers)
 
 What each part has seen, as its model in the paper's setting has seen the world before it meets a chest X-ray:
 the VAE only pixels; the image tower and the text encoder images with their prompts (and, as a training aid, the
-findings); U-Net and U-ViT drawn chests *without* labels or prompts; BART reports, to undo noise.
+findings); U-Net and U-ViT drawn chests *without* labels or prompts; the prior's ViT latents and which findings are
+present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise.
 """
 
 import json
@@ -21,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
 from tokenizers import CharBPETokenizer
 from torch import nn
 from tqdm import tqdm
@@ -30,13 +34,13 @@ from assets.demo_bart import make_bart
 from utils.constants import override_constants
 from utils.diffusion import training_target
 from utils.errors import run
-from utils.findings import FINDINGS, to_prompt
-from utils.latents import draw_latents, load_vae
+from utils.findings import FINDINGS, PRESENT, to_prompt
+from utils.latents import draw_latents, encode_moments, load_vae
 from utils.phantom import random_chest, random_findings, write_report
 from uvit.model import UViT
 
 FOLDER = "assets/demo"  # where the parts go
-PARTS = ("vae", "decoder", "clip", "uvit", "unet", "bart")  # which to make; decoder, uvit and unet need the vae
+PARTS = ("vae", "decoder", "clip", "uvit", "unet", "vit", "bart")  # which to make; those up to vit need the vae
 CHESTS = 12_000  # drawn chests to train on
 DRAWN = ""  # a .npz file that keeps them between two runs; empty: draw afresh
 IMAGE_SIZE = 64  # pixels
@@ -47,8 +51,9 @@ DECODER_STEPS = 1500  # of 16 images, after them, the encoder left as it is
 CLIP_STEPS = 1200  # of 64 pairs
 UVIT_STEPS = 4000  # of 32 latents
 UNET_STEPS = 1800  # of 32 latents
+VIT_STEPS = 4000  # of 64 latents
 REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them
-BART_STEPS = 2200  # of 32 reports
+BART_STEPS = 5000  # of 32 reports
 THREADS = 2  # CPU threads
 
 
@@ -228,17 +233,18 @@ def make_clip(folder, images, labels, steps):
     save_file(weights, target / "open_clip_model.safetensors")
 
 
+def moments_of(images, vae):
+    """(N, S, S) uint8 => moments (N, 2C, h, w)."""
+    return torch.cat(
+        [encode_moments(vae, to_pixels(images[start : start + 64])) for start in range(0, len(images), 64)]
+    )
+
+
 def make_denoiser(denoiser, predict, folder, base_model, images, steps, name):
     """Pretrains a denoiser on latents of drawn chests without labels or prompts, for the velocity."""
     vae = load_vae(base_model)
     schedule = DDPMScheduler.from_pretrained(base_model, subfolder="scheduler", prediction_type="v_prediction")
-    with torch.no_grad():
-        moments = torch.cat(
-            [
-                vae.encode(to_pixels(images[start : start + 64])).latent_dist.parameters
-                for start in range(0, len(images), 64)
-            ]
-        )
+    moments = moments_of(images, vae)
 
     def compute_loss(step):
         generator = torch.Generator().manual_seed(SEED + step)
@@ -281,6 +287,34 @@ def make_unet(folder, images, steps):
     )  # fmt: skip
 
 
+def make_vit(folder, images, labels, steps):
+    """The prior's transformer, trained to tell from latents which findings are present."""
+    vae = load_vae(str(folder / "base_model"))
+    moments, present = moments_of(images, vae), torch.from_numpy(labels == PRESENT).float()
+    sizes = {"img_size": IMAGE_SIZE // 4, "patch_size": 2, "in_chans": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    vit = VisionTransformer(**sizes, num_classes=len(FINDINGS))
+
+    def compute_loss(step):
+        generator = torch.Generator().manual_seed(SEED + step)
+        batch = torch.randint(len(moments), (64,), generator=generator)
+        noise = torch.randn((64, 4, IMAGE_SIZE // 4, IMAGE_SIZE // 4), generator=generator)
+        logits = vit(draw_latents(moments[batch], noise, vae.config.scaling_factor))  # (B, 14)
+        return F.binary_cross_entropy_with_logits(logits, present[batch])
+
+    train(vit.parameters(), compute_loss, steps, 2e-3, "vit")
+    vit.reset_classifier(0)
+    vit.pretrained_cfg = {
+        "architecture": "vit_base_patch16_224",  # timm's name of the code; model_args say the sizes
+        "input_size": (4, IMAGE_SIZE // 4, IMAGE_SIZE // 4),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "num_classes": 0,
+        "mean": (0.0,) * 4,  # latents are standardised as they are
+        "std": (1.0,) * 4,
+    }
+    save_for_hf(vit.half(), folder / "vit", model_args=sizes, safe_serialization=True)
+
+
 def _save(model, folder):
     """As half-precision safetensors: half the bytes; whoever loads it gets float32 back."""
     model.half().save_pretrained(folder)
@@ -306,6 +340,8 @@ def main():
         make_uvit(folder, images, UVIT_STEPS)
     if "unet" in PARTS:
         make_unet(folder, images, UNET_STEPS)
+    if "vit" in PARTS:
+        make_vit(folder, images, labels, VIT_STEPS)
     if "bart" in PARTS:
         make_bart(folder / "bart", write_reports(REPORTS, SEED), BART_STEPS, SEED)
 

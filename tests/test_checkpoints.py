@@ -519,8 +519,8 @@ def test_a_prior_is_trained_on_the_authors_bart(bart_file, tokenizer_folder, bas
     run_script(
         "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=bart_file,
         TOKENIZER=tokenizer_folder, POOLING="eos", IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
-        PRETRAINED="", EMBED_DIM=16, DEPTH=1, NUM_HEADS=2, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=0, DEVICE="cpu",
-        NUM_WORKERS=0,
+        PRETRAINED="", EMBED_DIM=16, DEPTH=1, NUM_HEADS=2, HEAD_ROWS=4, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2,
+        LATENT_GAIN=2.0, DEVICE="cpu", NUM_WORKERS=0,
     )  # fmt: skip
     prior, training = load_prior(str(tmp_path / "run" / "best"))
     assert prior.config.report_dim == 128 and training["encoders"]["pooling"] == "eos"

@@ -10,7 +10,16 @@ from PIL import Image
 from utils import mimic_cxr
 from utils.errors import InputError
 from utils.findings import FINDINGS
-from utils.mimic_cxr import image_file, read_table, report_file, report_sections, report_text, write_tree
+from utils.mimic_cxr import (
+    image_file,
+    is_report_list,
+    read_report_list,
+    read_table,
+    report_file,
+    report_sections,
+    report_text,
+    write_tree,
+)
 
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -473,3 +482,41 @@ def test_torchxrayvision_reads_it(tmp_path, rows):
     expected = {"Edema": 1.0, "Fracture": 0.0, "Pneumonia": np.nan, "Pneumothorax": np.nan}
     found = {name: dataset[0]["lab"][dataset.pathologies.index(name)] for name in expected}
     np.testing.assert_equal(found, expected)
+
+
+# ---- reports without images ----------------------------------------------------------------------------------------
+
+
+def test_a_report_list(tmp_path):
+    path = tmp_path / "reports.csv"
+    frame = pd.DataFrame(
+        {"uid": range(1000), "findings": "Clear  lungs.", "impression": "Normal.", "problems": "normal"}
+    )
+    frame.loc[1, "findings"], frame.loc[2, "impression"] = None, None
+    frame.loc[3, ["findings", "impression"]] = None
+    frame.to_csv(path, index=False)
+    assert is_report_list(path) and is_report_list(str(path))
+    table = read_report_list(path)
+    assert table["report"].tolist()[:4] == [
+        "FINDINGS: Clear lungs. IMPRESSION: Normal.", "IMPRESSION: Normal.", "FINDINGS: Clear lungs.", "",
+    ]  # fmt: skip
+    shares = table["split"].value_counts(normalize=True)
+    assert shares["train"] == pytest.approx(0.8, abs=0.05) and shares["test"] == pytest.approx(0.1, abs=0.04)
+    frame.iloc[500:].to_csv(path, index=False)  # a row's split is its own
+    assert read_report_list(path)["split"].tolist() == table["split"].tolist()[500:]
+
+
+def test_what_is_no_report_list(tmp_path):
+    path = tmp_path / "reports.csv"
+    assert not is_report_list(path) and not is_report_list(tmp_path)
+    path.write_text("image_path,findings,impression\n")
+    assert not is_report_list(path)
+    path.write_text("findings,impression\nClear.,Normal.\n")
+    with pytest.raises(InputError, match="has no column 'uid'"):
+        read_report_list(path)
+    path.write_text("uid,findings,impression\n")
+    with pytest.raises(InputError, match="has no rows"):
+        read_report_list(path)
+    path.write_text("uid,findings,impression\n7,Clear.,Normal.\n7,Clear.,Normal.\n")
+    with pytest.raises(InputError, match=r"repeated rows, e\.g\. for uid 7"):
+        read_report_list(path)

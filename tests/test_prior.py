@@ -9,7 +9,10 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.linear_model import Ridge
 from test_report_autoencoder import REPORTS, make_autoencoder, tokenizer  # noqa: F401 (a fixture)
+from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
@@ -18,7 +21,7 @@ from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.latents import load_vae
 from utils.mimic_cxr import image_file, read_table, write_tree
-from utils.prior import Prior, PriorExamples, PriorFeatures, check_encoders
+from utils.prior import RIDGE, Prior, PriorExamples, PriorFeatures, check_encoders
 
 SMALL = {"latent_side": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "report_dim": 16}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -125,10 +128,51 @@ def test_pretrained_weights_are_loaded_and_resampled(tmp_path, capsys):
         Prior(**SMALL).load_pretrained("vit_tiny_patch16_224", str(tmp_path / "vit.safetensors"))
 
 
+def test_pretrained_weights_in_a_folder_of_timms(tmp_path):
+    """A half-precision ViT that was pretrained on latents is taken as it is."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    source = VisionTransformer(**sizes, num_classes=0)
+    source.pretrained_cfg = {
+        "architecture": "vit_base_patch16_224", "input_size": (4, 8, 8), "first_conv": "patch_embed.proj",
+        "classifier": "head", "num_classes": 0, "mean": (0.0,) * 4, "std": (1.0,) * 4,
+    }  # fmt: skip
+    save_for_hf(source.half(), tmp_path / "vit", model_args=sizes, safe_serialization=True)
+    prior = Prior(**SMALL)
+    prior.load_pretrained(f"local-dir:{tmp_path / 'vit'}")
+    assert prior.vit.pos_embed.dtype == torch.float32
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(prior.vit.state_dict()[name], tensor.float()), name
+
+
 def test_pretrained_weights_that_cannot_be_had(tmp_path):
     for file in ("", str(tmp_path / "none.safetensors")):
         with pytest.raises(InputError, match="cannot load the weights of PRETRAINED 'vit_tiny_patch16_224'"):
             Prior(latent_side=8, embed_dim=192, num_heads=3).load_pretrained("vit_tiny_patch16_224", file)
+
+
+def test_the_head_starts_as_a_ridge_regression():
+    torch.manual_seed(0)
+    prior = Prior(**SMALL).eval()
+    latents = torch.randn(50, 4, 8, 8)
+    with torch.no_grad():
+        tokens = prior.vit(latents)  # (50, 16)
+    targets = tokens @ torch.randn(16, 16) + 3 + 0.1 * torch.randn(50, 16)
+    examples = {(row, 7): {"latents": latents[row], "report_latents": targets[row]} for row in range(50)}
+    prior.start_head(examples, list(examples), batch_size=16)
+    penalty = RIDGE * 50 * tokens.var(dim=0, correction=0).mean().item()
+    wanted = Ridge(penalty).fit(tokens.numpy(), targets.numpy())
+    np.testing.assert_allclose(prior.head.weight.detach(), wanted.coef_, atol=1e-3)
+    np.testing.assert_allclose(prior.head.bias.detach(), wanted.intercept_, atol=1e-3)
+
+
+def test_gain_scales_the_deviation_from_the_mean_report():
+    torch.manual_seed(0)
+    prior = Prior(**SMALL).eval()
+    prior.set_statistics(torch.arange(16.0), 1 + torch.arange(16.0))
+    images = torch.randn(3, 4, 8, 8)
+    deviation = prior.predict(images) - torch.arange(16.0)
+    torch.testing.assert_close(prior.predict(images, gain=2.5), torch.arange(16.0) + 2.5 * deviation)
 
 
 @pytest.mark.parametrize("wrong", [{"pooler": "mean"}, {"patch_size": 3}, {"num_heads": 3}])
@@ -274,6 +318,8 @@ def test_a_synthetic_tree_gets_its_reports(sample, tmp_path, capsys):
     rest.to_csv(root / "reports.csv", index=False)
     sample(OUTPUT_ROOT=root, BATCH_SIZE=5, DECODING="nucleus")
     assert (root / "reports.csv").read_bytes() == once
+    with pytest.raises(InputError, match=r"written with LATENT_GAIN = 1\.0, this run has 2\.0"):
+        sample(OUTPUT_ROOT=root, DECODING="nucleus", LATENT_GAIN=2.0)
     with pytest.raises(InputError, match="written with DECODING = 'nucleus', this run has 'greedy'"):
         sample(OUTPUT_ROOT=root, DECODING="greedy")
 

@@ -1,3 +1,6 @@
+import json
+import runpy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -328,7 +331,7 @@ def test_studies_count_once_and_lose_what_is_empty(capsys):
     )
     studies = study_reports(table)
     assert studies["study_id"].tolist() == [10, 21]
-    assert "2 of 5 studies (6 images); dropped 2 studies without a report and 1 of which" in capsys.readouterr().out
+    assert "2 of 5 studies; dropped 2 studies without a report and 1 of which" in capsys.readouterr().out
     with pytest.raises(InputError, match="REPORTS_ROOT"):
         study_reports(table[table["report"].str.strip() == ""])
 
@@ -373,3 +376,33 @@ def test_rouge_l_of_known_texts():
 def test_constant_report_is_the_commonest_kind():
     reports = ["the lungs are clear"] * 5 + ["the lungs are clear today"] * 2 + ["large effusion"]
     assert constant_report(reports) == "the lungs are clear"
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkeypatch):
+    bart = make_autoencoder(tokenizer).bart
+    bart.config.pooling = None
+    bart.save_pretrained(tmp_path / "bart")
+    tokenizer.save_pretrained(tmp_path / "bart")
+    uids = range(60)
+    reports = pd.DataFrame({"uid": uids, "findings": [f"Nodule {uid}." for uid in uids], "impression": "Nodule."})
+    reports.to_csv(tmp_path / "reports.csv", index=False)
+    constants = {
+        "DATA_ROOT": tmp_path / "reports.csv", "INITIAL_WEIGHTS": tmp_path / "bart", "RUN_DIR": tmp_path / "run",
+        "POOLING": "eos", "LATENT_NOISE": 0.5, "MAX_STEPS": 4, "CHECKPOINT_EVERY": 2, "LEARNING_RATE": 1e-2,
+        "WARMUP_STEPS": 0, "PREVIEW_REPORTS": 2, "EVALUATION_REPORTS": 3, "DEVICE": "cpu",
+    }  # fmt: skip
+    arguments = [text for name, value in constants.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr("sys.argv", ["train_bart.py", *arguments])
+    runpy.run_path(train_bart.__file__, run_name="__main__")
+
+    best = ReportAutoencoder.from_pretrained(tmp_path / "run" / "best")
+    assert best.pooling == "eos"
+    assert not torch.equal(best.bart.model.shared.weight, bart.model.shared.weight)
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert scores["held-out reports"] == 3 and 0 <= scores["ROUGE-L of the reconstructions"] <= 1
+    assert scores["ROUGE-L of the constant report"] == pytest.approx(4 / 5)  # FINDINGS Nodule 7 IMPRESSION Nodule
+    written = (tmp_path / "run" / "reconstructions.txt").read_text().split("\n\n")
+    assert len(written) == 3 and all("Nodule" in block for block in written)

@@ -38,6 +38,7 @@ from PIL import Image
 
 from utils.errors import InputError, writing
 from utils.findings import FINDINGS, check_labels, from_physionet, to_physionet
+from utils.seeds import keyed_seed
 
 SPLITS = ("train", "validate", "test")
 TABLE_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "image_path", "report", *FINDINGS)
@@ -111,6 +112,39 @@ def read_table(root, reports_root="", views=(), splits=(), hold_out=(), with_rep
     elif with_reports:
         table["report"] = _read_reports(table, root, Path(reports_root) if reports_root else None)
     return table[list(TABLE_COLUMNS)]
+
+
+def is_report_list(path):
+    """Whether a path is of a CSV of reports without images: what `read_report_list` reads."""
+    if not str(path).endswith((".csv", ".csv.gz")):
+        return False
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+    except (ValueError, OSError, EOFError, zlib.error):
+        return False
+    return {"findings", "impression"} <= {*columns} and "image_path" not in columns
+
+
+def read_report_list(path):
+    """Reports without images, such as Indiana University's open ones => columns subject_id, study_id, split, report.
+
+    path: a CSV with the columns uid, findings and impression, a row a study. It knows neither patients nor splits: each
+    row counts as a patient, and by a hash of its uid one in ten is "validate", one in ten "test".
+    """
+    frame = _read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
+    if frame.empty:
+        raise InputError(f"{path} has no rows")
+    _check_unique(frame, ["uid"], path)
+    numbers = range(len(frame))
+    tenths = [keyed_seed("split", uid) % 10 for uid in frame["uid"]]
+    return pd.DataFrame(
+        {
+            "subject_id": numbers,
+            "study_id": numbers,
+            "split": [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths],
+            "report": [_join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])],
+        }
+    )
 
 
 def image_file(root, subject_id, study_id, dicom_id):
@@ -432,8 +466,12 @@ def report_text(raw):
 
     `report_sections` and `report_text` read this form too and give it back unchanged.
     """
-    findings, impression = report_sections(raw)
-    return " ".join(["FINDINGS: " + findings] * bool(findings) + ["IMPRESSION: " + impression] * bool(impression))
+    return _join_sections(*report_sections(raw))
+
+
+def _join_sections(findings, impression):
+    sections = {"FINDINGS": _collapse(findings), "IMPRESSION": _collapse(impression)}
+    return " ".join(f"{heading}: {text}" for heading, text in sections.items() if text)
 
 
 def report_file(findings, impression):
@@ -447,7 +485,7 @@ def report_file(findings, impression):
     title = " " * 33 + "FINAL REPORT\n"
     wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
     report = title + " \n".join(wrapped)
-    if report_text(report) != " ".join(f"{heading}: {text}" for heading, text in sections.items()):
+    if report_text(report) != _join_sections(findings, impression):
         # a line break has made a heading of a word such as "Comparison:"; without line breaks it stays a word
         report = title + " \n".join(f" {heading}: {text}\n" for heading, text in sections.items())
     return report

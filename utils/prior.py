@@ -28,6 +28,7 @@ from utils.report_autoencoder import clean_report
 POOLERS = ("linear", "tanh")
 STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
+RIDGE = 0.02  # penalty on the squared weights of the head's start, in units of the class tokens' mean variance
 
 
 class Prior(ModelMixin, ConfigMixin):
@@ -83,10 +84,15 @@ class Prior(ModelMixin, ConfigMixin):
         return predicted.tanh() if self.config.pooler == "tanh" else predicted
 
     @torch.no_grad()
-    def predict(self, latents):
-        """Latents (B, C, h, w), unit variance => report latents (B, D), as BART's decoder wants them."""
+    def predict(self, latents, gain=1.0):
+        """Latents (B, C, h, w), unit variance => report latents (B, D), as BART's decoder wants them.
+
+        gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, a mean over
+        all reports that the image allows: it varies less than the latents of real reports, and BART reads it as a
+        report that says little. 1 / (spread of the predictions) makes up for that.
+        """
         latents = latents.to(self.device, self.dtype)
-        return self(latents).float() * self.report_std.float() + self.report_mean.float()
+        return gain * self(latents).float() * self.report_std.float() + self.report_mean.float()
 
     def set_statistics(self, mean, std):
         """What a report latent is standardised with, (D,) each."""
@@ -97,11 +103,36 @@ class Prior(ModelMixin, ConfigMixin):
         """(..., D) => (..., D), mean 0 and standard deviation 1 in each dimension over the training rows."""
         return (report_latents.to(self.device) - self.report_mean) / self.report_std
 
+    @torch.no_grad()
+    def start_head(self, examples, picked, batch_size=256):
+        """Sets the head to the ridge regression of report latents on the transformer's class tokens as they are.
+
+        Linear probing before fine-tuning (Kumar et al. 2022): the gradients of a head that was drawn at random would
+        first of all distort what a pretrained transformer knows. picked: a list of (row, seed) of the PriorExamples.
+        """
+        width = self.config.embed_dim
+        products = torch.zeros(width + 1, width + 1, dtype=torch.float64)  # of tokens and a one with themselves
+        targets = torch.zeros(width + 1, self.config.report_dim, dtype=torch.float64)  # and with report latents
+        for start in range(0, len(picked), batch_size):
+            batch = [examples[pick] for pick in picked[start : start + batch_size]]
+            latents = torch.stack([example["latents"] for example in batch]).to(self.device)
+            tokens = nn.functional.pad(self.vit(latents).double().cpu(), (0, 1), value=1.0)  # (B, width + 1)
+            products += tokens.T @ tokens
+            targets += tokens.T @ torch.stack([example["report_latents"] for example in batch]).double()
+        mean = products[-1, :-1] / len(picked)
+        variance = (products.diagonal()[:-1] / len(picked) - mean**2).mean()
+        penalty = torch.full((width + 1,), RIDGE * len(picked) * variance.item(), dtype=torch.float64)
+        penalty[-1] = 0  # of the bias
+        solution = torch.linalg.lstsq(products + penalty.diag(), targets).solution  # (width + 1, D)
+        self.head.weight.copy_(solution[:-1].T)
+        self.head.bias.copy_(solution[-1])
+
     def load_pretrained(self, name, file=""):
         """Starts the transformer from a timm ViT's weights, resampled by timm to this patch, side and channels.
 
-        name: a timm model such as "vit_base_patch16_224"; file: its weights on disk, "" for the hub. Prints what was
-        loaded; InputError when it cannot be had, or when it is of another size. The head stays as it was drawn.
+        name: a timm model such as "vit_base_patch16_224" or "local-dir:FOLDER"; file: its weights on disk, "" for the
+        hub or the FOLDER. Prints what was loaded; InputError when it cannot be had, or when it is of another size.
+        The head stays as it was drawn.
         """
         config = self.config
         options = {"pretrained_cfg_overlay": {"file": file}} if file else {}
@@ -117,7 +148,7 @@ class Prior(ModelMixin, ConfigMixin):
             )
         except Exception as error:  # timm and the hub raise whatever their network layer does
             raise InputError(
-                f"cannot load the weights of PRETRAINED {name!r} from {file or 'the Hugging Face hub'} "
+                f"cannot load the weights of PRETRAINED {name!r}{' from ' * bool(file)}{file} "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); set PRETRAINED_FILE to a copy on "
                 "disk, or PRETRAINED to '' for random weights"
             ) from error

@@ -106,8 +106,8 @@ def study_reports(table):
     kept = studies[studies["report"] != ""].reset_index(drop=True)
     emptied = len(studies) - without - len(kept)
     say(
-        f"reports: {len(kept)} of {len(studies)} studies ({len(table)} images); dropped {without} studies without a "
-        f"report and {emptied} of which de-identification left no sentence"
+        f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
+        "which de-identification left no sentence"
     )
     if kept.empty:
         raise InputError("not one study has a report; set REPORTS_ROOT to where the .txt files are")

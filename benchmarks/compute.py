@@ -1,0 +1,93 @@
+"""How much arithmetic each step of the paper's setting is: a lower bound of its time on any card, without having one.
+
+    python -m benchmarks.compute [TFLOPS] [IMAGES]
+
+TFLOPS: what a card sustains, in 10^12 operations a second (a multiplication and an addition are two): 100 unless given.
+IMAGES: training images, one report each: 96,000 unless given, about MIMIC-CXR's PA films.
+Counts:  the operations of the real networks at their full size, with torch's FlopCounterMode on tensors without content;
+         a training step is three forward passes, four with gradient checkpointing. Epochs and steps are the scripts' own.
+Prints:  operations an image, and hours if nothing but arithmetic took time. Reading files and memory come on top.
+"""
+
+import sys
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BartConfig, BartForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+import sample_diffusion_clipUViT
+import train_bart
+import train_diffusion_clipSD
+import train_diffusion_clipUViT
+import train_prior_model
+from utils.prior import Prior
+from uvit.model import UViT
+
+TFLOPS = float(sys.argv[1]) if len(sys.argv) > 1 else 100.0
+IMAGES = int(sys.argv[2]) if len(sys.argv) > 2 else 96_000
+REPORT_TOKENS = 128  # of a report, what bart-base's tokenizer makes of about 90 words
+GUIDED_PASSES = 3  # of the denoiser a sampling step: no prompt, text, text and reference
+
+
+def operations(model, *inputs, **named):
+    """Operations of one forward pass, in 10^12."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs, **named)
+    return counter.get_total_flops() / 1e12
+
+
+def count():
+    """{network: 10^12 operations of one forward pass for one image, or report}."""
+    latents, timestep = torch.empty(1, 4, 32, 32), torch.empty(1, dtype=torch.long)
+    channels = (128, 256, 512, 512)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=channels, layers_per_block=2, latent_channels=4,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    script = train_diffusion_clipUViT
+    uvit = UViT(img_size=32, embed_dim=script.EMBED_DIM, depth=script.DEPTH, num_heads=script.NUM_HEADS)
+    bart = BartForConditionalGeneration(
+        BartConfig(
+            d_model=768, encoder_layers=6, decoder_layers=6, encoder_attention_heads=12, decoder_attention_heads=12,
+            encoder_ffn_dim=3072, decoder_ffn_dim=3072, attn_implementation="eager",
+        )
+    )  # fmt: skip
+    tokens = torch.zeros(1, REPORT_TOKENS, dtype=torch.long)
+    pooled = BaseModelOutput(last_hidden_state=torch.empty(1, 1, 768))
+    return {
+        "VAE encoder": operations(vae.encode, torch.empty(1, 3, 256, 256)),
+        "VAE decoder": operations(vae.decode, latents),
+        "U-ViT": operations(uvit, latents, timestep, torch.empty(1, 1, script.EMBED_DIM)),
+        "SD's U-Net": operations(unet, latents, timestep, torch.empty(1, 78, 768)),
+        "BART": operations(bart.get_encoder(), tokens)
+        + operations(bart, encoder_outputs=pooled, decoder_input_ids=tokens),
+        "prior": operations(Prior(), latents),
+    }
+
+
+def main():
+    with torch.device("meta"):
+        forward = count()
+    for name, teraflop in forward.items():
+        print(f"{name:<12} {teraflop:.3f} x 10^12 operations a forward pass")
+    print(f"\n{IMAGES:,} images, {TFLOPS:g} x 10^12 operations a second:")
+    sampled = sample_diffusion_clipUViT.STEPS * GUIDED_PASSES
+    steps = {
+        "VAE moments, once": forward["VAE encoder"],
+        "train_diffusion_clipUViT.py": 3 * forward["U-ViT"] * train_diffusion_clipUViT.EPOCHS,
+        "train_diffusion_clipSD.py": (3 + train_diffusion_clipSD.GRADIENT_CHECKPOINTING)
+        * forward["SD's U-Net"] * train_diffusion_clipSD.EPOCHS,
+        "train_bart.py": 3 * forward["BART"] * train_bart.EPOCHS,
+        "train_prior_model.py": 3 * forward["prior"] * train_prior_model.EPOCHS,
+        "as many images from the U-ViT": sampled * forward["U-ViT"] + forward["VAE decoder"],
+        "as many images from SD's U-Net": sampled * forward["SD's U-Net"] + forward["VAE decoder"],
+    }  # fmt: skip
+    for name, teraflop in steps.items():
+        print(f"{name:<32} {teraflop:8.1f} x 10^12 an image   {teraflop * IMAGES / TFLOPS / 3600:6.1f} h at least")
+
+
+if __name__ == "__main__":
+    main()
