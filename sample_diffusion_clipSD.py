@@ -8,15 +8,18 @@ Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, r
 Writes: OUTPUT_ROOT, a CXR tree with synthetic.csv; a second run adds what is missing
 """
 
-from utils.cache import weights_fingerprint
+from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.constants import override_constants, save_constants
 from utils.errors import run
+from utils.features import encoder_fingerprints
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table
+from utils.plan import label_vectors, plan_requests
 from utils.prompts import ReferenceEncoder, TextEncoder
-from utils.synthesis import ReferencePool, check_encoders, label_vectors, make_images, plan_requests
+from utils.references import ReferencePool
+from utils.synthesis import make_images
 from utils.training import make_accelerator
-from uvit.checkpoints import load_vision
+from utils.weights import load_vision
 
 # what to load and where to write
 CHECKPOINT = "runs/clipSD/best"  # a checkpoint folder of train_diffusion_clipSD.py, or the authors' .ckpt
@@ -57,7 +60,7 @@ def main():
     vae = load_vae(trained["BASE_MODEL"], device)
     text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=False, device=device)
     reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
-    check_encoders(training, vae, text_encoder, reference_encoder)
+    check_encoders(training, **encoder_fingerprints(vae, text_encoder, reference_encoder))
 
     table = None
     if CONDITION != "text" or not (FINDINGS or LABELS_CSV):
@@ -69,11 +72,11 @@ def main():
         pool = ReferencePool(
             table,
             reference_encoder,
+            model.fusion,
             CACHE_DIR or trained["CACHE_DIR"],
             BATCH_SIZE,
             NUM_WORKERS,
             accelerator,
-            model.fusion.config.prompting,
         )
     vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
     settings = {

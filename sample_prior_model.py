@@ -20,15 +20,15 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from utils.cache import weights_fingerprint
+from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.constants import override_constants
-from utils.errors import InputError, run, writing
-from utils.latents import draw_latents, encode_moments, load_vae, read_pixels
-from utils.mimic_cxr import image_file, read_table, report_file, report_sections
-from utils.prior import check_encoders
+from utils.errors import InputError, replacing, run, say, writing
+from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
+from utils.mimic_cxr import PROVENANCE_FILE, image_file, read_table
+from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator, keyed_seed
 from utils.training import make_accelerator
-from uvit.checkpoints import load_autoencoder, load_prior
+from utils.weights import load_autoencoder, load_prior
 
 # what to load and where to write
 CHECKPOINT = "runs/prior/best"  # a checkpoint folder of train_prior_model.py, or the authors' .ckpt
@@ -83,8 +83,8 @@ class ImageLatents:
         for row, (kind, value) in zip(rows.itertuples(), found):
             if kind == "pixels":
                 moments = encode_moments(self.vae, value[None])[0].float().cpu()  # (2C, h, w)
-                noise = torch.randn(self.shape, generator=keyed_generator(self.seed, "posterior", row.dicom_id))
-                value = draw_latents(moments, noise, self.vae.config.scaling_factor)
+                generator = keyed_generator(self.seed, "posterior", row.dicom_id)
+                value = draw_posterior(moments, generator, self.vae.config.scaling_factor)
             if kind != "unreadable":
                 latents.append(value)
         readable = rows[np.array([kind != "unreadable" for kind, _ in found], dtype=bool)]
@@ -130,18 +130,13 @@ def save_reports(output_root, reports, new, first_images):
             findings, impression = report_sections(row.report)
             if not findings and not impression:  # text without a heading
                 findings = row.report
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, report_file(findings, impression))
+            with replacing(path) as temporary:
+                temporary.write_text(report_file(findings, impression), encoding="utf-8")
     reports = pd.concat([reports, new[["dicom_id", "study_id", "report"]]]).astype({"study_id": int})
     reports = reports.sort_values(["study_id", "dicom_id"], ignore_index=True)
-    replace_file(output_root / "reports.csv", reports.to_csv(index=False, lineterminator="\n"))
+    with replacing(output_root / "reports.csv") as temporary:
+        reports.to_csv(temporary, index=False, lineterminator="\n")
     return reports
-
-
-def replace_file(path, text):
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def main():
@@ -149,7 +144,7 @@ def main():
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
     output_root, tree = Path(OUTPUT_ROOT), DATA_ROOT or OUTPUT_ROOT
-    if any(output_root.glob("mimic-cxr-2.*.csv*")) and not (output_root / "synthetic.csv").exists():
+    if any(output_root.glob("mimic-cxr-2.*.csv*")) and not (output_root / PROVENANCE_FILE).exists():
         raise InputError(
             f"{output_root} is a CXR tree with reports of its own (there is no synthetic.csv in it), which are not "
             "written over: name it as DATA_ROOT, and a new folder as OUTPUT_ROOT"
@@ -178,7 +173,7 @@ def main():
     reports = already_written(output_root, made_by)
     missing = table[~table["dicom_id"].isin(reports["dicom_id"])]
     image_latents = ImageLatents(tree, missing, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
-    accelerator.print(
+    say(
         f"{len(table)} images, {len(table) - len(missing)} with a report already; {image_latents.kept_rows} of the "
         "others have kept latents"
     )

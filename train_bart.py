@@ -17,14 +17,13 @@ from torch.nn import functional
 
 from utils.constants import override_constants
 from utils.errors import InputError, run, writing
+from utils.features import ReportExamples, study_reports
 from utils.mimic_cxr import is_report_list, read_report_list, read_table
 from utils.report_autoencoder import (
     ReportAutoencoder,
-    ReportExamples,
     constant_report,
     reconstruct,
     rouge_l,
-    study_reports,
     write_pairs,
 )
 from utils.training import fit, make_accelerator

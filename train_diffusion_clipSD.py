@@ -14,20 +14,19 @@ import torch.nn.functional as F
 
 from utils.constants import override_constants
 from utils.diffusion import (
-    DiffusionExamples,
-    DiffusionFeatures,
     PromptedDenoiser,
     load_unet,
     noise_schedule,
     training_target,
 )
-from utils.errors import run
+from utils.errors import run, say
+from utils.features import DiffusionExamples, DiffusionFeatures
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompts import ReferenceEncoder, TextEncoder, TokenFusion
 from utils.synthesis import Preview
 from utils.training import fit, make_accelerator
-from uvit.checkpoints import start_from
+from utils.weights import start_from
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
@@ -114,7 +113,7 @@ def main():
     steps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)
     validation = DiffusionExamples(features, "validate", steps, 0, 0, 0)
-    accelerator.print("references of the training rows:", examples.references.count_kinds(examples.table))
+    say(f"references of the training rows: {examples.references.count_kinds(examples.table)}")
     preview = Preview(validation, vae, schedule, PREVIEW_STEPS, PREVIEW_GUIDANCE, SEED)
     fit(
         model,

@@ -18,14 +18,15 @@ import torch
 from torch.nn import functional
 
 from utils.constants import override_constants
-from utils.errors import run, writing
+from utils.errors import run, say, writing
+from utils.features import PriorExamples, PriorFeatures
 from utils.latents import latent_shape, load_vae
-from utils.mimic_cxr import read_table, say
-from utils.prior import Prior, PriorExamples, PriorFeatures
+from utils.mimic_cxr import read_table, split_rows
+from utils.prior import Prior
 from utils.report_autoencoder import constant_report, rouge_l, write_pairs
 from utils.seeds import keyed_seed
 from utils.training import fit, make_accelerator
-from uvit.checkpoints import load_autoencoder
+from utils.weights import load_autoencoder
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
@@ -154,7 +155,7 @@ def main():
         split = "test" if (features.table["split"] == "test").any() else "validate"
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[:EVALUATION_IMAGES]
-        training_reports = features.table["report"].iloc[features.rows("train")]
+        training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
         evaluate(best, autoencoder, held_out, training_reports, LATENT_GAIN, ENCODE_BATCH_SIZE, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from utils.findings import FINDINGS
-from utils.mimic_cxr import image_file, read_table, report_file
+from utils.mimic_cxr import image_file, read_table
+from utils.report_text import report_file
 
 STUDIES = int(sys.argv[1]) if len(sys.argv) > 1 else 227_835
 IMAGES_PER_STUDY = 377_110 / 227_835

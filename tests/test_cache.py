@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from utils import cache as cache_module
-from utils.cache import FeatureCache, image_keys, weights_fingerprint
+from utils.cache import FeatureCache, image_keys
+from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError
 
 FINGERPRINT = {"encoder": "abc", "image_size": 64}

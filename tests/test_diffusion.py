@@ -2,44 +2,28 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from utils.checkpoints import load_strictly
 from utils.diffusion import (
-    DiffusionExamples,
-    DiffusionFeatures,
     PromptedDenoiser,
-    load_strictly,
     load_unet,
     noise_schedule,
-    prompts_of,
     sample_latents,
     sampling_scheduler,
     training_target,
 )
 from utils.errors import InputError
-from utils.findings import FINDINGS, to_prompt
-from utils.latents import load_vae
-from utils.prompts import NULL_PROMPT, PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
+from utils.findings import to_prompt
+from utils.prompts import NULL_PROMPT, PooledFusion, TextEncoder, TokenFusion
 from uvit.model import UViT
 
 SHAPE = (4, 8, 8)
 EDEMA = to_prompt([0, 0, 0, 1] + [0] * 10)
-
-
-@pytest.fixture
-def features(base_model, reference_encoder_name, make_table, tmp_path, accelerator):
-    """Eight images of four patients: six to train on, two to validate."""
-    labels = np.zeros((8, 14))
-    labels[:, 3] = [1, 1, 0, 0, 1, 0, 1, 0]
-    table = make_table(labels, [1, 1, 1, 2, 2, 3, 4, 4], ["train"] * 6 + ["validate"] * 2)
-    table.loc[5, "Fracture"] = 1
-    encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
-    return DiffusionFeatures(table, *encoders, 32, tmp_path / "cache", 4, 0, accelerator)
 
 
 @pytest.fixture
@@ -55,88 +39,6 @@ def uvit_model(base_model):
     torch.manual_seed(0)
     uvit = UViT(img_size=8, embed_dim=16, depth=2, num_heads=2)
     return PromptedDenoiser(uvit, PooledFusion(16, 16, 16), noise_schedule(base_model, "v_prediction")).eval()
-
-
-# --- examples ----------------------------------------------------------------------------------------------------
-
-
-def test_an_example_is_what_the_encoders_say_of_its_row(features):
-    examples = DiffusionExamples(features, "validate", 1000, 0, 0, 0)
-    assert len(examples) == 2
-    example = examples[0, 5]
-    assert {name: tuple(value.shape) for name, value in example.items()} == {
-        "latents": SHAPE, "noise": SHAPE, "timesteps": (), "text": (16,), "reference": (16,)
-    }  # fmt: skip
-    assert all(
-        value.dtype == (torch.int64 if name == "timesteps" else torch.float32) for name, value in example.items()
-    )
-    np.testing.assert_array_equal(example["text"], features.texts[EDEMA])
-    mean = features.moments[features.moment_keys[6]][:4].astype(np.float32) * features.scaling_factor
-    draws = torch.stack([examples[0, seed]["latents"] for seed in range(300)])
-    assert (draws.mean(0) - torch.from_numpy(mean)).abs().max() < 0.1  # of the posterior, drawn afresh with each seed
-    assert draws.std(0).min() > 0.05
-
-    training_references = features.embeddings.stack(features.embedding_keys[:6])
-    for seed in range(20):
-        reference = examples[0, seed]["reference"].numpy()
-        row = np.flatnonzero((training_references == reference).all(axis=1))
-        assert len(row) and set(row) <= {0, 1, 4}  # training rows with the same labels
-
-
-def test_an_example_follows_from_its_seed_alone(features):
-    examples = DiffusionExamples(features, "train", 1000, 0.2, 0.2, 0.2)
-    one = examples[3, 11]
-    torch.manual_seed(7)
-    examples[0, 12]
-    again = DiffusionExamples(features, "train", 1000, 0.2, 0.2, 0.2)[3, 11]
-    other = examples[3, 12]
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["noise"], other["noise"]) and not torch.equal(one["latents"], other["latents"])
-    timesteps = torch.stack([examples[0, seed]["timesteps"] for seed in range(500)])
-    assert timesteps.min() < 20 and timesteps.max() > 980 and timesteps.max() < 1000
-
-
-def test_prompts_are_dropped_as_often_as_asked(features):
-    examples = DiffusionExamples(features, "train", 1000, 0.2, 0.3, 0.1)
-    null, count = torch.tensor(features.texts[NULL_PROMPT]), 2000
-    found = {"text": 0, "reference": 0, "both": 0, "none": 0}
-    for seed in range(count):
-        example = examples[seed % 6, seed]
-        no_text, no_reference = torch.equal(example["text"], null), not example["reference"].any()
-        found[
-            "both" if no_text and no_reference else "text" if no_text else "reference" if no_reference else "none"
-        ] += 1
-    for name, probability in {"text": 0.2, "reference": 0.3, "both": 0.1, "none": 0.4}.items():
-        sigma = (probability * (1 - probability) / count) ** 0.5
-        assert abs(found[name] / count - probability) < 4 * sigma, (name, found)
-
-
-def test_wrong_probabilities_and_empty_splits_are_refused(features):
-    for drops in ((0.5, 0.4, 0.2), (-0.1, 0.2, 0)):
-        with pytest.raises(InputError, match="they must sum up to 1 at most"):
-            DiffusionExamples(features, "train", 1000, *drops)
-    with pytest.raises(InputError, match="no rows in the split 'test' after the filters; there are"):
-        DiffusionExamples(features, "test", 1000, 0, 0, 0)
-
-
-def test_unreadable_images_are_dropped_from_all_features(
-    base_model, reference_encoder_name, make_table, tmp_path, accelerator, capsys
-):
-    table = make_table(np.zeros((3, 14)), [1, 2, 3])
-    with open(table.image_path[1], "wb") as file:
-        file.write(b"no picture")
-    encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
-    features = DiffusionFeatures(table, *encoders, 32, tmp_path / "cache", 4, 0, accelerator)
-    assert features.table.dicom_id.tolist() == ["image-0", "image-2"]
-    assert [key.split()[0] for key in features.moment_keys] == [key.split()[0] for key in features.embedding_keys]
-    assert "1 of 3 rows dropped" in capsys.readouterr().out
-    with pytest.raises(InputError, match="not one image of the table can be read"):
-        DiffusionFeatures(table.iloc[[1]], *encoders, 32, tmp_path / "cache", 4, 0, accelerator)
-
-
-def test_prompts_of_a_table(features):
-    expected = [to_prompt(row) for row in features.table[list(FINDINGS)].to_numpy()]
-    assert prompts_of(features.table) == expected == features.prompts
 
 
 # --- schedule and target -----------------------------------------------------------------------------------------

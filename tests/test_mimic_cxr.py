@@ -1,5 +1,4 @@
 import gzip
-import random
 import zipfile
 
 import numpy as np
@@ -10,16 +9,7 @@ from PIL import Image
 from utils import mimic_cxr
 from utils.errors import InputError
 from utils.findings import FINDINGS
-from utils.mimic_cxr import (
-    image_file,
-    is_report_list,
-    read_report_list,
-    read_table,
-    report_file,
-    report_sections,
-    report_text,
-    write_tree,
-)
+from utils.mimic_cxr import image_file, is_report_list, read_report_list, read_table, write_tree
 
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -303,90 +293,6 @@ def test_bad_authors_csv(authors_csv, old, new, message):
     change(authors_csv, old, new)
     with pytest.raises(InputError, match=message):
         read_table(authors_csv)
-
-
-# ---- reports
-
-
-@pytest.mark.parametrize(
-    ("raw", "findings", "impression"),
-    [
-        (REPORT, "The heart is enlarged. No pneumothorax.", "Cardiomegaly."),
-        (" FINDINGS: \n \n Clear.\n \n IMPRESSION: \n \n Normal.\n", "Clear.", "Normal."),
-        (" FINDINGS:Clear.\n IMPRESSION:Normal.", "Clear.", "Normal."),
-        (" Findings : Clear.\n\n Impression : Normal.", "Clear.", "Normal."),
-        (" HISTORY: Cough.\n\n Findings:\n Clear.\n\n Impression\n\n Normal.", "Clear.", "Normal."),
-        (" COMPARISON: None.\n FINDINGS\n Clear.\n IMPRESSION\n Normal.", "Clear.", "Normal."),
-        (" IMPRESSION:  AP chest compared to ___:\n\n Clear.", "", "AP chest compared to ___: Clear."),
-        (" FINDINGS AND IMPRESSION: Clear.", "Clear.", ""),
-        (" FINDINGS/IMPRESSION:\n Clear.", "Clear.", ""),
-        (" FINDINGS: Clear.\n CONCLUSION: Normal.", "Clear.", "Normal."),
-        (" FINDINGS: Clear.\n\n RECOMMENDATION(S):  CT.\n", "Clear.", ""),
-        (" FINDINGS: Clear.\n\n NOTIFICATION: Dr. ___ was called.\n\n IMPRESSION: Normal.", "Clear.", "Normal."),
-        (" FINDINGS: PA AND LATERAL VIEWS: Clear.\n LUNGS: Clear.", "PA AND LATERAL VIEWS: Clear. LUNGS: Clear.", ""),
-        (" FINDINGS:\n PORTABLE CHEST: Clear.", "PORTABLE CHEST: Clear.", ""),
-        # a heading that names the views
-        (" PA AND LATERAL CHEST RADIOGRAPH: Clear lungs.\n IMPRESSION: Normal.", "Clear lungs.", "Normal."),
-        (" PORTABLE CHEST: ___\n\n HISTORY: Cough.\n\n FINDINGS: Clear.", "Clear.", ""),
-        (" PORTABLE CHEST: ___\n\n IMPRESSION: Normal.", "", "Normal."),
-        # sentences that begin like a heading
-        (
-            " IMPRESSION: Edema.\n\n Findings were discussed with Dr. ___ at 3 pm.",
-            "", "Edema. Findings were discussed with Dr. ___ at 3 pm.",
-        ),
-        (" FINDINGS: Normal. My\n Impression\n of it is good.", "Normal. My Impression of it is good.", ""),
-        (" FINDINGS: Clear. These\n findings are new.", "Clear. These findings are new.", ""),
-        # what stands before the final report
-        (" WET READ: ___ PM\n IMPRESSION: Edema.\n ____________\n FINAL REPORT\n IMPRESSION: Clear.", "", "Clear."),
-        # no section at all
-        (" FINAL REPORT\n REASON FOR EXAM:  Cough.\n \n Clear lungs.\n \n No edema.\n", "Clear lungs. No edema.", ""),
-        (" FINAL REPORT\n AP CHEST, 5:25 A.M.\n\n HISTORY:\n\n Cough.\n\n Clear lungs.\n", "Clear lungs.", ""),
-        (" PORTABLE CHEST\n\n Clear lungs.", "Clear lungs.", ""),
-        ("Clear lungs.", "Clear lungs.", ""),
-        (" PORTABLE CHEST\n\n INDICATION: Cough.\n", "", ""),
-        (" FINAL REPORT\n", "", ""),
-        ("", "", ""),
-    ],
-)  # fmt: skip
-def test_report_sections(raw, findings, impression):
-    assert report_sections(raw) == (findings, impression)
-    canonical = report_text(raw)
-    assert report_sections(canonical) == (findings, impression)
-    assert report_text(canonical) == canonical
-    assert report_sections(report_file(findings, impression)) == (findings, impression)
-
-
-def test_report_without_line_breaks():
-    assert report_text(" ".join(REPORT.split())) == CANONICAL
-
-
-def test_report_file_reads_back_and_is_narrow():
-    words = [
-        "the",
-        "heart",
-        "is",
-        "Enlarged.",
-        "___",
-        "1.",
-        "Study:",
-        "Comparison:",
-        "LUNGS:",
-        "Impression",
-        "Findings",
-        "no",
-        "5:25",
-        "CHEST",
-        "(PA)",
-        "NEW",
-    ]
-    choose = random.Random(0)
-    for _ in range(500):
-        findings = " ".join(choose.choices(words, k=choose.randint(1, 60)))
-        impression = " ".join(choose.choices(words, k=choose.randint(0, 20)))
-        assert report_sections(report_file(findings, impression)) == (findings, impression)
-    report = report_file("heart " * 80, "")
-    assert max(map(len, report.splitlines())) <= 78
-    assert report.splitlines()[0].strip() == "FINAL REPORT"
 
 
 # ---- writing

@@ -17,11 +17,13 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
 import train_prior_model
+from utils.checkpoints import check_encoders
 from utils.errors import InputError
+from utils.features import PriorExamples, PriorFeatures
 from utils.findings import FINDINGS
 from utils.latents import load_vae
 from utils.mimic_cxr import image_file, read_table, write_tree
-from utils.prior import RIDGE, Prior, PriorExamples, PriorFeatures, check_encoders
+from utils.prior import RIDGE, Prior
 
 SMALL = {"latent_side": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "report_dim": 16}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -205,10 +207,10 @@ def test_features(features, capsys):
     features, table, (_, autoencoder, *_) = features
     assert len(table) == 14 and len(features.table) == 12
     for row in (0, 5, 11):
-        latent = features.report_latents[features.report_keys[row]]
+        latent = features.report_latents[row]
         wanted = autoencoder.encode_reports([features.table["report"][row]])[0]
         np.testing.assert_allclose(latent, wanted, atol=1e-5)
-    distinct = np.stack([features.report_latents[key] for key in features.report_keys])
+    distinct = features.report_latents.stack(range(12))
     mean, std = features.statistics()
     np.testing.assert_allclose(mean, distinct.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(std, distinct.std(axis=0), atol=1e-4)
@@ -259,7 +261,7 @@ def test_another_bart_is_refused():
 @pytest.fixture
 def checkpoints(base_model, tokenizer, tmp_path):  # noqa: F811
     """The folders of a prior and of its BART, untrained."""
-    from utils.cache import weights_fingerprint
+    from utils.checkpoints import weights_fingerprint
 
     autoencoder = make_autoencoder(tokenizer)
     autoencoder.save_pretrained(tmp_path / "bart")

@@ -1,7 +1,6 @@
 import json
 import runpy
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,17 +11,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 import train_bart
 from utils.errors import InputError
-from utils.report_autoencoder import (
-    ReportAutoencoder,
-    ReportExamples,
-    clean_report,
-    constant_report,
-    pad_tokens,
-    rouge_l,
-    study_reports,
-    tokenise,
-    without_marks,
-)
+from utils.report_autoencoder import ReportAutoencoder, constant_report, pad_tokens, rouge_l, tokenise
 
 REPORTS = [
     "FINDINGS: The lungs are clear. IMPRESSION: No acute process.",
@@ -282,86 +271,6 @@ def test_folders_that_are_no_checkpoint(autoencoder, tokenizer, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="missing keys"):
         ReportAutoencoder.from_pretrained(tmp_path, "mean")
-
-
-# ---- the text ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text, wanted",
-    [
-        ("FINDINGS: The heart is normal.  No\nedema.", "FINDINGS: The heart is normal. No edema."),
-        ("Since ___, the left effusion has increased.", "The left effusion has increased."),
-        ("As compared to the prior study of ___, there is new edema.", "There is new edema."),
-        ("In comparison with the study of ___, no change.", "No change."),
-        ("Dr. ___ was notified at ___ on ___. Clear lungs.", "Clear lungs."),
-        ("___-year-old with cough and fever.", "With cough and fever."),
-        ("There are no XXXX of an effusion. The heart is normal.", "The heart is normal."),
-        ("FINDINGS: Normal chest x-XXXX. IMPRESSION: No edema.", "IMPRESSION: No edema."),
-        ("FINDINGS: ___. IMPRESSION: XXXX XXXX.", ""),
-    ],
-)
-def test_marks(text, wanted):
-    assert without_marks(text) == wanted
-
-
-def test_no_mark_is_left_in_training_text_nor_written():
-    rng = np.random.default_rng(0)
-    text = "the heart of ___ XXXX no edema. ___, since x-XXXX (___) Dr. ___. FINDINGS: IMPRESSION: at ___: [___] a__b"
-    words = text.split(" ")
-    for _ in range(500):
-        text = clean_report(" ".join(rng.choice(words, size=20)))
-        assert "__" not in text and "XXX" not in text
-
-
-def test_odd_characters():
-    text = "FINDINGS: Nödule, 3\u202fmm — \x07left\x00 lung\u200b, \ud800\x1b[31m µ中. </s><mask> Clear."
-    assert clean_report(text) == "FINDINGS: Nödule, 3 mm — left lung , [31m µ中. Clear."
-
-
-def test_studies_count_once_and_lose_what_is_empty(capsys):
-    table = pd.DataFrame(
-        {
-            "dicom_id": list("abcdef"),
-            "subject_id": [1, 1, 1, 2, 2, 3],
-            "study_id": [10, 10, 11, 20, 21, 30],
-            "split": ["train"] * 4 + ["test", "train"],
-            "report": ["FINDINGS: Clear lungs."] * 2 + ["", "   ", "IMPRESSION: No edema.", "FINDINGS: ___."],
-        }
-    )
-    studies = study_reports(table)
-    assert studies["study_id"].tolist() == [10, 21]
-    assert "2 of 5 studies; dropped 2 studies without a report and 1 of which" in capsys.readouterr().out
-    with pytest.raises(InputError, match="REPORTS_ROOT"):
-        study_reports(table[table["report"].str.strip() == ""])
-
-
-def test_long_and_foreign_reports(autoencoder, capsys):
-    reports = ["IMPRESSION: " + "effusion " * 3000, "IMPRESSION: Épanchement pleural 中.", "A."]
-    examples = ReportExamples(reports, autoencoder, batch_size=2)
-    assert "1 of 3 reports cut at 64" in capsys.readouterr().out
-    assert examples.lengths.max() == 64 and examples.tokens[0][-1] == 2
-    batch = examples.collate([examples[row, row] for row in range(3)])
-    assert batch["input_ids"].shape == (3, 64) and batch["noise"].shape == (3, 16)
-    assert torch.isfinite(train_bart.compute_loss(autoencoder, batch, latent_noise=0.1))
-    assert autoencoder.tokenizer.decode(examples.tokens[1], skip_special_tokens=True) == reports[1]
-
-
-def test_noise_of_an_example_follows_from_its_seed(autoencoder):
-    examples = ReportExamples(REPORTS, autoencoder, batch_size=2)
-    assert torch.equal(examples[0, 5]["noise"], examples[1, 5]["noise"])
-    assert not torch.equal(examples[0, 5]["noise"], examples[0, 6]["noise"])
-
-
-def test_batches_hold_reports_of_a_like_length(autoencoder):
-    rng = np.random.default_rng(0)
-    reports = ["effusion " * int(count) for count in rng.integers(1, 40, size=400)]
-    examples = ReportExamples(reports, autoencoder, batch_size=8)
-    order = examples.order(np.random.default_rng(1))
-    assert sorted(order) == list(range(400))
-    spread = np.ptp(examples.lengths[order].reshape(-1, 8), axis=1)
-    assert spread.mean() < 3 < np.ptp(examples.lengths)
-    assert not np.array_equal(order, examples.order(np.random.default_rng(2)))
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------

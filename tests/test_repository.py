@@ -21,6 +21,7 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # a module of a package, perhaps
 
 
 def constants(path):
@@ -32,6 +33,33 @@ def constants(path):
 def test_imports_run_one_way(path):
     scripts = {script.stem for script in SCRIPTS}
     assert not scripts & {name.split(".")[0] for name in imported(path)}
+
+
+def reachable(start, edges):
+    """All that `start` leads to along edges, a dict of sets."""
+    found, following = set(), set(edges[start])
+    while following:
+        found |= following
+        following = set().union(*(edges.get(name, set()) for name in following)) - found
+    return found
+
+
+def test_no_module_and_no_folder_imports_one_that_imports_it_back():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in [*SCRIPTS, *ROOT.glob("*/*.py")]
+    }
+    edges = {name: set(imported(path)) & set(modules) for name, path in modules.items()}
+    folders = {}
+    for name, others in edges.items():
+        folder = name.split(".")[0] if "." in name else "the scripts"
+        folders.setdefault(folder, set()).update(
+            other.split(".")[0] if "." in other else "the scripts" for other in others
+        )
+    for graph in (edges, {folder: others - {folder} for folder, others in folders.items()}):
+        assert any(graph.values())
+        for start in graph:
+            assert start not in reachable(start, graph), f"{start} is imported by what it imports"
+    assert not folders["uvit"], "uvit/ is a leaf"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from utils import training
+from utils.checkpoints import read_training
 from utils.errors import InputError
-from utils.training import FIT_CONSTANTS, Batches, fit, make_accelerator, read_training
+from utils.training import FIT_CONSTANTS, Batches, fit, make_accelerator
 
 CONSTANTS = {
     "RUN_DIR": "",

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.diffusion import load_strictly
+from utils.checkpoints import load_strictly
 from utils.errors import InputError
 from uvit.model import UViT, timestep_embedding
 

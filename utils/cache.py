@@ -10,7 +10,6 @@ keys last, each under a temporary name and then renamed, so that a shard without
 loses at most one shard. The processes of one launch share the missing keys among them, each writing its own shards.
 """
 
-import hashlib
 import json
 import os
 import uuid
@@ -18,27 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from utils.errors import InputError, writing
+from utils.errors import InputError, replacing, writing
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
-
-
-def weights_fingerprint(module):
-    """SHA-256 (hex) over the names, shapes and values of a module's weights: the same wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def image_keys(table):
     """One cache key a row of a table: the image's dicom_id, and its file's size and time of change."""
     stats = (os.stat(path) for path in table.image_path)
     return [f"{dicom_id} {stat.st_size} {stat.st_mtime_ns}" for dicom_id, stat in zip(table.dicom_id, stats)]
+
+
+def save_array(path, values):
+    """np.save under a temporary name, then renamed."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values)
 
 
 class FeatureCache:
@@ -61,7 +56,8 @@ class FeatureCache:
     def _check(self, fingerprint):
         path = self.folder / "fingerprint.json"
         if not path.exists():
-            _write_atomically(path, lambda file: file.write(json.dumps(fingerprint, indent=2).encode()))
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(fingerprint, indent=2))
             return
         found = json.loads(path.read_text())
         for name in sorted(found.keys() | fingerprint.keys()):
@@ -96,8 +92,9 @@ class FeatureCache:
         """Writes one shard: keys, a list of texts, and their values, (len(keys), *shape)."""
         shard = uuid.uuid4().hex
         with writing("the feature cache", self.folder):
-            _write_atomically(self.folder / f"{shard}.npy", lambda file: np.save(file, values))
-            _write_atomically(self.folder / f"{shard}.keys.json", lambda file: file.write(json.dumps(keys).encode()))
+            save_array(self.folder / f"{shard}.npy", values)
+            with replacing(self.folder / f"{shard}.keys.json") as temporary:
+                temporary.write_text(json.dumps(keys))
 
     def fill(self, keys, load, encode, batch_size, accelerator, what, threads=0):
         """Computes the features that are missing, shared among the processes of a launch; returns which keys it has.
@@ -144,17 +141,3 @@ def _load(load, row):
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say that a file is no picture
         tqdm.write(f"left out: {error}")
         return None
-
-
-def _write_atomically(path, write):
-    """Writes under a temporary name in the same folder, then renames; a failure leaves nothing behind."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,22 +1,17 @@
-"""Latent diffusion with a fused prompt: noise schedule, training examples, guided sampling. One code for both backbones."""
+"""Latent diffusion with a fused prompt: noise schedule, the denoiser, guided sampling. One code for both backbones."""
 
 import inspect
 import json
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from torch.utils.data import Dataset
 
-from utils.cache import weights_fingerprint
-from utils.errors import InputError, reason
-from utils.findings import FINDINGS, to_prompt
-from utils.latents import cache_moments, draw_latents
-from utils.prompts import NULL_PROMPT, PooledFusion, TokenFusion
-from utils.references import NONE, References
+from utils.checkpoints import load_strictly, load_weights
+from utils.errors import InputError, reason, say
+from utils.prompts import PooledFusion, TokenFusion
 from uvit.model import UViT
 
 DENOISERS = {"UViT": UViT, "UNet2DConditionModel": UNet2DConditionModel}
@@ -70,13 +65,8 @@ class PromptedDenoiser(nn.Module):
             if module is self.fusion and not place.exists():
                 continue
             loaded = load_strictly(type(module), place).state_dict()
-            try:
-                module.load_state_dict(loaded)
-            except RuntimeError as error:
-                raise InputError(
-                    f"INITIAL_WEIGHTS {place} is of another architecture: {' '.join(str(error).split())[:200]} ..."
-                ) from error
-            print(f"{place}: {len(loaded)} tensors, {sum(tensor.numel() for tensor in loaded.values()):,} parameters")
+            load_weights(module, loaded, f"INITIAL_WEIGHTS {place}", "set the constants to its sizes")
+            say(f"{place}: {len(loaded)} tensors, {sum(tensor.numel() for tensor in loaded.values()):,} parameters")
 
     @classmethod
     def from_pretrained(cls, folder, denoiser=""):
@@ -95,25 +85,6 @@ class PromptedDenoiser(nn.Module):
             load_strictly(FUSIONS[_class_name(folder / "fusion", FUSIONS)], folder / "fusion"),
             _load_schedule(folder),
         )
-
-
-def load_strictly(model_class, folder, **options):
-    """`model_class.from_pretrained(folder)`, but a missing, left-over or misshapen weight is an InputError."""
-    try:
-        model, info = model_class.from_pretrained(
-            folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=Path(folder).exists(), **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"cannot load a {model_class.__name__} from {folder}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise InputError(
-                f"the weights in {folder} are not of the architecture in its config.json: "
-                f"{len(info[problem])} {problem.replace('_', ' ')}, e.g. {sorted(map(str, info[problem]))[:3]}"
-            )
-    return model
 
 
 def load_unet(base_model, text_width):
@@ -145,108 +116,6 @@ def _class_name(folder, known):
             "set CHECKPOINT to a folder such as runs/clipUViT/best"
         )
     return name
-
-
-class DiffusionFeatures:
-    """What the frozen encoders say of each row of a table, computed once; rows with an unreadable image are dropped.
-
-    Attributes: table (its rows have an image that could be read), prompts, and the caches of moments, texts and
-    reference embeddings with their keys, a row each.
-    """
-
-    def __init__(
-        self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, batch_size, threads, accelerator
-    ):
-        moments, moment_keys, readable = cache_moments(
-            table, vae, image_size, cache_dir, batch_size, accelerator, threads
-        )
-        embeddings, embedding_keys, readable_again = reference_encoder.cache(
-            table, cache_dir, accelerator, batch_size, threads
-        )
-        readable &= readable_again
-        if not readable.all():
-            accelerator.print(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
-        if not readable.any():
-            raise InputError("not one image of the table can be read")
-        self.table = table[readable].reset_index(drop=True)
-        self.moments, self.moment_keys = moments, [key for key, kept in zip(moment_keys, readable) if kept]
-        self.embeddings, self.embedding_keys = embeddings, [key for key, kept in zip(embedding_keys, readable) if kept]
-        self.prompts = prompts_of(self.table)
-        self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
-        self.scaling_factor = vae.config.scaling_factor
-        self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
-
-    def rows(self, split):
-        """The row numbers of one split; InputError if there are none."""
-        rows = np.flatnonzero(self.table.split == split)
-        if not len(rows):
-            found = self.table.split.value_counts().to_dict()
-            raise InputError(f"no rows in the split {split!r} after the filters; there are {found}")
-        return rows
-
-
-def encoder_fingerprints(vae, text_encoder, reference_encoder):
-    """Which frozen encoders a checkpoint was trained with; kept in it and compared when it is sampled."""
-    return {
-        "vae": weights_fingerprint(vae),
-        "text_encoder": text_encoder.fingerprint(),
-        "reference_encoder": reference_encoder.fingerprint(),
-    }
-
-
-def prompts_of(table):
-    """The prompt of each row of a table, a list of texts."""
-    vectors, inverse = np.unique(table[list(FINDINGS)].to_numpy(dtype=np.int8), axis=0, return_inverse=True)
-    sentences = [to_prompt(vector) for vector in vectors]
-    return [sentences[index] for index in inverse.ravel()]
-
-
-class DiffusionExamples(Dataset):
-    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
-
-    drop_text, drop_reference, drop_both: probabilities that an example loses its text, its reference, or both, which
-    is what makes guidance possible (Ho & Salimans 2022; two conditions as in Brooks et al. 2023).
-    """
-
-    def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both):
-        if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
-            raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
-        self.features = features
-        self.rows = features.rows(split)
-        self.table = features.table.iloc[self.rows]
-        self.train_rows = features.rows("train")
-        self.references = References(features.table.iloc[self.train_rows])
-        self.labels = features.table[list(FINDINGS)].to_numpy(dtype=np.int8)
-        self.subject_ids = features.table.subject_id.to_numpy()
-        self.num_timesteps = num_timesteps
-        self.dropout_edges = np.cumsum([drop_text, drop_reference, drop_both])
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, row_and_seed):
-        position, seed = row_and_seed
-        row, features = self.rows[position], self.features
-        generator = torch.Generator().manual_seed(seed)
-        moments = torch.from_numpy(features.moments[features.moment_keys[row]].astype(np.float32))  # (2C, h, w)
-        shape = (moments.shape[0] // 2, *moments.shape[1:])
-        posterior_noise = torch.randn(shape, generator=generator)
-        noise = torch.randn(shape, generator=generator)
-        timestep = torch.randint(self.num_timesteps, (), generator=generator)
-        reference_row = self.references.draw(self.labels[row], self.subject_ids[row], generator)
-        drop = np.searchsorted(self.dropout_edges, torch.rand((), generator=generator).item(), side="right")
-
-        text = features.texts[NULL_PROMPT if drop in (0, 2) else features.prompts[row]]
-        reference = features.embeddings[features.embedding_keys[self.train_rows[reference_row]]]
-        if reference_row == NONE or drop in (1, 2):
-            reference = np.zeros_like(reference)
-        return {
-            "latents": draw_latents(moments, posterior_noise, features.scaling_factor),  # (C, h, w), unit variance
-            "noise": noise,  # (C, h, w)
-            "timesteps": timestep,  # ()
-            "text": torch.tensor(text),  # (D,) or (77, D)
-            "reference": torch.tensor(reference),  # (R,)
-        }
 
 
 def sampling_scheduler(name, schedule):

@@ -1,10 +1,14 @@
-"""Errors for people: one sentence with the offending value and the way out, never a traceback."""
+"""What people see and what a kill may not halve: errors in one sentence, the one way to print, the one atomic write."""
 
 import errno
 import os
+import shutil
 import sys
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
+
+REASON_LENGTH = 200  # characters of another library's words in an error of ours
 
 
 class InputError(Exception):
@@ -12,8 +16,37 @@ class InputError(Exception):
 
 
 def reason(error):
-    """What another exception says, for the sentence of an InputError: its first line, or its type if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another exception says, on one line and cut to REASON_LENGTH; its type where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 2] + " …"
+
+
+def say(line):
+    """Prints a line, in the first process of a launch only."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(line, flush=True)
+
+
+@contextmanager
+def replacing(path):
+    """Yields a temporary path beside `path` for a file or a folder to be written, which then takes the name `path`.
+
+    So whatever bears the name is whole: the old one, or the new one. A failure inside leaves the old one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        if temporary.is_file():
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -58,6 +58,13 @@ def to_prompt(labels):
     return prompt
 
 
+def prompts_of(table):
+    """The prompt of each row of a table, a list of texts."""
+    vectors, inverse = np.unique(table[list(FINDINGS)].to_numpy(dtype=np.int8), axis=0, return_inverse=True)
+    sentences = [to_prompt(vector) for vector in vectors]
+    return [sentences[index] for index in inverse.ravel()]
+
+
 def from_prompt(prompt):
     """The label vector, (14,) int8, that `to_prompt` would turn into this prompt; InputError if there is none."""
     labels = np.zeros(len(FINDINGS), dtype=np.int8)

@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from utils.cache import FeatureCache, image_keys, weights_fingerprint
+from utils.cache import FeatureCache, image_keys
+from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError, reason
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
@@ -61,6 +62,13 @@ def draw_latents(moments, noise, scaling_factor):
     """moments (..., 2C, h, w) and standard normal noise (..., C, h, w) => latents (..., C, h, w), unit variance."""
     mean, log_variance = moments.chunk(2, dim=-3)
     return (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise) * scaling_factor
+
+
+def draw_posterior(moments, generator, scaling_factor):
+    """One image's cached moments, an array (2C, h, w), and a torch.Generator => latents (C, h, w), unit variance."""
+    moments = torch.from_numpy(np.asarray(moments, dtype=np.float32))
+    noise = torch.randn((moments.shape[0] // 2, *moments.shape[1:]), generator=generator)
+    return draw_latents(moments, noise, scaling_factor)
 
 
 def decode_latents(vae, latents):

@@ -26,18 +26,18 @@ import gzip
 import io
 import os
 import re
-import textwrap
 import zipfile
 import zlib
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.errors import InputError, writing
+from utils.errors import InputError, replacing, say, writing
 from utils.findings import FINDINGS, check_labels, from_physionet, to_physionet
+from utils.report_text import join_sections, report_file, report_sections, report_text
 from utils.seeds import keyed_seed
 
 SPLITS = ("train", "validate", "test")
@@ -65,12 +65,6 @@ NEW_METADATA = {
 VIEW_MEANINGS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral"}
 REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
 PROVENANCE_FILE = "synthetic.csv"
-
-
-def say(line):
-    """Prints a line, in the first process of a launch only."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-        print(line, flush=True)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -114,6 +108,17 @@ def read_table(root, reports_root="", views=(), splits=(), hold_out=(), with_rep
     return table[list(TABLE_COLUMNS)]
 
 
+def split_rows(table, split, root=""):
+    """The row numbers of one split of a table; InputError if there are none; root: what the table was read from."""
+    rows = np.flatnonzero(table["split"] == split)
+    if not len(rows):
+        raise InputError(
+            f"no rows in the split {split!r}{f' of {root}' if root else ''} after the filters; there are "
+            f"{_counts(table['split']) or 'none at all'}"
+        )
+    return rows
+
+
 def is_report_list(path):
     """Whether a path is of a CSV of reports without images: what `read_report_list` reads."""
     if not str(path).endswith((".csv", ".csv.gz")):
@@ -142,7 +147,7 @@ def read_report_list(path):
             "subject_id": numbers,
             "study_id": numbers,
             "split": [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths],
-            "report": [_join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])],
+            "report": [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])],
         }
     )
 
@@ -398,137 +403,6 @@ def _archive_source(stack, path):
     return read
 
 
-# Headings that have a name of their own, as regular expressions in capitals. "Findings and impression" is one text and
-# counts as findings; a conclusion or a summary is an impression.
-_FINDINGS = "FINDINGS?(?: ?(?:AND|&|/|,) ?IMPRESSIONS?)?|IMPRESSIONS? ?(?:AND|&|/) ?FINDINGS?"
-_IMPRESSION = "IMPRESSIONS?|CONCLUSIONS?"
-_OTHER = (
-    r"(?:CLINICAL )?(?:INDICATIONS?|HISTORY|INFORMATION)|REASON FOR (?:THIS |THE )?(?:EXAM(?:INATION)?|STUDY)"
-    r"|TECHNIQUES?|COMPARISONS?(?: (?:EXAM(?:INATION)?S?|STUDY|STUDIES))?"
-    r"|WET READ|ADDENDUM|NOTIFICATIONS?|RECOMMENDATION(?:S|\(S\))?"
-)
-# These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
-_LINE_START = {
-    "findings": f"{_FINDINGS}|REPORT|INTERPRETATION",
-    "impression": f"{_IMPRESSION}|SUMMARY",
-    "other": f"{_OTHER}|(?:TYPE OF )?EXAM(?:INATION)?S?|STUDY|PROCEDURE|VIEWS?|DATE|ATTENDING|DICTATED BY",
-}
-_HEADING = re.compile(
-    rf"^(?=[A-Z])(?i:{'|'.join(_LINE_START.values())}) ?(?::|$)"  # a known name, before a colon or alone on its line
-    r"|^[A-Z][A-Z0-9 ,()/&.'_#-]*:(?=\s|$)"  # any words in capitals that begin a line, before a colon
-    rf"|\b(?:{_FINDINGS}|{_IMPRESSION}|{_OTHER}) ?:",  # a known name in capitals where the line breaks were lost
-    re.MULTILINE,
-)
-_VIEW_WORDS = re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-
-def report_sections(raw):
-    """A report => (findings, impression), white space collapsed, "" for what it does not have.
-
-    Headings are known as radiologists type them: "FINDINGS:", " Findings :", "IMPRESSION" alone on a line, "FINDINGS
-    AND IMPRESSION:" (counts as findings), "CONCLUSION:" (as impression). Only what follows the last FINAL REPORT is
-    read, so a wet read is not. A section ends at the next known heading; others inside it ("LUNGS:") are its text.
-
-    - Text under a heading that names the views, in capitals ("PA AND LATERAL CHEST RADIOGRAPH:"), is the findings of a
-      report without a FINDINGS heading.
-    - A report with neither section has its last paragraphs without a heading as findings, if there are any.
-    """
-    text = _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n").replace("\r", "\n"))
-    text = "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
-    wet_read, _, final = text.rpartition("FINAL REPORT")
-    text = final.strip() or wet_read.strip()
-
-    sections = [["title", 0, len(text)]]  # kind, start and end of the text
-    for match in _HEADING.finditer(text):
-        heading, start = match[0].rstrip(" :"), match.start()
-        if not match[0].endswith(":") and heading != heading.upper() and text[:start][-2:] not in ("", "\n\n"):
-            continue  # the last word of a sentence
-        kind = _heading_kind(heading)
-        if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view"):
-            continue
-        sections[-1][2] = start
-        sections.append([kind, match.end(), len(text)])
-
-    findings, impression, views = (
-        _collapse(" ".join(text[start:end] for name, start, end in sections if name == kind))
-        for kind in ("findings", "impression", "view")
-    )
-    if re.search("[a-z]{4}", views):  # words, not the date after a title
-        findings = findings or views
-    if not findings and not impression:
-        findings = _last_paragraphs([(kind, text[start:end]) for kind, start, end in sections])
-    return findings, impression
-
-
-def report_text(raw):
-    """A report in the one form used here, "FINDINGS: ... IMPRESSION: ...", an absent section left out.
-
-    `report_sections` and `report_text` read this form too and give it back unchanged.
-    """
-    return _join_sections(*report_sections(raw))
-
-
-def _join_sections(findings, impression):
-    sections = {"FINDINGS": _collapse(findings), "IMPRESSION": _collapse(impression)}
-    return " ".join(f"{heading}: {text}" for heading, text in sections.items() if text)
-
-
-def report_file(findings, impression):
-    """(findings, impression) => the text of a report file in MIMIC's layout, lines of at most 78 characters.
-
-    The inverse of `report_sections`, white space aside. (A text in which FINDINGS: or another heading in capitals
-    stands itself has no inverse.)
-    """
-    sections = {"FINDINGS": _collapse(findings), "IMPRESSION": _collapse(impression)}
-    sections = {heading: text for heading, text in sections.items() if text}
-    title = " " * 33 + "FINAL REPORT\n"
-    wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
-    report = title + " \n".join(wrapped)
-    if report_text(report) != _join_sections(findings, impression):
-        # a line break has made a heading of a word such as "Comparison:"; without line breaks it stays a word
-        report = title + " \n".join(f" {heading}: {text}\n" for heading, text in sections.items())
-    return report
-
-
-@lru_cache(maxsize=10_000)
-def _heading_kind(heading):
-    heading = heading.upper()
-    for kind, pattern in _LINE_START.items():
-        if re.fullmatch(pattern, heading):
-            return kind
-    for kind, pattern in (
-        ("findings", "FINDINGS"),
-        ("impression", "IMPRESSION|CONCLUSION"),
-        ("other", "INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM"),
-        ("view", _VIEW_WORDS),
-    ):
-        if re.search(pattern, heading):
-            return kind
-    return "unknown"
-
-
-def _last_paragraphs(sections):
-    """The last paragraphs that stand under no heading: all but the first of a section; titles in capitals left out."""
-    for kind, text in reversed(sections):
-        paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-        paragraphs = paragraphs if kind == "title" else paragraphs[1:]
-        found = _collapse(" ".join(paragraph for paragraph in paragraphs if paragraph != paragraph.upper()))
-        if found:
-            return found
-    return ""
-
-
-def _collapse(text):
-    return " ".join(_CONTROL_CHARACTERS.sub("", text).split())
-
-
-def _wrap(text):
-    return textwrap.fill(
-        text, 78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
-    )
-
-
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -596,16 +470,9 @@ def _as_text(source):
 
 
 def _replace_file(path, content, root):
-    """The file is the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path.name, root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    """Writes bytes; the file is the old one or the new one, never a part."""
+    with writing(path.name, root), replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _image_size(path):

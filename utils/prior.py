@@ -7,26 +7,18 @@
 Neither the VAE nor BART runs in training: both ends come from the cache.
 """
 
-import hashlib
 from functools import partial
 
-import numpy as np
 import timm
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.utils.data import Dataset
 
-from utils.cache import FeatureCache, weights_fingerprint
-from utils.errors import InputError
-from utils.latents import cache_moments, draw_latents
-from utils.mimic_cxr import say
-from utils.report_autoencoder import clean_report
+from utils.errors import InputError, reason, say
 
 POOLERS = ("linear", "tanh")
-STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
 RIDGE = 0.02  # penalty on the squared weights of the head's start, in units of the class tokens' mean variance
 
@@ -149,7 +141,7 @@ class Prior(ModelMixin, ConfigMixin):
         except Exception as error:  # timm and the hub raise whatever their network layer does
             raise InputError(
                 f"cannot load the weights of PRETRAINED {name!r}{' from ' * bool(file)}{file} "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); set PRETRAINED_FILE to a copy on "
+                f"({type(error).__name__}: {reason(error)}); set PRETRAINED_FILE to a copy on "
                 "disk, or PRETRAINED to '' for random weights"
             ) from error
         weights, own = source.state_dict(), self.vit.state_dict()
@@ -169,120 +161,3 @@ class Prior(ModelMixin, ConfigMixin):
             f"{config.patch_size} x {config.patch_size} x {config.latent_channels} and positions to {side} x {side}; "
             "the head is new"
         )
-
-
-class PriorFeatures:
-    """Both ends of the prior for each row of a table, computed once; rows without a report or an image are dropped.
-
-    Attributes: table (its report column cleaned), the caches of VAE moments and of report latents with their keys, a
-    row each, and `encoders`, the fingerprints of the two frozen models.
-    """
-
-    def __init__(self, table, vae, autoencoder, image_size, cache_dir, batch_size, threads, accelerator):
-        table = table.assign(report=table["report"].map(clean_report))
-        reported = table["report"] != ""
-        say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
-        if not reported.any():
-            raise InputError("not one image has a report; set REPORTS_ROOT to where the .txt files are")
-        table = table[reported].reset_index(drop=True)
-        self.moments, moment_keys, readable = cache_moments(
-            table, vae, image_size, cache_dir, batch_size, accelerator, threads
-        )
-        if not readable.all():
-            say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
-        if not readable.any():
-            raise InputError("not one image of the table can be read")
-        self.table = table[readable].reset_index(drop=True)
-        self.moment_keys = [key for key, kept in zip(moment_keys, readable) if kept]
-        self.report_latents, self.report_keys = cache_report_latents(
-            self.table["report"].tolist(), autoencoder, cache_dir, batch_size, accelerator
-        )
-        self.scaling_factor = vae.config.scaling_factor
-        self.encoders = {
-            "vae": weights_fingerprint(vae),
-            "bart": autoencoder.fingerprint(),
-            "pooling": autoencoder.pooling,
-        }
-
-    def rows(self, split):
-        """The row numbers of one split; InputError if there are none."""
-        rows = np.flatnonzero(self.table["split"] == split)
-        if not len(rows):
-            found = self.table["split"].value_counts().to_dict()
-            raise InputError(f"no rows in the split {split!r} after the filters; there are {found}")
-        return rows
-
-    def statistics(self, split="train"):
-        """Mean and standard deviation of the report latents of one split, (D,) float32 each."""
-        keys = [self.report_keys[row] for row in self.rows(split)]
-        total, squares = 0.0, 0.0
-        for start in range(0, len(keys), STATISTICS_ROWS):
-            latents = self.report_latents.stack(keys[start : start + STATISTICS_ROWS]).astype(np.float64)  # (n, D)
-            total, squares = total + latents.sum(axis=0), squares + (latents**2).sum(axis=0)
-        mean = total / len(keys)
-        std = np.sqrt(np.maximum(squares / len(keys) - mean**2, 0))
-        return mean.astype(np.float32), std.astype(np.float32)
-
-
-def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerator):
-    """The latents of cleaned reports, each text encoded once => (FeatureCache, keys).
-
-    A key is the SHA-256 of a text, so that no report lies in the cache.
-    """
-    fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
-    cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
-    keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
-    cache.fill(
-        keys,
-        lambda row: reports[row],
-        lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
-        batch_size,
-        accelerator,
-        "report latents",
-    )
-    return cache, keys
-
-
-class PriorExamples(Dataset):
-    """Training examples of one split: `examples[row, seed]`; the draw of the posterior follows from the seed."""
-
-    def __init__(self, features, split, prior):
-        self.features, self.rows = features, features.rows(split)
-        self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, row_and_seed):
-        position, seed = row_and_seed
-        row, features = self.rows[position], self.features
-        moments = torch.from_numpy(features.moments[features.moment_keys[row]].astype(np.float32))  # (2C, h, w)
-        shape = (moments.shape[0] // 2, *moments.shape[1:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        report_latent = torch.from_numpy(features.report_latents[features.report_keys[row]].astype(np.float32))
-        return {
-            "latents": draw_latents(moments, noise, features.scaling_factor),  # (C, h, w), unit variance
-            "report_latents": (report_latent - self.mean) / self.std,  # (D,), standardised
-        }
-
-
-def check_encoders(training, **found):
-    """InputError unless the frozen models are those that a prior was trained with.
-
-    training: the prior's training.json; found: fingerprints by name, of "vae", "bart" and "pooling".
-    """
-    ways_out = {
-        "vae": "set BASE_MODEL to the one it was trained with",
-        "bart": "set BART_CHECKPOINT to the one it was trained with, or train the prior again",
-        "pooling": "set BART_CHECKPOINT to the one it was trained with",
-    }
-    if "source" in training:  # an authors' file
-        say(f"{training['source']} does not say what it was trained with: {', '.join(found)} taken unchecked")
-        return
-    for name, fingerprint in found.items():
-        expected = training.get("encoders", {}).get(name, "unknown")
-        if expected != fingerprint:
-            raise InputError(
-                f"the prior was trained with another {name} (fingerprint {expected[:12]}, this one has "
-                f"{fingerprint[:12]}): {ways_out[name]}"
-            )

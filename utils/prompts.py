@@ -21,7 +21,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from utils.cache import FeatureCache, image_keys, weights_fingerprint
+from utils.cache import FeatureCache, image_keys
+from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError, reason
 from utils.latents import PREPROCESSING, read_pixels
 

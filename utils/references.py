@@ -1,4 +1,4 @@
-"""Which image may serve as whose reference.
+"""Which image may serve as whose reference, and the pool of references that a sampler draws from.
 
 A reference comes from the training rows and never from its target's patient. It is drawn at random among the training
 rows with the same label vector; where there is none of another patient, among those with the nearest label vector;
@@ -8,7 +8,10 @@ where no other patient is left at all, there is no reference (NONE; its embeddin
 import numpy as np
 import torch
 
+from utils.errors import InputError, say
 from utils.findings import FINDINGS, PRESENT
+from utils.mimic_cxr import split_rows
+from utils.seeds import keyed_generator
 
 NONE = -1  # the row number of "no reference"
 
@@ -96,3 +99,45 @@ class References:
         distance = presence * (len(FINDINGS) + 1) + (self.vectors != labels).sum(axis=1)
         for level in np.unique(distance[distance > 0]):
             yield np.flatnonzero(distance == level).tolist()
+
+
+class ReferencePool:
+    """The training rows of a table whose image can be read: who may be a reference, and each one's embedding.
+
+    fusion: the denoiser's, which says how wide a reference is, and whose prompts it was trained with: "own", a row
+    drawn as `References` has it; "authors", the first row with the same labels. InputError for another encoder's width.
+    """
+
+    def __init__(self, table, reference_encoder, fusion, cache_dir, batch_size, threads, accelerator):
+        self.prompting, self.width = fusion.config.prompting, fusion.config.reference_dim
+        if reference_encoder.width != self.width:
+            raise InputError(
+                f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER makes "
+                f"{reference_encoder.width}: set it to the one it was trained with"
+            )
+        if not (table["split"] == "train").any():
+            raise InputError("there are no training rows to take references from; set CONDITION to text")
+        table = table.iloc[split_rows(table, "train")]
+        self.cache, keys, readable = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads)
+        self.table = table[readable]
+        self.references = References(self.table)
+        self._key_of = dict(zip(table.dicom_id, keys))
+
+    def draw(self, requests):
+        """A reference's dicom_id for each request, "" for none; prints how they were found."""
+        if self.prompting == "authors":
+            rows = self.references.first_for(requests)
+            say(
+                f"references of the {len(requests)} images: {(rows != NONE).sum()} the first training row with the "
+                f"same labels, {(rows == NONE).sum()} none"
+            )
+        else:
+            generators = [keyed_generator(seed, "reference") for seed in requests.seed]
+            rows = self.references.draw_for(requests, generators)
+            say(f"references of the {len(requests)} images: {self.references.count_kinds(requests)}")
+        return np.where(rows == NONE, "", self.table.dicom_id.to_numpy()[rows])
+
+    def embeddings(self, dicom_ids):
+        """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""
+        nothing = np.zeros(self.width, dtype=np.float32)
+        return torch.from_numpy(np.stack([self.cache[self._key_of[name]] if name else nothing for name in dicom_ids]))

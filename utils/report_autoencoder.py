@@ -9,110 +9,23 @@
 and with `pooling` in its config; BartForConditionalGeneration.from_pretrained opens it.
 """
 
-import re
-import unicodedata
 from collections import Counter
 
 import numpy as np
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, LogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.cache import weights_fingerprint
-from utils.errors import InputError
-from utils.mimic_cxr import say
+from utils.checkpoints import check_loaded, weights_fingerprint
+from utils.errors import InputError, reason
+from utils.report_text import clean_report
 from utils.seeds import keyed_generator
 
 POOLINGS = ("mean", "bos", "eos")
 DECODINGS = ("greedy", "beam", "nucleus")
 MAX_TOKENS = 512  # of a report, <s> and </s> included; what is longer is cut
-POOL_BATCHES = 50  # batches that are sorted by length together
-
-# ---- the text ------------------------------------------------------------------------------------------------------
-
-_MARK = re.compile(r"_{2,}|X{3,}")
-_MARKED = r"[^\s,.;:()\[\]]*_{2,}[^\s,.;:()\[\]]*"  # a mark with what is joined to it, as in "___-year-old"
-_LEADING_WORDS = (
-    r"(?:(?:in |by |on |as |when )?(?:comparison|compared|comparing)|since|dated|from|of|on|at|to|with|by|and|or|the"
-    r"|a|an|prior|previous|earlier|study|exam|examination|radiographs?|film|performed|obtained|done|date|time)"
-)
-_MARKED_PHRASE = re.compile(
-    rf"(?:\b{_LEADING_WORDS}[ ,]+)*{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE
-)
-_UNSAYABLE = re.compile(
-    r"\b(?:Drs?\b|notif|discuss|communicat|convey|report(?:ed|s)? (?:by|to)|telephon|phone|paged?\b|email)|X{3,}",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
-_SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
-_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|unk|mask)>")
-
-
-def without_marks(text):
-    """A report without its de-identification marks: `___` of MIMIC-CXR, `XXXX` of other sets.
-
-    - `XXXX` stands for any word, so its sentence is dropped.
-    - `___` stands for a date, a name or a place. Its sentence is dropped when it tells of a message between people
-      ("Dr. ___ was notified at ___"). Elsewhere the mark goes with the word it is joined to ("___-year-old") and with
-      the words that only lead up to it ("compared to the prior study of ___", "since ___"); the rest stays.
-    - What is left of fewer than two words is dropped, and so is a heading without a sentence.
-
-    A text without marks comes back with its white space collapsed and nothing else changed.
-    """
-    if not _MARK.search(text):
-        return " ".join(text.split())
-    parts = _SECTION.split(text)  # text, heading, text, heading, text ...
-    pieces = [_sentences_without_marks(parts[0])]
-    for heading, body in zip(parts[1::2], parts[2::2]):
-        body = _sentences_without_marks(body)
-        pieces.append(f"{heading} {body}" if body else "")
-    return " ".join(filter(None, pieces))
-
-
-def _sentences_without_marks(text):
-    kept = []
-    for sentence in _SENTENCE_END.split(text.strip()):
-        if _MARK.search(sentence):
-            if _UNSAYABLE.search(sentence):
-                continue
-            sentence = _MARKED_PHRASE.sub("", sentence)
-            sentence = re.sub(r"\(\s*\)|\[\s*\]", "", " ".join(sentence.split()))
-            sentence = re.sub(r" +([,.;:!?)])", r"\1", sentence)
-            sentence = re.sub(r"([,;:])[,;:]*([.;!?])", r"\2", sentence).lstrip(" ,;:.")
-            if len(re.findall(r"[A-Za-z]{2,}", sentence)) < 2:
-                continue
-            sentence = sentence[0].upper() + sentence[1:]
-        kept.append(sentence)
-    return " ".join(" ".join(kept).split())
-
-
-def clean_report(text):
-    """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
-    text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
-    return without_marks(_TOKENIZER_SIGNS.sub(" ", text))
-
-
-def study_reports(table):
-    """The distinct studies of a table with their cleaned reports => columns subject_id, study_id, split, report.
-
-    A study with several images has one report, so it stands here once. Prints what was dropped.
-    """
-    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
-    without = (studies["report"].str.strip() == "").sum()
-    studies = studies.assign(report=studies["report"].map(clean_report))
-    kept = studies[studies["report"] != ""].reset_index(drop=True)
-    emptied = len(studies) - without - len(kept)
-    say(
-        f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
-        "which de-identification left no sentence"
-    )
-    if kept.empty:
-        raise InputError("not one study has a report; set REPORTS_ROOT to where the .txt files are")
-    return kept
-
 
 # ---- the model -----------------------------------------------------------------------------------------------------
 
@@ -161,16 +74,8 @@ class ReportAutoencoder(nn.Module):
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(
-                f"no BART with its tokenizer in {str(folder)!r}: {' '.join(str(error).split())[:200]}"
-            ) from error
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info[problem]:
-                names = sorted(map(str, info[problem]))
-                raise InputError(
-                    f"the weights in {str(folder)!r} are not of a BART of its config.json: {len(names)} "
-                    f"{problem.replace('_', ' ')}, e.g. {names[:3]}"
-                )
+            raise InputError(f"no BART with its tokenizer in {str(folder)!r}: {reason(error)}") from error
+        check_loaded(info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
             raise InputError(
@@ -291,46 +196,6 @@ def pad_tokens(tokens, pad):
     input_ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=pad)
     attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
     return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-class ReportExamples(Dataset):
-    """Cleaned reports, tokenised once: `examples[row, seed]`; an epoch groups reports of a like length in a batch."""
-
-    def __init__(self, reports, autoencoder, batch_size):
-        self.reports = list(reports)
-        self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
-        self.lengths = np.array([len(ids) for ids in self.tokens])
-        self.batch_size, self.width = batch_size, autoencoder.width
-        self.pad = autoencoder.bart.config.pad_token_id
-        say(
-            f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
-            f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
-        )
-
-    def __len__(self):
-        return len(self.tokens)
-
-    def __getitem__(self, row_and_seed):
-        row, seed = row_and_seed
-        return {
-            "input_ids": torch.tensor(self.tokens[row]),  # (L,)
-            "noise": torch.randn(self.width, generator=torch.Generator().manual_seed(seed)),  # (D,)
-        }
-
-    def collate(self, examples):
-        """=> input_ids and attention_mask (B, L of the longest), noise (B, D)."""
-        batch = pad_tokens([example["input_ids"] for example in examples], self.pad)
-        return {**batch, "noise": torch.stack([example["noise"] for example in examples])}
-
-    def order(self, generator):
-        """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled."""
-        shuffled = generator.permutation(len(self))
-        batches = []
-        for start in range(0, len(self), POOL_BATCHES * self.batch_size):
-            pool = shuffled[start : start + POOL_BATCHES * self.batch_size]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
-        return np.concatenate([batches[place] for place in generator.permutation(len(batches))])
 
 
 # ---- how good it is ------------------------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from utils.checkpoints import load_weights
 from utils.constants import save_constants
-from utils.errors import InputError, writing
+from utils.errors import InputError, say, writing
 from utils.seeds import keyed_seed
 
 METRICS = (
@@ -166,7 +167,7 @@ class _Run:
         if accelerator.is_main_process:
             save_constants(self.folder, constants)
         count = sum(parameter.numel() for parameter in self.parameters)
-        accelerator.print(
+        say(
             f"{count:,} trained parameters, {len(self.examples)} training and {len(self.validation)} validation examples, "
             f"steps {self.step} to {self.total_steps} on {accelerator.num_processes} x {accelerator.device.type}, "
             f"precision {accelerator.mixed_precision}"
@@ -212,7 +213,7 @@ class _Run:
                 progress.set_postfix(loss=f"{mean:.4f}", validation=f"{self.validation_loss:.4f}", per_s=f"{speed:.0f}")
                 losses, norms, since = [], [], time.perf_counter()
         progress.close()
-        accelerator.print(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
+        say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
         accelerator.wait_for_everyone()
 
     def _optimiser_step(self, loader):
@@ -328,13 +329,7 @@ class _Run:
 
     def _load_weights(self, folder):
         loaded = type(self.raw_model).from_pretrained(folder).state_dict()
-        try:
-            self.raw_model.load_state_dict(loaded)
-        except RuntimeError as error:
-            raise InputError(
-                f"{folder} is a checkpoint of another architecture ({' '.join(str(error).split())[:200]} ...); "
-                "set the constants back, or change RUN_DIR"
-            ) from error
+        load_weights(self.raw_model, loaded, folder, "set the constants back, or change RUN_DIR")
 
     def _load_progress(self, checkpoint):
         training = json.loads((checkpoint / "training.json").read_text())
@@ -350,19 +345,7 @@ class _Run:
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
         self.ema.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
         self.ema.optimization_step = self.step
-        self.accelerator.print(f"resuming {checkpoint} at step {self.step}")
-
-
-def read_training(checkpoint):
-    """The training.json of a checkpoint: step, losses, constants and facts. InputError if there is none."""
-    path = Path(checkpoint) / "training.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{checkpoint} is no checkpoint of this project (no readable training.json in it): "
-            "set CHECKPOINT to a folder such as runs/clipUViT/best"
-        ) from error
+        say(f"resuming {checkpoint} at step {self.step}")
 
 
 class _MetricsLog:

@@ -1,1 +1,1 @@
-"""The U-ViT denoiser and the checkpoints of other people that load into it."""
+"""The U-ViT denoiser. A leaf: imports nothing of this project."""

@@ -17,17 +17,17 @@ from test_prior import make_tree
 from test_report_autoencoder import REPORTS, tokenizer  # noqa: F401 (a fixture)
 from transformers import BartConfig, BartForConditionalGeneration, ViTConfig, ViTModel
 
-from utils.cache import weights_fingerprint
+from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.diffusion import PromptedDenoiser, noise_schedule
 from utils.errors import InputError
 from utils.findings import FINDINGS, to_prompt
 from utils.latents import read_pixels
 from utils.mimic_cxr import image_file, write_tree
-from utils.prior import Prior, check_encoders
+from utils.prior import Prior
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from utils.report_autoencoder import ReportAutoencoder
-from uvit.checkpoints import load_autoencoder, load_prior, load_vision, read_tensors, start_from
+from utils.weights import load_autoencoder, load_prior, load_vision, read_tensors, start_from
 from uvit.model import UViT
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -259,7 +259,7 @@ def test_an_authors_uvit_samples_as_its_authors_did(
 
     folder = tmp_path / "converted"
     run_script(
-        "uvit/checkpoints.py",
+        "utils/weights.py",
         CHECKPOINT=path,
         OUTPUT=folder,
         BASE_MODEL=base_model,
@@ -439,7 +439,7 @@ def test_the_authors_prior_is_hugging_faces_vit(vit, prior_file, tmp_path, run_s
     assert (prior.eval().predict(latents) - expected).abs().max() <= 1e-5
     check_encoders(training, vae="a", bart="b", pooling="mean")  # it says none, so there is nothing to compare
 
-    run_script("uvit/checkpoints.py", CHECKPOINT=prior_file, OUTPUT=tmp_path / "converted", BART_CHECKPOINT="bart")
+    run_script("utils/weights.py", CHECKPOINT=prior_file, OUTPUT=tmp_path / "converted", BART_CHECKPOINT="bart")
     again, training = load_prior(tmp_path / "converted")
     assert isinstance(again, Prior) and weights_fingerprint(again) == weights_fingerprint(prior)
     assert training["constants"]["BART_CHECKPOINT"] == "bart"
@@ -493,7 +493,7 @@ def test_the_authors_bart_is_transformers_bart(pooling, bart, bart_file, tokeniz
     assert autoencoder.bart.lm_head.weight is shared and autoencoder.bart.model.decoder.embed_tokens.weight is shared
 
     run_script(
-        "uvit/checkpoints.py",
+        "utils/weights.py",
         CHECKPOINT=bart_file,
         OUTPUT=tmp_path / "bart",
         POOLING=pooling,
@@ -624,9 +624,9 @@ def test_an_older_format_loads(uvit_file, tmp_path, base_model):
 
 def test_a_conversion_says_what_it_wrote(uvit_file, tmp_path, base_model, run_script):
     folder = tmp_path / "converted"
-    run_script("uvit/checkpoints.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
+    run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
     assert json.loads((folder / "fusion" / "config.json").read_text())["prompting"] == "authors"
     assert json.loads((folder / "training.json").read_text())["constants"]["BASE_MODEL"] == base_model
     assert math.isclose(PromptedDenoiser.from_pretrained(folder).schedule.config.beta_end, 0.012)
     with pytest.raises(InputError, match="has files in it already"):
-        run_script("uvit/checkpoints.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
+        run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)

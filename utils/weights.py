@@ -1,6 +1,6 @@
 """Other people's weights: the CXR-IRGen authors' four Lightning files and the official U-ViT => this project's models.
 
-    python -m uvit.checkpoints --CHECKPOINT clipUViT.ckpt --OUTPUT runs/authors/clipUViT
+    python -m utils.weights --CHECKPOINT clipUViT.ckpt --OUTPUT runs/authors/clipUViT
 
 Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
@@ -27,14 +27,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
+from utils.checkpoints import load_strictly, read_training
 from utils.constants import override_constants
-from utils.diffusion import PromptedDenoiser, load_strictly, noise_schedule
-from utils.errors import InputError, reason, run, writing
-from utils.mimic_cxr import say
+from utils.diffusion import PromptedDenoiser, noise_schedule
+from utils.errors import InputError, reason, run, say, writing
 from utils.prior import Prior
 from utils.prompts import PooledFusion, TokenFusion
 from utils.report_autoencoder import ReportAutoencoder
-from utils.training import read_training
 from uvit.model import UViT
 
 CHECKPOINT = ""  # one of the authors' .ckpt files
@@ -191,7 +190,7 @@ def _unpickle(path):
         raise InputError(f"{path} is no archive of tensors: get the file from its authors again") from error
     except Exception as error:  # a broken archive fails in whatever reads it
         raise InputError(
-            f"{path} is broken or incomplete ({_first_sentence(error)}): get the file from its authors again"
+            f"{path} is broken or incomplete ({reason(error)}): get the file from its authors again"
         ) from error
 
 
@@ -239,7 +238,7 @@ def _unet(path, tensors, base_model):
     try:
         config = UNet2DConditionModel.load_config(base_model, subfolder="unet")
     except (OSError, ValueError) as error:
-        raise InputError(f"no U-Net's config.json in BASE_MODEL {base_model!r}: {_first_sentence(error)}") from error
+        raise InputError(f"no U-Net's config.json in BASE_MODEL {base_model!r}: {reason(error)}") from error
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     _fill(path, tensors, (unet, _prefixed("unet.")))
@@ -297,7 +296,7 @@ def _bart(path, tensors, pooling, tokenizer):
     try:
         tokenizer_of_bart = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {_first_sentence(error)}") from error
+        raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {reason(error)}") from error
     say(f"{path}: pooling {pooling!r} and the tokenizer of {tokenizer}, which the file does not say")
     return ReportAutoencoder(bart, tokenizer_of_bart, pooling)
 
@@ -408,10 +407,6 @@ def _few(names, shown=3):
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def _first_sentence(error):
-    return reason(error).split(". ")[0][:160]
 
 
 def main():

@@ -1,0 +1,276 @@
+"""What the frozen encoders say of a table's rows, computed once, and the training examples made of it.
+
+    DiffusionFeatures => DiffusionExamples    VAE moments, prompts and reference embeddings: for the denoisers
+    PriorFeatures     => PriorExamples        VAE moments and report latents: for the prior
+    study_reports     => ReportExamples       cleaned reports, tokenised: for the report autoencoder
+
+An example is a function of (its place, a seed): all that is random in it follows from the seed.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from utils.cache import FeatureCache
+from utils.checkpoints import weights_fingerprint
+from utils.errors import InputError, say
+from utils.findings import FINDINGS, prompts_of
+from utils.latents import cache_moments, draw_posterior
+from utils.mimic_cxr import split_rows
+from utils.prompts import NULL_PROMPT
+from utils.references import NONE, References
+from utils.report_autoencoder import pad_tokens, tokenise
+from utils.report_text import clean_report
+
+STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
+POOL_BATCHES = 50  # batches of reports that are sorted by length together
+
+
+class Column:
+    """One cached feature of each row of a table: column[row] => array; stack(rows) => (n, *shape)."""
+
+    def __init__(self, cache, keys):
+        self.cache, self.keys = cache, keys
+
+    def __getitem__(self, row):
+        return self.cache[self.keys[row]]
+
+    def stack(self, rows):
+        return self.cache.stack([self.keys[row] for row in rows])
+
+
+def _readable_rows(table, *features):
+    """The rows whose image every encoder could read, and a Column of them for each feature.
+
+    features: (cache, keys, readable), as `cache_moments` returns them. Says how many rows are dropped.
+    """
+    readable = np.logical_and.reduce([readable for _, _, readable in features])
+    if not readable.all():
+        say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
+    if not readable.any():
+        raise InputError("not one image of the table can be read")
+    columns = (Column(cache, [key for key, kept in zip(keys, readable) if kept]) for cache, keys, _ in features)
+    return table[readable].reset_index(drop=True), *columns
+
+
+# ---- diffusion -----------------------------------------------------------------------------------------------------
+
+
+class DiffusionFeatures:
+    """What the frozen encoders say of each row of a table, computed once; rows with an unreadable image are dropped.
+
+    Attributes: table (its rows have an image that could be read), prompts, and the columns `moments` and
+    `embeddings` (of the row's own image as a reference), `texts`, the FeatureCache by prompt, and `encoders`, the
+    fingerprints of the frozen models.
+    """
+
+    def __init__(
+        self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, batch_size, threads, accelerator
+    ):
+        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads)
+        embeddings = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads)
+        self.table, self.moments, self.embeddings = _readable_rows(table, moments, embeddings)
+        self.prompts = prompts_of(self.table)
+        self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
+        self.scaling_factor = vae.config.scaling_factor
+        self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+
+
+def encoder_fingerprints(vae, text_encoder, reference_encoder):
+    """Which frozen encoders a checkpoint was trained with; kept in it and compared when it is sampled."""
+    return {
+        "vae": weights_fingerprint(vae),
+        "text_encoder": text_encoder.fingerprint(),
+        "reference_encoder": reference_encoder.fingerprint(),
+    }
+
+
+class DiffusionExamples(Dataset):
+    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
+
+    drop_text, drop_reference, drop_both: probabilities that an example loses its text, its reference, or both, which
+    is what makes guidance possible (Ho & Salimans 2022; two conditions as in Brooks et al. 2023).
+    """
+
+    def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both):
+        if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
+            raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
+        self.features = features
+        self.rows = split_rows(features.table, split)
+        self.table = features.table.iloc[self.rows]
+        self.train_rows = split_rows(features.table, "train")
+        self.references = References(features.table.iloc[self.train_rows])
+        self.labels = features.table[list(FINDINGS)].to_numpy(dtype=np.int8)
+        self.subject_ids = features.table.subject_id.to_numpy()
+        self.num_timesteps = num_timesteps
+        self.dropout_edges = np.cumsum([drop_text, drop_reference, drop_both])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row_and_seed):
+        position, seed = row_and_seed
+        row, features = self.rows[position], self.features
+        generator = torch.Generator().manual_seed(seed)
+        latents = draw_posterior(features.moments[row], generator, features.scaling_factor)
+        noise = torch.randn(latents.shape, generator=generator)
+        timestep = torch.randint(self.num_timesteps, (), generator=generator)
+        reference_row = self.references.draw(self.labels[row], self.subject_ids[row], generator)
+        drop = np.searchsorted(self.dropout_edges, torch.rand((), generator=generator).item(), side="right")
+
+        text = features.texts[NULL_PROMPT if drop in (0, 2) else features.prompts[row]]
+        reference = features.embeddings[self.train_rows[reference_row]]
+        if reference_row == NONE or drop in (1, 2):
+            reference = np.zeros_like(reference)
+        return {
+            "latents": latents,  # (C, h, w), unit variance
+            "noise": noise,  # (C, h, w)
+            "timesteps": timestep,  # ()
+            "text": torch.tensor(text),  # (D,) or (77, D)
+            "reference": torch.tensor(reference),  # (R,)
+        }
+
+
+# ---- the prior -----------------------------------------------------------------------------------------------------
+
+
+class PriorFeatures:
+    """Both ends of the prior for each row of a table, computed once; rows without a report or an image are dropped.
+
+    Attributes: table (its report column cleaned), the columns `moments` and `report_latents`, and `encoders`, the
+    fingerprints of the two frozen models.
+    """
+
+    def __init__(self, table, vae, autoencoder, image_size, cache_dir, batch_size, threads, accelerator):
+        table = table.assign(report=table["report"].map(clean_report))
+        reported = table["report"] != ""
+        say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
+        if not reported.any():
+            raise InputError("not one image has a report; set REPORTS_ROOT to where the .txt files are")
+        table = table[reported].reset_index(drop=True)
+        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads)
+        self.table, self.moments = _readable_rows(table, moments)
+        self.report_latents = cache_report_latents(
+            self.table["report"].tolist(), autoencoder, cache_dir, batch_size, accelerator
+        )
+        self.scaling_factor = vae.config.scaling_factor
+        self.encoders = {
+            "vae": weights_fingerprint(vae),
+            "bart": autoencoder.fingerprint(),
+            "pooling": autoencoder.pooling,
+        }
+
+    def statistics(self, split="train"):
+        """Mean and standard deviation of the report latents of one split, (D,) float32 each."""
+        rows = split_rows(self.table, split)
+        total, squares = 0.0, 0.0
+        for start in range(0, len(rows), STATISTICS_ROWS):
+            latents = self.report_latents.stack(rows[start : start + STATISTICS_ROWS]).astype(np.float64)  # (n, D)
+            total, squares = total + latents.sum(axis=0), squares + (latents**2).sum(axis=0)
+        mean = total / len(rows)
+        std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+        return mean.astype(np.float32), std.astype(np.float32)
+
+
+def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerator):
+    """The latents of cleaned reports, each text encoded once => Column.
+
+    A key is the SHA-256 of a text, so that no report lies in the cache.
+    """
+    fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
+    cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
+    keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
+    cache.fill(
+        keys,
+        lambda row: reports[row],
+        lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
+        batch_size,
+        accelerator,
+        "report latents",
+    )
+    return Column(cache, keys)
+
+
+class PriorExamples(Dataset):
+    """Training examples of one split: `examples[row, seed]`; the draw of the posterior follows from the seed."""
+
+    def __init__(self, features, split, prior):
+        self.features, self.rows = features, split_rows(features.table, split)
+        self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row_and_seed):
+        position, seed = row_and_seed
+        row, features = self.rows[position], self.features
+        generator = torch.Generator().manual_seed(seed)
+        report_latent = torch.from_numpy(features.report_latents[row].astype(np.float32))
+        return {
+            "latents": draw_posterior(features.moments[row], generator, features.scaling_factor),  # (C, h, w)
+            "report_latents": (report_latent - self.mean) / self.std,  # (D,), standardised
+        }
+
+
+# ---- reports -------------------------------------------------------------------------------------------------------
+
+
+def study_reports(table):
+    """The distinct studies of a table with their cleaned reports => columns subject_id, study_id, split, report.
+
+    A study with several images has one report, so it stands here once. Prints what was dropped.
+    """
+    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
+    without = (studies["report"].str.strip() == "").sum()
+    studies = studies.assign(report=studies["report"].map(clean_report))
+    kept = studies[studies["report"] != ""].reset_index(drop=True)
+    emptied = len(studies) - without - len(kept)
+    say(
+        f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
+        "which de-identification left no sentence"
+    )
+    if kept.empty:
+        raise InputError("not one study has a report; set REPORTS_ROOT to where the .txt files are")
+    return kept
+
+
+class ReportExamples(Dataset):
+    """Cleaned reports, tokenised once: `examples[row, seed]`; an epoch groups reports of a like length in a batch."""
+
+    def __init__(self, reports, autoencoder, batch_size):
+        self.reports = list(reports)
+        self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
+        self.lengths = np.array([len(ids) for ids in self.tokens])
+        self.batch_size, self.width = batch_size, autoencoder.width
+        self.pad = autoencoder.bart.config.pad_token_id
+        say(
+            f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
+            f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
+        )
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, row_and_seed):
+        row, seed = row_and_seed
+        return {
+            "input_ids": torch.tensor(self.tokens[row]),  # (L,)
+            "noise": torch.randn(self.width, generator=torch.Generator().manual_seed(seed)),  # (D,)
+        }
+
+    def collate(self, examples):
+        """=> input_ids and attention_mask (B, L of the longest), noise (B, D)."""
+        batch = pad_tokens([example["input_ids"] for example in examples], self.pad)
+        return {**batch, "noise": torch.stack([example["noise"] for example in examples])}
+
+    def order(self, generator):
+        """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled."""
+        shuffled = generator.permutation(len(self))
+        batches = []
+        for start in range(0, len(self), POOL_BATCHES * self.batch_size):
+            pool = shuffled[start : start + POOL_BATCHES * self.batch_size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
+        return np.concatenate([batches[place] for place in generator.permutation(len(batches))])
