@@ -8,6 +8,10 @@ Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, 
         and PAGE, the gallery page with the main numbers and with what request, image and report say of each finding
 """
 
+from utils.constants import check_command_line, override_constants, save_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 import json
 import time
 from dataclasses import dataclass
@@ -19,7 +23,6 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from utils import findings, metrics, mimic_cxr
-from utils.constants import override_constants, save_constants
 from utils.errors import InputError, run, writing
 from utils.gallery import write_page
 from utils.latents import cache_moments, load_vae, read_pixels

@@ -8,8 +8,11 @@ Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, r
 Writes: OUTPUT_ROOT, a CXR tree with synthetic.csv; a second run adds what is missing
 """
 
+from utils.constants import check_command_line, override_constants, save_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.constants import override_constants, save_constants
 from utils.errors import run
 from utils.features import encoder_fingerprints
 from utils.latents import latent_shape, load_vae

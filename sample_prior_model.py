@@ -10,6 +10,10 @@ Writes: OUTPUT_ROOT/files/pNN/pNNNNNNNN/sNNNNNNNN.txt (a report each study, in M
         OUTPUT_ROOT/{reports.csv,reports.json}; a second run adds what is missing
 """
 
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +25,6 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.constants import override_constants
 from utils.errors import InputError, replacing, run, say, writing
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
 from utils.mimic_cxr import PROVENANCE_FILE, image_file, read_table

@@ -9,13 +9,16 @@ Writes: RUN_DIR/{last,best,step-*} (checkpoints: BART folders with their tokeniz
         RUN_DIR/{metrics.csv,loss.png,previews,constants.json}, RUN_DIR/{reconstructions.txt,evaluation.json}
 """
 
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 import json
 from functools import partial
 from pathlib import Path
 
 from torch.nn import functional
 
-from utils.constants import override_constants
 from utils.errors import InputError, run, writing
 from utils.features import ReportExamples, study_reports
 from utils.mimic_cxr import is_report_list, read_report_list, read_table

@@ -7,12 +7,15 @@ Reads:  DATA_ROOT (a CXR tree), BASE_MODEL (VAE, text encoder), REFERENCE_ENCODE
 Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
 """
 
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from utils.constants import override_constants
 from utils.diffusion import (
     PromptedDenoiser,
     noise_schedule,

@@ -9,6 +9,10 @@ Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,
         RUN_DIR/{written.txt,evaluation.json}
 """
 
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 import json
 from functools import partial
 from pathlib import Path
@@ -17,7 +21,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from utils.constants import override_constants
 from utils.errors import run, say, writing
 from utils.features import PriorExamples, PriorFeatures
 from utils.latents import latent_shape, load_vae

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,8 @@ import pytest
 from utils import constants
 from utils.constants import override_constants, save_constants
 from utils.errors import InputError
+
+COMMANDS = sorted([*constants.REPOSITORY.glob("*.py"), *(constants.REPOSITORY / "utils").glob("gallery.py")])
 
 SCRIPT = '''"""Trains nothing.
 
@@ -161,6 +165,30 @@ def test_help_shows_docstring_comments_and_current_values(script, config, capsys
     assert "images a step, 100 % of them [77]" in text
     assert "of AdamW after the warm-up [5e-05]" in text
     assert "lower_case" not in text
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_commands_answer_before_their_slow_imports(path):
+    """--help, a misspelt name and a wrong type need neither torch nor pandas, which take seconds to import."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(('torch', 'numpy', 'pandas', 'transformers', 'diffusers'))  # cannot be imported\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+
+    def answer(*arguments):
+        command = [sys.executable, "-c", code, str(path), *arguments]
+        return subprocess.run(command, cwd=constants.REPOSITORY, capture_output=True, text=True)
+
+    shown = answer("--help")
+    assert shown.returncode == 0 and "--SEED VALUE" in shown.stdout or "--PAGE VALUE" in shown.stdout
+    for arguments, message in (
+        (("--SEEED", "3"), "there is no constant '--SEEED'"),
+        (("--config", "no.toml"), "no.toml"),
+    ):
+        refused = answer(*arguments)
+        assert refused.returncode == 1 and message in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_constants_are_saved_beside_a_result(script, tmp_path):

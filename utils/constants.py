@@ -7,7 +7,8 @@ A constant is an UPPER_CASE name of the script's module. Three places give its v
     3. --BATCH_SIZE 64                 on the command line
 
 The default's type decides what is accepted: text stays text, an int may stand for a float, a tuple of texts may be
-written `PA,AP`. Nothing is executed. The comment behind a constant is its help text.
+written `PA,AP`. The comment behind a constant is its help text. Both are read from the script's text and nothing is
+executed, so that a script can answer before its imports (`check_command_line`).
 """
 
 import argparse
@@ -16,17 +17,22 @@ import difflib
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
-from utils.errors import InputError, writing
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from utils.errors import InputError, run, writing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _ASSIGNMENT = re.compile(r"^(?P<name>[A-Z][A-Z0-9_]*) = .*?(?:  # (?P<comment>.*))?$")
+
+
+def check_command_line(name, file):
+    """Answers --help and refuses what `override_constants` would refuse, and does nothing else.
+
+    name, file: the script's __name__ and __file__. To be called before a script's slow imports.
+    """
+    if name == "__main__":
+        run(lambda: _resolve(Path(file), sys.argv[1:]))
 
 
 def override_constants(namespace, arguments=None):
@@ -35,10 +41,15 @@ def override_constants(namespace, arguments=None):
     namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. Unknown names, values of
     another type and misspelt flags raise InputError; --help prints the docstring and the constants, and exits.
     """
-    defaults = {name: value for name, value in namespace.items() if _is_constant(name, value)}
-    script = Path(namespace["__file__"])
-    comments = _comments(script)
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    values = _resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else list(arguments))
+    namespace.update(values)
+    return values
+
+
+def _resolve(script, arguments):
+    """The values of all constants of a script, after its config file and its command line."""
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    defaults, comments = _constants(tree), _comments(script)
 
     config_parser = _Parser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="FILE.toml")
@@ -49,7 +60,7 @@ def override_constants(namespace, arguments=None):
 
     parser = _Parser(
         prog=script.name,
-        description=namespace.get("__doc__"),
+        description=ast.get_docstring(tree),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -64,8 +75,6 @@ def override_constants(namespace, arguments=None):
         raise InputError(f"there is no constant {unknown[0]!r}{_suggestion(unknown[0], values)}; --help lists them all")
     for name, text in vars(given).items():
         values[name] = _parse(text, defaults[name], f"--{name}")
-
-    namespace.update(values)
     return values
 
 
@@ -82,9 +91,14 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the constants")
 
 
-def _is_constant(name, value):
-    """Whether a name of a module is a constant, and not an imported module or class with a short name."""
-    return name.isupper() and not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple))
+def _constants(tree):
+    """{name: default} of the UPPER_CASE names that a parsed script assigns at its top, each to a literal."""
+    constants = {}
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith("_"):
+            constants[target.id] = ast.literal_eval(node.value)
+    return constants
 
 
 def _comments(script):

@@ -8,6 +8,10 @@ Reads:  one or more CXR trees (a synthetic one with its synthetic.csv), and the 
 Writes: PAGE, and <its name>_files/ beside it with small JPEG copies of those images that lie outside PAGE's folder.
 """
 
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 import hashlib
 import html
 import json
@@ -21,7 +25,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils import findings
-from utils.constants import override_constants
 from utils.errors import InputError, run, writing
 from utils.mimic_cxr import read_table
 

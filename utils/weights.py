@@ -18,6 +18,10 @@ or misshapen tensor. Sizes follow from the shapes, with 64 channels an attention
 is mapped into memory, not read, so that only the tensors in use take part, and nothing in it is executed.
 """
 
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
 import json
 import pickle
 import re
@@ -28,7 +32,6 @@ from diffusers import UNet2DConditionModel
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from utils.checkpoints import load_strictly, read_training
-from utils.constants import override_constants
 from utils.diffusion import PromptedDenoiser, noise_schedule
 from utils.errors import InputError, reason, run, say, writing
 from utils.prior import Prior
