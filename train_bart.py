@@ -21,14 +21,9 @@ from torch.nn import functional
 
 from utils.errors import InputError, run, writing
 from utils.features import ReportExamples, study_reports
+from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import is_report_list, read_report_list, read_table
-from utils.report_autoencoder import (
-    ReportAutoencoder,
-    constant_report,
-    reconstruct,
-    rouge_l,
-    write_pairs,
-)
+from utils.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
 from utils.training import fit, make_accelerator
 
 # data

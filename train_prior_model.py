@@ -24,9 +24,10 @@ from torch.nn import functional
 from utils.errors import run, say, writing
 from utils.features import PriorExamples, PriorFeatures
 from utils.latents import latent_shape, load_vae
+from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import read_table, split_rows
 from utils.prior import Prior
-from utils.report_autoencoder import constant_report, rouge_l, write_pairs
+from utils.report_autoencoder import write_pairs
 from utils.seeds import keyed_seed
 from utils.training import fit, make_accelerator
 from utils.weights import load_autoencoder

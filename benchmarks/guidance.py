@@ -18,8 +18,9 @@ import torch
 from utils import constants, mimic_cxr
 from utils.constants import override_constants
 from utils.errors import InputError, run
+from utils.judges import JudgeSettings, extract, file_reader, image_judge
 from utils.latents import decode_latents, encode_moments, load_vae, read_pixels
-from utils.metrics import JudgeSettings, auroc_table, extract, file_reader, image_judge, positives
+from utils.metrics import auroc_table, positives
 from utils.training import make_accelerator
 
 CONFIG = "demo.toml"  # the constants of SCRIPT

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 import train_bart
 from utils.errors import InputError
-from utils.report_autoencoder import ReportAutoencoder, constant_report, pad_tokens, rouge_l, tokenise
+from utils.report_autoencoder import ReportAutoencoder, pad_tokens, tokenise
 
 REPORTS = [
     "FINDINGS: The lungs are clear. IMPRESSION: No acute process.",
@@ -271,20 +271,6 @@ def test_folders_that_are_no_checkpoint(autoencoder, tokenizer, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="missing keys"):
         ReportAutoencoder.from_pretrained(tmp_path, "mean")
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def test_rouge_l_of_known_texts():
-    assert rouge_l(["no edema"], ["no edema"]) == 1
-    assert rouge_l(["no edema"], ["clear lungs"]) == 0
-    assert rouge_l(["a b c d"], ["a c x"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
-
-
-def test_constant_report_is_the_commonest_kind():
-    reports = ["the lungs are clear"] * 5 + ["the lungs are clear today"] * 2 + ["large effusion"]
-    assert constant_report(reports) == "the lungs are clear"
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------

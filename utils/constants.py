@@ -17,8 +17,9 @@ import difflib
 import json
 import re
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 from utils.errors import InputError, run, writing
 

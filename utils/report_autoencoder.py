@@ -9,11 +9,7 @@
 and with `pooling` in its config; BartForConditionalGeneration.from_pretrained opens it.
 """
 
-from collections import Counter
-
-import numpy as np
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from torch import nn
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, LogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
@@ -207,26 +203,6 @@ def reconstruct(autoencoder, reports, batch_size):
     for start in range(0, len(reports), batch_size):
         written += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
     return written
-
-
-def rouge_l(references, candidates):
-    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1: words in common, in one order."""
-    scorer = RougeScorer(["rougeL"])
-    scores = [
-        scorer.score(reference, candidate)["rougeL"].fmeasure for reference, candidate in zip(references, candidates)
-    ]
-    return float(np.mean(scores))
-
-
-def constant_report(reports, candidates=30, judged=60):
-    """The one report that, written for everybody, would do best in ROUGE-L: the baseline of everything that writes.
-
-    It is looked for among the commonest `candidates` of the reports, and judged on `judged` of them, evenly spaced.
-    """
-    reports = list(reports)
-    sample = reports[:: max(1, len(reports) // judged)]
-    common = [report for report, _ in Counter(reports).most_common(candidates)]
-    return max(common, key=lambda report: rouge_l(sample, [report] * len(sample)))
 
 
 def write_pairs(path, columns):

@@ -1,0 +1,95 @@
+"""Judges: what is trained learns and is kept, what is foreign says what is absent."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_metrics import columns
+
+from utils import judges, metrics
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.training import make_accelerator
+
+
+def test_best_thresholds_separate_and_stay_at_a_half_when_positives_are_few():
+    edema = np.arange(40) < 20
+    labels = columns(("Edema", edema), rows=40)
+    probabilities = np.where(labels, 0.3, 0.1)
+    thresholds = judges.best_thresholds(labels, probabilities)
+    assert 0.1 < thresholds[FINDINGS.index("Edema")] <= 0.3
+    assert thresholds[FINDINGS.index("Fracture")] == 0.5
+
+
+def test_the_text_judge_tells_presence_from_negation():
+    present, absent = "There is edema.", "There is no edema."
+    reports = [present, absent] * 15
+    labels = columns(("Edema", [True, False] * 15), ("Fracture", [True] + [False] * 29), rows=30)
+    judge = judges.TextJudge(reports, labels)
+    assert judge([present, absent])[:, FINDINGS.index("Edema")].tolist() == [True, False]
+    assert not judge.known[FINDINGS.index("Fracture")] and not judge(reports)[:, FINDINGS.index("Fracture")].any()
+    with pytest.raises(InputError, match="without reports"):
+        judges.TextJudge(["", ""], labels[:2])
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """60 images, 30 of them with a bright square, which is called edema."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(60):
+        pixels = rng.integers(0, 80, (32, 32), dtype=np.uint8)
+        if number % 2:
+            pixels[8:20, 8:20] = 255
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        rows.append({"dicom_id": str(number), "image_path": str(path), "Edema": number % 2})
+    return pd.DataFrame(rows).reindex(columns=["dicom_id", "image_path", *FINDINGS], fill_value=0)
+
+
+SETTINGS = judges.JudgeSettings(model="test_resnet", image_size=32, steps=40, batch_size=16, learning_rate=3e-3)
+
+
+def test_the_image_judge_learns_is_kept_and_is_trained_anew_when_its_rows_change(drawn, tmp_path, monkeypatch):
+    accelerator, cache = make_accelerator("cpu", "no"), tmp_path / "cache"
+    train, validation = drawn.iloc[:40].reset_index(drop=True), drawn.iloc[40:].reset_index(drop=True)
+    judge = judges.image_judge(train, validation, SETTINGS, cache, accelerator)
+    pixels, keys, _ = judges.cache_pixels(validation, 32, cache, accelerator)
+    features, scores = judges.extract(judge, judges.pixel_reader(pixels, keys), 20, "cpu", batch_size=7)
+    assert features.shape == (20, judge.width) and scores.shape == (20, 14)
+    edema = FINDINGS.index("Edema")
+    assert metrics.auroc(validation["Edema"].to_numpy() == 1, scores[:, edema]) > 0.95
+    assert judge.known.tolist() == [name == "Edema" for name in FINDINGS]
+
+    files = judges.file_reader(validation["image_path"].tolist(), 32)
+    np.testing.assert_allclose(judges.extract(judge, files, 20, "cpu")[1], scores, atol=1e-5)
+
+    trained = []
+    train_classifier = judges.train_classifier
+    monkeypatch.setattr(judges, "train_classifier", lambda *given: trained.append(given) or train_classifier(*given))
+    again = judges.image_judge(train, validation, SETTINGS, cache, accelerator)
+    np.testing.assert_array_equal(
+        judges.extract(again, files, 20, "cpu")[1], judges.extract(judge, files, 20, "cpu")[1]
+    )
+    np.testing.assert_allclose(again.thresholds, judge.thresholds)
+    assert not trained
+    train.loc[0, "Edema"] = 1
+    judges.image_judge(train, validation, SETTINGS, cache, accelerator)
+    assert len(trained) == 1
+
+
+def test_an_unknown_judge_model_and_an_unknown_extractor_are_one_sentence():
+    with pytest.raises(InputError, match="JUDGE_MODEL 'resnet_of_mine'"):
+        judges._classifier("resnet_of_mine")
+    with pytest.raises(InputError, match="'clip' is no feature extractor"):
+        judges.load_extractor("clip", "cpu")
+
+
+def test_packages_that_are_absent_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "f1chexbert", None)
+    monkeypatch.setitem(sys.modules, "radgraph", None)
+    with pytest.raises(InputError, match="CheXbert is not at hand"):
+        judges.ChexbertJudge("cpu")
+    with pytest.raises(InputError, match="RadGraph is not at hand"):
+        judges.radgraph_f1(["a"], ["b"])

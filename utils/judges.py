@@ -1,0 +1,368 @@
+"""Who judges: an image judge and a text judge trained on real rows, and other people's networks in their place.
+
+image judge    a small timm classifier of the 14 findings, trained on real images, kept in the cache
+text judge     TF-IDF and logistic regression, trained on real reports; or CheXbert
+extractors     Inception v3, torchxrayvision's DenseNet-121, RAD-DINO: features of images, by their own packages
+
+A finding with too few training images (utils.metrics.enough) is not `known` to a judge, and nothing that it says about
+it counts. Features are arrays (N, D), float32; probabilities and answers are (N, 14) in the order of FINDINGS.
+"""
+
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_recall_curve
+from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm import tqdm
+
+from utils.cache import FeatureCache, image_keys
+from utils.errors import InputError, reason, replacing, writing
+from utils.findings import FINDINGS
+from utils.latents import PREPROCESSING, read_pixels
+from utils.metrics import enough, positives
+from utils.seeds import keyed_seed
+
+# ---- the image judge --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """How an image judge is trained; with its training rows, all that it depends on."""
+
+    model: str = "resnet18"  # any timm classifier, from random weights
+    image_size: int = 64  # pixels
+    steps: int = 300  # optimiser steps
+    batch_size: int = 64
+    learning_rate: float = 5e-3  # of AdamW, the highest of one cycle (Smith & Topin 2019)
+    seed: int = 1234
+
+
+class Judge:
+    """A trained image judge.
+
+    thresholds: (14,) probabilities from which on a finding is called present; known: (14,) bool, False for findings
+    that too few training images had: nothing that it says about them counts.
+    """
+
+    def __init__(self, model, settings, thresholds, known):
+        self.model, self.settings = model.eval(), settings
+        self.thresholds, self.known = np.asarray(thresholds), np.asarray(known, dtype=bool)
+        self.name, self.image_size, self.width = f"judge ({settings.model})", settings.image_size, model.num_features
+
+    @torch.no_grad()
+    def encode(self, pixels):
+        """pixels (B, 1, S, S) in [-1, 1] => features (B, D), probabilities (B, 14)."""
+        features = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
+        return features, self.model.get_classifier()(features).sigmoid()
+
+
+def cache_pixels(table, image_size, cache_dir, accelerator, threads=0):
+    """Every image of a table at the judge's size, decoded once => (cache of (S, S) uint8, keys, readable).
+
+    readable: (len(table),) bool, False for images that cannot be decoded (each was named).
+    """
+    fingerprint = {"feature": "grey pixels, uint8", "image_size": image_size, "preprocessing": PREPROCESSING}
+    cache = FeatureCache(f"{cache_dir}/pixels-{image_size}", fingerprint)
+    keys, paths = image_keys(table), table["image_path"].tolist()
+
+    def load(row):
+        return (read_pixels(paths[row], image_size)[0].add(1) * 127.5).round().to(torch.uint8).numpy()
+
+    readable = cache.fill(keys, load, np.stack, 256, accelerator, f"pixels at {image_size}", threads)
+    return cache, keys, readable
+
+
+def image_judge(train_table, validation_table, settings, cache_dir, accelerator, threads=0):
+    """The Judge of these training rows: from `<cache_dir>/judge` if it was trained before, else trained now.
+
+    validation_table: rows that only set the thresholds (best F1); a finding with too few positives there keeps 0.5.
+    """
+    (pixels, keys, labels), validation = (
+        _judged_rows(table, settings.image_size, cache_dir, accelerator, threads)
+        for table in (train_table, validation_table)
+    )
+    if len(keys) < 2:
+        raise InputError(
+            f"an image judge cannot be trained on {len(keys)} images; the training rows have to be 2 or more"
+        )
+    fingerprint = hashlib.sha256(
+        json.dumps(
+            [dataclasses.asdict(settings), keys, labels.tolist(), validation[1], validation[2].tolist()]
+        ).encode()
+    ).hexdigest()
+    folder = Path(cache_dir) / "judge" / fingerprint[:20]
+    if (folder / "judge.json").exists():
+        about = json.loads((folder / "judge.json").read_text())
+        model = _classifier(settings.model)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return Judge(model.to(accelerator.device), settings, about["thresholds"], about["known"])
+
+    model = train_classifier(pixels, keys, labels, settings, accelerator.device)
+    known = enough(labels)
+    judge = Judge(model, settings, np.full(len(FINDINGS), 0.5), known)
+    if len(validation[1]):
+        _, probabilities = extract(judge, pixel_reader(*validation[:2]), len(validation[1]), accelerator.device)
+        judge.thresholds = best_thresholds(validation[2], probabilities)
+    _save_judge(judge, folder)
+    return judge
+
+
+def _judged_rows(table, image_size, cache_dir, accelerator, threads):
+    """(cache, keys, labels) of the rows whose image can be read."""
+    cache, keys, readable = cache_pixels(table, image_size, cache_dir, accelerator, threads)
+    return cache, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
+
+
+def _classifier(name):
+    try:
+        return timm.create_model(name, pretrained=False, in_chans=1, num_classes=len(FINDINGS))
+    except RuntimeError as error:
+        raise InputError(f"JUDGE_MODEL {name!r}: {error}; timm.list_models() names those there are") from error
+
+
+def train_classifier(pixels, keys, labels, settings, device):
+    """Trains a timm classifier from random weights; returns it in evaluation mode.
+
+    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool. Each batch is moved by up to 5 % of its
+    side, so that no place in the picture is learnt by heart.
+    """
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(keyed_seed(settings.seed, "judge"))
+        model = _classifier(settings.model).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
+        epochs = -(-settings.steps * settings.batch_size // len(keys))
+        order = torch.cat([torch.randperm(len(keys)) for _ in range(epochs)])
+        reach = settings.image_size // 20
+        for step in tqdm(range(settings.steps), desc="judge", leave=False, disable=None):
+            rows = order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()
+            images = _to_float(np.stack([pixels[keys[row]] for row in rows])).to(device)  # (B, 1, S, S), [-1, 1]
+            x, y = torch.randint(0, 2 * reach + 1, (2,)).tolist()
+            images = F.pad(images, (reach,) * 4, mode="replicate")
+            images = images[:, :, y : y + settings.image_size, x : x + settings.image_size]
+            targets = torch.from_numpy(labels[rows]).float().to(device)
+            loss = F.binary_cross_entropy_with_logits(model(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def _save_judge(judge, folder):
+    """The folder appears under its name only when it is whole."""
+    about = {
+        "settings": dataclasses.asdict(judge.settings),
+        "thresholds": judge.thresholds.tolist(),
+        "known": judge.known.tolist(),
+    }
+    with writing("the image judge", folder.parent):
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            save_file(
+                {name: value.cpu() for name, value in judge.model.state_dict().items()}, temporary / "model.safetensors"
+            )
+            (temporary / "judge.json").write_text(json.dumps(about, indent=2))
+
+
+def best_thresholds(labels, probabilities):
+    """For each finding the probability with the best F1, (14,); 0.5 where there are too few positives to tell."""
+    thresholds = np.full(labels.shape[1], 0.5)
+    for index in np.flatnonzero(enough(labels)):
+        precision, recall, levels = precision_recall_curve(labels[:, index], probabilities[:, index])
+        thresholds[index] = levels[(precision * recall / np.maximum(precision + recall, 1e-9))[:-1].argmax()]
+    return thresholds
+
+
+# ---- features ---------------------------------------------------------------------------------------------------------
+
+
+def pixel_reader(cache, keys):
+    """row => pixels (1, S, S) in [-1, 1], out of `cache_pixels`."""
+    return lambda row: _to_float(cache[keys[row]][None])[0]
+
+
+def file_reader(paths, image_size):
+    """row => pixels (1, S, S) in [-1, 1], out of image files."""
+    return lambda row: read_pixels(paths[row], image_size)[:1]
+
+
+def _to_float(pixels):
+    """(B, S, S) uint8 => (B, 1, S, S) float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(pixels))[:, None].float().div(127.5).sub(1)
+
+
+def extract(extractor, read, count, device, batch_size=128, threads=0):
+    """features (count, D) float32 and probabilities (count, 14), or None where the extractor has no classifier.
+
+    extractor: a Judge or an Extractor; read(row) => pixels (1, S, S) in [-1, 1]. Only one batch of images is held.
+    """
+    features, probabilities = [], []
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        for start in tqdm(range(0, count, batch_size), desc=extractor.name, leave=False, disable=None):
+            rows = range(start, min(start + batch_size, count))
+            pixels = torch.stack(list(pool.map(read, rows))).to(device)
+            values, scores = extractor.encode(pixels)
+            features.append(values.float().cpu().numpy())
+            if scores is not None:
+                probabilities.append(scores.float().cpu().numpy())
+    features = np.concatenate(features) if features else np.zeros((0, extractor.width), np.float32)
+    return features, np.concatenate(probabilities) if probabilities else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A pretrained feature extractor: encode(pixels (B, 1, S, S) in [-1, 1]) => features (B, D), probabilities or None."""
+
+    name: str
+    image_size: int  # pixels
+    width: int  # D
+    encode: object
+    known: np.ndarray = None  # (14,) bool, the findings that its probabilities are about
+
+
+def load_extractor(name, device):
+    """An Extractor by name: inception, torchxrayvision or rad-dino; its own library downloads it where it is absent."""
+    makers = {"inception": _inception, "torchxrayvision": _torchxrayvision, "rad-dino": _rad_dino}
+    if name not in makers:
+        raise InputError(f"{name!r} is no feature extractor; there are judge, {', '.join(makers)}")
+    try:
+        with torch.no_grad():
+            return makers[name](device)
+    except Exception as error:  # each library has its own words for "no network" and "not installed"
+        raise InputError(
+            f"the feature extractor {name!r} is not at hand ({reason(error)}); install its package and have a network for its "
+            "first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
+        ) from error
+
+
+def _inception(device):
+    inception = FrechetInceptionDistance(feature=2048).inception.to(device)
+
+    def encode(pixels):
+        pixels = F.interpolate(pixels, size=(299, 299), mode="bilinear", antialias=True)
+        return inception(pixels.add(1).mul(127.5).round().clamp(0, 255).byte().expand(-1, 3, -1, -1)), None
+
+    return Extractor("Inception v3", 299, 2048, encode)
+
+
+def _torchxrayvision(device):
+    import torchxrayvision
+
+    model = torchxrayvision.models.DenseNet(weights="densenet121-res224-mimic_ch").eval().to(device)
+    names = ["Pleural Effusion" if name == "Effusion" else name for name in model.pathologies]
+    columns = [names.index(name) if name in names else -1 for name in FINDINGS]
+    known = np.array(columns) >= 0
+
+    @torch.no_grad()
+    def encode(pixels):
+        pixels = pixels * 1024  # [-1, 1] => the package's [-1024, 1024]
+        scores = model(pixels)[:, columns]
+        return model.features2(pixels), torch.where(torch.from_numpy(known).to(device), scores, 0.5)
+
+    return Extractor("torchxrayvision DenseNet-121 (MIMIC-CXR)", 224, 1024, encode, known)
+
+
+def _rad_dino(device):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained("microsoft/rad-dino").eval().to(device)
+    mean, deviation = 0.5307, 0.2583  # of its image processor, for pixels in [0, 1]
+
+    @torch.no_grad()
+    def encode(pixels):
+        pixels = (pixels.add(1).div(2) - mean) / deviation
+        return model(pixels.expand(-1, 3, -1, -1)).pooler_output, None
+
+    return Extractor("RAD-DINO", 518, 768, encode)
+
+
+# ---- text -------------------------------------------------------------------------------------------------------------
+
+
+def load_text_judge(name, device):
+    """The text judge "chexbert", or None for "tfidf", which is trained on the reports of an evaluation."""
+    if name not in ("tfidf", "chexbert"):
+        raise InputError(f"TEXT_JUDGE {name!r} is none of tfidf and chexbert")
+    return ChexbertJudge(device) if name == "chexbert" else None
+
+
+class TextJudge:
+    """Which findings a report says are present: TF-IDF of 1 to 3 words, a logistic regression for each finding.
+
+    reports: N texts; labels: (N, 14) bool. A finding with too few positives (or negatives) is not `known` and never
+    said to be present.
+    """
+
+    name = "text judge (TF-IDF + logistic regression)"
+
+    def __init__(self, reports, labels):
+        if not any(reports):
+            raise InputError("a text judge cannot be trained without reports; the training rows have none")
+        self.known = enough(labels)
+        self._words = TfidfVectorizer(ngram_range=(1, 3), min_df=2, max_features=200_000, sublinear_tf=True)
+        try:
+            features = self._words.fit_transform(reports)
+        except ValueError as error:  # no words that two reports share
+            raise InputError(f"a text judge cannot be trained on {len(reports)} reports: {error}") from error
+        self._models = {
+            index: LogisticRegression(C=30.0, class_weight="balanced", solver="liblinear").fit(
+                features, labels[:, index]
+            )
+            for index in np.flatnonzero(self.known)
+        }
+
+    def __call__(self, reports):
+        """N texts => (N, 14) bool."""
+        found = np.zeros((len(reports), len(FINDINGS)), dtype=bool)
+        features = self._words.transform(reports)
+        for index, model in self._models.items():
+            found[:, index] = model.predict(features)
+        return found
+
+
+class ChexbertJudge:
+    """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights."""
+
+    name = "CheXbert"
+
+    def __init__(self, device):
+        try:
+            from f1chexbert import F1CheXbert
+
+            self._labeler = F1CheXbert(device=str(device))
+        except Exception as error:
+            raise InputError(
+                f"CheXbert is not at hand ({reason(error)}); pip install f1chexbert and have a network for "
+                "its first use, or set TEXT_JUDGE to tfidf"
+            ) from error
+        self.known = np.ones(len(FINDINGS), dtype=bool)
+        self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]
+
+    def __call__(self, reports):
+        """N texts => (N, 14) bool."""
+        return np.array([self._labeler.get_label(report) for report in reports])[:, self._columns] == 1
+
+
+def radgraph_f1(references, candidates):
+    """Mean RadGraph F1 (Jain et al. 2021, partial reward), by the package radgraph and its weights."""
+    try:
+        from radgraph import F1RadGraph
+
+        return float(F1RadGraph(reward_level="partial")(refs=list(references), hyps=list(candidates))[0])
+    except Exception as error:
+        raise InputError(
+            f"RadGraph is not at hand ({reason(error)}); pip install radgraph and have a network for its "
+            "first use, or set RADGRAPH to False"
+        ) from error
