@@ -112,7 +112,7 @@ def test_groups_splits_patients_and_views(tree):
 
 def test_the_splits_hold_80_8_and_12_percent_of_every_25_patients_of_a_group():
     for group in range(10):
-        places = [phantom._studies_of(10 * number + group, SEED)[0].split for number in range(25)]
+        places = [phantom.tree._studies_of(10 * number + group, SEED)[0].split for number in range(25)]
         assert [places.count(name) for name in ("train", "validate", "test")] == [20, 2, 3]
 
 
@@ -223,8 +223,10 @@ def test_a_wide_heart_is_wider_than_any_normal_one():
     for number in range(5):
         anatomy = phantom.random_anatomy(np.random.default_rng(number))
         for view in ("PA", "AP"):
-            normal = phantom._as_seen(anatomy, {}, view).heart_ratio
-            wide = phantom._as_seen(anatomy, {"Cardiomegaly": plain("Cardiomegaly", extent=0.0)}, view).heart_ratio
+            normal = phantom.drawing._as_seen(anatomy, {}, view).heart_ratio
+            wide = phantom.drawing._as_seen(
+                anatomy, {"Cardiomegaly": plain("Cardiomegaly", extent=0.0)}, view
+            ).heart_ratio
             assert normal < 0.49 and wide > 0.55
 
 

@@ -11,7 +11,7 @@ from utils.training import FIT_CONSTANTS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py"))
-MODULES = sorted([*(ROOT / "utils").glob("*.py"), *(ROOT / "uvit").glob("*.py")])
+MODULES = sorted([*(ROOT / "utils").rglob("*.py"), *(ROOT / "uvit").rglob("*.py")])
 
 
 def imported(path):
@@ -45,21 +45,21 @@ def reachable(start, edges):
 
 
 def test_no_module_and_no_folder_imports_one_that_imports_it_back():
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in [*SCRIPTS, *ROOT.glob("*/*.py")]
+    folders = ("uvit", "utils", "tests", "benchmarks", "assets")
+    files = [*SCRIPTS, *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    home = {
+        name: "scripts" if path.parent == ROOT else path.relative_to(ROOT).parts[0] for name, path in modules.items()
     }
     edges = {name: set(imported(path)) & set(modules) for name, path in modules.items()}
-    folders = {}
+    between = {folder: set() for folder in home.values()}
     for name, others in edges.items():
-        folder = name.split(".")[0] if "." in name else "the scripts"
-        folders.setdefault(folder, set()).update(
-            other.split(".")[0] if "." in other else "the scripts" for other in others
-        )
-    for graph in (edges, {folder: others - {folder} for folder, others in folders.items()}):
+        between[home[name]] |= {home[other] for other in others} - {home[name]}
+    for graph in (edges, between):
         assert any(graph.values())
         for start in graph:
             assert start not in reachable(start, graph), f"{start} is imported by what it imports"
-    assert not folders["uvit"], "uvit/ is a leaf"
+    assert not between["uvit"], "uvit/ is a leaf"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -103,7 +103,8 @@ def test_the_diffusion_scripts_differ_by_the_backbone_alone(kind):
 
 def test_demo_config_names_scripts_and_their_constants():
     config = tomllib.loads((ROOT / "demo.toml").read_text())
-    known = {path.stem: set(constants(path)) for path in [*SCRIPTS, *MODULES]}
+    files = [*SCRIPTS, *MODULES]
+    known = {path.parent.name if path.stem == "__main__" else path.stem: set(constants(path)) for path in files}
     everywhere = set().union(*known.values())
     for table, entries in config.items():
         assert table == "common" or table in known

@@ -60,12 +60,12 @@ def _resolve(script, arguments):
         values.update(_read_config(Path(config.config), script, defaults))
 
     parser = _Parser(
-        prog=script.name,
+        prog=_name(script),
         description=ast.get_docstring(tree),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        usage=f"{script.name} [--config FILE.toml] [--NAME VALUE ...]",
+        usage=f"{_name(script)} [--config FILE.toml] [--NAME VALUE ...]",
     )
     parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
     for name, value in values.items():
@@ -102,6 +102,11 @@ def _constants(tree):
     return constants
 
 
+def _name(script):
+    """What a script goes by: its file's name, or its package's for the __main__.py of one."""
+    return script.parent.name if script.stem == "__main__" else script.stem
+
+
 def _comments(script):
     """{constant: the comment behind it}, a comment's continuation lines included."""
     comments, last = {}, None
@@ -124,8 +129,8 @@ def _read_config(path, script, defaults):
         raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
     except ValueError as error:  # broken TOML or broken UTF-8
         raise InputError(f"{path} is no TOML file: {error}") from error
-    scripts = {file.stem: file for folder in (REPOSITORY, REPOSITORY / "utils") for file in folder.glob("*.py")}
-    scripts[script.stem] = script
+    files = [file for pattern in ("*.py", "utils/*.py", "utils/*/__main__.py") for file in REPOSITORY.glob(pattern)]
+    scripts = {_name(file): file for file in [*files, script]}
     values = {}
     for table, entries in tables.items():
         if not isinstance(entries, dict):
@@ -134,7 +139,7 @@ def _read_config(path, script, defaults):
             raise InputError(
                 f"{path}: the table [{table}] names no script{_suggestion(table, scripts)}; use [common] or a script's name"
             )
-    for table in ("common", script.stem):
+    for table in ("common", _name(script)):
         for name, value in tables.get(table, {}).items():
             if name in defaults:
                 values[name] = _check(value, defaults[name], f"{path}, [{table}], {name}")

@@ -68,7 +68,13 @@ def run(main):
     try:
         main()
     except InputError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{_program()}: {error}")
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; what was written is kept", file=sys.stderr)
+        print(f"{_program()}: interrupted; what was written is kept", file=sys.stderr)
         sys.exit(130)
+
+
+def _program():
+    """The name of what runs: a script's file, or the package whose __main__.py it is."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name

@@ -1,0 +1,25 @@
+"""A procedural CXR tree: drawn chests with visible findings, and their reports. No patient was ever in front of it.
+
+    python -m utils.phantom --OUTPUT_ROOT demo/phantom --STUDIES 1500 --IMAGE_SIZE 64
+
+Reads:  nothing.
+Writes: OUTPUT_ROOT, a CXR tree in MIMIC-CXR-JPG's layout (three CSVs, JPEGs, reports).
+"""
+
+from utils.constants import override_constants
+from utils.errors import run
+from utils.phantom.tree import draw_tree
+
+OUTPUT_ROOT = "demo/phantom"  # folder of the tree that is drawn
+STUDIES = 1500  # studies; about 1.3 images and 0.5 patients each
+IMAGE_SIZE = 256  # pixels, height and width
+SEED = 1234  # same seed, same bytes
+
+
+def main():
+    override_constants(globals())
+    draw_tree(OUTPUT_ROOT, STUDIES, IMAGE_SIZE, SEED)
+
+
+if __name__ == "__main__":
+    run(main)
