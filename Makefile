@@ -1,21 +1,34 @@
-# make ablation  does the reference image help? text only against fused prompts, at the demo's size
-# make test    sets up .venv and runs the tests
-# make demo    sets up .venv, draws chests, trains, samples, and writes one page to look at
-# make lint    style checks
-# make clean   removes the demo's results (not .venv)
+# make demo         sets up .venv, draws chests, trains, samples, and writes one page to look at
+# make test         sets up .venv and runs the tests
+# make test-oldest  runs the tests on the oldest versions that requirements.txt allows
+# make ablation     does the reference image help? text only against fused prompts, at the demo's size
+# make lint         style checks
+# make lock         writes requirements-tested.txt, the versions in .venv, which the tests ran on
+# make clean        removes the demo's results (not .venv)
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo ablation test lint clean
+.PHONY: demo test test-oldest ablation lint lock clean
 .DELETE_ON_ERROR:
 
-# the stamp is newer than requirements.txt, so that a second call installs nothing
+# a stamp is newer than what it was made from, so that a second call installs nothing
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/installed-%: pyproject.toml .venv/installed
+	$(RUN) -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+.venv-oldest/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet uv
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --resolution lowest-direct --editable ".[test]"
 	touch $@
 
 demo: .venv/installed
@@ -34,15 +47,21 @@ demo: .venv/installed
 	    --PAGE demo/synthetic/clipSD.html
 	$(RUN) -m utils.gallery $(DEMO)
 
+test: .venv/installed-test
+	$(RUN) -m pytest
+
+test-oldest: .venv-oldest/installed
+	$(OLDEST)/python -m pytest
+
 ablation: .venv/installed
 	$(RUN) -m benchmarks.ablation
 
-test: .venv/installed
-	$(RUN) -m pytest
-
-lint: .venv/installed
+lint: .venv/installed-lint
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+lock: .venv/installed-test
+	$(RUN) -m pip freeze --exclude-editable > requirements-tested.txt
 
 clean:
 	rm -rf demo

@@ -117,12 +117,35 @@ def test_assets_are_small():
     assert 0 < total <= 10_000_000
 
 
-def test_environment_takes_the_requirements():
-    assert "--requirement requirements.txt" in (ROOT / "environment.yml").read_text()
+def test_python_and_requirements_are_said_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    python = project["project"]["requires-python"]
+    environment = (ROOT / "environment.yml").read_text()
+    assert f"python{python}" in environment and "--requirement requirements.txt" in environment
+    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    assert "target-version" not in project["tool"]["ruff"]  # follows from requires-python
+    assert f"Python {python.removeprefix('>=')} or newer" in (ROOT / "README.md").read_text()
+
+
+def test_every_requirement_has_a_lower_bound_and_a_reason_and_was_tested():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()[1:]
+    assert lines and all(re.fullmatch(r"[\w-]+>=[\d.]+ +# \w.*", line) for line in lines), lines
+    tested = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements-tested.txt").read_text(), re.MULTILINE))
+    tested = {name.lower().replace("_", "-"): version for name, version in tested.items()}
+    for line in lines:
+        name, bound = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
+        version = re.match(r"[\d.]+", tested[name.lower().replace("_", "-")])[0]
+        assert [*map(int, version.rstrip(".").split("."))] >= [*map(int, bound.split("."))], name
+
+
+def test_packages_are_those_that_there_are():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = (path.parent for folder in ("uvit", "utils") for path in (ROOT / folder).rglob("__init__.py"))
+    assert sorted(packages) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in found)
 
 
 def test_readme_names_every_script_and_make_target():
     readme = (ROOT / "README.md").read_text()
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for name in [path.name for path in SCRIPTS] + [f"make {target}" for target in targets]:
         assert name in readme, name

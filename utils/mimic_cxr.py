@@ -276,8 +276,8 @@ def _read_csv(path, columns, texts=()):
 def _check_unique(frame, columns, path):
     repeated = frame.duplicated(columns)
     if repeated.any():
-        first = frame.loc[repeated.to_numpy().argmax(), columns]
-        what = ", ".join(f"{name} {value}" for name, value in first.items())
+        row = repeated.to_numpy().argmax()
+        what = ", ".join(f"{name} {frame[name].iloc[row]}" for name in columns)
         raise InputError(f"{path} has {repeated.sum()} repeated rows, e.g. for {what}; one row each is wanted")
 
 
