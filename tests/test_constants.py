@@ -182,7 +182,7 @@ def test_commands_answer_before_their_slow_imports(path):
         return subprocess.run(command, cwd=constants.REPOSITORY, capture_output=True, text=True)
 
     shown = answer("--help")
-    assert shown.returncode == 0 and "--SEED VALUE" in shown.stdout or "--PAGE VALUE" in shown.stdout
+    assert (shown.returncode == 0 and "--SEED VALUE" in shown.stdout) or "--PAGE VALUE" in shown.stdout
     for arguments, message in (
         (("--SEEED", "3"), "there is no constant '--SEEED'"),
         (("--config", "no.toml"), "no.toml"),

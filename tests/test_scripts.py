@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch._dynamo.utils
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -229,45 +231,56 @@ def test_plain_diffusers_opens_a_checkpoint_and_a_pipeline_is_assembled(runs, ba
 
 
 def launch(script, config, *arguments):
-    """Two processes on the CPU."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        "2",
-        "--cpu",
-        "--num_machines",
-        "1",
-    ]
-    command += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        str(ROOT / f"{script}.py"),
-        "--config",
-        str(config),
-    ]
+    """Two processes on the CPU; returns what they printed. (accelerate launch --cpu starts one only.)"""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / f"{script}.py"), "--config", str(config), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_two_processes_do_what_one_does(config, runs, tmp_path):
-    launch("train_diffusion_clipUViT", config, *flags(RUN_DIR=tmp_path / "run", CACHE_DIR=tmp_path / "cache"))
-    one, two = weights(runs / "clipUViT" / "last"), weights(tmp_path / "run" / "last")
+    """U-ViT with two passes a step in each process; in one process two passes as well."""
+    constants = {"ACCUMULATION": 2, "CACHE_DIR": tmp_path / "cache"}
+    one, two = (flags(RUN_DIR=tmp_path / name, **constants) for name in ("one", "two"))
+    assert "2 x cpu" in launch("train_diffusion_clipUViT", config, *two)
+    assert run_script("train_diffusion_clipUViT", "--config", config, *one) == 0
+    one, two = weights(tmp_path / "one" / "last"), weights(tmp_path / "two" / "last")
     for file in one:
         for name in one[file]:  # the sum of the gradients is taken in another order
             np.testing.assert_allclose(one[file][name], two[file][name], atol=1e-4, err_msg=f"{file}: {name}")
+
     constants = {"CHECKPOINT": runs / "clipUViT" / "best", "SPLIT": "validate"}
-    launch("sample_diffusion_clipUViT", config, *flags(OUTPUT_ROOT=tmp_path / "two", **constants))
-    assert sample("clipUViT", config, runs, tmp_path / "one", SPLIT="validate") == 0
-    one, two = pictures(tmp_path / "one"), pictures(tmp_path / "two")
+    launch("sample_diffusion_clipUViT", config, *flags(OUTPUT_ROOT=tmp_path / "made-by-two", **constants))
+    assert sample("clipUViT", config, runs, tmp_path / "made-by-one", SPLIT="validate") == 0
+    one, two = pictures(tmp_path / "made-by-one"), pictures(tmp_path / "made-by-two")
     assert one.keys() == two.keys()
     assert max(np.abs(one[name] - two[name]).max() for name in one) <= 1
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch):
+    """bf16, processes that load, passes of a step, recomputed activations and a compiled denoiser, all at once."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    constants = {
+        "PRECISION": "bf16",
+        "NUM_WORKERS": 2,
+        "ACCUMULATION": 2,
+        "GRADIENT_CHECKPOINTING": True,
+        "COMPILE": True,
+    }
+    run = flags(RUN_DIR=tmp_path / "run", MAX_STEPS=2, **constants)
+    assert run_script(f"train_diffusion_{backbone}", "--config", config, *run) == 0
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert np.isfinite(metrics[["loss", "validation_loss", "gradient_norm"]]).all(axis=None)
+    for tensors in weights(tmp_path / "run" / "last").values():
+        assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values())
 
 
 # --- bad input: one sentence, no traceback ---------------------------------------------------------------------------

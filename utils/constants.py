@@ -17,9 +17,8 @@ import difflib
 import json
 import re
 import sys
-from pathlib import Path
-
 import tomllib
+from pathlib import Path
 
 from utils.errors import InputError, run, writing
 

@@ -167,13 +167,12 @@ def _save_judge(judge, folder):
         "thresholds": judge.thresholds.tolist(),
         "known": judge.known.tolist(),
     }
-    with writing("the image judge", folder.parent):
-        with replacing(folder) as temporary:
-            temporary.mkdir()
-            save_file(
-                {name: value.cpu() for name, value in judge.model.state_dict().items()}, temporary / "model.safetensors"
-            )
-            (temporary / "judge.json").write_text(json.dumps(about, indent=2))
+    with writing("the image judge", folder.parent), replacing(folder) as temporary:
+        temporary.mkdir()
+        save_file(
+            {name: value.cpu() for name, value in judge.model.state_dict().items()}, temporary / "model.safetensors"
+        )
+        (temporary / "judge.json").write_text(json.dumps(about, indent=2))
 
 
 def best_thresholds(labels, probabilities):
