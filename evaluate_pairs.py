@@ -1,4 +1,4 @@
-"""Evaluates image-report pairs: a synthetic CXR tree against a real one, beside the floors and baselines that tell much.
+"""Evaluates image-report pairs: a synthetic CXR tree against a real one, beside floors and baselines that tell much.
 
     python evaluate_pairs.py --REAL /data/mimic-cxr-jpg --SYNTHETIC synthetic/clipUViT --OUTPUT evaluation/clipUViT
 
@@ -8,33 +8,36 @@ Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, 
         and PAGE, the gallery page with the main numbers and with what request, image and report say of each finding
 """
 
-from utils.constants import check_command_line, override_constants, save_constants
+from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils import metrics
+import pandas as pd
+
+from utils import mimic_cxr
+from utils.constants import save_constants
 from utils.errors import InputError, run, say
 from utils.evaluation import (
     Images,
     Loading,
-    agreements,
+    Stopwatch,
     clinical_efficacy,
     diversity,
     downstream_utility,
-    evaluate_reports,
-    feature_spaces,
     image_quality,
     memorisation,
     nearest_by_labels,
     pairs,
-    read_synthetic,
-    text_judge_of,
+    report_quality,
+    text_judge_for,
+    with_references,
 )
 from utils.gallery import write_page
-from utils.judges import JudgeSettings, image_judge, load_extractor, load_text_judge
+from utils.judges import ChexbertJudge, JudgeSettings, image_judge, load_extractor
+from utils.metrics import positives
 from utils.mimic_cxr import read_table, split_rows
 from utils.report import summary, write_evaluation
 from utils.training import make_accelerator
@@ -81,104 +84,148 @@ DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
 NUM_WORKERS = 4  # threads that decode images
 
 
-class Clock:
-    """How long each section took: clock(name) says it and keeps it in `seconds`."""
+@dataclass(frozen=True)
+class Tables:
+    """The rows of the trees, unreadable images included."""
 
-    def __init__(self):
-        self.seconds, self.last = {}, time.perf_counter()
-
-    def __call__(self, name):
-        now = time.perf_counter()
-        self.seconds[name], self.last = round(now - self.last, 1), now
-        say(f"{name}: {self.seconds[name]} s")
+    real: pd.DataFrame  # to compare with
+    synthetic: pd.DataFrame  # with a column source, see read_synthetic
+    train: pd.DataFrame
+    validation: pd.DataFrame  # sets the image judge's thresholds
+    real_all: pd.DataFrame  # all splits of the real tree
 
 
-def read_tables(real_root, synthetic_root, train_root, reports_root, views, hold_out, split, synthetic_split):
-    """The tables compared: all of REAL, its rows of the split, the synthetic rows, and the rows that train and validate."""
-    whole = read_table(real_root, reports_root, views=views, hold_out=hold_out)
-    source = read_table(train_root, views=views, hold_out=hold_out) if train_root else whole
-    reports_of_synthetic = reports_root if synthetic_root == real_root else ""
-    synthetic = read_synthetic(synthetic_root, reports_of_synthetic, views, hold_out, synthetic_split, split)
-    asked, present = (metrics.positives(table).any(axis=0) for table in (synthetic, whole))
+def read_tables(real, reports_root, synthetic, train, split, synthetic_split, views, hold_out):
+    """Reads the trees => Tables; InputError where a part is empty, or nothing can be compared."""
+    real_all = read_table(real, reports_root, views=views, hold_out=hold_out)
+    train_all = read_table(train, views=views, hold_out=hold_out) if train else real_all
+    own_reports = reports_root if synthetic == real else ""
+    tables = Tables(
+        synthetic=read_synthetic(synthetic, own_reports, views, hold_out, synthetic_split, split),
+        real=real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
+        train=train_all.iloc[split_rows(train_all, "train", train or real)].reset_index(drop=True),
+        validation=train_all[train_all["split"] == "validate"].reset_index(drop=True),
+        real_all=real_all,
+    )
+    asked, present = (positives(table).any(axis=0) for table in (tables.synthetic, real_all))
     if not (asked & present).any():
         raise InputError(
-            f"{real_root} and {synthetic_root} share no findings: none of the 14 is present in an image of each, so that "
-            "nothing can be compared; are the labels of the synthetic tree what was asked for?"
+            f"{real} and {synthetic} share no findings: none of the 14 is present in an image of each, so that nothing "
+            "can be compared; are the labels of the synthetic tree what was asked for?"
         )
-    real = whole.iloc[split_rows(whole, split, real_root)].reset_index(drop=True)
-    train = source.iloc[split_rows(source, "train", train_root or real_root)].reset_index(drop=True)
-    validation = source[source["split"] == "validate"].reset_index(drop=True)
-    return whole, real, synthetic, train, validation
+    return tables
+
+
+def read_synthetic(root, reports_root, views, hold_out, split, split_of_real):
+    """The synthetic rows, with a column source: the dicom_id of the image that the labels came from, or "".
+
+    Of a real tree the rows of `split_of_real` are taken unless `split` says otherwise; each is its own source.
+    """
+    provenance = Path(root) / mimic_cxr.PROVENANCE_FILE
+    if not provenance.exists():
+        table = read_table(root, reports_root, views, splits=(split or split_of_real,), hold_out=hold_out)
+        return table.assign(source=table["dicom_id"])
+    table = read_table(root, views=views, splits=(split,) if split else ())
+    made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
+    source = made["source"] if "source" in made else pd.Series(dtype=str)
+    return table.assign(source=table["dicom_id"].map(source).fillna(""))
+
+
+def read_written(folder, table):
+    """The real rows for which <folder>/reports.csv has a report, with that report; and their real reports."""
+    path = Path(folder) / "reports.csv"
+    try:
+        written = pd.read_csv(path, dtype=str, keep_default_na=False)
+        texts = written.drop_duplicates("dicom_id").set_index("dicom_id")["report"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as written reports (columns dicom_id and report): {error}") from error
+    reported = table["dicom_id"].map(texts).fillna("")
+    rows = table[reported != ""]
+    if len(rows) < 2:
+        raise InputError(
+            f"{path} has reports for {len(rows)} of the {len(table)} real images compared; 2 or more are needed"
+        )
+    return rows.assign(report=reported).reset_index(drop=True), rows["report"].tolist()
+
+
+def load_foreign(features, classifier, text_judge, device):
+    """What is not trained here: ({name: Extractor}, CheXbert or None), loaded before anything else is done."""
+    if classifier not in ("judge", "torchxrayvision"):
+        raise InputError(f"CLASSIFIER {classifier!r} is none of judge and torchxrayvision")
+    if text_judge not in ("tfidf", "chexbert"):
+        raise InputError(f"TEXT_JUDGE {text_judge!r} is none of tfidf and chexbert")
+    names = {*features, classifier} - {"judge"}
+    extractors = {name: load_extractor(name, device) for name in sorted(names)}
+    return extractors, ChexbertJudge(device) if text_judge == "chexbert" else None
 
 
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, "no")
-    if CLASSIFIER not in ("judge", "torchxrayvision"):
-        raise InputError(f"CLASSIFIER {CLASSIFIER!r} is none of judge and torchxrayvision")
-    names = sorted({*FEATURES, CLASSIFIER} - {"judge"})
-    extractors = {name: load_extractor(name, accelerator.device) for name in names}
-    loaded_text_judge = load_text_judge(TEXT_JUDGE, accelerator.device)
+    extractors, chexbert = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
+    stopwatch = Stopwatch()
 
-    clock, notes = Clock(), []
-    whole, real_table, synthetic_table, train_table, validation_table = read_tables(
-        REAL, SYNTHETIC, TRAIN, REPORTS_ROOT, VIEWS, HOLD_OUT, SPLIT, SYNTHETIC_SPLIT
-    )
+    tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
     loading = Loading(CACHE_DIR, BATCH_SIZE, NUM_WORKERS, accelerator)
-    real = Images(real_table, f"{REAL}, {SPLIT}", JUDGE_IMAGE_SIZE, loading)
-    synthetic = Images(synthetic_table, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
-    train = Images(train_table, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)
+    real = Images(tables.real, f"{REAL}, {SPLIT}", JUDGE_IMAGE_SIZE, loading)
+    synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
+    train = Images(tables.train, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)
     result = {
         "real": {"tree": REAL, "split": SPLIT, "N": len(real), "unreadable": real.unreadable},
         "synthetic": {"tree": SYNTHETIC, "N": len(synthetic), "unreadable": synthetic.unreadable},
         "train": {"tree": TRAIN or REAL, "N": len(train), "unreadable": train.unreadable},
     }
-    clock("trees")
+    stopwatch.lap("trees")
 
     settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
-    judge = image_judge(train.table, validation_table, settings, CACHE_DIR, accelerator, NUM_WORKERS)
+    judge = image_judge(train.table, tables.validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
     extractors["judge"] = judge
-    classifier = extractors[CLASSIFIER]
-    clock("image judge")
+    stopwatch.lap("image judge")
 
     copies = nearest_by_labels(synthetic.table, train.table, SEED)
-    features = [extractors[name] for name in FEATURES]
-    result["image_quality"] = image_quality(features, real, synthetic, train, copies, NEIGHBOURS, SEED)
-    result["diversity"] = diversity({"synthetic": synthetic, "real": real}, DIVERSITY_PAIRS, IMAGE_SIZE, SEED)
-    clock("image quality")
+    seers = [extractors[name] for name in FEATURES]
+    result["image_quality"] = image_quality(seers, real, synthetic, train, copies, NEIGHBOURS, SEED)
+    result["diversity"] = diversity(synthetic, real, DIVERSITY_PAIRS, IMAGE_SIZE, SEED)
+    stopwatch.lap("image quality")
 
+    classifier = extractors[CLASSIFIER]
     result["classifier"] = classifier.name
     result["auroc"] = clinical_efficacy(classifier, real, synthetic, train, copies, BOOTSTRAP, SEED)
-    clock("clinical efficacy of images")
+    stopwatch.lap("clinical efficacy of images")
 
     if DOWNSTREAM:
-        result["downstream"] = downstream_utility(settings, judge, real, synthetic, train, BOOTSTRAP)
-        clock("downstream utility")
+        result["downstream"] = downstream_utility(judge, real, synthetic, train, BOOTSTRAP)
+        stopwatch.lap("downstream utility")
 
-    text_judge = text_judge_of(synthetic, train, loaded_text_judge, notes)
+    text_judge, notes = text_judge_for(synthetic, train, SYNTHETIC, chexbert)
     if text_judge:
-        result |= evaluate_reports(text_judge, whole, real, synthetic, train, WRITTEN, RADGRAPH, SEED, notes)
-        clock("reports")
+        result["text_judge"] = text_judge.name
+        reported, references = with_references(synthetic.table, tables.real_all)
+        result["reports"], result["report_f1"] = report_quality(
+            text_judge, reported, references, train.table, "synthetic", RADGRAPH, SEED
+        )
+        stopwatch.lap("reports")
+    if text_judge and WRITTEN:
+        written, references = read_written(WRITTEN, real.table)
+        result["written_reports"], result["written_report_f1"] = report_quality(
+            text_judge, written, references, train.table, "written for real images", RADGRAPH, SEED
+        )
+        stopwatch.lap("written reports")
 
-    told = pairs(judge, text_judge, synthetic)
-    result["pairs"] = agreements(judge, text_judge, told, synthetic, real, SEED)
-    clock("pairs")
+    told, result["pairs"] = pairs(judge, text_judge, synthetic, real, SEED)
+    stopwatch.lap("pairs")
 
-    spaces = feature_spaces(judge, real, synthetic, train, BASE_MODEL, IMAGE_SIZE)
-    result["memorisation"], found = memorisation(spaces, real, synthetic, train, COPY_QUANTILE)
+    result["memorisation"], nearest = memorisation(judge, real, synthetic, train, BASE_MODEL, IMAGE_SIZE, COPY_QUANTILE)
     if not BASE_MODEL:
         notes.append("copies were not looked for in VAE latents: BASE_MODEL is empty")
-    clock("memorisation")
+    result["notes"] = notes
+    stopwatch.lap("memorisation")
 
-    output, page = Path(OUTPUT), Path(PAGE) if PAGE else Path(SYNTHETIC).parent / "index.html"
-    result |= {"notes": notes, "seconds": clock.seconds}
-    text = write_evaluation(output, result, told, found, synthetic, train, CLOSEST, IMAGE_SIZE)
+    output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
+    text = write_evaluation(output, result, stopwatch.seconds, told, nearest, synthetic, train, CLOSEST, IMAGE_SIZE)
     save_constants(output, constants)
-    title = Path(SYNTHETIC).name
-    write_page(
-        page, {title: SYNTHETIC}, train_table, f"{title}, evaluated", told, summary(result), max_images=PAGE_IMAGES
-    )
-    clock("pictures and page")
+    write_page(page, {name: SYNTHETIC}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)
+    stopwatch.lap("pictures and page")
     say(text)
     say(f"the evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
 

@@ -1,4 +1,4 @@
-"""Judges: what is trained learns and is kept, what is foreign says what is absent."""
+"""The judges on drawn images and made-up reports: that they learn, are kept, and say what they lack."""
 
 import sys
 
@@ -13,25 +13,7 @@ from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.training import make_accelerator
 
-
-def test_best_thresholds_separate_and_stay_at_a_half_when_positives_are_few():
-    edema = np.arange(40) < 20
-    labels = columns(("Edema", edema), rows=40)
-    probabilities = np.where(labels, 0.3, 0.1)
-    thresholds = judges.best_thresholds(labels, probabilities)
-    assert 0.1 < thresholds[FINDINGS.index("Edema")] <= 0.3
-    assert thresholds[FINDINGS.index("Fracture")] == 0.5
-
-
-def test_the_text_judge_tells_presence_from_negation():
-    present, absent = "There is edema.", "There is no edema."
-    reports = [present, absent] * 15
-    labels = columns(("Edema", [True, False] * 15), ("Fracture", [True] + [False] * 29), rows=30)
-    judge = judges.TextJudge(reports, labels)
-    assert judge([present, absent])[:, FINDINGS.index("Edema")].tolist() == [True, False]
-    assert not judge.known[FINDINGS.index("Fracture")] and not judge(reports)[:, FINDINGS.index("Fracture")].any()
-    with pytest.raises(InputError, match="without reports"):
-        judges.TextJudge(["", ""], labels[:2])
+# ---- the image judge
 
 
 @pytest.fixture
@@ -84,6 +66,29 @@ def test_an_unknown_judge_model_and_an_unknown_extractor_are_one_sentence():
         judges._classifier("resnet_of_mine")
     with pytest.raises(InputError, match="'clip' is no feature extractor"):
         judges.load_extractor("clip", "cpu")
+
+
+def test_best_thresholds_separate_and_stay_at_a_half_when_positives_are_few():
+    edema = np.arange(40) < 20
+    labels = columns(("Edema", edema), rows=40)
+    probabilities = np.where(labels, 0.3, 0.1)
+    thresholds = judges.best_thresholds(labels, probabilities)
+    assert 0.1 < thresholds[FINDINGS.index("Edema")] <= 0.3
+    assert thresholds[FINDINGS.index("Fracture")] == 0.5
+
+
+# ---- reports
+
+
+def test_the_text_judge_tells_presence_from_negation():
+    present, absent = "There is edema.", "There is no edema."
+    reports = [present, absent] * 15
+    labels = columns(("Edema", [True, False] * 15), ("Fracture", [True] + [False] * 29), rows=30)
+    judge = judges.TextJudge(reports, labels)
+    assert judge([present, absent])[:, FINDINGS.index("Edema")].tolist() == [True, False]
+    assert not judge.known[FINDINGS.index("Fracture")] and not judge(reports)[:, FINDINGS.index("Fracture")].any()
+    with pytest.raises(InputError, match="without reports"):
+        judges.TextJudge(["", ""], labels[:2])
 
 
 def test_packages_that_are_absent_are_one_sentence(monkeypatch):

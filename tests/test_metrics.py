@@ -1,5 +1,8 @@
 """Metrics on inputs whose values are known."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -141,11 +144,35 @@ def test_text_scores_counted_by_hand():
     assert found["ROUGE-L"] == pytest.approx(3 / 4)
 
 
-def test_the_label_only_report_says_each_code():
-    labels = np.zeros(14, dtype=int)
-    labels[[FINDINGS.index(name) for name in ("Edema", "Fracture", "Pneumonia")]] = 1, -1, -2
-    said = metrics.label_report(labels)
-    assert said == "FINDINGS: There is edema. There is no fracture. Possible pneumonia. IMPRESSION: Edema."
+@pytest.mark.parametrize("absent", ["nltk", "its WordNet"])
+def test_without_nltk_or_its_wordnet_there_is_no_meteor_and_everything_else(absent, monkeypatch):
+    corpus = SimpleNamespace(wordnet=SimpleNamespace(ensure_loaded=lambda: {}["wordnet"]))
+    monkeypatch.setitem(sys.modules, "nltk", None if absent == "nltk" else SimpleNamespace(corpus=corpus))
+    monkeypatch.setitem(sys.modules, "nltk.corpus", None if absent == "nltk" else corpus)
+    assert not metrics.has_wordnet()
+    assert list(metrics.text_scores(["a b"], ["a b"])) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
+
+
+def test_meteor_is_the_mean_over_reports_where_wordnet_is_here(monkeypatch):
+    given = []
+    meteor = SimpleNamespace(meteor_score=lambda *texts: given.append(texts) or len(given) / 4)
+    monkeypatch.setattr(metrics, "has_wordnet", lambda: True)
+    monkeypatch.setitem(sys.modules, "nltk", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "nltk.translate", SimpleNamespace(meteor_score=meteor))
+    monkeypatch.setitem(sys.modules, "nltk.translate.meteor_score", meteor)
+    assert metrics.text_scores(["A b.", "c"], ["a", "d"])["METEOR"] == pytest.approx(3 / 8)
+    assert given == [([["a", "b"]], ["a"]), ([["c"]], ["d"])]
+
+
+def test_rouge_l_of_known_texts():
+    assert metrics.rouge_l(["no edema"], ["no edema"]) == 1
+    assert metrics.rouge_l(["no edema"], ["clear lungs"]) == 0
+    assert metrics.rouge_l(["a b c d"], ["a c x"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+
+
+def test_constant_report_is_the_commonest_kind():
+    reports = ["the lungs are clear"] * 5 + ["the lungs are clear today"] * 2 + ["large effusion"]
+    assert metrics.constant_report(reports) == "the lungs are clear"
 
 
 # ---- pairs and memorisation
@@ -181,17 +208,3 @@ def test_a_planted_copy_is_found():
     assert found["copies"] >= 1 and found["share"] == found["copies"] / 50
     copied = metrics.memorisation(np.zeros(50), near_real, 0.01)
     assert copied["share"] == 1 and found["share"] < 0.2
-
-
-# ---- the image judge
-
-
-def test_rouge_l_of_known_texts():
-    assert metrics.rouge_l(["no edema"], ["no edema"]) == 1
-    assert metrics.rouge_l(["no edema"], ["clear lungs"]) == 0
-    assert metrics.rouge_l(["a b c d"], ["a c x"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
-
-
-def test_constant_report_is_the_commonest_kind():
-    reports = ["the lungs are clear"] * 5 + ["the lungs are clear today"] * 2 + ["large effusion"]
-    assert metrics.constant_report(reports) == "the lungs are clear"

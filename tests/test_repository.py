@@ -62,6 +62,16 @@ def test_no_module_and_no_folder_imports_one_that_imports_it_back():
     assert not between["uvit"], "uvit/ is a leaf"
 
 
+def test_functions_fit_on_a_screen_and_scripts_on_a_few():
+    for path in [*SCRIPTS, *MODULES, *(ROOT / "assets").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        text = path.read_text()
+        assert path not in SCRIPTS or text.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"
+    assert (ROOT / "README.md").read_text().count("\n") <= 180
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_constant_is_explained_and_read(path):
     text = path.read_text()

@@ -1,24 +1,49 @@
-"""The sections of an evaluation: two trees and their training rows => rows of tables.
+"""The sections of an evaluation: the images of three tables, compared, as rows and tables of numbers.
 
-Each section is a function of the `Images` compared, and knows nothing of files: `Images` reads them, utils.judges sees
-them, utils.metrics measures what was seen, utils.report writes it down.
+real         the real images to compare with
+synthetic    the images to evaluate, and their reports
+train        the real images that judges and generators learn from: searched for copies, drawn from for baselines
+baselines    what costs no model: other real images (the floor), copies of training images and reports, a report that
+             only says the labels, one report for everybody, the right reports for the wrong images
+
+Each section is one function from these to rows (dicts) or DataFrames. The judges are utils/judges.py's, the measures
+utils/metrics.py's, and utils/report.py writes down what comes out.
 """
 
+import time
+from collections import ChainMap
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import torch
 from accelerate import Accelerator
 
-from utils import findings, judges, metrics, mimic_cxr
+from utils import judges, metrics
 from utils.errors import InputError, say
+from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.latents import cache_moments, load_vae
-from utils.mimic_cxr import read_table
 from utils.references import References
 from utils.seeds import keyed_generator
 
-FLOOR, COPYING = "real train (floor)", "nearest training image (copying)"  # what synthetic images stand beside
+FLOOR = "real train (floor)"  # other real images, as many as synthetic ones
+COPYING = "nearest training image (copying)"  # for each synthetic image a training image of the nearest labels
+
+
+class Stopwatch:
+    """Seconds a section, in `seconds`; each is printed as it ends."""
+
+    def __init__(self):
+        self.seconds = {}
+        self._start = time.perf_counter()
+
+    def lap(self, name):
+        """Ends the section that ran since the last lap."""
+        now = time.perf_counter()
+        self.seconds[name], self._start = round(now - self._start, 1), now
+        say(f"{name}: {self.seconds[name]} s")
+
+
+# ---- the images ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,10 +57,13 @@ class Loading:
 
 
 class Images:
-    """The images of one table that can be read, at the judge's size, and what the judge sees in them."""
+    """The images of one table that can be read, at the judge's size, and what the judge sees in them.
+
+    Attributes: table, without the unreadable rows; keys and cache, of their pixels; unreadable, how many were left out.
+    """
 
     def __init__(self, table, name, judge_size, loading):
-        self.name, self.loading, self.device = name, loading, loading.accelerator.device
+        self.loading, self.device = loading, loading.accelerator.device
         self.cache, keys, readable = judges.cache_pixels(
             table, judge_size, loading.cache_dir, loading.accelerator, loading.threads
         )
@@ -72,93 +100,70 @@ class Images:
         return found if some is not None or rows is None else tuple(values[rows] for values in found)
 
 
-def read_synthetic(root, reports_root, views, hold_out, split, split_of_real):
-    """The table of the synthetic rows, with a column source: the dicom_id of the image that the labels came from, or "".
-
-    Of a real tree the rows of `split_of_real` are taken unless `split` says otherwise; each is its own source.
-    """
-    provenance = Path(root) / mimic_cxr.PROVENANCE_FILE
-    if not provenance.exists():
-        table = read_table(root, reports_root, views, splits=(split or split_of_real,), hold_out=hold_out)
-        return table.assign(source=table["dicom_id"])
-    table = read_table(root, views=views, splits=(split,) if split else ())
-    made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
-    source = made["source"] if "source" in made else pd.Series(dtype=str)
-    return table.assign(source=table["dicom_id"].map(source).fillna(""))
-
-
-def read_written(folder, table):
-    """The real rows for which <folder>/reports.csv has a report, with that report; and their real reports."""
-    path = Path(folder) / "reports.csv"
-    try:
-        written = pd.read_csv(path, dtype=str, keep_default_na=False)
-        texts = written.drop_duplicates("dicom_id").set_index("dicom_id")["report"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as written reports (columns dicom_id and report): {error}") from error
-    reported = table["dicom_id"].map(texts).fillna("")
-    rows = table[reported != ""]
-    if len(rows) < 2:
-        raise InputError(
-            f"{path} has reports for {len(rows)} of the {len(table)} real images compared; 2 or more are needed"
-        )
-    return rows.assign(report=reported).reset_index(drop=True), rows["report"].tolist()
-
-
-# ---- images -----------------------------------------------------------------------------------------------------------
+# ---- image quality and diversity -----------------------------------------------------------------------------------
 
 
 def image_quality(extractors, real, synthetic, train, copies, neighbours, seed):
-    """For each extractor a row for the synthetic images, the floor and copying; all against the same real rows."""
-    return [
-        row
-        for extractor in extractors
-        for row in _quality_in(extractor, real, synthetic, train, copies, neighbours, seed)
-    ]
+    """For each extractor a row for the synthetic images, the floor and copying; all against the same real rows.
 
-
-def _quality_in(extractor, real, synthetic, train, copies, neighbours, seed):
-    """The three rows in one extractor's features."""
-    floor = metrics.draw_rows(len(train), len(synthetic), seed, "floor")
+    copies: for each synthetic image the training row that a copier would give (`nearest_by_labels`).
+    """
+    floor = draw_rows(len(train), len(synthetic), seed, "floor")
     used, place = np.unique(np.concatenate([floor, copies]), return_inverse=True)
-    used_features = train.see(extractor, used)[0][place]
-    compared = real.see(extractor)[0]
     rows = []
-    for name, features in (
-        ("synthetic", synthetic.see(extractor)[0]),
-        (FLOOR, used_features[: len(floor)]),
-        (COPYING, used_features[len(floor) :]),
-    ):
-        kid, deviation = metrics.kernel_distance(compared, features, seed)
-        smaller = min(len(features), len(compared))
-        warnings = [f"FID from fewer images ({smaller}) than feature dimensions ({extractor.width})"] * (
-            smaller < extractor.width
-        )
-        if len(features) != len(synthetic):
-            warnings.append(f"not the same N as the synthetic images ({len(synthetic)})")
-        rows.append(
-            {
-                "images": name,
-                "extractor": f"{extractor.name}, D = {extractor.width}",
-                "N": len(features),
-                "N real": len(compared),
-                "FID": metrics.frechet_distance(compared, features),
-                "KID": kid,
-                "KID deviation": deviation,
-                **metrics.neighbourhood_metrics(compared, features, neighbours),
-                "warning": "; ".join(warnings),
-            }
-        )
+    for extractor in extractors:
+        used_features = train.see(extractor, used)[0][place]
+        sets = {
+            "synthetic": synthetic.see(extractor)[0],
+            FLOOR: used_features[: len(floor)],
+            COPYING: used_features[len(floor) :],
+        }
+        compared = real.see(extractor)[0]
+        rows += [
+            _distances(name, features, compared, extractor, len(synthetic), neighbours, seed)
+            for name, features in sets.items()
+        ]
     return rows
 
 
-def diversity(images_by_name, count, image_size, seed):
-    """A row for each set of Images: MS-SSIM of up to `count` pairs of images with the same findings present."""
+def _distances(name, features, compared, extractor, wanted, neighbours, seed):
+    """One row: features (N, D) against those of the real images (M, D); wanted: N of the synthetic images."""
+    kid, deviation = metrics.kernel_distance(compared, features, seed)
+    smaller = min(len(features), len(compared))
+    warnings = []
+    if smaller < extractor.width:
+        warnings.append(f"FID from fewer images ({smaller}) than feature dimensions ({extractor.width})")
+    if len(features) != wanted:
+        warnings.append(f"not the same N as the synthetic images ({wanted})")
+    return {
+        "images": name,
+        "extractor": f"{extractor.name}, D = {extractor.width}",
+        "N": len(features),
+        "N real": len(compared),
+        "FID": metrics.frechet_distance(compared, features),
+        "KID": kid,
+        "KID deviation": deviation,
+        **metrics.neighbourhood_metrics(compared, features, neighbours),
+        "warning": "; ".join(warnings),
+    }
+
+
+def draw_rows(count, wanted, *key):
+    """`wanted` of `count` rows, drawn without repetition by a key, in their order."""
+    return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())
+
+
+def diversity(synthetic, real, count, image_size, seed):
+    """MS-SSIM of up to `count` pairs of images with the same findings present, a row each for synthetic and real."""
     rows = []
-    for name, images in images_by_name.items():
+    for name, images in (("synthetic", synthetic), ("real", real)):
         pairs = metrics.label_set_pairs(images.table, count, seed)
         read = judges.file_reader(images.table["image_path"].tolist(), image_size)
         rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(read, pairs)})
     return rows
+
+
+# ---- clinical efficacy and downstream utility ----------------------------------------------------------------------
 
 
 def clinical_efficacy(classifier, real, synthetic, train, copies, replicates, seed):
@@ -175,119 +180,128 @@ def clinical_efficacy(classifier, real, synthetic, train, copies, replicates, se
     }
 
 
-def downstream_utility(settings, judge, real, synthetic, train, replicates):
-    """The judge's network trained on synthetic, real, and both kinds of images, tested on real ones: AUROC."""
-    present = metrics.positives(real.table)
+def downstream_utility(judge, real, synthetic, train, replicates):
+    """The judge's network trained on real, synthetic, and both kinds of images, tested on real ones: AUROC.
 
-    def mean_auroc(scores):
-        table = metrics.auroc_table(present, scores, judge.known, replicates, settings.seed)
-        return table.loc["mean", ["auroc", "low", "high"]]
-
-    labels = {"synthetic": metrics.positives(synthetic.table), "real": metrics.positives(train.table)}
-    pixels = {key: images.cache for images in (synthetic, train) for key in images.keys}
-    both = _Pixels(pixels)
+    judge: the one that the real images trained; the two others are trained in the same way.
+    """
+    settings, labels = judge.settings, metrics.positives(real.table)
+    asked, present = metrics.positives(synthetic.table), metrics.positives(train.table)
     sets = {
-        "synthetic": (synthetic.keys, labels["synthetic"]),
-        "real and synthetic": (train.keys + synthetic.keys, np.concatenate([labels["real"], labels["synthetic"]])),
+        "synthetic": (synthetic.keys, asked),
+        "real and synthetic": (train.keys + synthetic.keys, np.concatenate([present, asked])),
     }
-    rows = [{"trained on": "real", "N": len(train), **mean_auroc(real.see(judge)[1])}]
+    pixels = ChainMap(synthetic.cache, train.cache)
+    scores = {"real": (len(train), real.see(judge)[1])}
     for name, (keys, targets) in sets.items():
-        model = judges.train_classifier(both, keys, targets, settings, real.device)
-        classifier = judges.Judge(model, settings, np.full(14, 0.5), np.ones(14, bool))
+        model = judges.train_classifier(pixels, keys, targets, settings, real.device)
+        other = judges.Judge(model, settings, judge.thresholds, judge.known)
         read = judges.pixel_reader(real.cache, real.keys)
-        _, scores = judges.extract(classifier, read, len(real), real.device, real.loading.batch_size)
-        rows.append({"trained on": name, "N": len(keys), **mean_auroc(scores)})
+        _, probabilities = judges.extract(other, read, len(real), real.device, real.loading.batch_size)
+        scores[name] = len(keys), probabilities
+    rows = []
+    for name, (trained_on, probabilities) in scores.items():
+        mean = metrics.auroc_table(labels, probabilities, judge.known, replicates, settings.seed).loc["mean"]
+        rows.append({"trained on": name, "N": trained_on, **mean[["auroc", "low", "high"]]})
     return rows
 
 
-class _Pixels(dict):
-    """{key: the cache that has it}, read as {key: pixels}."""
-
-    def __getitem__(self, key):
-        return super().__getitem__(key)[key]
+# ---- reports -------------------------------------------------------------------------------------------------------
 
 
-# ---- reports ----------------------------------------------------------------------------------------------------------
+def text_judge_for(synthetic, train, name, chexbert=None):
+    """Who reads the reports of `name` => (CheXbert where it is given, else a judge of the training reports; notes).
 
-
-def text_judge_of(synthetic, train, loaded, notes):
-    """The judge of reports: `loaded`, or one trained on the training rows; None where there is nothing to judge."""
+    (None, notes) where there are no reports to read or to learn from.
+    """
     if not (synthetic.table["report"] != "").any():
-        notes.append(f"{synthetic.name} has no reports: images are evaluated, reports and pairs are not")
-    elif not (train.table["report"] != "").any():
-        notes.append("the training rows have no reports to learn or to copy from: reports and pairs are not evaluated")
-    elif loaded:
-        return loaded
-    else:
-        studies = train.table[train.table["report"] != ""].drop_duplicates("study_id")
-        return judges.TextJudge(studies["report"].tolist(), metrics.positives(studies))
-    return None
-
-
-def evaluate_reports(text_judge, whole, real, synthetic, train, written, radgraph, seed, notes):
-    """The sections on reports, {name in the result: rows or tables}: the synthetic ones, and those written for real images.
-
-    whole: the table of all real images: the reference of a synthetic report is that of the image its labels came from.
-    written: a folder with reports.csv, or "".
-    """
-    if not metrics.meteor():
-        notes.append("METEOR is left out: it needs pip install nltk, and python -m nltk.downloader wordnet")
-    reported = synthetic.table[synthetic.table["report"] != ""].reset_index(drop=True)
-    if len(reported) < len(synthetic):
-        notes.append(f"{len(synthetic) - len(reported)} synthetic images have no report, and no part in its scores")
-    references = reported["source"].map(whole.set_index("dicom_id")["report"]).fillna("").tolist()
-    sections = {"text_judge": text_judge.name}
-    sections["reports"], sections["report_f1"] = report_quality(
-        text_judge, reported, references, train.table, "synthetic", radgraph, seed
-    )
-    if written:
-        reported, references = read_written(written, real.table)
-        sections["written_reports"], sections["written_report_f1"] = report_quality(
-            text_judge, reported, references, train.table, "written for real images", radgraph, seed
+        return None, [f"{name} has no reports: images are evaluated, reports and pairs are not"]
+    studies = train.table[train.table["report"] != ""].drop_duplicates("study_id")
+    if studies.empty:
+        return None, ["the training rows have no reports to learn or to copy from: reports and pairs are not evaluated"]
+    notes = []
+    if not metrics.has_wordnet():
+        notes.append(
+            "METEOR is left out: NLTK's WordNet is not here (pip install nltk, then python -m nltk.downloader wordnet)"
         )
-    return sections
+    silent = int((synthetic.table["report"] == "").sum())
+    if silent:
+        notes.append(f"{silent} synthetic images have no report, and no part in its scores")
+    return chexbert or judges.TextJudge(studies["report"].tolist(), metrics.positives(studies)), notes
 
 
-def report_rows(text_judge, candidates, references, labels, radgraph):
-    """A row of scores for each set of reports.
-
-    candidates: {name: N reports}; references: N real reports, "" where there is none; labels: (N, 14) bool.
-    """
-    rows, per_finding = [], {}
-    referenced = np.array([bool(text) for text in references])
-    for name, reports in candidates.items():
-        row = {"reports": name, "N": len(reports), "N with a reference": int(referenced.sum())}
-        if referenced.any():
-            texts = [reports[index] for index in np.flatnonzero(referenced)]
-            wanted = [references[index] for index in np.flatnonzero(referenced)]
-            row |= metrics.text_scores(wanted, texts)
-            if radgraph:
-                row["RadGraph F1"] = judges.radgraph_f1(wanted, texts)
-        per_finding[name] = metrics.clinical_f1(labels, text_judge(reports))
-        row["clinical F1 micro"], row["clinical F1 macro"] = per_finding[name].loc[["micro", "macro"], "f1"]
-        rows.append(row)
-    return rows, per_finding
+def with_references(table, real_table):
+    """The rows that have a report, and for each the real report of its source in real_table, "" where there is none."""
+    reported = table[table["report"] != ""].reset_index(drop=True)
+    real_reports = real_table.set_index("dicom_id")["report"]
+    return reported, reported["source"].map(real_reports).fillna("").tolist()
 
 
 def report_quality(text_judge, table, references, train_table, name, radgraph, seed):
-    """The reports of a table and its baselines, against references and against what was asked for."""
+    """The reports of a table and its baselines, against references and against what was asked for.
+
+    references: N real reports, "" where there is none => (rows, one for each set of reports; {set: F1 per finding}).
+    """
     labels = metrics.positives(table)
-    normal = train_table[(train_table["No Finding"] == findings.PRESENT) & (train_table["report"] != "")]
-    pool = normal if len(normal) else train_table[train_table["report"] != ""]
+    reported = train_table[train_table["report"] != ""]
+    normal = reported[reported["No Finding"] == PRESENT]
+    pool = normal if len(normal) else reported
     reports = table["report"].tolist()
-    copied = nearest_by_labels(table, train_table[train_table["report"] != ""], seed)
-    copies = train_table["report"].iloc[copied].tolist()
+    copied = nearest_by_labels(table, reported, seed)
     candidates = {
         name: reports,
         "real reports of the same labels": references,
-        "nearest training report (copying)": copies,
-        "label-only": [metrics.label_report(row) for row in table[list(findings.FINDINGS)].to_numpy()],
+        "nearest training report (copying)": train_table["report"].iloc[copied].tolist(),
+        "label-only": [label_report(row) for row in table[list(FINDINGS)].to_numpy()],
         "constant normal report": [metrics.constant_report(pool["report"])] * len(reports),
         "shuffled among images": shuffled(reports, seed),
     }
     if not all(references):
         del candidates["real reports of the same labels"]
-    return report_rows(text_judge, candidates, references, labels, radgraph)
+    per_finding = {which: metrics.clinical_f1(labels, text_judge(texts)) for which, texts in candidates.items()}
+    rows = [
+        {"reports": which, **_text_scores(texts, references, radgraph), **_mean_f1(per_finding[which])}
+        for which, texts in candidates.items()
+    ]
+    return rows, per_finding
+
+
+def _text_scores(reports, references, radgraph):
+    """How near N reports are to those of N references that are not ""."""
+    referenced = [row for row, text in enumerate(references) if text]
+    scores = {"N": len(reports), "N with a reference": len(referenced)}
+    if referenced:
+        texts, wanted = ([source[row] for row in referenced] for source in (reports, references))
+        scores |= metrics.text_scores(wanted, texts)
+        if radgraph:
+            scores["RadGraph F1"] = judges.radgraph_f1(wanted, texts)
+    return scores
+
+
+def _mean_f1(table):
+    return {f"clinical F1 {mean}": table.loc[mean, "f1"] for mean in ("micro", "macro")}
+
+
+# ---- baselines -----------------------------------------------------------------------------------------------------
+
+
+def nearest_by_labels(table, train_table, seed):
+    """For each row the index label of a row of train_table with the nearest label vector: what a copier gives."""
+    references = References(train_table)
+    labels = table[list(FINDINGS)].to_numpy()
+    rows = [
+        references.draw(row, -1, keyed_generator(seed, "copying", dicom_id))
+        for row, dicom_id in zip(labels, table["dicom_id"])
+    ]
+    return train_table.index.to_numpy()[rows]
+
+
+def label_report(labels):
+    """A report that says a label vector (14 codes) and nothing else: what can be known without an image."""
+    words = {PRESENT: "There is {}.", ABSENT: "There is no {}.", UNCERTAIN: "Possible {}."}
+    said = [words[label].format(name.lower()) for name, label in zip(FINDINGS, labels) if label in words]
+    named = [f"{name.capitalize()}." for name, label in zip(FINDINGS, labels) if label == PRESENT]
+    return "FINDINGS: " + (" ".join(said) or "Chest X-ray.") + " IMPRESSION: " * bool(named) + " ".join(named)
 
 
 def shuffled(reports, seed):
@@ -298,22 +312,26 @@ def shuffled(reports, seed):
     return [reports[row] for row in moved]
 
 
-def nearest_by_labels(table, train_table, seed):
-    """For each row the index label, in train_table, of a training row with the nearest label vector: what a copier gives."""
-    references = References(train_table)
-    labels = table[list(findings.FINDINGS)].to_numpy()
-    rows = [
-        references.draw(row, -1, keyed_generator(seed, "copying", dicom_id))
-        for row, dicom_id in zip(labels, table["dicom_id"])
-    ]
-    return train_table.index.to_numpy()[rows]
+# ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
-# ---- pairs and copies -------------------------------------------------------------------------------------------------
+def pairs(judge, text_judge, synthetic, real, seed):
+    """Do request, image and report agree? => (`told` of the synthetic images, {pairs: agreement per finding}).
+
+    Without a text judge, request and image of the synthetic images only.
+    """
+    said = told(judge, text_judge, synthetic)
+    agreement = {"synthetic": metrics.agreement(said)}
+    if text_judge:
+        agreement["real"] = metrics.agreement(told(judge, text_judge, real))
+        reports = said["report"].to_numpy().reshape(len(synthetic), -1)
+        mixed = said.assign(report=np.array(shuffled(list(reports), seed)).ravel())
+        agreement["shuffled reports"] = metrics.agreement(mixed)
+    return said, agreement
 
 
-def pairs(judge, text_judge, images):
-    """What request, image and report say of each finding; without a text judge, request and image only."""
+def told(judge, text_judge, images):
+    """What request, image and report say of each finding (`metrics.pair_table`)."""
     asked, table = metrics.positives(images.table), images.table
     image = metrics.only_known(images.see(judge)[1] >= judge.thresholds, judge.known)
     report = None
@@ -324,69 +342,63 @@ def pairs(judge, text_judge, images):
     return metrics.pair_table(table["dicom_id"], asked, image, report)
 
 
-def agreements(judge, text_judge, told, synthetic, real, seed):
-    """{name: agreement per finding} of the synthetic pairs, and with a text judge of real and of shuffled pairs."""
-    tables = {"synthetic": metrics.agreement(told)}
-    if text_judge:
-        tables["real"] = metrics.agreement(pairs(judge, text_judge, real))
-        told_by_reports = told["report"].to_numpy().reshape(len(synthetic), -1)
-        mixed = told.assign(report=np.array(shuffled(list(told_by_reports), seed)).ravel())
-        tables["shuffled reports"] = metrics.agreement(mixed)
-    return tables
+# ---- memorisation --------------------------------------------------------------------------------------------------
 
 
-def memorisation(spaces, real, synthetic, train, quantile):
-    """Distances to the nearest training image in each space => (rows of the table, {space: distances and pairs})."""
+@dataclass(frozen=True)
+class Nearest:
+    """How near the images of one space lie to the training images, in root mean square differences."""
+
+    synthetic: np.ndarray  # (N,) distance of each synthetic image to its nearest training image
+    real: np.ndarray  # (M,) the same of the real images, which were not trained on
+    places: np.ndarray  # (N,) the row of that training image
+    threshold: float  # copies are nearer than this
+
+
+def memorisation(judge, real, synthetic, train, base_model, image_size, quantile):
+    """Distances to the nearest training image in each space => (rows of the table, {space: Nearest})."""
     rows, found = [], {}
-    for name, (values_real, values_synthetic, read_train) in spaces.items():
-        near_real, _ = metrics.nearest(values_real, read_train, len(train), real.device)
-        near_synthetic, places = metrics.nearest(values_synthetic, read_train, len(train), real.device)
+    for space, (of_real, of_synthetic, read_train) in _spaces(
+        judge, real, synthetic, train, base_model, image_size
+    ).items():
+        near_real, _ = metrics.nearest(of_real, read_train, len(train), real.device)
+        near_synthetic, places = metrics.nearest(of_synthetic, read_train, len(train), real.device)
         result = metrics.memorisation(near_synthetic, near_real, quantile)
-        rows.append({"space": name, "N": len(synthetic), "N real": len(real), **result})
-        found[name] = (near_synthetic, near_real, places, result["threshold"])
+        rows.append({"space": space, "N": len(synthetic), "N real": len(real), **result})
+        found[space] = Nearest(near_synthetic, near_real, places, result["threshold"])
     return rows, found
 
 
-def feature_spaces(judge, real, synthetic, train, base_model, image_size):
-    """{name: (real, synthetic: arrays (N, D), read(start, end) => training rows)}, cached latents and judge features.
+def _spaces(judge, real, synthetic, train, base_model, image_size):
+    """{space: (real, synthetic: arrays (N, D), read(start, end) => training rows)}: VAE latents and judge features.
 
     Without a base_model there are no latents.
     """
-    features = train.see(judge)[0]
-    spaces = {
-        f"features of the {judge.name}": (
-            real.see(judge)[0],
-            synthetic.see(judge)[0],
-            lambda *rows: features[slice(*rows)],
-        )
-    }
+    spaces = {}
     if base_model:
-        vae, loading = load_vae(base_model, real.device), real.loading
-        found = {}
-        for images in (real, synthetic, train):
-            cache, keys, _ = cache_moments(
-                images.table,
-                vae,
-                image_size,
-                loading.cache_dir,
-                loading.batch_size,
-                loading.accelerator,
-                loading.threads,
-            )
-            found[images] = (cache, keys)
-
-        def latents(images, start, end):
-            cache, keys = found[images]
-            means = cache.stack(keys[start:end])  # (n, 2C, h, w)
-            means = means[:, : means.shape[1] // 2].astype(np.float32) * vae.config.scaling_factor
-            return means.reshape(len(means), -1)
-
-        spaces = {
-            "VAE latents": (
-                latents(real, 0, len(real)),
-                latents(synthetic, 0, len(synthetic)),
-                lambda start, end: latents(train, start, end),
-            ),
-            **spaces,
-        }
+        vae = load_vae(base_model, real.device)
+        readers = [_latent_reader(images, vae, image_size) for images in (real, synthetic, train)]
+        of_real, of_synthetic, read_train = readers
+        spaces["VAE latents"] = of_real(0, len(real)), of_synthetic(0, len(synthetic)), read_train
+    features = train.see(judge)[0]
+    spaces[f"features of the {judge.name}"] = (
+        real.see(judge)[0],
+        synthetic.see(judge)[0],
+        lambda start, end: features[start:end],
+    )
     return spaces
+
+
+def _latent_reader(images, vae, image_size):
+    """read(start, end) => the mean latents of these rows, (end - start, C h w) at unit variance, out of the cache."""
+    loading = images.loading
+    cache, keys, _ = cache_moments(
+        images.table, vae, image_size, loading.cache_dir, loading.batch_size, loading.accelerator, loading.threads
+    )
+
+    def read(start, end):
+        moments = cache.stack(keys[start:end])  # (n, 2C, h, w), means then log variances
+        means = moments[:, : moments.shape[1] // 2].astype(np.float32) * vae.config.scaling_factor
+        return means.reshape(len(means), -1)
+
+    return read

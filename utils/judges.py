@@ -1,11 +1,11 @@
-"""Who judges: an image judge and a text judge trained on real rows, and other people's networks in their place.
+"""Who judges images and reports: networks that are trained here on real rows, and other people's.
 
 image judge    a small timm classifier of the 14 findings, trained on real images, kept in the cache
 text judge     TF-IDF and logistic regression, trained on real reports; or CheXbert
-extractors     Inception v3, torchxrayvision's DenseNet-121, RAD-DINO: features of images, by their own packages
+extractor      a pretrained network of another library whose features images are compared by
 
-A finding with too few training images (utils.metrics.enough) is not `known` to a judge, and nothing that it says about
-it counts. Features are arrays (N, D), float32; probabilities and answers are (N, 14) in the order of FINDINGS.
+Images go in as pixels (B, 1, S, S) in [-1, 1]; features come out as (N, D), float32, probabilities and predictions as
+(N, 14) in the order of FINDINGS. What is made of them is in utils/metrics.py.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from utils.latents import PREPROCESSING, read_pixels
 from utils.metrics import enough, positives
 from utils.seeds import keyed_seed
 
-# ---- the image judge --------------------------------------------------------------------------------------------------
+# ---- the image judge -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +167,10 @@ def _save_judge(judge, folder):
         "thresholds": judge.thresholds.tolist(),
         "known": judge.known.tolist(),
     }
+    weights = {name: value.cpu() for name, value in judge.model.state_dict().items()}
     with writing("the image judge", folder.parent), replacing(folder) as temporary:
         temporary.mkdir()
-        save_file(
-            {name: value.cpu() for name, value in judge.model.state_dict().items()}, temporary / "model.safetensors"
-        )
+        save_file(weights, temporary / "model.safetensors")
         (temporary / "judge.json").write_text(json.dumps(about, indent=2))
 
 
@@ -184,7 +183,7 @@ def best_thresholds(labels, probabilities):
     return thresholds
 
 
-# ---- features ---------------------------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------------------------------
 
 
 def pixel_reader(cache, keys):
@@ -222,7 +221,7 @@ def extract(extractor, read, count, device, batch_size=128, threads=0):
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A pretrained feature extractor: encode(pixels (B, 1, S, S) in [-1, 1]) => features (B, D), probabilities or None."""
+    """A pretrained network: encode(pixels (B, 1, S, S) in [-1, 1]) => features (B, D), probabilities (B, 14) or None."""
 
     name: str
     image_size: int  # pixels
@@ -241,8 +240,8 @@ def load_extractor(name, device):
             return makers[name](device)
     except Exception as error:  # each library has its own words for "no network" and "not installed"
         raise InputError(
-            f"the feature extractor {name!r} is not at hand ({reason(error)}); install its package and have a network for its "
-            "first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
+            f"the feature extractor {name!r} is not at hand ({reason(error)}); install its package and have a network "
+            "for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
         ) from error
 
 
@@ -287,14 +286,7 @@ def _rad_dino(device):
     return Extractor("RAD-DINO", 518, 768, encode)
 
 
-# ---- text -------------------------------------------------------------------------------------------------------------
-
-
-def load_text_judge(name, device):
-    """The text judge "chexbert", or None for "tfidf", which is trained on the reports of an evaluation."""
-    if name not in ("tfidf", "chexbert"):
-        raise InputError(f"TEXT_JUDGE {name!r} is none of tfidf and chexbert")
-    return ChexbertJudge(device) if name == "chexbert" else None
+# ---- reports -------------------------------------------------------------------------------------------------------
 
 
 class TextJudge:

@@ -1,9 +1,10 @@
-"""Measures: arrays and texts in, numbers out. Nothing here trains, loads a network or reads a file.
+"""Measures of images, reports and pairs: arrays and texts in, numbers out.
 
 positive       code 1 (present); absent, uncertain and not mentioned are negative
 too few        a finding with fewer than MINIMUM_POSITIVES positives (or negatives) is shown, and left out of each mean
 
-Features are arrays (N, D), float32; labels, predictions and probabilities are (N, 14) in the order of FINDINGS.
+Features are arrays (N, D), float32; labels, predictions and probabilities are (N, 14) in the order of FINDINGS. Nothing
+is trained here, and no network loaded; whose features and predictions they are is utils/judges.py's business.
 """
 
 import re
@@ -17,15 +18,14 @@ from scipy.stats import rankdata
 from sklearn.metrics import cohen_kappa_score, f1_score, pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-from torchmetrics.functional.text import bleu_score
-from torchmetrics.functional.text.rouge import rouge_score
+from torchmetrics.functional.text import bleu_score, rouge_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
-from utils.seeds import keyed_generator, keyed_seed
+from utils.findings import FINDINGS, PRESENT
+from utils.seeds import keyed_seed
 
-MINIMUM_POSITIVES = 10
+MINIMUM_POSITIVES = 10  # of a finding, and negatives, for a number about it
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 _MS_SSIM_WINDOW = 11  # pixels
 
@@ -35,7 +35,13 @@ def positives(table):
     return table[list(FINDINGS)].to_numpy() == PRESENT
 
 
-# ---- image quality ----------------------------------------------------------------------------------------------------
+def enough(labels):
+    """Which columns have at least MINIMUM_POSITIVES positives and as many negatives, (14,) bool."""
+    count = np.asarray(labels, dtype=bool).sum(axis=0)
+    return np.minimum(count, len(labels) - count) >= MINIMUM_POSITIVES
+
+
+# ---- image quality -------------------------------------------------------------------------------------------------
 
 
 class _Features(torch.nn.Identity):
@@ -108,7 +114,7 @@ def _radius(features, neighbours):
 
 
 def label_set_pairs(table, count, seed):
-    """Pairs of rows with the same findings present and of two patients, (up to count, 2), drawn at random, each once."""
+    """Pairs of rows with the same findings present, of two patients, (up to count, 2), drawn at random, each once."""
     groups = pd.DataFrame(positives(table)).groupby(list(range(len(FINDINGS)))).indices.values()
     subjects = table["subject_id"].to_numpy()
     groups = [rows for rows in groups if len(np.unique(subjects[rows])) > 1]
@@ -152,13 +158,7 @@ def diversity(read, pairs, batch_size=64):
     return float(np.concatenate(values).mean()) if values else float("nan")
 
 
-# ---- clinical efficacy ------------------------------------------------------------------------------------------------
-
-
-def enough(labels):
-    """Which columns have at least MINIMUM_POSITIVES positives and as many negatives, (14,) bool."""
-    count = np.asarray(labels, dtype=bool).sum(axis=0)
-    return np.minimum(count, len(labels) - count) >= MINIMUM_POSITIVES
+# ---- clinical efficacy ---------------------------------------------------------------------------------------------
 
 
 def auroc(labels, scores):
@@ -227,7 +227,7 @@ def clinical_f1(labels, predictions):
     return table.astype({"positives": int})
 
 
-# ---- reports ----------------------------------------------------------------------------------------------------------
+# ---- reports -------------------------------------------------------------------------------------------------------
 
 
 def rouge_l(references, candidates):
@@ -249,7 +249,7 @@ def constant_report(reports, candidates=30, judged=60):
 def text_scores(references, candidates):
     """BLEU-1 to -4 (Papineni et al. 2002, over the corpus), ROUGE-L and METEOR of candidates, N texts each, as a dict.
 
-    Words are lower-case letters and digits. METEOR needs the package nltk and its WordNet; without them it is left out.
+    Words are lower-case letters and digits. METEOR's synonyms need NLTK and its WordNet; without them, no METEOR.
     """
     words, candidate_words = ([_words(text) for text in texts] for texts in (references, candidates))
     spaced, candidate_spaced = ([" ".join(text) for text in texts] for texts in (words, candidate_words))
@@ -258,37 +258,29 @@ def text_scores(references, candidates):
         for order in (1, 2, 3, 4)
     }
     scores["ROUGE-L"] = rouge_l(references, candidates)
-    meteor_score = meteor()
-    if meteor_score:
+    if has_wordnet():
+        from nltk.translate.meteor_score import meteor_score
+
         scores["METEOR"] = float(np.mean([meteor_score([one], other) for one, other in zip(words, candidate_words)]))
     return scores
 
 
-def meteor():
-    """NLTK's METEOR of one text against its references, or None where NLTK or its WordNet is not on this machine."""
+def has_wordnet():
+    """Whether NLTK and its WordNet are here: pip install nltk, then python -m nltk.downloader wordnet."""
     try:
         from nltk.corpus import wordnet
-        from nltk.translate.meteor_score import meteor_score
 
         wordnet.ensure_loaded()
     except (ImportError, LookupError):
-        return None
-    return meteor_score
+        return False
+    return True
 
 
 def _words(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def label_report(labels):
-    """A report that says a label vector (14 codes) and nothing else: what can be known without an image."""
-    words = {PRESENT: "There is {}.", ABSENT: "There is no {}.", UNCERTAIN: "Possible {}."}
-    said = [words[label].format(name.lower()) for name, label in zip(FINDINGS, labels) if label in words]
-    named = [f"{name.capitalize()}." for name, label in zip(FINDINGS, labels) if label == PRESENT]
-    return "FINDINGS: " + (" ".join(said) or "Chest X-ray.") + " IMPRESSION: " * bool(named) + " ".join(named)
-
-
-# ---- pairs ------------------------------------------------------------------------------------------------------------
+# ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
 def pair_table(dicom_ids, asked, image, report):
@@ -312,8 +304,9 @@ def only_known(predictions, known):
 def agreement(pairs):
     """Agreement per finding, from `pair_table` => DataFrame indexed by finding and "mean".
 
-    asked: how many were asked for; all three: share of images in which request, image and report say the same; seen, told:
-    shares of the asked ones that the image shows and that the report says; kappa (Cohen 1960) of each two, 0: chance.
+    asked: how many were asked for; all three: share of images in which request, image and report say the same; seen,
+    told: shares of the asked ones that the image shows and that the report says; kappa (Cohen 1960) of each two, 0:
+    chance.
     NaN where it cannot be told, or too few were asked for.
     """
     rows = {}
@@ -349,7 +342,7 @@ def _kappa(one, other):
     return cohen_kappa_score(one[told], other[told])
 
 
-# ---- memorisation -----------------------------------------------------------------------------------------------------
+# ---- memorisation --------------------------------------------------------------------------------------------------
 
 
 def nearest(queries, read, count, device="cpu", block=4096):
@@ -389,8 +382,3 @@ def memorisation(synthetic, real, quantile):
         "median": float(np.median(synthetic)),
         "median_real": float(np.median(real)),
     }
-
-
-def draw_rows(count, wanted, *key):
-    """`wanted` of `count` rows, drawn without repetition by a key, in their order."""
-    return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())

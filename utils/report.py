@@ -1,4 +1,7 @@
-"""An evaluation written down: tables and plots, evaluation.md, evaluation.json, and the main numbers for the page."""
+"""What an evaluation found, written down: tables, plots, evaluation.md, evaluation.json, and the page's main numbers.
+
+`result` is what evaluate_pairs.py gathers, section by section, in the order in which it stands in evaluation.json.
+"""
 
 import json
 
@@ -12,64 +15,131 @@ from utils.evaluation import COPYING
 from utils.latents import read_pixels
 
 
-def write_evaluation(output, result, told, found, synthetic, train, closest, image_size):
-    """Writes evaluation.md, evaluation.json, agreement.csv.gz and the plots into a folder; returns evaluation.md's text.
+def write_evaluation(output, result, seconds, told, found, synthetic, train, closest, image_size):
+    """Writes the folder `output` => the text of evaluation.md.
 
-    result: {section: rows or tables}; told: what request, image and report say of each finding (metrics.pair_table);
-    found: the nearest training images in each space (evaluation.memorisation).
+    seconds: {section: seconds}; told: what request, image and report say of each finding, for agreement.csv.gz;
+    found: {space: Nearest}; closest: how many pairs of each space are shown, of image_size pixels at most.
     """
-    text = evaluation_text(result)
     with writing("the evaluation", output):
         output.mkdir(parents=True, exist_ok=True)
         draw_auroc(result["auroc"], output / "auroc.png")
         draw_distances(found, output / "memorisation.png")
-        draw_closest(found, synthetic, train, closest, image_size, output / "closest.png")
+        draw_closest(found, synthetic.table, train.table, closest, image_size, output / "closest.png")
         told.to_csv(output / "agreement.csv.gz", index=False)
+        text = as_markdown(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
-        (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+        whole = as_json({**result, "seconds": seconds})
+        (output / "evaluation.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n")
     return text
 
 
-def evaluation_text(result):
+def as_json(value):
+    """Tables, arrays and NaN as what JSON can hold."""
+    if isinstance(value, pd.DataFrame):
+        return as_json(value.to_dict("index"))
+    if isinstance(value, dict):
+        return {str(name): as_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def summary(result):
+    """The main numbers, (name, value) pairs for the page."""
+    rows = []
+    for row in result["image_quality"]:
+        warning = f" — {row['warning']}" if row["warning"] else ""
+        rows.append((f"FID, {row['images']}", f"{row['FID']:.2f} (N = {row['N']}, {row['extractor']}{warning})"))
+    for name, table in result["auroc"].items():
+        mean = table.loc["mean"]
+        value = (
+            f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" if mean["counted"] else "too few positives"
+        )
+        rows.append((f"mean AUROC, {name}", f"{value} ({result['classifier']})"))
+    for row in [*result.get("reports", []), *result.get("written_reports", [])[:1]]:
+        value = f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f} (N = {row['N']})"
+        rows.append((f"clinical F1 of reports, micro / macro, {row['reports']}", value))
+    for row in result["memorisation"]:
+        rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
+    return rows
+
+
+# ---- evaluation.md -------------------------------------------------------------------------------------------------
+
+
+def as_markdown(result):
     """evaluation.md."""
+    parts = [*_trees(result), *_images(result), *_reports(result), *_pairs(result), *_memorisation(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trees(result):
     real, synthetic, train = (result[name] for name in ("real", "synthetic", "train"))
-    parts = [
+    return [
         "# Evaluation",
         f"Synthetic: {synthetic['tree']}, N = {synthetic['N']} ({synthetic['unreadable']} unreadable, left out).  \n"
         f"Real: {real['tree']}, split {real['split']}, N = {real['N']} ({real['unreadable']} unreadable, left out).  \n"
         f"Training rows: {train['tree']}, N = {train['N']} ({train['unreadable']} unreadable, left out).",
         *(f"**Note:** {note}." for note in result["notes"]),
+    ]
+
+
+def _images(result):
+    parts = [
         "## Image quality",
-        "Each row against the same real images. The floor is what other real images get at the same N; copying needs no "
-        "model. The judge was trained on the images of these two rows and knows them better than unseen ones, which "
+        "Each row against the same real images. The floor is what other real images get at the same N; copying needs "
+        "no model. The judge was trained on the images of these two rows and knows them better than unseen ones, which "
         "makes its floor a little too high.",
         markdown(pd.DataFrame(result["image_quality"])),
         "Diversity: MS-SSIM of pairs with the same findings (1: all alike; to be read beside the real images'):",
         markdown(pd.DataFrame(result["diversity"])),
         "## Clinical efficacy of images",
-        f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the classifier's "
-        f"own AUROC on real ones. Fewer than {metrics.MINIMUM_POSITIVES} positives: too few, and no part of the mean.",
+        f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the "
+        f"classifier's own AUROC on real ones. Fewer than {metrics.MINIMUM_POSITIVES} positives: too few, and no part "
+        "of the mean.",
         markdown(auroc_columns(result["auroc"])),
         "![AUROC](auroc.png)",
     ]
     if "downstream" in result:
-        parts += ["## Downstream utility", f"The judge's network, tested on {real['N']} real images, mean AUROC:"]
-        parts.append(markdown(pd.DataFrame(result["downstream"])))
-    for name, title in (("reports", "Reports"), ("written_reports", "Reports written for real images")):
-        if name in result:
+        tested = f"The judge's network, tested on {result['real']['N']} real images, mean AUROC:"
+        parts += ["## Downstream utility", tested, markdown(pd.DataFrame(result["downstream"]))]
+    return parts
+
+
+def _reports(result):
+    parts = []
+    for rows, per_finding, title in (
+        ("reports", "report_f1", "Reports"),
+        ("written_reports", "written_report_f1", "Reports written for real images"),
+    ):
+        if rows in result:
             parts += [
                 f"## {title}",
-                f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the real "
-                "report of the image that the label vector came from. The TF-IDF judge reads the wording of the training "
-                "reports and no other, which the label-only reports show.",
-                markdown(pd.DataFrame(result[name])),
-                f1_columns(result["report_f1" if name == "reports" else "written_report_f1"]),
+                f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
+                "real report of the image that the label vector came from. The TF-IDF judge reads the wording of the "
+                "training reports and no other, which the label-only reports show.",
+                markdown(pd.DataFrame(result[rows])),
+                markdown(f1_columns(result[per_finding])),
             ]
-    parts += ["## Pairs", "Agreement between request, image (image judge) and report (text judge), mean over findings:"]
+    return parts
+
+
+def _pairs(result):
     means = pd.concat({name: table.loc[["mean"]] for name, table in result["pairs"].items()}).droplevel(1)
-    parts.append(markdown(means.rename_axis("pairs").reset_index()))
-    parts += ["Per finding, synthetic:", markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index())]
-    parts += [
+    return [
+        "## Pairs",
+        "Agreement between request, image (image judge) and report (text judge), mean over findings:",
+        markdown(means.rename_axis("pairs").reset_index()),
+        "Per finding, synthetic:",
+        markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
+    ]
+
+
+def _memorisation(result):
+    return [
         "## Memorisation",
         f"Distance to the nearest training image. Of the real images, which were not trained on, "
         f"{result['memorisation'][0]['quantile']:.0%} lie below the threshold; `share` is that of the synthetic ones.",
@@ -77,10 +147,9 @@ def evaluation_text(result):
         "![distances](memorisation.png)",
         "![closest pairs](closest.png)",
     ]
-    return "\n\n".join(parts) + "\n"
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------------------------
 
 
 def markdown(frame, digits=3):
@@ -110,51 +179,19 @@ def auroc_columns(efficacy):
 
 
 def f1_columns(tables):
-    """Clinical F1 per finding of several sets of reports side by side, in Markdown."""
+    """Clinical F1 per finding of several sets of reports side by side."""
     first = next(iter(tables.values()))
     table = pd.DataFrame({"finding": first.index, "positives": first["positives"].tolist()})
     for name, values in tables.items():
         table[name] = values["f1"].tolist()
-    return markdown(table)
+    return table
 
 
-def summary(result):
-    """The main numbers, (name, value) pairs for the page."""
-    rows = []
-    for row in result["image_quality"]:
-        warning = f" — {row['warning']}" if row["warning"] else ""
-        rows.append((f"FID, {row['images']}", f"{row['FID']:.2f} (N = {row['N']}, {row['extractor']}{warning})"))
-    for name, table in result["auroc"].items():
-        mean = table.loc["mean"]
-        value = (
-            f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" if mean["counted"] else "too few positives"
-        )
-        rows.append((f"mean AUROC, {name}", f"{value} ({result['classifier']})"))
-    for row in [*result.get("reports", []), *result.get("written_reports", [])[:1]]:
-        value = f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f} (N = {row['N']})"
-        rows.append((f"clinical F1 of reports, micro / macro, {row['reports']}", value))
-    for row in result["memorisation"]:
-        rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
-    return rows
-
-
-def as_json(value):
-    """Tables, arrays and NaN as what JSON can hold."""
-    if isinstance(value, pd.DataFrame):
-        return as_json(value.to_dict("index"))
-    if isinstance(value, dict):
-        return {str(name): as_json(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
-# ---- plots ------------------------------------------------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------------------------------------
 
 
 def draw_auroc(efficacy, path):
+    """AUROC with its interval per finding, for each of the tables."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for offset, (name, table) in enumerate(efficacy.items()):
@@ -169,31 +206,34 @@ def draw_auroc(efficacy, path):
 
 
 def draw_distances(found, path):
+    """Histograms of the distances to the nearest training image, {space: Nearest}, real ones and synthetic ones."""
     figure = Figure(figsize=(4.5 * len(found), 3.5), layout="constrained")
-    for axes, (name, (synthetic, real, _, threshold)) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items()
-    ):
-        bins = np.linspace(0, max(synthetic.max(), real.max()) or 1, 40)
-        axes.hist([real, synthetic], bins, density=True, histtype="stepfilled", alpha=0.6, label=["real", "synthetic"])
-        axes.axvline(threshold, color="black", linewidth=0.8, label="copies are left of this")
-        axes.set(title=name, xlabel="distance to the nearest training image")
+    for axes, (space, near) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
+        bins = np.linspace(0, max(near.synthetic.max(), near.real.max()) or 1, 40)
+        distances, names = [near.real, near.synthetic], ["real", "synthetic"]
+        axes.hist(distances, bins, density=True, histtype="stepfilled", alpha=0.6, label=names)
+        axes.axvline(near.threshold, color="black", linewidth=0.8, label="copies are left of this")
+        axes.set(title=space, xlabel="distance to the nearest training image")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def draw_closest(found, synthetic, train, count, image_size, path):
+def draw_closest(found, synthetic_table, train_table, count, image_size, path):
     """The `count` closest pairs of each space: the synthetic image above its nearest training image."""
-    count = min(count, len(synthetic))
+    count = min(count, len(synthetic_table))
     figure = Figure(figsize=(1.6 * count, 3.8 * len(found)), layout="constrained")
     grid = figure.subplots(2 * len(found), count, squeeze=False)
-    for block, (name, (distances, _, places, _)) in enumerate(found.items()):
-        for column, row in enumerate(np.argsort(distances, kind="stable")[:count]):
-            tables = ((synthetic.table, row, f"{distances[row]:.3f}"), (train.table, places[row], "training image"))
-            for below, (table, which, title) in enumerate(tables):
+    for block, (space, near) in enumerate(found.items()):
+        for column, row in enumerate(np.argsort(near.synthetic, kind="stable")[:count]):
+            shown = (
+                (synthetic_table, row, f"{near.synthetic[row]:.3f}"),
+                (train_table, near.places[row], "training image"),
+            )
+            for below, (table, which, title) in enumerate(shown):
                 axes = grid[2 * block + below, column]
                 pixels = read_pixels(table["image_path"].iloc[which], min(image_size, 256))[0]
                 axes.imshow(pixels.numpy(), cmap="gray", vmin=-1, vmax=1)
                 axes.set_title(title, fontsize=8)
                 axes.set(xticks=[], yticks=[])
-        grid[2 * block, 0].set_ylabel(name, fontsize=7)
+        grid[2 * block, 0].set_ylabel(space, fontsize=7)
     figure.savefig(path, dpi=120)
