@@ -287,12 +287,108 @@ def test_authors_csv_gives_the_table_of_the_tree(tree, authors_csv):
         ("image_path", "path", "has no column 'image_path'"),
         ('"[', '"[5, ', r"data row 1: label '\[5, .* is no list of 14 codes"),
         ('"[', '"[[', "data row 1: label .* is no list of 14 codes"),
+        ('"[', '"' + "[" * 10_000, "data row 1: label .* is no list of 14 codes"),
+        ("p11000003", f"p{'1' * 30}", "data row 4: subject_id '1{30}' is no whole number from 1 to"),
+        ("p11000003", "p0", "data row 4: subject_id '0' is no whole number from 1 to"),
+        ("s50000003", f"s{'5' * 30}", "data row 4: study_id '5{30}' is no whole number from 1 to"),
+        ("s50000003/d3", "s50000003/.d3", "data row 4: dicom_id '.d3' cannot name an image's file"),
+        ("p11000003", "p10000001", r"1 subject_ids have more than one split, e\.g\. 10000001: train and validate"),
+        ("s50000003", "s50000001", r"1 study_ids have more than one label, e\.g\. 50000001: 2 of them"),
     ],
 )
 def test_bad_authors_csv(authors_csv, old, new, message):
     change(authors_csv, old, new)
     with pytest.raises(InputError, match=message):
         read_table(authors_csv)
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "value", "message"),
+    [
+        ("metadata", "dicom_id", "../../../../../victim/secret/x", "row 4: dicom_id '../.*' cannot name an image"),
+        ("metadata", "dicom_id", "a\\b", "row 4: dicom_id .* cannot name an image"),
+        ("metadata", "dicom_id", "..", "row 4: dicom_id '..' cannot name an image"),
+        ("metadata", "dicom_id", "", "row 4: dicom_id '' cannot name an image"),
+        ("metadata", "dicom_id", "x" * 101, "row 4: dicom_id .* cannot name an image"),
+        ("metadata", "subject_id", "1" * 30, "row 4: subject_id '1{30}' is no whole number from 1 to"),
+        ("metadata", "subject_id", "-11000003", "row 4: subject_id '-11000003' is no whole number from 1 to"),
+        ("metadata", "study_id", "5e7x", "row 4: study_id '5e7x' is no whole number"),
+        ("metadata", "study_id", "5.5", "row 4: study_id '5.5' is no whole number"),
+        ("metadata", "study_id", "", "row 4: study_id 'nan' is no whole number"),
+        ("chexpert", "subject_id", "0", "row 4: subject_id '0' is no whole number from 1 to"),
+    ],
+)
+def test_ids_that_could_name_another_place(tree, kind, column, value, message):
+    path = next(tree.glob(f"*-{kind}.csv"))
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.loc[3, column] = value
+    frame.to_csv(path, index=False)
+    with pytest.raises(InputError, match=f"data {message}"):
+        read_table(tree)
+
+
+def test_a_patient_in_two_splits(tree):
+    change(tree / "mimic-cxr-2.0.0-split.csv", "d2,50000001,10000001,train", "d2,50000001,10000001,test")
+    message = r"1 subject_ids have more than one split, e\.g\. 10000001: train and test; .* give each patient one split"
+    with pytest.raises(InputError, match=message):
+        read_table(tree, views=("PA",))  # also where the filters would hide it
+    assert len(read_table(tree, hold_out=("p10",))) == 5  # a held-out patient is in one split
+
+
+def test_a_study_of_two_patients(tree):
+    for path in tree.glob("*.csv"):
+        path.write_text(path.read_text().replace("50000003", "50000001"))
+    with pytest.raises(InputError, match=r"1 study_ids have more than one patient, e\.g\. 50000001: .*10000001"):
+        read_table(tree, check_images=False)
+
+
+def loop_of_links(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.mkdir(), "is a directory"),
+        (loop_of_links, "too many levels of symbolic links"),
+        (lambda path: path.write_bytes(b"FINDINGS: " + bytes(mimic_cxr.MAX_REPORT_BYTES)), "so it is no report"),
+    ],
+)
+def test_a_report_that_cannot_be_read(tree, spoil, message):
+    path = tree / "files/p11/p11000003/s50000003.txt"
+    path.unlink()
+    spoil(path)
+    with pytest.raises(InputError, match=f"s50000003.txt .*{message}"):
+        read_table(tree)
+    assert len(read_table(tree, with_reports=False)) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "message"),
+    [(1, 8, "encrypted.*unpack the zip"), (0, 97, "compression.*unpack the zip"), (0, 14, "damaged|cannot be read")],
+)
+def test_a_report_in_a_zip_that_cannot_be_read(tree, flags, method, message):
+    path = tree / "files/p11/p11000003/s50000003.txt"
+    archive = tree / mimic_cxr.REPORTS_ARCHIVE
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("files/p11/p11000003/s50000003.txt", path.read_text())
+    path.unlink()
+    raw = bytearray(archive.read_bytes())
+    central = raw.index(b"PK\x01\x02")
+    for start in (6, central + 8):  # flags, then method, of the local and of the central header
+        raw[start], raw[start + 2] = flags, method
+    archive.write_bytes(raw)
+    with pytest.raises(InputError, match=f"s50000003.txt in .*({message})"):
+        read_table(tree)
+
+
+def test_a_report_in_a_zip_that_unpacks_to_too_much(tree):
+    path = tree / "files/p11/p11000003/s50000003.txt"
+    path.unlink()
+    with zipfile.ZipFile(tree / mimic_cxr.REPORTS_ARCHIVE, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("files/p11/p11000003/s50000003.txt", bytes(mimic_cxr.MAX_REPORT_BYTES + 1))
+    with pytest.raises(InputError, match="s50000003.txt in .*so it is no report"):
+        read_table(tree)
 
 
 # ---- writing
@@ -355,6 +451,27 @@ def test_write_without_reports(tmp_path, rows):
 def test_write_needs_the_images(tmp_path, rows):
     with pytest.raises(InputError, match=r"d5\.jpg cannot be read as an image"):
         write_tree(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a CSV"),
+        (b"seed\n7\n", "has no column 'dicom_id'"),
+        (b"dicom_id,seed\nd1,\xff\n", "cannot be read as a CSV"),
+        (b"dicom_id,seed\nd1,7\nd1,8\n", r"1 repeated rows, e\.g\. for dicom_id d1"),
+        (b"dicom_id,seed\n../d1,7\n", "dicom_id '../d1' cannot name"),
+        (None, "cannot be read as a CSV"),
+    ],
+)
+def test_a_damaged_synthetic_csv_is_named_and_kept(tmp_path, rows, content, message):
+    draw_images(tmp_path, rows)
+    path = tmp_path / "synthetic.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=f"synthetic.csv.*{message}"):
+        write_tree(tmp_path, rows, pd.DataFrame({"dicom_id": rows["dicom_id"], "seed": 1}))
+    assert path.is_dir() if content is None else path.read_bytes() == content
+    assert not list(tmp_path.glob("*.gz"))
 
 
 def test_full_disk(tmp_path, rows, monkeypatch):

@@ -117,6 +117,20 @@ def test_no_mark_is_left_in_training_text_nor_written():
         assert "__" not in text and "XXX" not in text
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("the of on at " * 20_000 + "___ heart is normal.", "Heart is normal."),
+        ("a" * 200_000 + " ___ lungs.", "A" + "a" * 199_999 + " lungs."),
+        ("clear lungs" + "," * 200_000 + "___ no edema", "Clear lungs" + "," * 200_000 + " no edema"),
+        ("clear lungs" + ", ;" * 70_000 + "a ___ b", "Clear lungs; b"),
+    ],
+)
+def test_long_texts_take_time_in_proportion(text, wanted):
+    """Each of these would take hours if every word were tried as the first of a phrase."""
+    assert without_marks(text) == wanted
+
+
 def test_odd_characters():
     text = "FINDINGS: Nödule, 3\u202fmm — \x07left\x00 lung\u200b, \ud800\x1b[31m µ中. </s><mask> Clear."
     assert clean_report(text) == "FINDINGS: Nödule, 3 mm — left lung , [31m µ中. Clear."

@@ -13,6 +13,8 @@ labels   1 present, -1 absent, -2 uncertain, 0 not mentioned (utils.findings). O
          1.0 / 0.0 / -1.0 / blank; the CSV of the CXR-IRGen authors has the codes themselves.
 views    DICOM's ViewPosition: "PA" and "AP" are frontal, "LATERAL" and "LL" are not; "" where it is not known.
 splits   "train", "validate", "test"; whole patients. The groups in hold_out are "test", whatever the split file says.
+ids      A dicom_id names a file: 1 to 100 characters, no separator, no dot in front. subject_id and study_id are whole
+         numbers from 1 to 10^15, and a study is of one patient.
 pixels   8-bit grey JPEGs of any size, air black (0) and bone white (255).
 reports  The text of the findings and of the impression, "FINDINGS: ... IMPRESSION: ...", see `report_text`.
 table    A pandas DataFrame, one row an image, in the order of the metadata: dicom_id (str), subject_id (int),
@@ -22,8 +24,10 @@ A synthetic tree follows the same contract, so that whatever reads a real one re
 """
 
 import ast
+import errno
 import gzip
 import io
+import lzma
 import os
 import re
 import zipfile
@@ -35,7 +39,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.errors import InputError, replacing, say, writing
+from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, check_labels, from_physionet, to_physionet
 from utils.report_text import join_sections, report_file, report_sections, report_text
 from utils.seeds import keyed_seed
@@ -65,6 +69,10 @@ NEW_METADATA = {
 VIEW_MEANINGS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral"}
 REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
 PROVENANCE_FILE = "synthetic.csv"
+_DICOM_ID = r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}"  # what names a file in its study's folder, and nothing elsewhere
+MAX_REPORT_BYTES = 1_000_000  # a report has a few thousand; what is longer is something else
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, NotImplementedError)
+_LARGEST_ID = 10**15  # a float64, which pandas makes of a column with blanks, still holds it exactly
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -95,6 +103,7 @@ def read_table(root, reports_root="", views=(), splits=(), hold_out=(), with_rep
     from_csv = root.name.endswith((".csv", ".csv.gz"))
     table = _read_authors_csv(root, with_reports) if from_csv else _read_tree(root)
     table = _hold_out(table, hold_out)
+    _check_splits_apart(table, root)
     table = _keep_names(table, "view", views, root)
     table = _keep_names(table, "split", splits, root)
     if check_images:
@@ -136,7 +145,7 @@ def read_report_list(path):
     path: a CSV with the columns uid, findings and impression, a row a study. It knows neither patients nor splits: each
     row counts as a patient, and by a hash of its uid one in ten is "validate", one in ten "test".
     """
-    frame = _read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
+    frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
     if frame.empty:
         raise InputError(f"{path} has no rows")
     _check_unique(frame, ["uid"], path)
@@ -170,9 +179,9 @@ def _read_tree(root):
         raise InputError(f"{root} is no CXR tree: there is no {' and no '.join(missing)} in it")
 
     ids = ("subject_id", "study_id")
-    metadata = _read_csv(files["metadata"], ("dicom_id", *ids, "ViewPosition"), texts=("dicom_id", "ViewPosition"))
-    chexpert = _read_csv(files["chexpert"], (*ids, *FINDINGS))
-    split = _read_csv(files["split"], ("dicom_id", "split"), texts=("dicom_id", "split"))
+    metadata = read_csv(files["metadata"], ("dicom_id", *ids, "ViewPosition"), texts=("dicom_id", "ViewPosition"))
+    chexpert = read_csv(files["chexpert"], (*ids, *FINDINGS))
+    split = read_csv(files["split"], ("dicom_id", "split"), texts=("dicom_id", "split"))
     _check_unique(metadata, ["dicom_id"], files["metadata"])
     _check_unique(chexpert, [*ids], files["chexpert"])
     _check_unique(split, ["dicom_id"], files["split"])
@@ -202,7 +211,7 @@ def _read_tree(root):
 
 def _read_authors_csv(path, with_reports):
     columns = ["label", "ViewPosition", "split", "image_path"] + ["text"] * with_reports
-    frame = _read_csv(path, columns, texts=columns)
+    frame = read_csv(path, columns, texts=columns)
     _check_splits(frame, path)
 
     if frame.empty:
@@ -223,27 +232,30 @@ def _read_authors_csv(path, with_reports):
     table = pd.DataFrame(
         {
             "dicom_id": ids[2],
-            "subject_id": ids[0].astype(int),
-            "study_id": ids[1].astype(int),
+            "subject_id": _whole_numbers(ids[0], "subject_id", path),
+            "study_id": _whole_numbers(ids[1], "study_id", path),
             "view": frame["ViewPosition"],
             "split": frame["split"],
             "image_path": [os.path.join(path.parent, os.path.normpath(name)) for name in frame["image_path"]],
             "report": frame["text"] if with_reports else "",
         }
     )
+    _check_dicom_ids(table["dicom_id"], path)
     _check_unique(table, ["dicom_id"], path)
     places, label_texts = pd.factorize(frame["label"])
     codes = []
     for place, text in enumerate(label_texts):
         try:
             codes.append(check_labels(ast.literal_eval(text)))
-        except (InputError, ValueError, SyntaxError, TypeError):
+        except (InputError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             raise InputError(
-                f"{path}, data row {(places == place).argmax() + 1}: label {text!r} is no list of "
+                f"{path}, data row {(places == place).argmax() + 1}: label {text[:100]!r} is no list of "
                 f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain) and 0 (not mentioned)"
             ) from None
     labels = pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)
-    return pd.concat([table, labels], axis=1)
+    table = pd.concat([table, labels], axis=1)
+    _check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the rows that are wrong")
+    return table
 
 
 def _find_csv(root, kind):
@@ -251,26 +263,77 @@ def _find_csv(root, kind):
     return max(found, default=None)  # the newest version
 
 
-def _read_csv(path, columns, texts=()):
-    """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are."""
-    try:
-        frame = pd.read_csv(
-            path, usecols=lambda name: name in columns, dtype={name: str for name in texts}, low_memory=False
-        )
-    except FileNotFoundError:
-        raise InputError(f"there is no {path}") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as a CSV: {str(error).strip()}") from error
+def read_csv(path, columns, texts=()):
+    """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are.
+
+    InputError for a file that is none, for a column that is missing, and for ids that are none (see the contract).
+    """
+    frame = _parse_csv(
+        path, usecols=lambda name: name in columns, dtype={name: str for name in texts}, low_memory=False
+    )
     missing = [name for name in columns if name not in frame]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
-    for name in texts:
+    for name in frame.columns.intersection(texts):
         frame[name] = frame[name].fillna("")
     for name in frame.columns.difference(texts):
-        if name.endswith("_id") and not pd.api.types.is_integer_dtype(frame[name]) and len(frame):
-            row = (pd.to_numeric(frame[name], errors="coerce") % 1 != 0).to_numpy().argmax()
-            raise InputError(f"{path}, data row {row + 1}: {name} '{frame[name].iloc[row]}' is no whole number")
+        if name.endswith("_id"):
+            frame[name] = _whole_numbers(frame[name], name, path)
+    if "dicom_id" in frame:
+        _check_dicom_ids(frame["dicom_id"], path)
     return frame
+
+
+def _parse_csv(path, **options):
+    try:
+        return pd.read_csv(path, **options)
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}") from None
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as a CSV: {reason(error)}") from error
+
+
+def _whole_numbers(column, name, path):
+    """A column of ids as int64, or InputError."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    right = numbers.between(1, _LARGEST_ID) & (numbers % 1 == 0)
+    if not right.all():
+        row = right.to_numpy().argmin()
+        raise InputError(
+            f"{path}, data row {row + 1}: {name} '{column.iloc[row]}' is no whole number from 1 to {_LARGEST_ID:,}"
+        )
+    return numbers.astype("int64")
+
+
+def _check_dicom_ids(column, path):
+    right = column.str.fullmatch(_DICOM_ID)
+    if not right.all():
+        row = right.to_numpy(dtype=bool).argmin()
+        raise InputError(
+            f"{path}, data row {row + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: it has to be 1 to "
+            "100 characters without / and \\ and without a dot in front"
+        )
+
+
+def _check_splits_apart(table, root):
+    """InputError unless each patient is in one split, and each study of one patient."""
+    _check_one_each(table, "study_id", ["subject_id"], root, "patient", "give each study an id of its own")
+    _check_one_each(
+        table, "subject_id", ["split"], root, "split",
+        "what is trained on would be evaluated on, so give each patient one split (or hold out its group)",
+    )  # fmt: skip
+
+
+def _check_one_each(table, key, columns, path, what, way_out):
+    """InputError when one id stands beside two values: e.g. a patient in two splits."""
+    found = table[[key, *columns]].drop_duplicates()
+    several = found.loc[found.duplicated(key), key].unique()
+    if len(several):
+        values = found.loc[found[key] == several[0], columns]
+        shown = " and ".join(map(str, values[columns[0]])) if len(columns) == 1 else f"{len(values)} of them"
+        raise InputError(
+            f"{path}: {len(several)} {key}s have more than one {what}, e.g. {several[0]}: {shown}; {way_out}"
+        )
 
 
 def _check_unique(frame, columns, path):
@@ -376,29 +439,48 @@ def _folder_source(folder):
     def read(study):
         try:
             with open(f"{folder}/{study}.txt", "rb") as file:
-                return file.read()
+                return _read_bounded(file, f"{folder}/{study}.txt")
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # a folder, a loop of links, no permission, a failing disk
+            raise InputError(
+                f"the report {folder}/{study}.txt cannot be read ({os.strerror(error.errno or errno.EIO).lower()}); "
+                "mend or remove it"
+            ) from error
 
     return read
+
+
+def _read_bounded(file, name):
+    """The bytes of a report; InputError where there are too many for one."""
+    raw = file.read(MAX_REPORT_BYTES + 1)
+    if len(raw) > MAX_REPORT_BYTES:
+        raise InputError(f"{name} has more than {MAX_REPORT_BYTES:,} bytes, so it is no report; remove it")
+    return raw
 
 
 def _archive_source(stack, path):
     """The same for a zip, which stays open as long as the stack."""
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is no zip file that can be read: {error}; fetch it again") from error
+    except _ZIP_ERRORS as error:
+        raise InputError(f"{path} is no zip file that can be read: {reason(error)}; fetch it again") from error
     # PhysioNet's members start with files/; a zip packed by hand may have another folder around the groups, or none
     prefix = next((m[1] for m in map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt$").match, archive.namelist()) if m), "")
 
     def read(study):
+        name = f"{prefix}{study}.txt"
         try:
-            return archive.read(f"{prefix}{study}.txt")
+            with archive.open(name) as file:
+                return _read_bounded(file, f"{name} in {path}")
         except KeyError:
             return None
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{prefix}{study}.txt in {path} is damaged: {error}; fetch the zip again") from error
+        except (NotImplementedError, RuntimeError) as error:  # another compression; encrypted
+            raise InputError(
+                f"{name} in {path} cannot be read ({reason(error)}); unpack the zip and name the folder as REPORTS_ROOT"
+            ) from error
+        except _ZIP_ERRORS as error:
+            raise InputError(f"{name} in {path} is damaged: {reason(error)}; fetch the zip again") from error
 
     return read
 
@@ -454,7 +536,8 @@ def _merge_csv(path, frame, keys, root, defaults=None):
     frame = _as_text(io.StringIO(frame.to_csv(index=False)))
     columns = list(METADATA_COLUMNS) if defaults else list(frame.columns)
     if path.exists():
-        _read_csv(path, keys, texts=keys)  # a file that is no such CSV stops here, with a word about it
+        ids = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
+        _check_unique(read_csv(path, ids, texts=("dicom_id",)), keys, path)
         old = _as_text(path)
         columns = list(dict.fromkeys([*old.columns, *columns]))
         frame = frame.set_index(keys).combine_first(old.set_index(keys)).reset_index()
@@ -466,7 +549,7 @@ def _merge_csv(path, frame, keys, root, defaults=None):
 
 
 def _as_text(source):
-    return pd.read_csv(source, dtype=str, keep_default_na=False)
+    return _parse_csv(source, dtype=str, keep_default_na=False)
 
 
 def _replace_file(path, content, root):

@@ -57,7 +57,8 @@ def report_sections(raw):
     sections = [["title", 0, len(text)]]  # kind, start and end of the text
     for match in _HEADING.finditer(text):
         heading, start = match[0].rstrip(" :"), match.start()
-        if not match[0].endswith(":") and heading != heading.upper() and text[:start][-2:] not in ("", "\n\n"):
+        before = text[max(0, start - 2) : start]
+        if not match[0].endswith(":") and heading != heading.upper() and before not in ("", "\n\n"):
             continue  # the last word of a sentence
         kind = _heading_kind(heading)
         if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view"):
@@ -147,14 +148,17 @@ def _wrap(text):
 # ---- cleaning ------------------------------------------------------------------------------------------------------
 
 _MARK = re.compile(r"_{2,}|X{3,}")
-_MARKED = r"[^\s,.;:()\[\]]*_{2,}[^\s,.;:()\[\]]*"  # a mark with what is joined to it, as in "___-year-old"
-_LEADING_WORDS = (
-    r"(?:(?:in |by |on |as |when )?(?:comparison|compared|comparing)|since|dated|from|of|on|at|to|with|by|and|or|the"
-    r"|a|an|prior|previous|earlier|study|exam|examination|radiographs?|film|performed|obtained|done|date|time)"
-)
-_MARKED_PHRASE = re.compile(
-    rf"(?:\b{_LEADING_WORDS}[ ,]+)*{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE
-)
+_JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"
+_MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is joined to it
+_MARKED_PHRASE = re.compile(rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE)
+_LEADING_WORDS = (  # longer ones before what they end in
+    *(f"{word} {told}" for told in ("comparison", "compared", "comparing") for word in ("in", "by", "on", "as", "when")),
+    "comparison", "compared", "comparing", "since", "dated", "from", "of", "on", "at", "to", "with", "by", "and", "or",
+    "the", "a", "an", "prior", "previous", "earlier", "study", "exam", "examination", "radiograph", "radiographs",
+    "film", "performed", "obtained", "done", "date", "time",
+)  # fmt: skip
+# the words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first
+_LEADING_BACKWARDS = re.compile(rf"(?:[ ,]+(?:{'|'.join(word[::-1] for word in _LEADING_WORDS)})\b)*", re.IGNORECASE)
 _UNSAYABLE = re.compile(
     r"\b(?:Drs?\b|notif|discuss|communicat|convey|report(?:ed|s)? (?:by|to)|telephon|phone|paged?\b|email)|X{3,}",
     re.IGNORECASE,
@@ -191,15 +195,26 @@ def _sentences_without_marks(text):
         if _MARK.search(sentence):
             if _UNSAYABLE.search(sentence):
                 continue
-            sentence = _MARKED_PHRASE.sub("", sentence)
+            sentence = _without_marked_phrases(sentence)
             sentence = re.sub(r"\(\s*\)|\[\s*\]", "", " ".join(sentence.split()))
             sentence = re.sub(r" +([,.;:!?)])", r"\1", sentence)
-            sentence = re.sub(r"([,;:])[,;:]*([.;!?])", r"\2", sentence).lstrip(" ,;:.")
+            sentence = re.sub(r"(?<![,;:])[,;:]+([.;!?])", r"\1", sentence).lstrip(" ,;:.")
             if len(re.findall(r"[A-Za-z]{2,}", sentence)) < 2:
                 continue
             sentence = sentence[0].upper() + sentence[1:]
         kept.append(sentence)
     return " ".join(" ".join(kept).split())
+
+
+def _without_marked_phrases(sentence):
+    """A sentence without its marks, what is joined to them, and the words that lead up to them; in linear time."""
+    kept, end = [], 0
+    for phrase in _MARKED_PHRASE.finditer(sentence):
+        before = sentence[end : phrase.start()]
+        leading = _LEADING_BACKWARDS.match(before[::-1]).end()
+        kept.append(before[: len(before) - leading])
+        end = phrase.end()
+    return "".join(kept) + sentence[end:]
 
 
 def clean_report(text):
