@@ -5,7 +5,7 @@
     accelerate launch --num_processes 4 sample_diffusion_clipUViT.py --config my.toml
 
 Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
-Writes: OUTPUT_ROOT, a CXR tree with synthetic.csv; a second run adds what is missing
+Writes: OUTPUT_ROOT, a CXR tree with manifest.json, plan.csv and synthetic.csv; a second run adds what is missing
 """
 
 from utils.constants import check_command_line, override_constants, save_constants
@@ -16,17 +16,18 @@ from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.errors import run
 from utils.features import encoder_fingerprints
 from utils.latents import latent_shape, load_vae
+from utils.manifest import SYNTHETIC_TREE, making
 from utils.mimic_cxr import read_table
 from utils.plan import label_vectors, plan_requests
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import ReferencePool
-from utils.synthesis import make_images
+from utils.synthesis import check_settings, make_images
 from utils.training import make_accelerator
 from utils.weights import load_vision
 
 # what to load and where to write
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of train_diffusion_clipUViT.py, or the authors' .ckpt
-OUTPUT_ROOT = "synthetic/clipUViT"  # the synthetic CXR tree
+OUTPUT_ROOT = "synthetic/clipUViT"  # the synthetic CXR tree: a new folder, or one made with the same settings
 DATA_ROOT = ""  # the CXR tree of label vectors and references; empty: the one trained on
 CACHE_DIR = ""  # features of the frozen encoders; empty: the one of the training
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the training
@@ -63,39 +64,44 @@ def main():
     vae = load_vae(trained["BASE_MODEL"], device)
     text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device)
     reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
-    check_encoders(training, **encoder_fingerprints(vae, text_encoder, reference_encoder))
-
-    table = None
-    if CONDITION != "text" or not (FINDINGS or LABELS_CSV):
-        table = read_table(
-            DATA_ROOT or trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False
-        )
-    pool = None
-    if CONDITION != "text":
-        pool = ReferencePool(
-            table,
-            reference_encoder,
-            model.fusion,
-            CACHE_DIR or trained["CACHE_DIR"],
-            BATCH_SIZE,
-            NUM_WORKERS,
-            accelerator,
-        )
-    vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
+    encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+    check_encoders(training, **encoders)
     settings = {
+        "condition": CONDITION,
         "text_guidance": TEXT_GUIDANCE,
         "reference_guidance": REFERENCE_GUIDANCE,
         "steps": STEPS,
         "scheduler": SCHEDULER,
-        "checkpoint": CHECKPOINT,
         "checkpoint_sha256": weights_fingerprint(model),
+        "image_size": trained["IMAGE_SIZE"],
+        "precision": accelerator.mixed_precision,
+        **encoders,
     }
-    requests = plan_requests(vectors, IMAGES_PER_LABEL, pool, CONDITION, SEED, settings, OUTPUT_ROOT)
+    check_settings(settings, model.schedule)
 
-    if accelerator.is_main_process:
-        save_constants(OUTPUT_ROOT, constants)
-    shape = latent_shape(vae, trained["IMAGE_SIZE"])
-    make_images(requests, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, OUTPUT_ROOT, accelerator)
+    with making(SYNTHETIC_TREE, OUTPUT_ROOT, settings, main_process=accelerator.is_main_process):
+        table, pool = None, None
+        if CONDITION != "text" or not (FINDINGS or LABELS_CSV):
+            table = read_table(
+                DATA_ROOT or trained["DATA_ROOT"],
+                views=trained["VIEWS"],
+                hold_out=trained["HOLD_OUT"],
+                with_reports=False,
+            )
+        if CONDITION != "text":
+            cache_dir = CACHE_DIR or trained["CACHE_DIR"]
+            pool = ReferencePool(
+                table, reference_encoder, model.fusion, cache_dir, BATCH_SIZE, NUM_WORKERS, accelerator
+            )
+        vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
+        requests, plan = plan_requests(vectors, IMAGES_PER_LABEL, pool, settings, CHECKPOINT, SEED, OUTPUT_ROOT)
+        if accelerator.is_main_process:
+            save_constants(OUTPUT_ROOT, constants)
+        shape = latent_shape(vae, trained["IMAGE_SIZE"])
+        make_images(
+            requests, plan, settings, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, OUTPUT_ROOT,
+            accelerator,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

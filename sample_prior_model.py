@@ -7,7 +7,7 @@
 Reads:  CHECKPOINT (of train_prior_model.py), BART_CHECKPOINT, DATA_ROOT (a CXR tree; empty: OUTPUT_ROOT): its kept
         latents (DATA_ROOT/latents) where it has them, else its images, through the VAE that the prior was trained with
 Writes: OUTPUT_ROOT/files/pNN/pNNNNNNNN/sNNNNNNNN.txt (a report each study, in MIMIC-CXR's layout),
-        OUTPUT_ROOT/{reports.csv,reports.json}; a second run adds what is missing
+        OUTPUT_ROOT/{manifest.json,reports.csv,reports.json}; a second run adds what is missing
 """
 
 from utils.constants import check_command_line, override_constants
@@ -24,10 +24,11 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.errors import InputError, replacing, run, say, writing
+from utils.checkpoints import check_encoders, check_hold_out, weights_fingerprint
+from utils.errors import InputError, reason, replacing, run, say, writing
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
-from utils.mimic_cxr import PROVENANCE_FILE, image_file, read_table
+from utils.manifest import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
+from utils.mimic_cxr import image_file, read_csv, read_table
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator, keyed_seed
 from utils.training import make_accelerator
@@ -39,11 +40,11 @@ BART_CHECKPOINT = ""  # the report autoencoder it was trained with, or the autho
 POOLING = "mean"  # of an authors' BART, whose file does not say it: mean, bos or eos
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 BASE_MODEL = ""  # whose vae encodes images without kept latents; empty: the one of the prior's training
-OUTPUT_ROOT = "synthetic/clipUViT"  # where the reports go: a synthetic CXR tree, or a folder of their own
+OUTPUT_ROOT = "synthetic/clipUViT"  # where the reports go: a synthetic CXR tree of ours, or a new folder of their own
 DATA_ROOT = ""  # the CXR tree whose images get reports; empty: OUTPUT_ROOT, which has to be a synthetic tree then
 VIEWS = ()  # ViewPosition of the images; () for all (paper: PA)
 SPLIT = ""  # the images of one split; empty: all (paper: test)
-HOLD_OUT = ("p19",)  # patient groups that count as the split "test", as in training
+HOLD_OUT = ("p19",)  # patient groups that count as the split "test"; those of the trainings, which are compared
 # how to write
 LATENT_GAIN = 1.0  # of the predicted latents' deviation from the mean report; higher says more (paper: 1)
 DECODING = "beam"  # greedy, beam or nucleus (paper: greedy)
@@ -65,15 +66,13 @@ class ImageLatents:
     """The latents that the prior reads, of any image of a tree: the kept ones, else a draw of the VAE's posterior."""
 
     def __init__(self, tree, table, prior, training, base_model, seed, threads):
-        self.folder = Path(tree) / "latents"
+        self.folder, self.training, self.device = Path(tree) / "latents", training, prior.device
         self.shape = (prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side)
         self.image_size, self.seed, self.threads = training["constants"]["IMAGE_SIZE"], seed, threads
-        self.vae = None
-        kept = sum(self.kept(dicom_id).exists() for dicom_id in table["dicom_id"])
-        if kept < len(table):
-            self.vae = load_vae(base_model or training["constants"]["BASE_MODEL"], prior.device)
-            check_encoders(training, vae=weights_fingerprint(self.vae))
-        self.kept_rows = kept
+        self.base_model, self.vae = base_model or training["constants"]["BASE_MODEL"], None
+        self.kept_rows = sum(self.kept(dicom_id).exists() for dicom_id in table["dicom_id"])
+        if self.kept_rows < len(table):
+            self._load_vae()
 
     def kept(self, dicom_id):
         return self.folder / f"{dicom_id}.npy"
@@ -85,6 +84,7 @@ class ImageLatents:
         latents = []
         for row, (kind, value) in zip(rows.itertuples(), found):
             if kind == "pixels":
+                self._load_vae()
                 moments = encode_moments(self.vae, value[None])[0].float().cpu()  # (2C, h, w)
                 generator = keyed_generator(self.seed, "posterior", row.dicom_id)
                 value = draw_posterior(moments, generator, self.vae.config.scaling_factor)
@@ -93,53 +93,109 @@ class ImageLatents:
         readable = rows[np.array([kind != "unreadable" for kind, _ in found], dtype=bool)]
         return readable, torch.stack(latents) if latents else torch.zeros(0, *self.shape)
 
+    def _load_vae(self):
+        if self.vae is None:
+            self.vae = load_vae(self.base_model, self.device)
+            check_encoders(self.training, vae=weights_fingerprint(self.vae))
+
     def _read(self, row):
-        path = self.kept(row["dicom_id"])
+        latents = self._read_kept(self.kept(row["dicom_id"]))
+        if latents is not None:
+            return "latents", latents
         try:
-            if not path.exists():
-                return "pixels", read_pixels(row["image_path"], self.image_size)  # (3, S, S)
-            latents = torch.from_numpy(np.load(path).astype(np.float32))
+            return "pixels", read_pixels(row["image_path"], self.image_size)  # (3, S, S)
         except (OSError, ValueError) as error:
             tqdm.write(f"left out: {error}")
             return "unreadable", None
+
+    def _read_kept(self, path):
+        """The latents in a file; None where there is none, or a damaged one: they are made again from the image."""
+        try:
+            with open(path, "rb") as file:
+                latents = torch.from_numpy(np.lib.format.read_array(file).astype(np.float32))
+            if not torch.isfinite(latents).all():
+                raise ValueError("it holds NaN or infinity")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, TypeError, MemoryError) as error:
+            tqdm.write(f"damaged: {path} ({reason(error)}); the latents are made again from the image")
+            return None
         if latents.shape != self.shape:
             raise InputError(
                 f"{path} holds latents of the shape {tuple(latents.shape)}, and the prior reads {self.shape}: it was "
                 "trained for another image size; take the prior of this size, or remove the folder latents"
             )
-        return "latents", latents
+        return latents
 
 
-def already_written(output_root, made_by):
-    """reports.csv of an earlier run, or an empty one; InputError if other weights or settings wrote it."""
-    path, about = output_root / "reports.csv", output_root / "reports.json"
-    if not path.exists():
-        return pd.DataFrame({"dicom_id": [], "study_id": [], "report": []})
-    found = json.loads(about.read_text())["made_by"] if about.exists() else {}
-    for name, value in made_by.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{path} was written with {name} = {found.get(name)!r}, this run has {value!r}; remove reports.csv to "
-                "write all reports anew, or set OUTPUT_ROOT to another folder"
-            )
-    return pd.read_csv(path, dtype={"dicom_id": str, "report": str}, keep_default_na=False)
+class Reports:
+    """reports.csv and the .txt of its studies: of a study's first image where it has several.
+
+    table: the images that reports are written for; save_every: reports between two writings. InputError when the reports.csv of an earlier run is damaged.
+    """
+
+    def __init__(self, output_root, table, save_every):
+        self.root, self.path = output_root, output_root / "reports.csv"
+        self.first_images = set(table.drop_duplicates(["subject_id", "study_id"])["dicom_id"])
+        self.save_every, self.pending = save_every, []  # pending: rows that are not in reports.csv yet
+        self.written = pd.DataFrame({"dicom_id": [], "study_id": [], "report": []})
+        if self.path.exists():
+            self.written = read_csv(self.path, ("dicom_id", "study_id", "report"), texts=("dicom_id", "report"))
+            repeated = self.written["dicom_id"].duplicated()
+            if repeated.any():
+                name = self.written["dicom_id"][repeated.to_numpy().argmax()]
+                raise InputError(f"{self.path} is damaged: it has two reports of {name}; remove one of the rows")
+
+    def add(self, rows):
+        """rows: dicts with dicom_id, subject_id, study_id and report."""
+        self.pending += rows
+        if len(self.pending) >= self.save_every:
+            self.save()
+
+    def save(self):
+        """Writes what is pending: the .txt files first, so that a report in reports.csv has its file."""
+        if not self.pending:
+            return
+        new = pd.DataFrame(self.pending)
+        with writing("reports", self.root):
+            for row in new.itertuples():
+                if row.dicom_id in self.first_images and row.report:
+                    self._save_file(row)
+            rows = pd.concat([self.written, new[["dicom_id", "study_id", "report"]]]).astype({"study_id": int})
+            rows = rows.sort_values(["study_id", "dicom_id"], ignore_index=True)
+            with replacing(self.path) as temporary:
+                rows.to_csv(temporary, index=False, lineterminator="\n")
+        self.written, self.pending = rows, []
+
+    def _save_file(self, row):
+        path = image_file(self.root, row.subject_id, row.study_id, row.dicom_id).parent.with_suffix(".txt")
+        findings, impression = report_sections(row.report)
+        if not findings and not impression:  # text without a heading
+            findings = row.report
+        with replacing(path) as temporary:
+            temporary.write_text(report_file(findings, impression), encoding="utf-8")
 
 
-def save_reports(output_root, reports, new, first_images):
-    """Adds new rows to reports.csv, and the .txt of their studies: of a study's first image where it has several."""
-    for row in new.itertuples():
-        if row.dicom_id in first_images and row.report:
-            path = image_file(output_root, row.subject_id, row.study_id, row.dicom_id).parent.with_suffix(".txt")
-            findings, impression = report_sections(row.report)
-            if not findings and not impression:  # text without a heading
-                findings = row.report
-            with replacing(path) as temporary:
-                temporary.write_text(report_file(findings, impression), encoding="utf-8")
-    reports = pd.concat([reports, new[["dicom_id", "study_id", "report"]]]).astype({"study_id": int})
-    reports = reports.sort_values(["study_id", "dicom_id"], ignore_index=True)
-    with replacing(output_root / "reports.csv") as temporary:
-        reports.to_csv(temporary, index=False, lineterminator="\n")
-    return reports
+def write_reports(table, image_latents, write, reports, batch_size, accelerator):
+    """Writes the reports of a table's images, each process its share; all that are written are kept, whatever ends it.
+
+    write: latents (n, C, h, w) and n dicom_ids => n texts.
+    """
+    progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)
+    size = batch_size * accelerator.num_processes
+    try:
+        for start in range(0, len(table), size):
+            batch = table.iloc[start : start + size]
+            mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
+            texts = write(latents, mine["dicom_id"]) if len(mine) else []
+            made = gather_object(mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records"))
+            if accelerator.is_main_process:
+                reports.add(made)
+            progress.update(len(batch))
+    finally:
+        progress.close()
+        if accelerator.is_main_process:
+            reports.save()
 
 
 def main():
@@ -147,22 +203,16 @@ def main():
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
     output_root, tree = Path(OUTPUT_ROOT), DATA_ROOT or OUTPUT_ROOT
-    if any(output_root.glob("mimic-cxr-2.*.csv*")) and not (output_root / PROVENANCE_FILE).exists():
-        raise InputError(
-            f"{output_root} is a CXR tree with reports of its own (there is no synthetic.csv in it), which are not "
-            "written over: name it as DATA_ROOT, and a new folder as OUTPUT_ROOT"
-        )
+    own = is_same_folder(tree, output_root)
 
     prior, training = load_prior(CHECKPOINT)
     prior = prior.to(device).eval()
     bart = BART_CHECKPOINT or training["constants"]["BART_CHECKPOINT"]
     autoencoder = load_autoencoder(bart, POOLING, TOKENIZER).to(device).eval()
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
-
-    splits = (SPLIT,) if SPLIT else ()
-    table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=False)
-    first_images = set(table.drop_duplicates(["subject_id", "study_id"])["dicom_id"])
-    made_by = {
+    check_hold_out(HOLD_OUT, CHECKPOINT=CHECKPOINT, BART_CHECKPOINT=bart)
+    settings = {
+        "images": "" if own else str(Path(tree).resolve()),
         "prior": weights_fingerprint(prior),
         "bart": autoencoder.fingerprint(),
         "LATENT_GAIN": LATENT_GAIN,
@@ -172,45 +222,39 @@ def main():
         "TEMPERATURE": TEMPERATURE if DECODING == "nucleus" else 0,
         "MAX_TOKENS": MAX_TOKENS,
         "SEED": SEED,
+        "precision": accelerator.mixed_precision,
     }
-    reports = already_written(output_root, made_by)
-    missing = table[~table["dicom_id"].isin(reports["dicom_id"])]
-    image_latents = ImageLatents(tree, missing, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
-    say(
-        f"{len(table)} images, {len(table) - len(missing)} with a report already; {image_latents.kept_rows} of the "
-        "others have kept latents"
-    )
-    accelerator.wait_for_everyone()  # all have looked before the first one writes
-    if accelerator.is_main_process:
-        with writing("reports.json", output_root):
-            output_root.mkdir(parents=True, exist_ok=True)
-            about = {"made_by": made_by, "constants": constants}
-            (output_root / "reports.json").write_text(json.dumps(about, indent=2) + "\n")
 
-    pending = []  # of the main process: rows that are not in reports.csv yet
-    progress = tqdm(total=len(missing), desc="reports", disable=not accelerator.is_main_process)
-    for start in range(0, len(missing), BATCH_SIZE * accelerator.num_processes):
-        batch = missing.iloc[start : start + BATCH_SIZE * accelerator.num_processes]
-        mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
-        texts = []
-        if len(mine):
-            seeds = [keyed_seed(SEED, dicom_id) for dicom_id in mine["dicom_id"]]
-            with accelerator.autocast():
-                report_latents = prior.predict(latents, LATENT_GAIN)  # (n, D)
-                texts = autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
-        made = gather_object(mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records"))
-        pending += made if accelerator.is_main_process else []
-        progress.update(len(batch))
-        last = start + len(batch) == len(missing)
-        if accelerator.is_main_process and pending and (last or len(pending) >= SAVE_EVERY):
-            with writing("reports", output_root):
-                reports = save_reports(output_root, reports, pd.DataFrame(pending), first_images)
-            pending = []
-    progress.close()
-    if accelerator.is_main_process:
-        empty = (reports["report"] == "").sum()
-        print(f"{output_root}: {len(reports)} reports, {empty} of them empty; {len(first_images)} studies")
-    accelerator.wait_for_everyone()
+    def write(latents, dicom_ids):
+        seeds = [keyed_seed(SEED, dicom_id) for dicom_id in dicom_ids]
+        with accelerator.autocast():
+            report_latents = prior.predict(latents, LATENT_GAIN)  # (n, D)
+            return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
+
+    shape = prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side
+    write(torch.zeros(1, *shape), ["trial"])  # settings that nothing can be written with end here, before the manifest
+
+    inside = SYNTHETIC_TREE if own else ""
+    with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process):
+        splits = (SPLIT,) if SPLIT else ()
+        table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=False)
+        reports = Reports(output_root, table, SAVE_EVERY)
+        missing = table[~table["dicom_id"].isin(reports.written["dicom_id"])]
+        image_latents = ImageLatents(tree, missing, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
+        say(
+            f"{len(table)} images, {len(table) - len(missing)} with a report already; {image_latents.kept_rows} of the "
+            "others have kept latents"
+        )
+        accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if accelerator.is_main_process:
+            with writing("reports.json", output_root), replacing(output_root / "reports.json") as temporary:
+                temporary.write_text(json.dumps({"constants": constants}, indent=2) + "\n")
+        write_reports(missing, image_latents, write, reports, BATCH_SIZE, accelerator)
+        empty = (reports.written["report"] == "").sum()
+        say(
+            f"{output_root}: {len(reports.written)} reports, {empty} of them empty; {len(reports.first_images)} studies"
+        )
+        accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from utils.checkpoints import check_hold_out
 from utils.errors import run, say, writing
 from utils.features import PriorExamples, PriorFeatures
 from utils.latents import latent_shape, load_vae
@@ -126,6 +127,7 @@ def main():
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
 
+    check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
     table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
     vae = load_vae(BASE_MODEL, device)
     autoencoder = load_autoencoder(BART_CHECKPOINT, POOLING, TOKENIZER).eval().requires_grad_(False).to(device)

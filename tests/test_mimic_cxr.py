@@ -387,7 +387,7 @@ def test_a_report_in_a_zip_that_unpacks_to_too_much(tree):
     path.unlink()
     with zipfile.ZipFile(tree / mimic_cxr.REPORTS_ARCHIVE, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("files/p11/p11000003/s50000003.txt", bytes(mimic_cxr.MAX_REPORT_BYTES + 1))
-    with pytest.raises(InputError, match="s50000003.txt in .*so it is no report"):
+    with pytest.raises(InputError, match=r"s50000003\.txt in .*so it is no report"):
         read_table(tree)
 
 

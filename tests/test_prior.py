@@ -22,8 +22,11 @@ from utils.errors import InputError
 from utils.features import PriorExamples, PriorFeatures
 from utils.findings import FINDINGS
 from utils.latents import load_vae
+from utils.manifest import MANIFEST_FILE, SYNTHETIC_TREE
 from utils.mimic_cxr import image_file, read_table, write_tree
 from utils.prior import RIDGE, Prior
+from utils.report_autoencoder import ReportAutoencoder
+from utils.weights import load_autoencoder
 
 SMALL = {"latent_side": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "report_dim": 16}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,6 +48,8 @@ def make_tree(root, studies=8, images_a_study=1, reports=REPORTS, split="train",
     table[list(FINDINGS)] = np.zeros((len(table), len(FINDINGS)), dtype=np.int8)
     made = table[["dicom_id"]].assign(prompt="A chest X ray image") if provenance else None
     write_tree(root, table, made)
+    if provenance:
+        (root / MANIFEST_FILE).write_text(json.dumps({SYNTHETIC_TREE: {}}))
     return table
 
 
@@ -320,9 +325,9 @@ def test_a_synthetic_tree_gets_its_reports(sample, tmp_path, capsys):
     rest.to_csv(root / "reports.csv", index=False)
     sample(OUTPUT_ROOT=root, BATCH_SIZE=5, DECODING="nucleus")
     assert (root / "reports.csv").read_bytes() == once
-    with pytest.raises(InputError, match=r"written with LATENT_GAIN = 1\.0, this run has 2\.0"):
+    with pytest.raises(InputError, match=r"begun with LATENT_GAIN = 1\.0, this run has 2\.0"):
         sample(OUTPUT_ROOT=root, DECODING="nucleus", LATENT_GAIN=2.0)
-    with pytest.raises(InputError, match="written with DECODING = 'nucleus', this run has 'greedy'"):
+    with pytest.raises(InputError, match="begun with DECODING = 'nucleus', this run has 'greedy'"):
         sample(OUTPUT_ROOT=root, DECODING="greedy")
 
 
@@ -344,11 +349,169 @@ def test_kept_latents_are_used(sample, tmp_path):
         sample(OUTPUT_ROOT=root, DECODING="greedy")
 
 
+@pytest.mark.parametrize("content", [b"", b"not an array", "NaN", "infinity", "half", "a folder", "of texts"])
+def test_damaged_latents_are_named_and_made_again_from_the_image(sample, tmp_path, capsys, content):
+    root = tmp_path / "synthetic"
+    table = make_tree(root, studies=2, reports=(), provenance=True)
+    sample(DATA_ROOT=root, OUTPUT_ROOT=tmp_path / "from images", DECODING="nucleus")
+    wanted = read_reports(tmp_path / "from images")
+    assert all(wanted.values())
+    (root / "latents").mkdir()
+    latents = np.random.default_rng(0).normal(size=(4, 8, 8)).astype("f2")
+    for dicom_id in table["dicom_id"]:
+        np.save(root / "latents" / f"{dicom_id}.npy", latents)
+    path = root / "latents" / f"{table['dicom_id'][1]}.npy"
+    if content == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif content in ("NaN", "infinity"):
+        latents[0, 3, 3] = float(content)
+        np.save(path, latents)
+    elif content == "of texts":
+        np.save(path, np.full((4, 8, 8), "a"))
+    else:
+        path.write_bytes(path.read_bytes()[:300] if content == "half" else content)
+    sample(OUTPUT_ROOT=root, DECODING="nucleus")
+    assert f"damaged: {path}" in capsys.readouterr().out
+    assert read_reports(root)[table["dicom_id"][1]] == wanted[table["dicom_id"][1]]
+
+
+def test_latent_gain_reaches_the_reports(sample, checkpoints, tmp_path):
+    root = tmp_path / "synthetic"
+    table = make_tree(root, studies=3, reports=(), provenance=True)
+    (root / "latents").mkdir()
+    latents = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype("f2")
+    for dicom_id, values in zip(table["dicom_id"], latents):
+        np.save(root / "latents" / f"{dicom_id}.npy", values)
+    prior, autoencoder = Prior.from_pretrained(checkpoints[0]).eval(), load_autoencoder(checkpoints[1], "", "").eval()
+    for gain in (1.0, 0.05):
+        output = tmp_path / str(gain)
+        sample(DATA_ROOT=root, OUTPUT_ROOT=output, DECODING="greedy", LATENT_GAIN=gain)
+        predicted = prior.predict(torch.from_numpy(latents).float(), gain)
+        wanted = dict(zip(table["dicom_id"], autoencoder.generate(predicted, max_tokens=20)))
+        assert read_reports(output) == wanted
+    assert read_reports(tmp_path / "1.0") != read_reports(tmp_path / "0.05")
+
+
+def test_what_is_no_number_is_no_report(sample, checkpoints, tmp_path):
+    root = tmp_path / "synthetic"
+    make_tree(root, studies=2, reports=(), provenance=True)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    for gain in ("1e999", "nan"):
+        with pytest.raises(InputError, match="LATENT_GAIN"):
+            sample(OUTPUT_ROOT=root, LATENT_GAIN=gain)
+    with pytest.raises(InputError, match="DECODING 'best'"):
+        sample(OUTPUT_ROOT=root, DECODING="best")
+    prior = Prior.from_pretrained(checkpoints[0])
+    with torch.no_grad():
+        prior.head.bias[0] = torch.nan
+    prior.save_pretrained(checkpoints[0])
+    with pytest.raises(InputError, match="NaN"):
+        sample(OUTPUT_ROOT=root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_is_never_written_outside_of_its_tree(sample, tmp_path):
+    root, victim = tmp_path / "a" / "synthetic", tmp_path / "victim" / "secret"
+    make_tree(root, studies=2, reports=(), provenance=True)
+    victim.mkdir(parents=True)
+    (victim / "x.jpg").write_bytes(next(root.rglob("*.jpg")).read_bytes())
+    victim.with_suffix(".txt").write_text("precious")
+    for kind in ("metadata", "split"):
+        path = root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame["dicom_id"] = frame["dicom_id"].replace("0001-0", "../../../../../../victim/secret/x")
+        frame.to_csv(path, index=False)
+    assert image_file(root, 10_000_001, 50_000_001, "../../../../../../victim/secret/x").exists()
+    with pytest.raises(InputError, match="cannot name an image's file"):
+        sample(OUTPUT_ROOT=root)
+    assert victim.with_suffix(".txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
+def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, monkeypatch, stop):
+    root = tmp_path / "synthetic"
+    make_tree(root, studies=5, reports=(), provenance=True)
+    generate, calls = ReportAutoencoder.generate, []
+
+    def interrupted(self, latents, *arguments):
+        calls.append(len(latents))
+        if len(calls) == 4:  # the first is the trial before anything is written
+            raise stop("now")
+        return generate(self, latents, *arguments)
+
+    monkeypatch.setattr(ReportAutoencoder, "generate", interrupted)
+    with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
+        sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
+    reports = read_reports(root)
+    assert len(reports) == 4 and len(list(root.rglob("s*.txt"))) == sum(map(bool, reports.values())) > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a CSV"),
+        (b"dicom_id,report\n", "no column 'study_id'"),
+        (b"\xff\xfe\n", "cannot be read as a CSV|no column"),
+        (b"dicom_id,study_id,report\n0000-0,50000000,A.\n0000-0,50000000,B.\n", "two reports of 0000-0"),
+        (b"dicom_id,study_id,report\n0000-0,half,A.\n", "study_id 'half' is no whole number"),
+        (b"dicom_id,study_id,report\n../x,50000000,A.\n", "dicom_id '../x' cannot name"),
+        (None, "cannot be read as a CSV"),
+    ],
+)
+def test_a_damaged_reports_csv_is_named_and_kept(sample, tmp_path, content, message):
+    root = tmp_path / "synthetic"
+    make_tree(root, studies=2, reports=(), provenance=True)
+    path = root / "reports.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=f"reports.csv.*({message})"):
+        sample(OUTPUT_ROOT=root, DECODING="greedy")
+    assert path.is_dir() if content is None else path.read_bytes() == content
+    assert not list(root.rglob("s*.txt"))
+
+
+def test_a_reports_csv_without_rows_is_gone_on_with(sample, tmp_path):
+    root = tmp_path / "synthetic"
+    make_tree(root, studies=2, reports=(), provenance=True)
+    (root / "reports.csv").write_text("dicom_id,study_id,report\n")
+    sample(OUTPUT_ROOT=root, DECODING="greedy")
+    assert len(read_reports(root)) == 2
+
+
+def test_reports_of_two_trees_are_not_mixed(sample, tmp_path):
+    for name in ("one", "other"):
+        make_tree(tmp_path / name, studies=2, reports=(), provenance=True)
+    sample(DATA_ROOT=tmp_path / "one", OUTPUT_ROOT=tmp_path / "written", DECODING="greedy")
+    with pytest.raises(InputError, match="begun with images = .*one.*other"):
+        sample(DATA_ROOT=tmp_path / "other", OUTPUT_ROOT=tmp_path / "written", DECODING="greedy")
+    with pytest.raises(InputError, match="holds a synthetic tree, and no written reports"):
+        sample(DATA_ROOT=tmp_path / "other", OUTPUT_ROOT=tmp_path / "one", DECODING="greedy")
+    sample(DATA_ROOT=f"{tmp_path}/one/../one/", OUTPUT_ROOT=tmp_path / "one", DECODING="greedy")
+    assert read_reports(tmp_path / "one") == read_reports(tmp_path / "written")
+
+
+def test_the_trainings_hold_out_is_compared(sample, checkpoints, tmp_path, capsys):
+    root = tmp_path / "synthetic"
+    make_tree(root, studies=2, reports=(), provenance=True)
+    path = checkpoints[0] / "training.json"
+    training = json.loads(path.read_text())
+    training["constants"]["HOLD_OUT"] = ["p18"]
+    path.write_text(json.dumps(training))
+    with pytest.raises(InputError, match=r"HOLD_OUT is \('p19',\), and CHECKPOINT .*prior was trained with \('p18',\)"):
+        sample(OUTPUT_ROOT=root)
+    (checkpoints[1] / "training.json").write_text(json.dumps({"constants": {"HOLD_OUT": []}}))
+    with pytest.raises(InputError, match=r"BART_CHECKPOINT .*bart was trained with \(\) held out"):
+        sample(OUTPUT_ROOT=root, HOLD_OUT="p18")
+    (checkpoints[1] / "training.json").write_text(json.dumps({"source": "bart.ckpt", "constants": {"HOLD_OUT": []}}))
+    sample(OUTPUT_ROOT=root, HOLD_OUT="p18", DECODING="greedy")
+    assert "does not say which patient groups" in capsys.readouterr().out
+
+
 def test_a_real_tree_keeps_its_reports(sample, tmp_path):
     root, output = tmp_path / "real", tmp_path / "written"
     table = make_tree(root, studies=3, images_a_study=2, split="test")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="name it as DATA_ROOT"):
+    with pytest.raises(InputError, match="no manifest.json.* writes nothing into it"):
         sample(OUTPUT_ROOT=root)
     sample(DATA_ROOT=root, OUTPUT_ROOT=output, SPLIT="test", DECODING="greedy")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
@@ -378,8 +541,9 @@ def test_sampling_with_another_bart_or_without_images_is_refused(sample, checkpo
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="another bart"):
         sample(OUTPUT_ROOT=root, BART_CHECKPOINT=tmp_path / "other")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="nothing is no synthetic tree"):
         sample(OUTPUT_ROOT=tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
     for path in root.rglob("*.jpg"):
         path.unlink()
     with pytest.raises(InputError, match="none of the 2 images is on disk"):

@@ -83,3 +83,22 @@ def check_encoders(training, **found):
                 f"the checkpoint was trained with another {name} (fingerprint {expected[:12]}, this one has "
                 f"{fingerprint[:12]}): {_WAYS_OUT[name]}"
             )
+
+
+def check_hold_out(hold_out, **checkpoints):
+    """InputError unless the patient groups in hold_out are those that were held out of each checkpoint's training.
+
+    checkpoints: folders by the name of their constant. An authors' file, whose hold-out nobody wrote down, is not compared.
+    """
+    for name, checkpoint in checkpoints.items():
+        if not (Path(checkpoint) / "training.json").exists():
+            continue
+        training = read_training(checkpoint)
+        found = training["constants"].get("HOLD_OUT")
+        if "source" in training or found is None:
+            say(f"{name} {checkpoint} does not say which patient groups were held out of its training: taken unchecked")
+        elif {*found} != {*hold_out}:
+            raise InputError(
+                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, so that "
+                f"test patients of one were training patients of the other: set HOLD_OUT to {tuple(found)}, or train again"
+            )

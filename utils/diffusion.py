@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from pathlib import Path
 
 import diffusers
@@ -160,8 +161,14 @@ def sample_latents(
         reference: (B, R), zeros for none; or None, and no reference token is made at all.
         seeds: B integers; shape: (C, h, w) of the latents; steps: denoising steps.
         null_reference: (R,), what stands for a dropped reference; None for zeros.
-    Returns latents (B, C, h, w), unit variance, on the model's device.
+    Returns latents (B, C, h, w), unit variance, on the model's device. InputError for steps or guidances that draw
+    nothing, and when the network predicts what is no number.
     """
+    if steps < 1 or not math.isfinite(text_guidance) or not math.isfinite(reference_guidance):
+        raise InputError(
+            f"{steps} steps with the guidances {text_guidance} and {reference_guidance} draw no image: STEPS has to be 1 "
+            "or more, and the guidances finite"
+        )
     device = next(model.parameters()).device
     text, null_text = text.to(device), null_text.to(device).expand_as(text)
     if reference is None:
@@ -192,4 +199,9 @@ def sample_latents(
         predictions = model(inputs, timestep.expand(len(inputs)), texts, references).float().chunk(len(weights))
         prediction = sum(weight * prediction for weight, prediction in zip(weights, predictions))
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+        if not torch.isfinite(latents).all():
+            raise InputError(
+                f"sampling made NaN or infinity at timestep {int(timestep)}: the weights are damaged, the guidances "
+                f"{text_guidance} and {reference_guidance} too high for {steps} steps, or PRECISION has to be 'no'"
+            )
     return latents

@@ -1,27 +1,31 @@
-"""Label vectors => requests: the list of images to make, and the manifest of the tree that they go into.
+"""Label vectors => requests => the plan: all images that were ever asked for in a synthetic tree.
 
-A *request* is one image to make: its label vector, prompt, seed, reference and its place in the tree. The whole list is
-a function of the constants, so that several processes, or a second run, agree on it and make only what is missing.
+A *request* is one image to make: its label vector, prompt, seed, reference and its place in the tree. The plan is written
+(plan.csv) before the first image. A request stays as it was planned, its number and its reference with it, so that several
+processes, or a second run, agree on it and make only what is missing; other requests get the numbers that follow.
 """
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from utils.errors import InputError
+from utils.errors import InputError, reason, replacing, writing
 from utils.findings import FINDINGS, check_labels, from_physionet, parse_findings, prompts_of
-from utils.mimic_cxr import PROVENANCE_FILE, image_file, split_rows
+from utils.mimic_cxr import image_file, read_csv, split_rows
 from utils.seeds import keyed_seed
 
 NOBODY = -1  # the subject_id of a label vector that is no patient's
 CONDITIONS = ("both", "text", "reference")  # what prompts an image
-FIRST_SUBJECT, FIRST_STUDY = 10_000_000, 50_000_000  # synthetic ids count up from here
+FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
+PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "seed", "reference_dicom_id", "checkpoint")
-SETTINGS = (  # columns of synthetic.csv that one tree has only one value of
+SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
     "condition", "text_guidance", "reference_guidance", "steps", "scheduler", "checkpoint_sha256"
 )  # fmt: skip
+_PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 
 
 def label_vectors(findings, labels_csv, table, split, limit, seed):
@@ -38,6 +42,8 @@ def label_vectors(findings, labels_csv, table, split, limit, seed):
     else:
         vectors = table.iloc[split_rows(table, split)]
         vectors = vectors[[*FINDINGS, "subject_id", "view"]].assign(source=vectors.dicom_id)
+    if vectors.empty:
+        raise InputError(f"{labels_csv or 'the split'} has no rows, so there is nothing to make images of")
     vectors = vectors.reset_index(drop=True)
     for column, default in (("subject_id", NOBODY), ("view", "PA")):
         vectors[column] = vectors.get(column, default)
@@ -49,13 +55,13 @@ def label_vectors(findings, labels_csv, table, split, limit, seed):
 def _read_labels(path):
     try:
         frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read LABELS_CSV {path}: {error}") from error
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read LABELS_CSV {path}: {reason(error)}") from error
     if "label" in frame:
         try:
             vectors = pd.DataFrame([check_labels(json.loads(label)) for label in frame.label], columns=FINDINGS)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: a `label` is no list of 14 codes: {error}") from error
+        except (InputError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: a `label` is no list of 14 codes: {reason(error)}") from error
     elif set(FINDINGS) <= set(frame):
         vectors = from_physionet(frame, path)
     else:
@@ -64,54 +70,71 @@ def _read_labels(path):
     return vectors.assign(source=[f"{path.name} {row}" for row in range(len(vectors))])
 
 
-def plan_requests(vectors, images_per_label, pool, condition, seed, settings, output_root):
-    """The list of images to make, a DataFrame: a row of the synthetic tree and of its synthetic.csv each.
+def plan_requests(vectors, images_per_label, pool, settings, checkpoint, seed, output_root):
+    """=> (requests, plan), DataFrames with a row an image: a row of the synthetic tree and of its synthetic.csv each.
 
-    pool: ReferencePool (None where condition is "text"). settings: the values of the other columns of synthetic.csv; a
-    tree made with others is refused, so that one tree is one experiment.
+    pool: ReferencePool, None where no reference is asked for. settings: the tree's, see `utils.manifest`; checkpoint: a
+    text. The plan holds the requests, and whatever else was asked for in this tree before.
     """
-    if condition not in CONDITIONS:
-        raise InputError(f"CONDITION {condition!r} is none of {CONDITIONS}")
-    made = _already_made(output_root, {"condition": condition, **settings})
     copies = np.tile(np.arange(images_per_label), len(vectors))
     requests = vectors.loc[vectors.index.repeat(images_per_label)].reset_index(drop=True)
     requests["prompt"] = prompts_of(requests)
     keys = list(zip(requests.source, requests.prompt, copies))
     requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
     requests["dicom_id"] = [_dicom_id(*key, seed, settings["checkpoint_sha256"]) for key in keys]
-    requests["condition"] = condition
-    requests["reference_dicom_id"] = "" if condition == "text" else pool.draw(requests)
+    assert requests.dicom_id.is_unique
 
-    # each image is a patient of its own; those made before keep their numbers, new ones go on counting
-    numbers = (made.subject_id - FIRST_SUBJECT).to_dict()
-    following = max(numbers.values(), default=-1) + 1
-    for dicom_id in requests.dicom_id:
-        if dicom_id not in numbers:
-            numbers[dicom_id] = following
-            following += 1
-    number = requests.dicom_id.map(numbers)
-    requests["subject_id"], requests["study_id"] = FIRST_SUBJECT + number, FIRST_STUDY + number
-    requests["split"], requests["report"] = "train", ""
-    requests["image_path"] = [
-        str(image_file(output_root, *ids)) for ids in zip(requests.subject_id, requests.study_id, requests.dicom_id)
-    ]
-    return requests.assign(**settings)
+    known = read_plan(output_root)
+    new = requests[~requests.dicom_id.isin(known.dicom_id)]
+    new = new.assign(
+        # the patient to avoid is the vector's own; from here on each image is a patient of its own
+        reference_dicom_id=pool.draw(new) if pool and len(new) else "",
+        subject_id=(known.subject_id.max() + 1 if len(known) else FIRST_ID) + np.arange(len(new)),
+        checkpoint=checkpoint,
+    )
+    plan = pd.concat([known, new[[*_PLAN_COLUMNS]]], ignore_index=True).astype(dict.fromkeys(FINDINGS, "int8"))
+    if plan.subject_id.max() > LAST_ID:
+        raise InputError(
+            f"{output_root} would hold more than {LAST_ID - FIRST_ID + 1:,} images: name another OUTPUT_ROOT"
+        )
+    plan = _as_rows(plan, settings, output_root)
+    return plan.set_index("dicom_id").loc[requests.dicom_id].reset_index(), plan
 
 
-def _already_made(output_root, settings):
-    """The rows of the tree's synthetic.csv with their subject_id, by dicom_id; InputError if made otherwise."""
-    path = Path(output_root) / PROVENANCE_FILE
+def read_plan(output_root):
+    """The plan of a synthetic tree without what follows from it, empty where there is none; InputError for a damaged one."""
+    path = Path(output_root) / PLAN_FILE
     if not path.exists():
-        return pd.DataFrame({"subject_id": pd.Series(dtype=int)})
-    made = pd.read_csv(path, keep_default_na=False, index_col="dicom_id")
-    for name in SETTINGS:
-        found = made[name].unique()
-        if len(found) > 1 or str(found[0]) != str(settings[name]):
-            raise InputError(
-                f"{output_root} holds images made with {name} = {found[0]}, this run has {settings[name]}; "
-                "set OUTPUT_ROOT to another folder"
-            )
-    return made
+        return pd.DataFrame(columns=[*_PLAN_COLUMNS]).astype({"subject_id": "int64", "seed": "int64"})
+    texts = [name for name in PROVENANCE if name not in ("subject_id", "seed")]
+    plan = read_csv(path, _PLAN_COLUMNS, texts=[*texts, "view"])
+    in_range = plan.subject_id.between(FIRST_ID, LAST_ID)
+    codes = plan[[*FINDINGS]].isin([1, -1, -2, 0]).all(axis=1)
+    for name, right in (
+        ("dicom_id", ~plan.duplicated("dicom_id")),
+        ("subject_id", in_range & ~plan.duplicated("subject_id")),
+        ("label", codes),
+        ("seed", pd.to_numeric(plan.seed, errors="coerce").between(0, 2**31) & (plan.seed.dtype.kind in "iu")),
+    ):
+        if not right.all():
+            row = right.to_numpy().argmin()
+            raise InputError(f"{path} is damaged: data row {row + 1} has a wrong {name}; name another OUTPUT_ROOT")
+    return plan[[*_PLAN_COLUMNS]]
+
+
+def save_plan(output_root, plan):
+    """Writes plan.csv, in one step."""
+    with writing(PLAN_FILE, output_root), replacing(Path(output_root) / PLAN_FILE) as temporary:
+        plan[[*_PLAN_COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _as_rows(plan, settings, output_root):
+    """A plan with the columns that follow from it: those of a tree's table, and the settings."""
+    plan = plan.assign(
+        study_id=plan.subject_id, split="train", report="", **{name: settings[name] for name in SETTINGS}
+    )
+    paths = [image_file(output_root, *ids) for ids in zip(plan.subject_id, plan.study_id, plan.dicom_id)]
+    return plan.assign(image_path=list(map(str, paths)))
 
 
 def _dicom_id(*key):

@@ -81,10 +81,16 @@ class Prior(ModelMixin, ConfigMixin):
 
         gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, a mean over
         all reports that the image allows: it varies less than the latents of real reports, and BART reads it as a
-        report that says little. 1 / (spread of the predictions) makes up for that.
+        report that says little. 1 / (spread of the predictions) makes up for that. InputError for what is no number.
         """
         latents = latents.to(self.device, self.dtype)
-        return gain * self(latents).float() * self.report_std.float() + self.report_mean.float()
+        predicted = gain * self(latents).float() * self.report_std.float() + self.report_mean.float()
+        if not torch.isfinite(predicted).all():
+            raise InputError(
+                f"the prior predicts NaN or infinity with LATENT_GAIN {gain}: its weights are damaged, LATENT_GAIN is too "
+                "high, or PRECISION has to be 'no'"
+            )
+        return predicted
 
     def set_statistics(self, mean, std):
         """What a report latent is standardised with, (D,) each."""

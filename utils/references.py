@@ -13,6 +13,7 @@ from utils.findings import FINDINGS, PRESENT
 from utils.mimic_cxr import split_rows
 from utils.seeds import keyed_generator
 
+UNREADABLE_IN_A_ROW = 10  # images that one request may draw and not be able to read
 NONE = -1  # the row number of "no reference"
 
 
@@ -102,7 +103,7 @@ class References:
 
 
 class ReferencePool:
-    """The training rows of a table whose image can be read: who may be a reference, and each one's embedding.
+    """The training rows of a table, out of which references are drawn; then only those that were drawn are encoded.
 
     fusion: the denoiser's, which says how wide a reference is, and whose prompts it was trained with: "own", a row
     drawn as `References` has it; "authors", the first row with the same labels. InputError for another encoder's width.
@@ -117,27 +118,82 @@ class ReferencePool:
             )
         if not (table["split"] == "train").any():
             raise InputError("there are no training rows to take references from; set CONDITION to text")
-        table = table.iloc[split_rows(table, "train")]
-        self.cache, keys, readable = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads)
-        self.table = table[readable]
+        self.table = table.iloc[split_rows(table, "train")].reset_index(drop=True)
         self.references = References(self.table)
-        self._key_of = dict(zip(table.dicom_id, keys))
+        self._row_of = dict(zip(self.table.dicom_id, range(len(self.table))))
+        self._encode = lambda rows: reference_encoder.cache(rows, cache_dir, accelerator, batch_size, threads)
+        self._embeddings = {}  # dicom_id => embedding, None for an image that cannot be read
 
     def draw(self, requests):
-        """A reference's dicom_id for each request, "" for none; prints how they were found."""
+        """A reference's dicom_id for each request, "" for none; prints how they were found.
+
+        Each has an image that can be read: where one cannot, the request's next draw is out of the rows without those
+        that it drew before, so that no request's reference depends on another request. InputError when one request
+        meets UNREADABLE_IN_A_ROW of them: then the disk is broken rather than a file.
+        """
+        rejected = [()] * len(requests)
+        rows = self._draw_rows(self.references, requests, np.arange(len(self.table)), 0)
+        while True:
+            self._look_at({row for row in rows if row != NONE})
+            again = [place for place, row in enumerate(rows) if row != NONE and not self._is_readable(row)]
+            if not again:
+                break
+            for place in again:
+                if len(rejected[place]) == UNREADABLE_IN_A_ROW:
+                    raise InputError(
+                        f"{UNREADABLE_IN_A_ROW + 1} references in a row cannot be read (named above), at last "
+                        f"{self.table.image_path[rows[place]]}: is DATA_ROOT whole?"
+                    )
+                rejected[place] = *rejected[place], rows[place]
+                left = np.delete(np.arange(len(self.table)), rejected[place])
+                references = References(self.table.iloc[left])
+                rows[place] = self._draw_rows(references, requests.iloc[[place]], left, len(rejected[place]))[0]
         if self.prompting == "authors":
-            rows = self.references.first_for(requests)
             say(
                 f"references of the {len(requests)} images: {(rows != NONE).sum()} the first training row with the "
                 f"same labels, {(rows == NONE).sum()} none"
             )
         else:
-            generators = [keyed_generator(seed, "reference") for seed in requests.seed]
-            rows = self.references.draw_for(requests, generators)
             say(f"references of the {len(requests)} images: {self.references.count_kinds(requests)}")
+        replaced = sum(map(bool, rejected))
+        if replaced:
+            say(f"references: {replaced} drawn anew, for their images cannot be read (named above)")
         return np.where(rows == NONE, "", self.table.dicom_id.to_numpy()[rows])
+
+    def prepare(self, dicom_ids):
+        """Encodes the references that were drawn in an earlier run; InputError for one that is not there any more."""
+        names = sorted({*dicom_ids} - {""})
+        absent = [name for name in names if name not in self._row_of]
+        self._look_at({self._row_of[name] for name in names if name not in absent})
+        absent += [name for name in names if name not in absent and not self._is_readable(self._row_of[name])]
+        if absent:
+            raise InputError(
+                f"{len(absent)} references of images that are still to be made are no readable training images of DATA_ROOT "
+                f"any more, e.g. {absent[0]}: put them back, or name another OUTPUT_ROOT"
+            )
 
     def embeddings(self, dicom_ids):
         """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""
         nothing = np.zeros(self.width, dtype=np.float32)
-        return torch.from_numpy(np.stack([self.cache[self._key_of[name]] if name else nothing for name in dicom_ids]))
+        return torch.from_numpy(np.stack([self._embeddings[name] if name else nothing for name in dicom_ids]))
+
+    def _draw_rows(self, references, requests, rows, attempt):
+        """Rows of the pool's table, or NONE, out of a part of it; rows: where in the table the part's rows stand."""
+        if self.prompting == "authors":
+            drawn = references.first_for(requests)
+        else:
+            keys = [(seed, "reference", attempt) if attempt else (seed, "reference") for seed in requests.seed]
+            drawn = references.draw_for(requests, [keyed_generator(*key) for key in keys])
+        return np.array([NONE if row == NONE else rows[row] for row in drawn], dtype=np.int64)
+
+    def _look_at(self, rows):
+        """Encodes those of these rows of the table that were not encoded yet."""
+        names = self.table.dicom_id
+        part = self.table.iloc[sorted(row for row in rows if names[row] not in self._embeddings)]
+        if len(part):
+            cache, keys, readable = self._encode(part)
+            for name, key, whole in zip(part.dicom_id, keys, readable):
+                self._embeddings[name] = np.array(cache[key]) if whole else None
+
+    def _is_readable(self, row):
+        return self._embeddings[self.table.dicom_id[row]] is not None

@@ -1,5 +1,6 @@
 """Requests => images in a synthetic CXR tree, and the previews of a training."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +10,51 @@ from tqdm import tqdm
 
 from utils.cache import save_array
 from utils.diffusion import sample_latents, sampling_scheduler
-from utils.errors import replacing, say, writing
+from utils.errors import InputError, reason, replacing, say, writing
 from utils.latents import decode_latents
 from utils.mimic_cxr import write_tree
-from utils.plan import PROVENANCE, SETTINGS
+from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, save_plan
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
 
 JPEG_QUALITY = 95
 
 
-def make_images(requests, model, vae, text_encoder, pool, shape, batch_size, keep_latents, output_root, accelerator):
-    """Makes the images that are missing and brings the tree's CSVs up to date.
+def check_settings(settings, schedule):
+    """InputError for settings that no image can be made with; to be asked before a tree is begun with them."""
+    if settings["condition"] not in CONDITIONS:
+        raise InputError(f"CONDITION {settings['condition']!r} is none of {', '.join(CONDITIONS)}")
+    for name in ("text_guidance", "reference_guidance"):
+        if not math.isfinite(settings[name]):
+            raise InputError(f"{name.upper()} is {settings[name]}; it has to be a finite number, such as 7.5")
+    scheduler = sampling_scheduler(settings["scheduler"], schedule)
+    longest = schedule.config.num_train_timesteps
+    if not 1 <= settings["steps"] <= longest:
+        raise InputError(f"STEPS is {settings['steps']}; it has to be 1 to {longest}, the steps of the noise schedule")
+    scheduler.set_timesteps(settings["steps"])
 
-    requests: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents.
-    Each process makes its share; an image appears under its name only when it is whole, after its latents.
+
+def make_images(
+    requests, plan, settings, model, vae, text_encoder, pool, shape, batch_size, keep_latents, output_root, accelerator
+):
+    """Makes the requested images that are missing and brings the tree's CSVs up to date.
+
+    requests, plan: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents.
+    Each process makes its share; an image appears under its name only when it is whole, after its latents. Images of
+    the plan that an earlier run made and was killed before it listed them are listed too.
     """
-    missing = requests[[not Path(path).exists() for path in requests.image_path]]
+    missing = requests[[not _is_whole(path) for path in requests.image_path]]
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
+    if accelerator.is_main_process:
+        save_plan(output_root, plan)
+    if pool:
+        pool.prepare(missing.reference_dicom_id)
     mine = missing.iloc[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(total=len(mine), desc="images", disable=not accelerator.is_main_process)
     try:
         for batch in _batches(mine, batch_size, model, text_encoder):
-            latents = _draw(batch, model, text_encoder, pool, shape, accelerator)
+            latents = _draw(batch, settings, model, text_encoder, pool, shape, accelerator)
             with writing("synthetic images", output_root):
                 for row, image, latent in zip(batch.itertuples(), decode_latents(vae, latents), latents):
                     if keep_latents:
@@ -44,11 +66,23 @@ def make_images(requests, model, vae, text_encoder, pool, shape, batch_size, kee
     finally:
         progress.close()
         if accelerator.is_main_process:
-            made = requests[[Path(path).exists() for path in requests.image_path]]
+            made = plan[[_is_whole(path) for path in plan.image_path]]
             if len(made):
                 write_tree(output_root, made, provenance=made[[*PROVENANCE, *SETTINGS]])
             say(f"{output_root}: {len(made)} images")
     accelerator.wait_for_everyone()
+
+
+def _is_whole(path):
+    """Whether an image is there; one that is there and cannot be opened is named, and counts as missing."""
+    try:
+        with Image.open(path):
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, SyntaxError) as error:
+        say(f"damaged: {path} ({reason(error)})")
+        return False
 
 
 def _batches(requests, batch_size, model, text_encoder):
@@ -61,24 +95,24 @@ def _batches(requests, batch_size, model, text_encoder):
             yield group.iloc[start : start + batch_size]
 
 
-def _draw(batch, model, text_encoder, pool, shape, accelerator):
+def _draw(batch, settings, model, text_encoder, pool, shape, accelerator):
     """The latents (B, C, h, w) of a batch of requests."""
-    settings, prompting = batch.iloc[0], model.fusion.config.prompting
-    text_guidance, reference_guidance = float(settings.text_guidance), float(settings.reference_guidance)
+    prompting = model.fusion.config.prompting
+    text_guidance, reference_guidance = settings["text_guidance"], settings["reference_guidance"]
     length = text_encoder.lengths(batch.prompt[:1])[0] if prompting == "authors" else 0
     null_text, null_reference = text_encoder.null_prompt(prompting, length)
     text = text_encoder.encode(batch.prompt.tolist(), length)
-    if settings.condition == "text":
+    if settings["condition"] == "text":
         reference = torch.zeros(len(batch), model.fusion.config.reference_dim)
         reference_guidance = text_guidance
     else:
         reference = pool.embeddings(batch.reference_dicom_id)
-    if settings.condition == "reference":
+    if settings["condition"] == "reference":
         text, text_guidance = null_text.expand_as(text), reference_guidance
-    scheduler = sampling_scheduler(settings.scheduler, model.schedule)
+    scheduler = sampling_scheduler(settings["scheduler"], model.schedule)
     with accelerator.autocast():
         return sample_latents(
-            model, scheduler, text, reference, null_text, batch.seed.tolist(), shape, int(settings.steps),
+            model, scheduler, text, reference, null_text, batch.seed.tolist(), shape, settings["steps"],
             text_guidance, reference_guidance, null_reference,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from utils import findings as cxr
 from utils.errors import InputError, say, writing
+from utils.manifest import DRAWN_TREE, making
 from utils.phantom.anatomy import Anatomy, random_anatomy, random_findings
 from utils.phantom.drawing import draw_chest, to_bytes
 from utils.phantom.reports import write_report
@@ -25,13 +26,15 @@ def draw_tree(root, studies=1500, image_size=256, seed=1234):
     """Draws a CXR tree of so many studies under `root`: three CSVs, JPEGs and reports, byte for byte its seed's.
 
     A patient has one to four studies, a study one film (PA or AP) or both. Patients go round p10 to p19; in each group
-    80 % are train, 8 % validate and 12 % test, in every 25 patients. InputError for sizes that cannot be drawn.
+    80 % are train, 8 % validate and 12 % test, in every 25 patients. InputError for sizes that cannot be drawn, and for a
+    folder that holds anything but the same drawn tree.
     """
     if studies < 1 or image_size < 32:
         raise InputError(f"cannot draw {studies} studies of {image_size} pixels; ask for 1 study and 32 pixels or more")
     root = Path(root)
     images, labelled = [], []
-    with writing("the drawn CXR tree", root):
+    settings = {"studies": studies, "image_size": image_size, "seed": seed}
+    with making(DRAWN_TREE, root, settings), writing("the drawn CXR tree", root):
         patient = 0
         while len(labelled) < studies:
             for study in _studies_of(patient, seed)[: studies - len(labelled)]:

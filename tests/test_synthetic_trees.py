@@ -1,0 +1,440 @@
+"""Synthetic trees: planned before they are made, made with one set of settings, and whole whatever ends a run."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_scripts import config, pictures, runs, sample, says, tree  # noqa: F401
+from tiny_models import WIDTH
+
+from utils import synthesis
+from utils.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.latents import load_vae
+from utils.manifest import SYNTHETIC_TREE, making, read_manifest
+from utils.mimic_cxr import image_file, read_table
+from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.references import ReferencePool, References
+from utils.seeds import keyed_seed
+
+CSVS = ("synthetic.csv", *(f"mimic-cxr-2.0.0-{kind}.csv.gz" for kind in ("metadata", "chexpert", "split")))
+
+
+def contents(root):
+    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def provenance(root):
+    return pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("dicom_id")
+
+
+def kill(root, images_left):
+    """Leaves a tree as SIGKILL does: some images and their latents, the manifest and the plan, but no CSV."""
+    for name in CSVS:
+        (root / name).unlink()
+    for path in sorted(root.rglob("*.jpg"))[images_left:]:
+        path.unlink()
+        (root / "latents" / f"{path.stem}.npy").unlink()
+
+
+@pytest.fixture(scope="module")
+def made(config, runs, tmp_path_factory):  # noqa: F811
+    root = tmp_path_factory.mktemp("made") / "tree"
+    assert sample("clipUViT", config, runs, root, SPLIT="validate") == 0
+    return root
+
+
+@pytest.fixture
+def killed(made, tmp_path):
+    root = Path(shutil.copytree(made, tmp_path / "killed"))
+    kill(root, images_left=2)
+    return root
+
+
+# ---- what is written into
+
+
+def test_a_real_tree_is_left_as_it_is(config, runs, tree, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(tree, tmp_path / "real"))
+    (root / "manifest.json").unlink()
+    before = contents(root)
+    for data in (root, tree):
+        for output in (root, root / "files", tmp_path):
+            says(sample("clipUViT", config, runs, output, SPLIT="validate", DATA_ROOT=data), str(output), "name a")
+        says(sample("clipUViT", config, runs, root / "new", SPLIT="validate", DATA_ROOT=data), "lies inside")
+    assert contents(root) == before
+    says(sample("clipUViT", config, runs, tree, SPLIT="validate"), "drawn tree, and no synthetic tree")
+
+
+def test_a_tree_of_an_earlier_version(config, runs, made, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(made, tmp_path / "earlier"))
+    (root / "manifest.json").unlink()
+    (root / "plan.csv").unlink()
+    says(sample("clipUViT", config, runs, root, SPLIT="validate"), "no manifest.json", "name a new folder")
+
+
+def test_an_output_that_is_a_file(config, runs, tmp_path):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    says(sample("clipUViT", config, runs, tmp_path / "file", SPLIT="validate"), "is no folder")
+
+
+def test_two_samplers_at_once(config, runs, made):  # noqa: F811
+    before = contents(made)
+    with making(SYNTHETIC_TREE, made, read_manifest(made)[SYNTHETIC_TREE]):
+        says(sample("clipUViT", config, runs, made, SPLIT="test"), str(made))
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize(
+    ("constants", "words"),
+    [
+        ({"STEPS": 0}, ["STEPS", "0"]),
+        ({"STEPS": -3}, ["STEPS", "-3"]),
+        ({"STEPS": 2000}, ["STEPS", "2000"]),
+        ({"TEXT_GUIDANCE": "1e999"}, ["TEXT_GUIDANCE", "inf"]),
+        ({"REFERENCE_GUIDANCE": "1e999"}, ["REFERENCE_GUIDANCE", "inf"]),
+        ({"SCHEDULER": "Nothing"}, ["SCHEDULER", "Nothing"]),
+        ({"CONDITION": "words"}, ["CONDITION", "words"]),
+    ],
+)
+def test_settings_that_make_no_image_begin_no_tree(config, runs, tmp_path, constants, words):  # noqa: F811
+    says(sample("clipUViT", config, runs, tmp_path / "made", SPLIT="validate", **constants), *words)
+    assert not (tmp_path / "made").exists()
+
+
+# ---- killed runs
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TEXT_GUIDANCE", 5.0),
+        ("REFERENCE_GUIDANCE", 5.0),
+        ("STEPS", 4),
+        ("SCHEDULER", "DDIM"),
+        ("CONDITION", "text"),
+    ],
+)
+def test_a_killed_tree_goes_on_with_its_own_settings_only(config, runs, killed, name, value):  # noqa: F811
+    before = contents(killed)
+    message = sample("clipUViT", config, runs, killed, SPLIT="validate", **{name: value})
+    says(message, f"{name.lower()} = ", f"this run has {value!r}", "OUTPUT_ROOT")
+    assert contents(killed) == before
+
+
+def test_every_setting_of_the_manifest_is_compared(config, runs, killed):  # noqa: F811
+    path = killed / "manifest.json"
+    whole = json.loads(path.read_text())
+    for name in (
+        "condition", "text_guidance", "reference_guidance", "steps", "scheduler", "checkpoint_sha256", "image_size",
+        "precision", "vae", "text_encoder", "reference_encoder",
+    ):  # fmt: skip
+        path.write_text(json.dumps({SYNTHETIC_TREE: {**whole[SYNTHETIC_TREE], name: "other"}}))
+        says(sample("clipUViT", config, runs, killed, SPLIT="validate"), f"begun with {name} = 'other', this run has")
+    assert len(whole[SYNTHETIC_TREE]) == 11
+
+
+def test_another_checkpoint_is_another_experiment(config, runs, killed, tmp_path):  # noqa: F811
+    checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "other"))
+    model = PromptedDenoiser.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.fusion.text_embed.bias += 1
+    model.save_pretrained(checkpoint)
+    says(sample("clipUViT", config, runs, killed, SPLIT="validate", CHECKPOINT=checkpoint), "checkpoint_sha256 = ")
+
+
+def test_a_killed_tree_becomes_the_one_that_was_not_killed(config, runs, made, killed):  # noqa: F811
+    assert sample("clipUViT", config, runs, killed, SPLIT="validate") == 0
+    one, other = contents(made), contents(killed)
+    for run in (one, other):  # where they lie
+        del run[Path("constants.json")]
+    assert one == other
+
+
+def test_a_killed_run_leaves_no_orphans_when_others_are_asked_for(config, runs, made, killed):  # noqa: F811
+    assert sample("clipUViT", config, runs, killed, SPLIT="test") == 0
+    table, told = read_table(killed), provenance(killed)
+    assert sorted(table.image_path) == sorted(map(str, killed.rglob("*.jpg")))
+    assert table.dicom_id.tolist() == told.index.tolist() and table.study_id.is_unique
+    first = provenance(made)
+    kept = told[told.index.isin(first.index)]
+    assert len(kept) == 2  # what the killed run had made
+    pd.testing.assert_frame_equal(kept, first.loc[kept.index])
+    assert sample("clipUViT", config, runs, killed, SPLIT="validate") == 0
+    pd.testing.assert_frame_equal(provenance(killed).loc[first.index], first)
+
+
+def test_a_damaged_image_is_named_and_made_again(config, runs, made, tmp_path, capsys):  # noqa: F811
+    root = Path(shutil.copytree(made, tmp_path / "tree"))
+    victim = sorted(root.rglob("*.jpg"))[1]
+    victim.write_bytes(b"")
+    assert sample("clipUViT", config, runs, root, SPLIT="validate") == 0
+    assert f"damaged: {victim}" in capsys.readouterr().out
+    assert victim.read_bytes() == (made / victim.relative_to(root)).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda text: "", ["cannot be read as a CSV"]),
+        (lambda text: text.replace("Edema", "Oedema"), ["no column 'Edema'"]),
+        (lambda text: text + text.splitlines()[-1] + "\n", ["wrong dicom_id"]),
+        (lambda text: text.replace(",90000000,", ",10000000,"), ["wrong subject_id"]),
+        (lambda text: text.replace("\n", "\n../", 1), ["dicom_id '../", "cannot name"]),
+        (lambda text: text[:-3] + "77\n", ["wrong label"]),
+    ],
+)
+def test_a_damaged_plan_is_named(config, runs, killed, spoil, words):  # noqa: F811
+    path = killed / "plan.csv"
+    path.write_text(spoil(path.read_text()))
+    before = contents(killed)
+    says(sample("clipUViT", config, runs, killed, SPLIT="validate"), str(path), *words)
+    assert contents(killed).keys() - before.keys() <= {Path("constants.json")}
+
+
+# ---- ids, seeds and labels
+
+
+def test_the_labels_of_two_splits_one_after_the_other(config, runs, tree, made, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(made, tmp_path / "tree"))
+    assert sample("clipUViT", config, runs, root, SPLIT="test") == 0
+    table, first = read_table(root), provenance(made)
+    asked = read_table(tree, splits=("validate", "test"))
+    assert len(table) == len(asked) and table.study_id.is_unique and table.subject_id.is_unique
+    pd.testing.assert_frame_equal(provenance(root).loc[first.index], first)  # its number and its reference too
+    labels = asked.set_index("dicom_id")[list(FINDINGS)]
+    for row in table.itertuples():
+        source = provenance(root).source[row.dicom_id]
+        assert [getattr(row, name, None) or table.loc[row.Index, name] for name in FINDINGS] == labels.loc[
+            source
+        ].tolist()
+    # MIMIC's patients are p10 to p19 and its studies s50 to s59: a merged tree joins nobody's
+    assert table.subject_id.min() == table.study_id.min() == 90_000_000
+    assert {path.name for path in (root / "files").iterdir()} == {"p90"}
+
+
+def test_each_image_of_a_label_vector_has_its_own_noise_and_name(config, runs, tmp_path):  # noqa: F811
+    asked = {"FINDINGS": "edema", "IMAGES_PER_LABEL": 4}
+    assert sample("clipUViT", config, runs, tmp_path / "made", **asked) == 0
+    assert provenance(tmp_path / "made").seed.is_unique
+    images = list(pictures(tmp_path / "made").values())
+    assert len(images) == 4 and all(np.abs(images[0] - image).max() > 0 for image in images[1:])
+
+
+def test_a_labels_csv_that_says_nothing(config, runs, tmp_path):  # noqa: F811
+    path = tmp_path / "labels.csv"
+    for content, word in (
+        (",".join(FINDINGS) + "\n", "no rows"),
+        ("label\n", "no rows"),
+        ("", "cannot read"),
+        ('label\n"[1, 2]"\n', "no list of 14 codes"),
+        ("label\n" + "[" * 20_000 + "\n", "no list of 14 codes"),
+    ):
+        path.write_text(content)
+        says(sample("clipUViT", config, runs, tmp_path / "made", LABELS_CSV=path, CONDITION="text"), str(path), word)
+
+
+def test_the_samplers_leave_out_whom_the_training_left_out(config, runs, tree, tmp_path):  # noqa: F811
+    checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "best"))
+    training = json.loads((checkpoint / "training.json").read_text())
+    held_out = ["p10", "p11", "p12", "p13", "p14", "p15"]
+    training["constants"]["HOLD_OUT"] = held_out
+    (checkpoint / "training.json").write_text(json.dumps(training))
+    assert sample("clipUViT", config, runs, tmp_path / "made", SPLIT="test", CHECKPOINT=checkpoint) == 0
+    told, real = provenance(tmp_path / "made"), read_table(tree, hold_out=tuple(held_out)).set_index("dicom_id")
+    assert sorted(told.source) == sorted(real.index[real.split == "test"])
+    group = "p" + real.subject_id[told.reference_dicom_id].astype(str).str[:2]
+    assert len(group) and not group.isin(held_out).any()
+
+
+# ---- what prompts an image
+
+
+@pytest.fixture(scope="module")
+def parts(runs, base_model):  # noqa: F811
+    """A denoiser that hears its prompt well, and a text encoder."""
+    model = PromptedDenoiser.from_pretrained(runs / "clipUViT" / "best").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model, TextEncoder(base_model, pooled=True)
+
+
+class OnePool:
+    """References by name: a fixed embedding each."""
+
+    def embeddings(self, names):
+        return torch.stack([torch.full((WIDTH,), 3.0 if name == "first" else -3.0) for name in names])
+
+
+def draw(parts, accelerator, condition, prompt, reference):
+    model, text_encoder = parts
+    batch = pd.DataFrame({"prompt": [prompt], "reference_dicom_id": [reference], "seed": [7]})
+    settings = {
+        "condition": condition, "text_guidance": 2.0, "reference_guidance": 3.0, "steps": 3, "scheduler": "DDIM"
+    }  # fmt: skip
+    return synthesis._draw(batch, settings, model, text_encoder, OnePool(), (4, 8, 8), accelerator)
+
+
+@pytest.mark.parametrize(
+    ("condition", "hears_text", "hears_reference"),
+    [("both", True, True), ("text", True, False), ("reference", False, True)],
+)
+def test_an_image_hears_what_its_condition_says_and_nothing_else(
+    parts, accelerator, condition, hears_text, hears_reference
+):
+    made = draw(parts, accelerator, condition, "A chest X ray image with edema", "first")
+    other_text = draw(parts, accelerator, condition, "A chest X ray image with fracture", "first")
+    other_reference = draw(parts, accelerator, condition, "A chest X ray image with edema", "second")
+    assert torch.equal(made, other_text) != hears_text
+    assert torch.equal(made, other_reference) != hears_reference
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"text_guidance": float("inf")}, {"reference_guidance": float("nan")}, {"broken": True}]
+)
+def test_what_is_no_number_is_no_image(parts, change):
+    model, text_encoder = parts
+    arguments = {"steps": 2, "text_guidance": 2.0, "reference_guidance": 2.0, **change}
+    weight = next(model.denoiser.parameters())
+    kept = weight.detach().clone()
+    if arguments.pop("broken", False):
+        weight.data[0] = torch.nan
+    text = text_encoder.encode(["A chest X ray image"])
+    with pytest.raises(InputError, match="STEPS|guidances|NaN"):
+        sample_latents(
+            model, sampling_scheduler("DDIM", model.schedule), text, torch.zeros(1, WIDTH), text[0], [1], (4, 8, 8), **arguments
+        )  # fmt: skip
+    weight.data.copy_(kept)
+
+
+def test_damaged_weights_make_no_black_images(config, runs, tmp_path):  # noqa: F811
+    checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "best"))
+    model = PromptedDenoiser.from_pretrained(checkpoint)
+    with torch.no_grad():
+        next(model.denoiser.parameters()).fill_(torch.nan)
+    model.save_pretrained(checkpoint)
+    says(sample("clipUViT", config, runs, tmp_path / "made", SPLIT="validate", CHECKPOINT=checkpoint), "NaN")
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+# ---- references
+
+
+@pytest.fixture
+def pool_of(tree, reference_encoder_name, accelerator, tmp_path):  # noqa: F811
+    """A function: root of a tree => a ReferencePool over it, and its cache's folder."""
+
+    def make(root, folder="cache"):
+        table = read_table(root, with_reports=False)
+        fusion = PromptedDenoiserFusion()
+        encoder = ReferenceEncoder(reference_encoder_name)
+        return ReferencePool(table, encoder, fusion, tmp_path / folder, 4, 0, accelerator)
+
+    return make
+
+
+class PromptedDenoiserFusion:
+    class config:
+        prompting, reference_dim = "own", WIDTH
+
+
+def targets(tree, count=5):  # noqa: F811
+    table = read_table(tree, splits=("test",), with_reports=False).head(count)
+    return table.assign(seed=[keyed_seed("target", number) for number in range(len(table))])
+
+
+def encoded(folder):
+    return sum(len(np.load(path)) for path in folder.rglob("*.npy"))
+
+
+def test_only_drawn_references_are_encoded(pool_of, tree, tmp_path):  # noqa: F811
+    pool = pool_of(tree)
+    drawn = pool.draw(targets(tree))
+    assert encoded(tmp_path / "cache") == len(set(drawn)) < len(pool.table)
+    assert pool.embeddings([*drawn, ""]).shape == (6, WIDTH) and (pool.embeddings([""]) == 0).all()
+
+
+def test_an_unreadable_reference_is_drawn_anew_and_changes_no_other(pool_of, tree, tmp_path, capsys):  # noqa: F811
+    drawn = pool_of(tree).draw(targets(tree))
+    root = Path(shutil.copytree(tree, tmp_path / "tree"))
+    for name in {drawn[1], drawn[3]}:
+        next(root.rglob(f"{name}.jpg")).write_bytes(b"no picture")
+    spoiled = [place for place, name in enumerate(drawn) if name in (drawn[1], drawn[3])]
+    again = pool_of(root, "other").draw(targets(tree))
+    assert f"{drawn[1]}.jpg" in capsys.readouterr().out
+    for place, name in enumerate(again):
+        assert (name == drawn[place]) != (place in spoiled)
+        assert name and name not in (drawn[1], drawn[3])
+        alone = pool_of(root, f"alone {place}").draw(targets(tree).iloc[[place]])
+        assert alone.tolist() == [name]
+
+
+def test_a_tree_whose_references_cannot_be_read(pool_of, tree, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(tree, tmp_path / "tree"))
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="11 references in a row cannot be read .* is DATA_ROOT whole"):
+        pool_of(root).draw(targets(tree, 2))
+
+
+def test_where_the_last_reference_cannot_be_read_there_is_none(pool_of, tree, tmp_path):  # noqa: F811
+    pool = pool_of(tree)
+    pool.table = pool.table.head(1)
+    pool.references = References(pool.table)
+    Path(pool.table.image_path[0]).rename(tmp_path / "kept")
+    Path(pool.table.image_path[0]).write_bytes(b"no picture")
+    try:
+        assert pool.draw(targets(tree, 2)).tolist() == ["", ""]
+    finally:
+        (tmp_path / "kept").rename(pool.table.image_path[0])
+
+
+def test_a_planned_reference_that_is_gone_is_named(pool_of, tree):  # noqa: F811
+    pool = pool_of(tree)
+    pool.prepare(["", pool.table.dicom_id[0]])
+    with pytest.raises(InputError, match=r"1 references .* e\.g\. gone"):
+        pool.prepare(["gone", pool.table.dicom_id[0]])
+
+
+def test_more_training_images_change_no_planned_reference(config, runs, tree, made, killed, tmp_path):  # noqa: F811
+    """A request that was planned keeps its reference, or the tree would tell of another one than the image was made with."""
+    root = Path(shutil.copytree(tree, tmp_path / "larger"))
+    table = read_table(tree, splits=("train",))
+    for kind in ("metadata", "chexpert", "split"):
+        path = root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        extra = frame[frame.subject_id.isin(table.subject_id.astype(str))].copy()
+        for name, offset in (("subject_id", 500_000), ("study_id", 5_000_000)):
+            extra[name] = (extra[name].astype(int) + offset).astype(str)
+        if "dicom_id" in extra:
+            extra["dicom_id"] = "x" + extra["dicom_id"]
+        with gzip.open(path, "wt", newline="") as file:
+            pd.concat([frame, extra]).to_csv(file, index=False)
+    for row in table.itertuples():
+        path = image_file(root, row.subject_id + 500_000, row.study_id + 5_000_000, f"x{row.dicom_id}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(row.image_path, path)
+    assert sample("clipUViT", config, runs, killed, SPLIT="validate", DATA_ROOT=root) == 0
+    pd.testing.assert_frame_equal(provenance(killed), provenance(made))
+
+
+def test_an_interrupted_sampler_lists_what_it_made(config, runs, tmp_path, monkeypatch):  # noqa: F811
+    calls = []
+
+    def decode(vae, latents):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return load_vae.__globals__["decode_latents"](vae, latents)
+
+    monkeypatch.setattr(synthesis, "decode_latents", decode)
+    assert sample("clipUViT", config, runs, tmp_path / "made", SPLIT="test", BATCH_SIZE=2) == 130
+    assert len(read_table(tmp_path / "made")) == 2
