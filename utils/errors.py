@@ -2,13 +2,18 @@
 
 import errno
 import os
+import platform
+import re
 import shutil
 import sys
+import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
 REASON_LENGTH = 200  # characters of another library's words in an error of ours
+ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is older belongs to nobody
+CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
 
 
 class InputError(Exception):
@@ -35,7 +40,7 @@ def replacing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         if temporary.is_file():
@@ -49,16 +54,43 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder):
+    """Removes the temporary files in a folder that `replacing` left there when its process was killed."""
+    for path in Path(folder).glob(".*.tmp"):
+        try:
+            if not _has_writer(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:  # it has gone meanwhile, or the folder may only be read
+            pass
+
+
+def _has_writer(temporary):
+    """Whether the process that made a temporary file may still be at work on it."""
+    import psutil  # not above: the command line of every script needs this module at once
+
+    changed = temporary.stat().st_mtime
+    ours = re.search(rf"\.{re.escape(platform.node())}-(\d+)-[0-9a-f]{{32}}\.tmp$", temporary.name)
+    if not ours:
+        return time.time() - changed < ABANDONED_AFTER
+    try:
+        return psutil.Process(int(ours[1])).create_time() < changed + CLOCK_SKEW  # else its number was given anew
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
 @contextmanager
 def writing(what, where):
     """A full or read-only disk met inside becomes an InputError that names `what` was being written, and `where`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
+        why = os.strerror(error.errno).lower() if error.errno else reason(error)  # numpy's says how much was written
         raise InputError(
-            f"cannot write {what} under {where}: {os.strerror(error.errno).lower()}; what was written before is kept, "
+            f"cannot write {what} under {where}: {why}; what was written before is kept, "
             "so free some space (or name another folder) and run the same command again"
         ) from error
 
