@@ -75,7 +75,7 @@ def _draw(batch, model, text_encoder, pool, shape, accelerator):
         reference = pool.embeddings(batch.reference_dicom_id)
     if settings.condition == "reference":
         text, text_guidance = null_text.expand_as(text), reference_guidance
-    scheduler = sampling_scheduler(settings.scheduler, model.schedule)
+    scheduler = sampling_scheduler(settings.scheduler, model.schedule, int(settings.steps))
     with accelerator.autocast():
         return sample_latents(
             model, scheduler, text, reference, null_text, batch.seed.tolist(), shape, int(settings.steps),
@@ -105,7 +105,7 @@ class Preview:
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
     def __call__(self, model, path):
-        scheduler = sampling_scheduler("DPMSolverMultistep", self.schedule)
+        scheduler = sampling_scheduler("DPMSolverMultistep", self.schedule, self.steps)
         made = sample_latents(
             model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
             self.guidance, self.guidance,
