@@ -152,14 +152,14 @@ def sampling_scheduler(name, schedule, steps=0):
     del config["timestep_spacing"]  # the training schedule's own; each sampler has its default
     config["skip_prk_steps"] = True  # PNDM as Stable Diffusion runs it: without the Runge-Kutta steps at the start
     for count, way_out in ((TRIAL_STEPS, _GOOD_SCHEDULERS), (steps or TRIAL_STEPS, "take other STEPS, e.g. 25")):
+        why = "it does not arrive at the images"
         try:
-            missed = _distance_missed(scheduler_class, json.dumps(config), count)
+            if _distance_missed(scheduler_class, json.dumps(config), count) <= TRIAL_ERROR:
+                continue
+        except InputError:  # it ended in NaN
+            pass
         except Exception as error:  # a scheduler of another kind fails in whatever it does
             why = reason(error)
-        else:
-            if missed <= TRIAL_ERROR:
-                continue
-            why = "it does not arrive at the images"
         raise InputError(
             f"SCHEDULER {name!r} cannot sample what this model predicts in {count} steps: {why}; {way_out}"
         )
@@ -171,24 +171,33 @@ def _distance_missed(scheduler_class, config, steps):
     """How far from a picture a scheduler ends in so many steps, with predictions that are exactly right.
 
     config: of the scheduler and of the schedule that the predictions are made for, as JSON.
-
-    If all pictures are the one x, the noise in a noisy latent z at time t is (z - sqrt(a) x) / sqrt(1 - a), and every
-    sampler arrives at x, up to the little noise of its last step.
     """
     config = json.loads(config)
-    scheduler, schedule = scheduler_class.from_config(config), DDPMScheduler.from_config(config)
-    picture = torch.linspace(-2, 2, 64).view(1, 1, 8, 8)
-    sigmas = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
+    model = _OnePicture(DDPMScheduler.from_config(config))
+    scheduler, nothing = scheduler_class.from_config(config), torch.zeros(1, 1)
+    found = sample_latents(model, scheduler, nothing, None, nothing[0], [0], model.picture.shape[1:], steps, 1, 1)
+    return (found - model.picture).abs().max().item()
 
-    def predict(latents, timesteps, text, reference):
-        sigma = np.interp(timesteps[:1].float().cpu(), np.arange(len(sigmas)), sigmas)[0]  # as samplers do in between
+
+class _OnePicture(nn.Module):
+    """What a perfect network predicts when the one picture x is all that there is.
+
+    The noise in a noisy latent z at time t is then (z - sqrt(a) x) / sqrt(1 - a), and every sampler arrives at x, but
+    for the little noise of its last step.
+    """
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.picture = nn.Parameter(torch.linspace(-2, 2, 64).view(1, 1, 8, 8), requires_grad=False)
+        self.velocity = schedule.config.prediction_type == "v_prediction"
+        self.sigmas = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
+
+    def forward(self, latents, timesteps, text, reference):
+        steps = np.arange(len(self.sigmas))
+        sigma = np.interp(timesteps[0].item(), steps, self.sigmas)  # between two steps as samplers have it
         left, added = (1 + sigma**2) ** -0.5, (1 + sigma**-2) ** -0.5  # sqrt(a), sqrt(1 - a)
-        noise = (latents - left * picture) / added
-        return noise if schedule.config.prediction_type == "epsilon" else left * noise - added * picture
-
-    nothing = torch.zeros(1, 1)
-    found = _denoise(predict, scheduler, [(1, nothing, nothing)], [0], picture.shape[1:], steps, "cpu")
-    return (found - picture).abs().max().item()
+        noise = (latents - left * self.picture) / added
+        return left * noise - added * self.picture if self.velocity else noise
 
 
 @torch.no_grad()
@@ -237,20 +246,10 @@ def sample_latents(
         (text_guidance, text, reference),
     ]
     weighted = [condition for condition in weighted if condition[0] != 0]
-    latents = _denoise(model, scheduler, weighted, seeds, shape, steps, device)
-    if not latents.isfinite().all():
-        raise InputError(
-            f"sampling ends in values that are no numbers (text guidance {text_guidance}, reference guidance "
-            f"{reference_guidance}, {steps} steps): lower the guidance, or set PRECISION to 'no'"
-        )
-    return latents
-
-
-def _denoise(model, scheduler, weighted, seeds, shape, steps, device):
-    """The latents (B, C, h, w) that a scheduler makes of noise; weighted: (weight, text, reference) of each prediction."""
     weights = [weight for weight, _, _ in weighted]
     texts = torch.cat([text for _, text, _ in weighted])
-    references = None if weighted[0][2] is None else torch.cat([reference for _, _, reference in weighted])
+    references = None if reference is None else torch.cat([reference for _, _, reference in weighted])
+
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(device)
     scheduler.set_timesteps(steps, device=device)

@@ -75,7 +75,7 @@ def _draw(batch, model, text_encoder, pool, shape, accelerator):
         reference = pool.embeddings(batch.reference_dicom_id)
     if settings.condition == "reference":
         text, text_guidance = null_text.expand_as(text), reference_guidance
-    scheduler = sampling_scheduler(settings.scheduler, model.schedule, int(settings.steps))
+    scheduler = sampling_scheduler(settings.scheduler, model.schedule)
     with accelerator.autocast():
         return sample_latents(
             model, scheduler, text, reference, null_text, batch.seed.tolist(), shape, int(settings.steps),
