@@ -5,7 +5,9 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 import uuid
 from contextlib import contextmanager
@@ -18,6 +20,10 @@ CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
 
 class InputError(Exception):
     """What a user can mend: its text is one sentence that says what is wrong, where, and the way out."""
+
+
+class Stopped(Exception):
+    """A run that SIGTERM ended in good order, with exit status 0: its text is one sentence that says how to go on."""
 
 
 def reason(error):
@@ -95,10 +101,33 @@ def writing(what, where):
         ) from error
 
 
+@contextmanager
+def stoppable():
+    """Inside, SIGTERM waits: yields a function that says whether it has come, to be asked after each piece of work.
+
+    Who is told so saves what it has, and raises Stopped. Outside, and in other threads than the main one, SIGTERM ends
+    the process at once.
+    """
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # no signal arrives there
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(main):
-    """Runs a script's main(); an InputError or Ctrl-C ends it with one line on stderr and exit status 1 or 130."""
+    """Runs a script's main(); an InputError or Ctrl-C ends it with one line on stderr and exit status 1 or 130.
+
+    SIGTERM met where it can wait (`stoppable`) ends it with one line and exit status 0.
+    """
     try:
         main()
+    except Stopped as stop:
+        say(f"{Path(sys.argv[0]).name}: {stop}")
     except InputError as error:
         sys.exit(f"{_program()}: {error}")
     except KeyboardInterrupt:
