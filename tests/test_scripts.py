@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch._dynamo.utils
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -259,8 +260,16 @@ def test_two_processes_do_what_one_does(config, runs, tmp_path):
     assert max(np.abs(one[name] - two[name]).max() for name in one) <= 1
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """No Accelerator has been made in this process, whose precision would be the only one allowed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch):
+def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch, fresh_accelerator):
     """bf16, processes that load, passes of a step, recomputed activations and a compiled denoiser, all at once."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))

@@ -139,7 +139,7 @@ class Preview:
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
     def __call__(self, model, path):
-        scheduler = sampling_scheduler("DPMSolverMultistep", self.schedule)
+        scheduler = sampling_scheduler("DPMSolverMultistep", self.schedule, self.steps)
         made = sample_latents(
             model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
             self.guidance, self.guidance,
