@@ -20,10 +20,11 @@ from pathlib import Path
 from torch.nn import functional
 
 from utils.errors import InputError, run, writing
-from utils.features import ReportExamples, study_reports
+from utils.features import ReportExamples, study_reports, table_fingerprint
 from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import is_report_list, read_report_list, read_table
 from utils.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
+from utils.seeds import draw_rows
 from utils.training import fit, make_accelerator
 
 # data
@@ -71,6 +72,11 @@ def compute_loss(model, batch, latent_noise):
     logits = model(batch["input_ids"], batch["attention_mask"], noise)  # (B, L, V)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def count_tokens(batch):
+    """What the loss is a mean over: the tokens of a batch, without padding."""
+    return batch["attention_mask"].sum().item()
 
 
 def preview(model, path, reports, batch_size):
@@ -123,10 +129,13 @@ def main():
         accelerator,
         partial(preview, reports=reports["validate"][:PREVIEW_REPORTS], batch_size=BATCH_SIZE),
         collate=examples.collate,
+        terms=count_tokens,
+        facts={"data": table_fingerprint(studies)},
     )
     if accelerator.is_main_process and EVALUATION_REPORTS:
         best = ReportAutoencoder.from_pretrained(Path(RUN_DIR) / "best").eval().to(accelerator.device)
-        held_out = (reports["test"] or reports["validate"])[:EVALUATION_REPORTS]
+        held_out = reports["test"] or reports["validate"]
+        held_out = [held_out[row] for row in draw_rows(len(held_out), EVALUATION_REPORTS, SEED, "evaluation")]
         evaluate(best, held_out, reports["train"], BATCH_SIZE, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 

@@ -23,7 +23,7 @@ from utils.diffusion import (
     training_target,
 )
 from utils.errors import run, say
-from utils.features import DiffusionExamples, DiffusionFeatures
+from utils.features import DiffusionExamples, DiffusionFeatures, table_fingerprint
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompts import ReferenceEncoder, TextEncoder, TokenFusion
@@ -126,7 +126,7 @@ def main():
         constants,
         accelerator,
         preview,
-        facts={"encoders": features.encoders},
+        facts={"encoders": features.encoders, "data": table_fingerprint(features.table)},
     )
 
 

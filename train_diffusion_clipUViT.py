@@ -22,7 +22,7 @@ from utils.diffusion import (
     training_target,
 )
 from utils.errors import run, say
-from utils.features import DiffusionExamples, DiffusionFeatures
+from utils.features import DiffusionExamples, DiffusionFeatures, table_fingerprint
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
@@ -131,7 +131,7 @@ def main():
         constants,
         accelerator,
         preview,
-        facts={"encoders": features.encoders},
+        facts={"encoders": features.encoders, "data": table_fingerprint(features.table)},
     )
 
 

@@ -23,13 +23,13 @@ from torch.nn import functional
 
 from utils.checkpoints import check_hold_out
 from utils.errors import run, say, writing
-from utils.features import PriorExamples, PriorFeatures
+from utils.features import PriorExamples, PriorFeatures, table_fingerprint
 from utils.latents import latent_shape, load_vae
 from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import read_table, split_rows
 from utils.prior import Prior
 from utils.report_autoencoder import write_pairs
-from utils.seeds import keyed_seed
+from utils.seeds import draw_rows, keyed_seed
 from utils.training import fit, make_accelerator
 from utils.weights import load_autoencoder
 
@@ -154,13 +154,13 @@ def main():
         partial(compute_loss, cosine_weight=COSINE_WEIGHT),
         constants,
         accelerator,
-        facts={"encoders": features.encoders},
+        facts={"encoders": features.encoders, "data": table_fingerprint(features.table)},
     )
     if accelerator.is_main_process and EVALUATION_IMAGES:
         best = Prior.from_pretrained(Path(RUN_DIR) / "best").eval().to(device)
         split = "test" if (features.table["split"] == "test").any() else "validate"
         held_out = PriorExamples(features, split, best)
-        held_out.rows = held_out.rows[:EVALUATION_IMAGES]
+        held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
         training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
         evaluate(best, autoencoder, held_out, training_reports, LATENT_GAIN, ENCODE_BATCH_SIZE, Path(RUN_DIR))
     accelerator.wait_for_everyone()

@@ -147,6 +147,11 @@ def test_batches_hold_reports_of_a_like_length(autoencoder):  # noqa: F811
     examples = ReportExamples(reports, autoencoder, batch_size=8)
     order = examples.order(np.random.default_rng(1))
     assert sorted(order) == list(range(400))
+    for head in (0, 3):  # whether or not the epoch before ended with a batch
+        odd = ReportExamples(reports[:397], autoencoder, batch_size=8).order(np.random.default_rng(1), head)
+        assert sorted(odd) == list(range(397))
+        whole = odd[head : head + (397 - head) // 8 * 8].reshape(-1, 8)
+        assert np.ptp(examples.lengths[whole], axis=1).mean() < 3
     spread = np.ptp(examples.lengths[order].reshape(-1, 8), axis=1)
     assert spread.mean() < 3 < np.ptp(examples.lengths)
     assert not np.array_equal(order, examples.order(np.random.default_rng(2)))

@@ -301,3 +301,25 @@ def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkey
     assert scores["ROUGE-L of the constant report"] == pytest.approx(4 / 5)  # FINDINGS Nodule 7 IMPRESSION Nodule
     written = (tmp_path / "run" / "reconstructions.txt").read_text().split("\n\n")
     assert len(written) == 3 and all("Nodule" in block for block in written)
+
+
+def test_the_loss_takes_latent_noise_by_its_size(autoencoder):
+    seen = []
+
+    def model(input_ids, attention_mask, noise):
+        seen.append(noise)
+        return torch.zeros(*input_ids.shape, 50)
+
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    batch["noise"] = torch.randn(2, 16)
+    for size in (0.0, 0.1, 0.4):
+        train_bart.compute_loss(model, batch, latent_noise=size)
+    assert seen[0] is None
+    torch.testing.assert_close(seen[1], 0.1 * batch["noise"])
+    torch.testing.assert_close(seen[2], 0.4 * batch["noise"])
+    assert train_bart.count_tokens(batch) == 6
+
+
+def test_latent_noise_needs_two_reports(autoencoder):
+    with pytest.raises(InputError, match="LATENT_NOISE needs 2 reports"):
+        autoencoder.train()(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long), torch.randn(1, 16))

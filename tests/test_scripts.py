@@ -251,6 +251,8 @@ def test_two_processes_do_what_one_does(config, runs, tmp_path):
     for file in one:
         for name in one[file]:  # the sum of the gradients is taken in another order
             np.testing.assert_allclose(one[file][name], two[file][name], atol=1e-4, err_msg=f"{file}: {name}")
+    losses = [pd.read_csv(tmp_path / name / "metrics.csv")[["loss", "validation_loss"]] for name in ("one", "two")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
     constants = {"CHECKPOINT": runs / "clipUViT" / "best", "SPLIT": "validate"}
     launch("sample_diffusion_clipUViT", config, *flags(OUTPUT_ROOT=tmp_path / "made-by-two", **constants))

@@ -1,6 +1,10 @@
 import csv
 import json
+import os
+import platform
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,9 @@ from torch.utils.data import Dataset
 
 from utils import training
 from utils.checkpoints import read_training
-from utils.errors import InputError
+from utils.errors import InputError, Stopped
+from utils.folders import locked
+from utils.seeds import draw_rows, keyed_seed
 from utils.training import FIT_CONSTANTS, Batches, fit, make_accelerator
 
 CONSTANTS = {
@@ -273,10 +279,10 @@ def test_which_checkpoints_are_kept(train):
 
 def test_validation_is_of_the_averaged_weights_with_fixed_noise(train):
     run = train("a", VALIDATION_ROWS=3, CHECKPOINT_EVERY=4)
-    from utils.seeds import keyed_seed
-
     data, model = Points(7), Line.from_pretrained(run / "last").eval()
-    losses = [data[row, keyed_seed(5, "validation", row)] for row in range(3)]
+    drawn = draw_rows(7, 3, 5, "validation rows").tolist()
+    assert drawn != [0, 1, 2]
+    losses = [data[row, keyed_seed(5, "validation", row)] for row in drawn]
     losses = [squared_error(model, {name: value[None] for name, value in example.items()}).item() for example in losses]
     assert float(metrics(run)[-1]["validation_loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -308,16 +314,221 @@ def test_another_architecture_facts_or_an_unwanted_resume_are_refused(train):
     assert read_training(run / "last")["step"] == 2
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(train, tmp_path):
-    def explodes(model, batch):
-        explodes.passes += model.training
-        return squared_error(model, batch) * (float("nan") if explodes.passes == 6 else 1)
+def exploding(passes):
+    """A loss that is no number in its training passes of these numbers, counted from 1."""
+    count = iter(range(1, 1_000_000))
 
-    explodes.passes = 0
-    with pytest.raises(InputError, match="the loss is nan at step 8; the checkpoint before it is kept"):
-        train("a", explodes, LOG_EVERY=100, CHECKPOINT_EVERY=4)
+    def compute_loss(model, batch):
+        return squared_error(model, batch) * (float("nan") if model.training and next(count) in passes else 1)
+
+    return compute_loss
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_whose_gradient_is_no_number_is_not_applied_and_is_named(train, capsys, accumulation):
+    run = train("a", exploding({6}), ACCUMULATION=accumulation, LOG_EVERY=100, CHECKPOINT_EVERY=4)
+    step = -(-6 // accumulation)
+    said = capsys.readouterr().out
+    assert f"step {step} is not applied, its gradient is nan (1 in a row); it saw " in said
+    positions = Batches(Points(), 4, 1, 5, 0, 8).step(step - 1)
+    assert ", ".join(str(position) for position, _ in positions) in said
+    for part in (".", "raw"):
+        assert weights(run / "last" / part)["linear.weight"].isfinite().all()
+    state = torch.load(run / "last" / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    assert state[0]["step"] == 7 and read_training(run / "last")["step"] == 8
+
+
+def test_too_many_such_steps_end_the_run_and_a_lower_rate_goes_on(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "BAD_STEPS", 3)
+    with pytest.raises(InputError, match="3 steps in a row .* up to step 8; the last good checkpoint .*LEARNING_RATE"):
+        train("a", exploding({6, 7, 8}), CHECKPOINT_EVERY=4)
     assert read_training(tmp_path / "a" / "last")["step"] == 4
-    assert weights(tmp_path / "a" / "last" / "raw")["linear.weight"].isfinite().all()
+    run = train("a", LEARNING_RATE=0.01, CHECKPOINT_EVERY=4)
+    assert read_training(run / "last")["step"] == 8
+    assert float(metrics(run)[-1]["learning_rate"]) == pytest.approx(0.01)
+
+
+def test_nothing_is_saved_of_a_model_with_a_weight_that_is_no_number(train, tmp_path):
+    def breaks(model, batch):
+        if model.training:
+            breaks.passes += 1
+        elif breaks.passes > 4:
+            return squared_error(model, batch) * float("inf")
+        return squared_error(model, batch)
+
+    breaks.passes = 0
+    with pytest.raises(InputError, match="after step 8 the validation loss is inf.*last good checkpoint"):
+        train("a", breaks, CHECKPOINT_EVERY=4)
+    assert read_training(tmp_path / "a" / "last")["step"] == 4
+
+
+def test_no_clipping_is_no_clipping(train):
+    free, wide, narrow = (train(name, CLIP_NORM=norm) for name, norm in (("a", 0.0), ("b", 1e9), ("c", 0.01)))
+    assert_same_run(free, wide)
+    assert not torch.equal(weights(free / "last")["linear.weight"], weights(narrow / "last")["linear.weight"])
+
+
+def test_a_resumed_run_obeys_its_constants_and_says_what_changed(train, capsys):
+    run = train("a", MAX_STEPS=4)
+    train("a", LEARNING_RATE=0.001, WEIGHT_DECAY=0.5, BETAS=(0.8, 0.9))
+    assert float(metrics(run)[-1]["learning_rate"]) == pytest.approx(0.001)
+    group = torch.load(run / "last" / "optimizer.pt", weights_only=True)["optimizer"]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"], tuple(group["betas"])) == (0.001, 0.5, (0.8, 0.9))
+    said = capsys.readouterr().out
+    assert "LEARNING_RATE was 0.02, and is 0.001 from here on" in said and "WEIGHT_DECAY was 0.01" in said
+
+
+@pytest.mark.parametrize(("name", "value"), [("SEED", 6), ("BATCH_SIZE", 8), ("DROP_TEXT", 0.5), ("VIEWS", ["AP"])])
+def test_another_experiment_is_not_gone_on_with(train, name, value):
+    given = {"DROP_TEXT": 0.05, "VIEWS": ["PA"]}
+    run = train("a", MAX_STEPS=4, **given)
+    with pytest.raises(InputError, match=f"was trained with {name} = .*this run has .*another experiment"):
+        train("a", **{**given, name: value})
+    assert read_training(run / "last")["step"] == 4
+
+
+def terminated_at(passes):
+    """A loss that sends SIGTERM to this process in its training pass of that number."""
+    count = iter(range(1, 1_000_000))
+
+    def compute_loss(model, batch):
+        if model.training and next(count) == passes:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return squared_error(model, batch)
+
+    return compute_loss
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_sigterm_finishes_the_step_and_the_next_run_goes_on_bit_for_bit(train, tmp_path, step):
+    constants = {"LOG_EVERY": 3, "CHECKPOINT_EVERY": 4}
+    whole = train("whole", **constants)
+    with pytest.raises(Stopped, match=f"stopped after step {step} of 8; run the same command again"):
+        train("stopped", terminated_at(step), **constants)
+    assert read_training(tmp_path / "stopped" / "last")["step"] == step
+    assert (tmp_path / "stopped" / "best").exists() == (step >= 4)
+    assert_same_run(whole, train("stopped", **constants))
+    assert names(whole) == names(tmp_path / "stopped")
+
+
+def names(run):
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_weights_that_cannot_be_gone_on_with_are_not_replaced(train, resume):
+    run = train("a", MAX_STEPS=4)
+    (run / "last" / "optimizer.pt").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"no last/optimizer.pt to go on with|set RESUME to True"):
+        train("a", RESUME=resume)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_one_training_a_folder(train, tmp_path):
+    with locked(tmp_path / "a", "a training"), pytest.raises(InputError, match="another run is writing a training"):
+        train("a")
+
+
+class Opens:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("last/optimizer.pt", lambda path: path.write_bytes(path.read_bytes()[:100])),
+        ("last/optimizer.pt", lambda path: path.write_bytes(b"")),
+        ("last/optimizer.pt", lambda path: torch.save({"optimizer": Opens(path.parent / "opened")}, path)),
+        ("last/optimizer.pt", lambda path: torch.save([1], path)),
+        ("last/training.json", lambda path: path.write_text(path.read_text()[:40])),
+        ("last/training.json", lambda path: path.unlink()),
+        ("last/training.json", lambda path: path.write_text("[]")),
+        ("metrics.csv", lambda path: path.write_bytes(b"\xff\xfe step")),
+        ("metrics.csv", lambda path: path.write_text("a,b\n1,2\n")),
+    ],
+)
+def test_damaged_files_of_a_run_are_named_and_not_used(train, name, damage):
+    run = train("a", MAX_STEPS=4)
+    damage(run / name)
+    with pytest.raises(InputError) as error:
+        train("a")
+    assert Path(name).name in str(error.value) and "\n" not in str(error.value)
+    assert not (run / "last" / "opened").exists()
+
+
+def test_what_a_kill_left_is_removed(train):
+    run = train("a", MAX_STEPS=4)
+    for name in ("last.new", "best.new", "last.old"):
+        (run / name).mkdir()
+    (run / f".metrics.csv.{platform.node()}-999999999-{'0' * 32}.tmp").write_text("")
+    assert_same_run(train("a"), train("b"))
+    assert names(run) == names(run.parent / "b")
+
+
+def test_passes_of_unequal_size_are_one_mean(train, tmp_path, accelerator):
+    """Two passes with 1 and 3 terms are the step of one pass with 4."""
+
+    def collate(examples):
+        kept = [examples[0]] if len(examples) == 2 and examples[0]["y"] > 0 else examples
+        return {name: torch.stack([example[name] for example in kept]) for name in kept[0]}
+
+    folders = [tmp_path / name for name in ("equal", "unequal")]
+    seen = []
+
+    def terms(batch):
+        seen.append(len(batch["y"]))
+        return seen[-1]
+
+    torch.manual_seed(0)
+    model, losses = Line(dropout=0.0), []
+
+    def compute_loss(model, batch):
+        loss = squared_error(model, batch)
+        if model.training:
+            losses.append((loss.item(), len(batch["y"])))
+        return loss
+
+    constants = {**CONSTANTS, "RUN_DIR": str(folders[0]), "ACCUMULATION": 2, "MAX_STEPS": 3, "LOG_EVERY": 1}
+    fit(model, Points(), Points(7), compute_loss, constants, accelerator, collate=collate, terms=terms)
+    for row, passes in zip(metrics(folders[0]), zip(losses[::2], losses[1::2])):
+        wanted = sum(loss * count for loss, count in passes) / sum(count for _, count in passes)
+        assert float(row["loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert {1, 2} == set(seen)
+
+
+def test_gradients_are_the_accelerators(train, accelerator, monkeypatch):
+    """Whose backward scales the loss in fp16."""
+    passes, backward = [], accelerator.backward
+    monkeypatch.setattr(accelerator, "backward", lambda loss: passes.append(1) or backward(loss))
+    train("a", ACCUMULATION=2)
+    assert len(passes) == 16
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("100 requested and 0 written"),  # numpy
+        RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3: file write failed"),
+        type("SafetensorError", (Exception,), {})("Error while serializing: I/O error: No space left on device"),
+    ],
+)
+def test_a_full_disk_in_other_words_is_one_sentence(train, monkeypatch, tmp_path, error):
+    train("a", MAX_STEPS=2)
+
+    def full(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"cannot write a checkpoint under "):
+        train("a")
+    assert read_training(tmp_path / "a" / "last")["step"] == 2
 
 
 def test_a_full_disk_while_saving_is_one_sentence(train, monkeypatch, tmp_path):
@@ -387,7 +598,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 def test_a_data_set_may_order_its_epochs():
     class Sorted(Points):
-        def order(self, generator):
+        def order(self, generator, head):
             return np.arange(10)[::-1]
 
     batches = Batches(Sorted(), 5, 1, 1, 0, 2)

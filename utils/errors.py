@@ -18,6 +18,9 @@ ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is 
 CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
 
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+
 class InputError(Exception):
     """What a user can mend: its text is one sentence that says what is wrong, where, and the way out."""
 
@@ -91,10 +94,16 @@ def writing(what, where):
     """A full or read-only disk met inside becomes an InputError that names `what` was being written, and `where`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except Exception as error:
+        failed = isinstance(error, OSError) and error.errno in (None, *_UNWRITABLE)
+        if not failed and not re.search(
+            "SafetensorError|PytorchStreamWriter|iostream", f"{type(error).__name__} {error}"
+        ):
             raise
-        why = os.strerror(error.errno).lower() if error.errno else reason(error)  # numpy's says how much was written
+        number = getattr(error, "errno", None)
+        why = (
+            os.strerror(number).lower() if number else reason(error)
+        )  # numpy, torch and safetensors have words of their own
         raise InputError(
             f"cannot write {what} under {where}: {why}; what was written before is kept, "
             "so free some space (or name another folder) and run the same command again"

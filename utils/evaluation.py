@@ -15,7 +15,6 @@ from collections import ChainMap
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from utils import judges, metrics
@@ -23,7 +22,7 @@ from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.latents import cache_moments, load_vae
 from utils.references import References
-from utils.seeds import keyed_generator
+from utils.seeds import draw_rows, keyed_generator
 
 FLOOR = "real train (floor)"  # other real images, as many as synthetic ones
 COPYING = "nearest training image (copying)"  # for each synthetic image a training image of the nearest labels
@@ -146,11 +145,6 @@ def _distances(name, features, compared, extractor, wanted, neighbours, seed):
         **metrics.neighbourhood_metrics(compared, features, neighbours),
         "warning": "; ".join(warnings),
     }
-
-
-def draw_rows(count, wanted, *key):
-    """`wanted` of `count` rows, drawn without repetition by a key, in their order."""
-    return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())
 
 
 def diversity(synthetic, real, count, image_size, seed):

@@ -10,6 +10,7 @@ An example is a function of (its place, a seed): all that is random in it follow
 import hashlib
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
@@ -39,6 +40,13 @@ class Column:
 
     def stack(self, rows):
         return self.cache.stack([self.keys[row] for row in rows])
+
+
+def table_fingerprint(table):
+    """SHA-256 (hex) of what a training takes from a table's rows: ids, splits, labels and reports, in their order."""
+    columns = [name for name in ("dicom_id", "study_id", "split", "report", *FINDINGS) if name in table]
+    rows = pd.util.hash_pandas_object(table[columns].astype(str), index=False)
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
 
 def _readable_rows(table, *features):
@@ -110,6 +118,10 @@ class DiffusionExamples(Dataset):
 
     def __len__(self):
         return len(self.rows)
+
+    def name(self, position):
+        """The dicom_id of an example."""
+        return self.features.table["dicom_id"].iloc[self.rows[position]]
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
@@ -206,6 +218,10 @@ class PriorExamples(Dataset):
     def __len__(self):
         return len(self.rows)
 
+    def name(self, position):
+        """The dicom_id of an example."""
+        return self.features.table["dicom_id"].iloc[self.rows[position]]
+
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
         row, features = self.rows[position], self.features
@@ -268,12 +284,17 @@ class ReportExamples(Dataset):
         batch = pad_tokens([example["input_ids"] for example in examples], self.pad)
         return {**batch, "noise": torch.stack([example["noise"] for example in examples])}
 
-    def order(self, generator):
-        """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled."""
+    def order(self, generator, head=0):
+        """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled.
+
+        head: how many of them fill the batch that the epoch before began; what is too few for a batch comes last.
+        """
         shuffled = generator.permutation(len(self))
         batches = []
-        for start in range(0, len(self), POOL_BATCHES * self.batch_size):
+        for start in range(head, len(self), POOL_BATCHES * self.batch_size):
             pool = shuffled[start : start + POOL_BATCHES * self.batch_size]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
-        return np.concatenate([batches[place] for place in generator.permutation(len(batches))])
+        rest = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        batches = [batches[place] for place in generator.permutation(len(batches))]
+        return np.concatenate([shuffled[:head], *batches, *rest])

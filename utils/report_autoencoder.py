@@ -105,6 +105,10 @@ class ReportAutoencoder(nn.Module):
         """
         latents = self.encode(input_ids, attention_mask)  # (B, D)
         if noise is not None and self.training:
+            if len(latents) < 2:
+                raise InputError(
+                    "LATENT_NOISE needs 2 reports a pass or more, to know how latents vary: lower ACCUMULATION"
+                )
             latents = latents + noise * latents.detach().std(dim=0, correction=0)
         start = torch.full_like(input_ids[:, :1], self.bart.config.decoder_start_token_id)
         return self.bart(

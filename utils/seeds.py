@@ -19,3 +19,8 @@ def keyed_seed(*key):
 def keyed_generator(*key):
     """A CPU torch.Generator seeded by `keyed_seed`."""
     return torch.Generator().manual_seed(keyed_seed(*key))
+
+
+def draw_rows(count, wanted, *key):
+    """`wanted` of `count` rows (all where there are fewer), drawn without repetition by a key, in their order, (n,)."""
+    return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())

@@ -23,6 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -31,10 +32,11 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.checkpoints import load_weights
+from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
-from utils.errors import InputError, reason, say, writing
-from utils.seeds import keyed_seed
+from utils.errors import InputError, Stopped, reason, remove_leftovers, replacing, say, stoppable, writing
+from utils.folders import locked
+from utils.seeds import draw_rows, keyed_seed
 
 METRICS = (
     "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second"
@@ -44,6 +46,18 @@ FIT_CONSTANTS = (  # what fit() reads of a script's constants
     "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "LOG_EVERY",
     "VALIDATION_ROWS", "NUM_WORKERS",
 )  # fmt: skip
+
+
+MAY_CHANGE = {  # constants that a resumed run may have otherwise: how it is run and optimised, where its parts lie now
+    "RUN_DIR", "RESUME", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "REFERENCE_ENCODER", "BART_CHECKPOINT",
+    "TOKENIZER", "INITIAL_WEIGHTS", "PRETRAINED", "PRETRAINED_FILE", "HEAD_ROWS", "ENCODE_BATCH_SIZE", "ACCUMULATION",
+    "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY",
+    "PRECISION", "GRADIENT_CHECKPOINTING", "COMPILE", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "VALIDATION_ROWS",
+    "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LATENT_GAIN",
+    "LOG_EVERY", "DEVICE", "NUM_WORKERS", "CHECK",
+}  # fmt: skip
+BAD_STEPS = 20  # steps in a row whose gradient is no number, after which a run ends: it does not mend itself
+NAMED_EXAMPLES = 8  # examples of such a step that are named
 
 
 def make_accelerator(device, precision):
@@ -73,22 +87,41 @@ def make_accelerator(device, precision):
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
-def fit(model, examples, validation, compute_loss, constants, accelerator, preview=None, facts=None, collate=None):
+def fit(
+    model,
+    examples,
+    validation,
+    compute_loss,
+    constants,
+    accelerator,
+    preview=None,
+    facts=None,
+    collate=None,
+    terms=None,
+):
     """Trains a model and leaves its checkpoints, metrics and pictures in RUN_DIR.
+
+    A second call goes on from RUN_DIR/last with the optimisation that the constants say now; a changed experiment is
+    refused. SIGTERM ends it after the step in hand with a checkpoint, from which the run goes on bit for bit.
 
     Args:
         model: nn.Module with save_pretrained(folder) and a class method from_pretrained(folder).
-        examples, validation: data sets indexed by (position, seed). `examples.order(generator)` => positions of one
-            epoch, where the data set has it; a random permutation otherwise.
+        examples, validation: data sets indexed by (position, seed). Where they have it, `examples.order(generator,
+            head)` => positions of one epoch, the first `head` of which fill the batch before (a random permutation
+            otherwise), and `examples.name(position)`, what an example is called in a message.
         compute_loss: (model, batch) => scalar, a mean over the batch.
+        terms: batch => how many terms that mean is over (the examples, where it is not given): a step's loss is the mean
+            over the terms of all of its passes and processes, however they share them.
         constants: the script's constants, of which fit reads FIT_CONSTANTS. BATCH_SIZE counts the examples of one
             optimiser step over all processes; ACCUMULATION splits a process's share into so many passes.
         preview: (model, path without suffix) => None; writes what the averaged model makes. On the main process.
         facts: a dict kept in every checkpoint's training.json, e.g. fingerprints of frozen encoders.
         collate: as torch's DataLoader has it.
     """
-    run = _Run(model, examples, validation, compute_loss, constants, accelerator, preview, facts or {}, collate)
-    run.train()
+    folder, main = Path(constants["RUN_DIR"]), accelerator.is_main_process
+    with locked(folder, "a training") if main else nullcontext():
+        run = _Run(model, examples, validation, compute_loss, constants, accelerator, preview, facts, collate, terms)
+        run.train()
 
 
 class Batches:
@@ -128,22 +161,32 @@ class Batches:
     def _positions(self, epoch):
         if epoch != self._epoch:
             generator = np.random.default_rng(keyed_seed(self.seed, "order", epoch))
-            order = getattr(self.examples, "order", lambda generator: generator.permutation(len(self.examples)))
-            self._epoch, self._order = epoch, order(generator).tolist()
+            order = getattr(self.examples, "order", lambda generator, head: generator.permutation(len(self.examples)))
+            head = min(-epoch * len(self.examples) % self.batch_size, len(self.examples))
+            self._epoch, self._order = epoch, order(generator, head).tolist()
         return self._order
 
 
 class _Run:
-    def __init__(self, model, examples, validation, compute_loss, constants, accelerator, preview, facts, collate):
+    def __init__(
+        self, model, examples, validation, compute_loss, constants, accelerator, preview, facts, collate, terms
+    ):
         get = constants.__getitem__
         self.examples, self.validation, self.collate = examples, validation, collate
-        self.compute_loss, self.preview, self.facts = compute_loss, preview, facts
+        self.compute_loss, self.preview, self.facts = compute_loss, preview, facts or {}
+        self.terms = terms or (lambda batch: len(next(iter(batch.values()))))
         self.constants, self.accelerator = constants, accelerator
         self.folder = Path(get("RUN_DIR"))
         self.total_steps = math.ceil(get("EPOCHS") * len(examples) / get("BATCH_SIZE"))
         if get("MAX_STEPS"):
             self.total_steps = min(self.total_steps, get("MAX_STEPS"))
+        if self.total_steps < 1:
+            raise InputError(f"EPOCHS {get('EPOCHS')} and MAX_STEPS {get('MAX_STEPS')} leave no step to train")
         self.step, self.best, self.validation_loss = 0, math.inf, math.nan
+        self.pending, self.skipped = (
+            [],
+            0,
+        )  # (loss, norm) of each step since the last row of metrics.csv; steps in a row
 
         self.raw_model = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -155,7 +198,7 @@ class _Run:
             self.parameters, lr=get("LEARNING_RATE"), betas=get("BETAS"), weight_decay=get("WEIGHT_DECAY")
         )
         try:
-            self.schedule = get_scheduler(
+            schedule = get_scheduler(
                 get("LR_SCHEDULE"),
                 optimizer,
                 num_warmup_steps=get("WARMUP_STEPS"),
@@ -163,6 +206,7 @@ class _Run:
             )
         except ValueError as error:
             raise InputError(f"LR_SCHEDULE: {error}; use constant_with_warmup, linear or cosine") from error
+        self.rate_at = schedule.lr_lambdas[0]  # step => its learning rate, in units of LEARNING_RATE
         self.ema = EMAModel(self.parameters, decay=get("EMA_DECAY"), foreach=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if checkpoint:
@@ -184,65 +228,118 @@ class _Run:
             self.examples, constants["BATCH_SIZE"], constants["ACCUMULATION"], constants["SEED"], self.step,
             self.total_steps, accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
+        self.batches = batches
         loader = iter(self._loader(self.examples, batches))
         log = _MetricsLog(self.folder, self.step) if accelerator.is_main_process else None
         progress = tqdm(
             total=self.total_steps, initial=self.step, desc="training", disable=not accelerator.is_main_process
         )
-        losses, norms, since = [], [], time.perf_counter()
-        while self.step < self.total_steps:
-            loss, norm = self._optimiser_step(loader)
-            losses.append(loss)
-            norms.append(norm)
-            self.step += 1
-            progress.update()
-            last = self.step == self.total_steps
-            checkpoint = last or self.step % constants["CHECKPOINT_EVERY"] == 0
-            if checkpoint or self.step % constants["LOG_EVERY"] == 0:
-                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                if not math.isfinite(mean):
-                    raise InputError(
-                        f"the loss is {mean} at step {self.step}; the checkpoint before it is kept in {self.folder}; "
-                        "lower LEARNING_RATE or set PRECISION to 'no'"
+        since = time.perf_counter()
+        with stoppable() as asked_to_stop:
+            while self.step < self.total_steps:
+                self._optimiser_step(loader)
+                self.step += 1
+                progress.update()
+                checkpoint = self.step == self.total_steps or self.step % constants["CHECKPOINT_EVERY"] == 0
+                if checkpoint or self.step % constants["LOG_EVERY"] == 0:
+                    row = self._row(time.perf_counter() - since)
+                    if checkpoint:
+                        row["validation_loss"] = self._checkpoint()
+                    if log:
+                        log.add(row)
+                    progress.set_postfix(
+                        loss=f"{row['loss']:.4f}",
+                        validation=f"{self.validation_loss:.4f}",
+                        per_s=f"{row['examples_per_second']:.0f}",
                     )
-                speed = len(losses) * constants["BATCH_SIZE"] / (time.perf_counter() - since)
-                row = {
-                    "step": self.step,
-                    "epoch": self.step * constants["BATCH_SIZE"] / len(self.examples),
-                    "loss": mean,
-                    "learning_rate": self.schedule.get_last_lr()[0],
-                    "gradient_norm": torch.stack(norms).mean().item(),
-                    "examples_per_second": speed,
-                }
-                if checkpoint:
-                    row["validation_loss"] = self._checkpoint()
-                if log:
-                    log.add(row)
-                progress.set_postfix(loss=f"{mean:.4f}", validation=f"{self.validation_loss:.4f}", per_s=f"{speed:.0f}")
-                losses, norms, since = [], [], time.perf_counter()
+                    since = time.perf_counter()
+                if self.step < self.total_steps and self._any_process(asked_to_stop()):
+                    self._stop(checkpoint)
         progress.close()
         say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
         accelerator.wait_for_everyone()
 
     def _optimiser_step(self, loader):
+        """One step; a gradient that is no number is not applied, and BAD_STEPS of them in a row end the run."""
         constants, accelerator = self.constants, self.accelerator
         set_seed(keyed_seed(constants["SEED"], "dropout", self.step, accelerator.process_index) % 2**32)
+        for group in self.optimizer.param_groups:
+            group["lr"] = constants["LEARNING_RATE"] * self.rate_at(self.step)
+            group["betas"], group["weight_decay"] = tuple(constants["BETAS"]), constants["WEIGHT_DECAY"]
         self.model.train()
+        batches = [_to_device(next(loader), accelerator.device) for _ in range(constants["ACCUMULATION"])]
+        terms = [self.terms(batch) for batch in batches]
+        everyones = accelerator.reduce(torch.tensor(float(sum(terms)), device=accelerator.device), "sum")
         total = torch.zeros((), device=accelerator.device)
-        for part in range(constants["ACCUMULATION"]):
-            batch = _to_device(next(loader), accelerator.device)
+        for part, batch in enumerate(batches):
             synchronise = part == constants["ACCUMULATION"] - 1
             with nullcontext() if synchronise else accelerator.no_sync(self.model):
                 with accelerator.autocast():
-                    loss = self.compute_loss(self.model, batch) / constants["ACCUMULATION"]
+                    # the gradients of the processes are averaged, so each has its share of the terms, times how many
+                    share = terms[part] * accelerator.num_processes / everyones
+                    loss = self.compute_loss(self.model, batch) * share
                 accelerator.backward(loss)
             total += loss.detach()
-        norm = accelerator.clip_grad_norm_(self.parameters, constants["CLIP_NORM"])
-        self.optimizer.step()
-        self.schedule.step()
+        norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, constants["CLIP_NORM"] or math.inf))
+        scaled = accelerator.scaler is not None  # fp16: the scaler itself skips what overflows, and lowers its scale
+        if torch.isfinite(norm) or scaled:
+            self.optimizer.step()
+        applied = not accelerator.optimizer_step_was_skipped if scaled else bool(torch.isfinite(norm))
         self.optimizer.zero_grad()
-        self.ema.step(self.parameters)
-        return total, torch.as_tensor(norm).detach().to(total.device)
+        if applied:
+            self.ema.step(self.parameters)
+            self.pending.append((total, norm.detach().to(total.device)))
+        self._count_skipped(applied, norm)
+
+    def _count_skipped(self, applied, norm):
+        self.skipped = 0 if applied else self.skipped + 1
+        if applied:
+            return
+        positions = [position for position, _ in self.batches.step(self.step)]
+        names = [str(getattr(self.examples, "name", str)(position)) for position in positions]
+        shown = ", ".join(names[:NAMED_EXAMPLES]) + (
+            f" and {len(names) - NAMED_EXAMPLES} more" * (len(names) > NAMED_EXAMPLES)
+        )
+        say(
+            f"step {self.step + 1} is not applied, its gradient is {norm.item()} ({self.skipped} in a row); it saw {shown}"
+        )
+        if self.skipped == BAD_STEPS:
+            raise InputError(
+                f"the gradients of {BAD_STEPS} steps in a row are no numbers, up to step {self.step + 1}; the last good "
+                f"checkpoint is kept in {self.folder}: lower LEARNING_RATE or set PRECISION to 'no', and run the same "
+                "command again"
+            )
+
+    def _row(self, seconds):
+        """A row of metrics.csv, means over the steps since the last one."""
+        losses, norms = zip(*self.pending) if self.pending else ((torch.tensor(math.nan),), (torch.tensor(math.nan),))
+        count, self.pending = len(self.pending), []
+        mean = torch.stack(losses).mean().to(self.accelerator.device)
+        return {
+            "step": self.step,
+            "epoch": self.step * self.constants["BATCH_SIZE"] / len(self.examples),
+            "loss": self.accelerator.reduce(mean, "mean").item(),
+            "learning_rate": self.constants["LEARNING_RATE"] * self.rate_at(self.step),
+            "gradient_norm": torch.stack(norms).mean().item(),
+            "examples_per_second": count * self.constants["BATCH_SIZE"] / seconds,
+        }
+
+    def _any_process(self, flag):
+        """Whether the flag is set in any process of the launch; all agree."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum").item() > 0
+
+    def _stop(self, saved):
+        """Ends the run after SIGTERM: saves where it is, unless that was just done."""
+        if not saved and self.accelerator.is_main_process:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+            with writing("a checkpoint", self.folder):
+                self._save(improved=False, numbered=False)
+            self.ema.restore(self.parameters)
+        self.accelerator.wait_for_everyone()
+        raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
 
     def _loader(self, data, batches):
         return DataLoader(
@@ -261,6 +358,16 @@ class _Run:
         self.ema.copy_to(self.parameters)
         self.model.eval()
         self.validation_loss = self._validate()
+        weights = [self.parameters, self.ema.temp_stored_params]
+        if not (
+            math.isfinite(self.validation_loss)
+            and all(tensor.isfinite().all() for group in weights for tensor in group)
+        ):
+            raise InputError(
+                f"after step {self.step} the validation loss is {self.validation_loss}, or a weight is no number: nothing "
+                f"of it is saved, and the last good checkpoint is kept in {self.folder}; lower LEARNING_RATE or set "
+                "PRECISION to 'no', and run the same command again"
+            )
         improved = self.validation_loss < self.best
         self.best = min(self.best, self.validation_loss)
         if self.accelerator.is_main_process:
@@ -276,22 +383,27 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self):
-        """The mean loss over the first VALIDATION_ROWS validation examples, each with a fixed seed of its own."""
+        """The mean loss over VALIDATION_ROWS validation examples, drawn by key, each with a fixed seed of its own."""
         constants, accelerator = self.constants, self.accelerator
-        count = min(len(self.validation), constants["VALIDATION_ROWS"] or len(self.validation))
-        seeds = [(row, keyed_seed(constants["SEED"], "validation", row)) for row in range(count)]
+        wanted = constants["VALIDATION_ROWS"] or len(self.validation)
+        rows = draw_rows(len(self.validation), wanted, constants["SEED"], "validation rows").tolist()
+        seeds = [(row, keyed_seed(constants["SEED"], "validation", row)) for row in rows]
         size = max(1, constants["BATCH_SIZE"] // (constants["ACCUMULATION"] * accelerator.num_processes))
-        batches = [seeds[start : start + size] for start in range(0, count, size)]
+        batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
         batches = batches[accelerator.process_index :: accelerator.num_processes]
-        total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)  # sum of losses, examples
-        for numbers, batch in zip(batches, self._loader(self.validation, batches)):
+        sums = [0.0, 0.0]  # of losses, of terms
+        for batch in self._loader(self.validation, batches):
+            batch = _to_device(batch, accelerator.device)
             with accelerator.autocast():
-                loss = self.compute_loss(self.raw_model, _to_device(batch, accelerator.device))
-            total += torch.tensor([loss.item() * len(numbers), len(numbers)], device=total.device, dtype=total.dtype)
-        total = accelerator.reduce(total, "sum")
+                loss = self.compute_loss(self.raw_model, batch)
+            sums[0] += loss.item() * self.terms(batch)
+            sums[1] += self.terms(batch)
+        exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
+        total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")
         return (total[0] / total[1]).item()
 
-    def _save(self, improved):
+    def _save(self, improved, numbered=True):
+        """Writes `last`, and second names of it; the averaged weights are in the model, the others stored."""
         new, last, old = (self.folder / name for name in ("last.new", "last", "last.old"))
         shutil.rmtree(new, ignore_errors=True)
         self.raw_model.save_pretrained(new)
@@ -308,13 +420,19 @@ class _Run:
         }
         (new / "training.json").write_text(json.dumps(training, indent=2) + "\n")
         torch.save(
-            {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, new / "optimizer.pt"
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+                "pending": [[loss.item(), norm.item()] for loss, norm in self.pending],
+                "skipped": self.skipped,
+            },
+            new / "optimizer.pt",
         )
 
         # `last` comes last: a run killed before that goes on from the one before, and does all of this again
         if improved:
             _link_checkpoint(new, self.folder / "best")
-        if self.constants["KEEP_CHECKPOINTS"]:
+        if self.constants["KEEP_CHECKPOINTS"] and numbered:
             _link_checkpoint(new, self.folder / f"step-{self.step:08d}")
             for outdated in sorted(self.folder.glob("step-*"))[: -self.constants["KEEP_CHECKPOINTS"]]:
                 shutil.rmtree(outdated)
@@ -327,33 +445,70 @@ class _Run:
     # --- resuming ------------------------------------------------------------------------------------------------
 
     def _checkpoint_to_resume(self):
-        """`last/`, or the one before if a kill came between two renames; None for a new run."""
-        found = [self.folder / name for name in ("last", "last.old") if (self.folder / name / "optimizer.pt").exists()]
-        if found and not self.constants["RESUME"]:
+        """`last/`, or the one before if a kill came between two renames; None for a new run. Removes what a kill left."""
+        names = [name for name in ("last", "last.old", "best") if (self.folder / name).exists()]
+        names += sorted(path.name for path in self.folder.glob("step-*"))
+        if names and not self.constants["RESUME"]:
             raise InputError(
                 f"{self.folder} holds a run already: set RESUME to True to go on with it, or change RUN_DIR"
             )
-        return found[0] if found else None
+        found = [name for name in ("last", "last.old") if (self.folder / name / "optimizer.pt").is_file()]
+        if names and not found:
+            raise InputError(
+                f"{self.folder} holds weights ({', '.join(names)}) and no last/optimizer.pt to go on with: put that file "
+                "back, or change RUN_DIR; nothing was changed"
+            )
+        if self.accelerator.is_main_process:
+            remove_leftovers(self.folder)
+            for path in [*self.folder.glob("*.new"), *([self.folder / "last.old"] if found[:1] == ["last"] else [])]:
+                shutil.rmtree(path, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return self.folder / found[0] if found else None
 
     def _load_weights(self, folder):
         loaded = type(self.raw_model).from_pretrained(folder).state_dict()
         load_weights(self.raw_model, loaded, folder, "set the constants back, or change RUN_DIR")
 
     def _load_progress(self, checkpoint):
-        training = json.loads((checkpoint / "training.json").read_text())
-        self.step, self.best = training["step"], training["best_validation_loss"]
-        self.validation_loss = training["validation_loss"]
-        for name, fact in self.facts.items():
-            if training.get(name) != json.loads(json.dumps(fact)):
-                raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
-        state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        training = read_training(checkpoint)
+        self._compare_with(training, checkpoint)
+        try:
+            state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
+            self.validation_loss = float(training["validation_loss"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.pending = [
+                tuple(torch.tensor(value, device=self.accelerator.device) for value in pair)
+                for pair in state["pending"]
+            ]
+            self.skipped = state["skipped"]
+        except Exception as error:  # a damaged file, or one that holds code, fails in whatever reads it
+            raise InputError(
+                f"{checkpoint} cannot be gone on with, its optimizer.pt or training.json is damaged or foreign "
+                f"({reason(error)}): restore it, or change RUN_DIR; nothing was changed"
+            ) from error
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
         self.ema.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
         self.ema.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
+
+    def _compare_with(self, training, checkpoint):
+        """InputError for an experiment that is not the checkpoint's; says which other constants have changed."""
+        for name, fact in self.facts.items():
+            if training.get(name) != json.loads(json.dumps(fact)):
+                raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
+        for name, value in json.loads(json.dumps(self.constants)).items():
+            found = training["constants"].get(name, value)
+            if found != value and name not in MAY_CHANGE:
+                raise InputError(
+                    f"{checkpoint} was trained with {name} = {found!r}, this run has {value!r}: another experiment; set it "
+                    "back, or change RUN_DIR"
+                )
+            if found != value:
+                say(f"{name} was {found!r}, and is {value!r} from here on")
 
 
 class _MetricsLog:
@@ -363,8 +518,11 @@ class _MetricsLog:
         self.folder, self.path = folder, folder / "metrics.csv"
         self.rows = []
         if step and self.path.exists():  # rows beyond the resumed step belong to what was lost
-            with open(self.path, newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            try:
+                with open(self.path, newline="") as file:
+                    self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
+            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+                raise InputError(f"{self.path} is damaged ({reason(error)}): restore it, or remove it") from error
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -374,10 +532,8 @@ class _MetricsLog:
 
     def add(self, row):
         self.rows.append(row)
-        with writing("metrics.csv", self.folder), open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, METRICS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        with writing("metrics.csv", self.folder), replacing(self.path) as temporary:
+            pd.DataFrame(self.rows, columns=METRICS).to_csv(temporary, index=False)
         if self.board:
             for name, value in row.items():
                 self.board.add_scalar(name, value, row["step"])

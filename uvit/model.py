@@ -152,10 +152,11 @@ class UViT(ModelMixin, ConfigMixin):
         when num_prompt_tokens is 0. Returns a tensor of the latents' shape.
         """
         x = self.patch_embed(latents)  # (B, P, D)
-        time = timestep_embedding(timesteps, self.config.embed_dim).to(x.dtype)
+        # under autocast the patches are half precision, and the time token stays exact, as the weights are
+        time = timestep_embedding(timesteps, self.config.embed_dim).to(self.pos_embed.dtype)
         tokens = (self.time_embed(time)[:, None], x)
         if prompt is not None:
-            tokens = (prompt.to(x.dtype), *tokens)
+            tokens = (prompt.to(self.pos_embed.dtype), *tokens)
         x = torch.cat(tokens, dim=1) + self.pos_embed  # (B, [prompt, time, patches], D)
 
         skips = []
