@@ -1,5 +1,7 @@
 import json
+import os
 import runpy
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -428,23 +430,37 @@ def test_a_report_is_never_written_outside_of_its_tree(sample, tmp_path):
     assert victim.with_suffix(".txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
-def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError, "SIGTERM"])
+def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, monkeypatch, capsys, stop):
     root = tmp_path / "synthetic"
     make_tree(root, studies=5, reports=(), provenance=True)
     generate, calls = ReportAutoencoder.generate, []
 
     def interrupted(self, latents, *arguments):
         calls.append(len(latents))
-        if len(calls) == 4:  # the first is the trial before anything is written
+        if len(calls) == 4 and stop != "SIGTERM":  # the first is the trial before anything is written
             raise stop("now")
+        if len(calls) == 3 and stop == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
         return generate(self, latents, *arguments)
 
     monkeypatch.setattr(ReportAutoencoder, "generate", interrupted)
-    with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
+    if stop == "SIGTERM":
         sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
+        assert f"stopped; the reports written so far are in {root}: the same command goes on" in capsys.readouterr().out
+    else:
+        with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
+            sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
     reports = read_reports(root)
     assert len(reports) == 4 and len(list(root.rglob("s*.txt"))) == sum(map(bool, reports.values())) > 0
+    monkeypatch.undo()
+    for folder in ("synthetic", "whole"):
+        if folder == "whole":
+            make_tree(tmp_path / folder, studies=5, reports=(), provenance=True)
+        sample(OUTPUT_ROOT=tmp_path / folder, BATCH_SIZE=2, DECODING="nucleus")
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file() and path.name != "reports.json":  # which has the folder's name
+            assert path.read_bytes() == (root / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
 @pytest.mark.parametrize(

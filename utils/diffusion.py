@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 from pathlib import Path
 
 import diffusers
@@ -164,7 +163,7 @@ def sample_latents(
     Returns latents (B, C, h, w), unit variance, on the model's device. InputError for steps or guidances that draw
     nothing, and when the network predicts what is no number.
     """
-    if steps < 1 or not math.isfinite(text_guidance) or not math.isfinite(reference_guidance):
+    if steps < 1 or not torch.isfinite(torch.tensor([text_guidance, reference_guidance], dtype=torch.float64)).all():
         raise InputError(
             f"{steps} steps with the guidances {text_guidance} and {reference_guidance} draw no image: STEPS has to be 1 "
             "or more, and the guidances finite"
