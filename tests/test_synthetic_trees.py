@@ -326,6 +326,33 @@ def test_damaged_weights_make_no_black_images(config, runs, tmp_path):  # noqa: 
     assert not list(tmp_path.rglob("*.jpg"))
 
 
+class Examples:
+    """A validation split that remembers which rows were asked for."""
+
+    class features:
+        texts = {"": np.zeros(WIDTH, dtype=np.float32)}
+
+    def __init__(self, count):
+        self.count, self.asked = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row_and_seed):
+        self.asked.append(row_and_seed[0])
+        return {"latents": torch.zeros(4, 8, 8), "text": torch.zeros(WIDTH), "reference": torch.zeros(WIDTH)}
+
+
+def test_previews_are_of_drawn_rows_not_of_the_first():
+    asked = []
+    for count in (100, 100, 5):
+        examples = Examples(count)
+        synthesis.Preview(examples, None, None, 2, 1.0, seed=3)
+        asked.append(examples.asked)
+    assert asked[0] == asked[1] and len(set(asked[0])) == 8 and max(asked[0]) >= 50 > min(asked[0])
+    assert sorted(asked[2]) == [0, 1, 2, 3, 4]
+
+
 # ---- references
 
 

@@ -146,8 +146,10 @@ class Preview:
     def __init__(self, validation, vae, schedule, steps, guidance, seed, count=8):
         self.vae, self.schedule, self.steps, self.guidance = vae, schedule, steps, guidance
         count = min(count, len(validation))
-        self.seeds = [keyed_seed(seed, "preview", row) for row in range(count)]
-        examples = [validation[row, image_seed] for row, image_seed in enumerate(self.seeds)]
+        # drawn, for the first rows are all of the first patient group
+        rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:count].tolist()
+        self.seeds = [keyed_seed(seed, "preview", row) for row in rows]
+        examples = [validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)]
         self.real = torch.stack([example["latents"] for example in examples])
         self.text = torch.stack([example["text"] for example in examples])
         self.reference = torch.stack([example["reference"] for example in examples])
