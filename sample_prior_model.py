@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from utils.checkpoints import check_encoders, check_hold_out, weights_fingerprint
-from utils.errors import InputError, reason, replacing, run, say, writing
+from utils.errors import InputError, Stopped, reason, replacing, run, say, stoppable, writing
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
 from utils.manifest import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
 from utils.mimic_cxr import image_file, read_csv, read_table
@@ -179,23 +179,29 @@ class Reports:
 def write_reports(table, image_latents, write, reports, batch_size, accelerator):
     """Writes the reports of a table's images, each process its share; all that are written are kept, whatever ends it.
 
-    write: latents (n, C, h, w) and n dicom_ids => n texts.
+    SIGTERM ends it after the batch (Stopped). write: latents (n, C, h, w) and n dicom_ids => n texts.
     """
     progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)
     size = batch_size * accelerator.num_processes
-    try:
-        for start in range(0, len(table), size):
-            batch = table.iloc[start : start + size]
-            mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
-            texts = write(latents, mine["dicom_id"]) if len(mine) else []
-            made = gather_object(mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records"))
+    with stoppable() as stopped:
+        try:
+            for start in range(0, len(table), size):
+                batch = table.iloc[start : start + size]
+                mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
+                texts = write(latents, mine["dicom_id"]) if len(mine) else []
+                made = mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records")
+                made, stops = zip(*gather_object([(made, stopped())]))  # of all processes, so that they end together
+                if accelerator.is_main_process:
+                    reports.add([row for rows in made for row in rows])
+                progress.update(len(batch))
+                if any(stops):
+                    raise Stopped(
+                        f"stopped; the reports written so far are in {reports.root}: the same command goes on from there"
+                    )
+        finally:
+            progress.close()
             if accelerator.is_main_process:
-                reports.add(made)
-            progress.update(len(batch))
-    finally:
-        progress.close()
-        if accelerator.is_main_process:
-            reports.save()
+                reports.save()
 
 
 def main():

@@ -1,5 +1,7 @@
 import json
+import os
 import runpy
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import Ridge
 from test_report_autoencoder import REPORTS, make_autoencoder, tokenizer  # noqa: F401 (a fixture)
+from test_scripts import flags, launch, run_script
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
@@ -428,23 +431,37 @@ def test_a_report_is_never_written_outside_of_its_tree(sample, tmp_path):
     assert victim.with_suffix(".txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
-def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError, "SIGTERM"])
+def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, monkeypatch, capsys, stop):
     root = tmp_path / "synthetic"
     make_tree(root, studies=5, reports=(), provenance=True)
     generate, calls = ReportAutoencoder.generate, []
 
     def interrupted(self, latents, *arguments):
         calls.append(len(latents))
-        if len(calls) == 4:  # the first is the trial before anything is written
+        if len(calls) == 4 and stop != "SIGTERM":  # the first is the trial before anything is written
             raise stop("now")
+        if len(calls) == 3 and stop == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
         return generate(self, latents, *arguments)
 
     monkeypatch.setattr(ReportAutoencoder, "generate", interrupted)
-    with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
+    if stop == "SIGTERM":
         sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
+        assert f"stopped; the reports written so far are in {root}: the same command goes on" in capsys.readouterr().out
+    else:
+        with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
+            sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
     reports = read_reports(root)
     assert len(reports) == 4 and len(list(root.rglob("s*.txt"))) == sum(map(bool, reports.values())) > 0
+    monkeypatch.undo()
+    for folder in ("synthetic", "whole"):
+        if folder == "whole":
+            make_tree(tmp_path / folder, studies=5, reports=(), provenance=True)
+        sample(OUTPUT_ROOT=tmp_path / folder, BATCH_SIZE=2, DECODING="nucleus")
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file() and path.name != "reports.json":  # which has the folder's name
+            assert path.read_bytes() == (root / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -505,6 +522,26 @@ def test_the_trainings_hold_out_is_compared(sample, checkpoints, tmp_path, capsy
     (checkpoints[1] / "training.json").write_text(json.dumps({"source": "bart.ckpt", "constants": {"HOLD_OUT": []}}))
     sample(OUTPUT_ROOT=root, HOLD_OUT="p18", DECODING="greedy")
     assert "does not say which patient groups" in capsys.readouterr().out
+
+
+def test_the_prior_leaves_out_whom_its_bart_left_out(checkpoints, tmp_path):
+    (checkpoints[1] / "training.json").write_text(json.dumps({"constants": {"HOLD_OUT": ["p18"]}}))
+    constants = {"BART_CHECKPOINT": checkpoints[1], "DATA_ROOT": tmp_path / "nothing", "DEVICE": "cpu"}
+    message = run_script("train_prior_model", *flags(**constants))
+    assert "HOLD_OUT is ('p19',), and BART_CHECKPOINT" in message and "was trained with ('p18',) held out" in message
+    assert "nothing is no folder" in run_script("train_prior_model", *flags(**constants, HOLD_OUT="p18"))
+
+
+def test_two_processes_write_what_one_writes(sample, checkpoints, tmp_path):
+    for name in ("one", "two"):
+        make_tree(tmp_path / name, studies=5, reports=(), provenance=True)
+    sample(OUTPUT_ROOT=tmp_path / "one", BATCH_SIZE=2, DECODING="nucleus")
+    constants = {"CHECKPOINT": checkpoints[0], "DEVICE": "cpu", "MAX_TOKENS": 20, "NUM_WORKERS": 1, "BATCH_SIZE": 2}
+    constants |= {"OUTPUT_ROOT": tmp_path / "two", "DECODING": "nucleus"}
+    config = tmp_path / "empty.toml"
+    config.write_text("")
+    launch("sample_prior_model", config, *flags(**constants))
+    assert read_reports(tmp_path / "two") == read_reports(tmp_path / "one")
 
 
 def test_a_real_tree_keeps_its_reports(sample, tmp_path):

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,6 @@ from utils import synthesis
 from utils.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
 from utils.errors import InputError
 from utils.findings import FINDINGS
-from utils.latents import load_vae
 from utils.manifest import SYNTHETIC_TREE, making, read_manifest
 from utils.mimic_cxr import image_file, read_table
 from utils.prompts import ReferenceEncoder, TextEncoder
@@ -325,6 +326,33 @@ def test_damaged_weights_make_no_black_images(config, runs, tmp_path):  # noqa: 
     assert not list(tmp_path.rglob("*.jpg"))
 
 
+class Examples:
+    """A validation split that remembers which rows were asked for."""
+
+    class features:
+        texts = {"": np.zeros(WIDTH, dtype=np.float32)}
+
+    def __init__(self, count):
+        self.count, self.asked = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row_and_seed):
+        self.asked.append(row_and_seed[0])
+        return {"latents": torch.zeros(4, 8, 8), "text": torch.zeros(WIDTH), "reference": torch.zeros(WIDTH)}
+
+
+def test_previews_are_of_drawn_rows_not_of_the_first():
+    asked = []
+    for count in (100, 100, 5):
+        examples = Examples(count)
+        synthesis.Preview(examples, None, None, 2, 1.0, seed=3)
+        asked.append(examples.asked)
+    assert asked[0] == asked[1] and len(set(asked[0])) == 8 and max(asked[0]) >= 50 > min(asked[0])
+    assert sorted(asked[2]) == [0, 1, 2, 3, 4]
+
+
 # ---- references
 
 
@@ -426,15 +454,43 @@ def test_more_training_images_change_no_planned_reference(config, runs, tree, ma
     pd.testing.assert_frame_equal(provenance(killed), provenance(made))
 
 
-def test_an_interrupted_sampler_lists_what_it_made(config, runs, tmp_path, monkeypatch):  # noqa: F811
-    calls = []
+def interrupt():
+    raise KeyboardInterrupt
 
-    def decode(vae, latents):
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "batches"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 0, 2),  # the batch is finished
+        (interrupt, 130, 1),
+        (full_disk, "no space left", 1),
+    ],
+)
+def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch, capsys, event, status, batches):  # noqa: F811
+    root, save, calls = tmp_path / "made", synthesis.save_array, []
+
+    def save_array(*arguments):
         calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return load_vae.__globals__["decode_latents"](vae, latents)
+        if len(calls) == 3:  # in the second batch of two images
+            event()
+        save(*arguments)
 
-    monkeypatch.setattr(synthesis, "decode_latents", decode)
-    assert sample("clipUViT", config, runs, tmp_path / "made", SPLIT="test", BATCH_SIZE=2) == 130
-    assert len(read_table(tmp_path / "made")) == 2
+    monkeypatch.setattr(synthesis, "save_array", save_array)
+    handler = signal.getsignal(signal.SIGTERM)
+    ended = sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=2)
+    assert status in ended if isinstance(status, str) else ended == status
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert len(read_table(root)) == len(provenance(root)) == 2 * batches == len(list(root.rglob("*.jpg")))
+    if status == 0:
+        assert f"stopped; the images made so far are in {root}: the same command goes on" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=2) == 0
+    assert sample("clipUViT", config, runs, tmp_path / "whole", SPLIT="test", BATCH_SIZE=2) == 0
+    one, other = contents(root), contents(tmp_path / "whole")
+    for run in (one, other):
+        del run[Path("constants.json")]  # the folder's name
+    assert one == other

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -245,11 +244,7 @@ def sample_latents(
     Returns latents (B, C, h, w), unit variance, on the model's device. InputError for steps or guidances that draw
     nothing, and when the network predicts what is no number.
     """
-    if steps < 1 or not math.isfinite(text_guidance) or not math.isfinite(reference_guidance):
-        raise InputError(
-            f"{steps} steps with the guidances {text_guidance} and {reference_guidance} draw no image: STEPS has to be 1 "
-            "or more, and the guidances finite"
-        )
+    _check_sampling(steps, text_guidance, reference_guidance)
     device = next(model.parameters()).device
     text, null_text = text.to(device), null_text.to(device).expand_as(text)
     if reference is None:
@@ -279,3 +274,11 @@ def sample_latents(
                 f"{text_guidance} and {reference_guidance} too high for {steps} steps, or PRECISION has to be 'no'"
             )
     return latents
+
+
+def _check_sampling(steps, *guidances):
+    if steps < 1 or not torch.isfinite(torch.tensor(guidances, dtype=torch.float64)).all():
+        raise InputError(
+            f"{steps} steps with the guidances {guidances[0]} and {guidances[1]} draw no image: STEPS has to be 1 or more, "
+            "and the guidances finite"
+        )

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
 from utils.cache import save_array
 from utils.diffusion import sample_latents, sampling_scheduler
-from utils.errors import InputError, reason, replacing, say, writing
+from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.latents import decode_latents
 from utils.mimic_cxr import write_tree
 from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, save_plan
@@ -41,7 +42,8 @@ def make_images(
 
     requests, plan: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents.
     Each process makes its share; an image appears under its name only when it is whole, after its latents. Images of
-    the plan that an earlier run made and was killed before it listed them are listed too.
+    the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after the
+    batch, with all images listed (Stopped).
     """
     missing = requests[[not _is_whole(path) for path in requests.image_path]]
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
@@ -52,25 +54,38 @@ def make_images(
         pool.prepare(missing.reference_dicom_id)
     mine = missing.iloc[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(total=len(mine), desc="images", disable=not accelerator.is_main_process)
-    try:
-        for batch in _batches(mine, batch_size, model, text_encoder):
-            latents = _draw(batch, settings, model, text_encoder, pool, shape, accelerator)
-            with writing("synthetic images", output_root):
-                for row, image, latent in zip(batch.itertuples(), decode_latents(vae, latents), latents):
-                    if keep_latents:
-                        path = Path(output_root) / "latents" / f"{row.dicom_id}.npy"
-                        save_array(path, latent.cpu().numpy().astype(np.float16))
-                    _save_image(Path(row.image_path), image)  # last: an image that is there is whole
-            progress.update(len(batch))
-        accelerator.wait_for_everyone()
-    finally:
-        progress.close()
-        if accelerator.is_main_process:
-            made = plan[[_is_whole(path) for path in plan.image_path]]
-            if len(made):
-                write_tree(output_root, made, provenance=made[[*PROVENANCE, *SETTINGS]])
-            say(f"{output_root}: {len(made)} images")
-    accelerator.wait_for_everyone()
+    with stoppable() as stopped:
+        try:
+            for batch in _batches(mine, batch_size, model, text_encoder):
+                if stopped():
+                    break
+                latents = _draw(batch, settings, model, text_encoder, pool, shape, accelerator)
+                with writing("synthetic images", output_root):
+                    _save_batch(batch, latents, decode_latents(vae, latents), keep_latents, output_root)
+                progress.update(len(batch))
+            accelerator.wait_for_everyone()
+        finally:
+            progress.close()
+            if accelerator.is_main_process:
+                _list_images(output_root, plan)
+        if any(gather_object([stopped()])):  # of all processes, so that they end together
+            raise Stopped(f"stopped; the images made so far are in {output_root}: the same command goes on from there")
+
+
+def _save_batch(batch, latents, images, keep_latents, output_root):
+    for row, image, latent in zip(batch.itertuples(), images, latents):
+        if keep_latents:
+            path = Path(output_root) / "latents" / f"{row.dicom_id}.npy"
+            save_array(path, latent.cpu().numpy().astype(np.float16))
+        _save_image(Path(row.image_path), image)  # last: an image that is there is whole
+
+
+def _list_images(output_root, plan):
+    """Brings the CSVs of a tree up to date with the images of its plan that are there."""
+    made = plan[[_is_whole(path) for path in plan.image_path]]
+    if len(made):
+        write_tree(output_root, made, provenance=made[[*PROVENANCE, *SETTINGS]])
+    say(f"{output_root}: {len(made)} images")
 
 
 def _is_whole(path):
@@ -131,8 +146,10 @@ class Preview:
     def __init__(self, validation, vae, schedule, steps, guidance, seed, count=8):
         self.vae, self.schedule, self.steps, self.guidance = vae, schedule, steps, guidance
         count = min(count, len(validation))
-        self.seeds = [keyed_seed(seed, "preview", row) for row in range(count)]
-        examples = [validation[row, image_seed] for row, image_seed in enumerate(self.seeds)]
+        # drawn, for the first rows are all of the first patient group
+        rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:count].tolist()
+        self.seeds = [keyed_seed(seed, "preview", row) for row in rows]
+        examples = [validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)]
         self.real = torch.stack([example["latents"] for example in examples])
         self.text = torch.stack([example["text"] for example in examples])
         self.reference = torch.stack([example["reference"] for example in examples])
