@@ -1,12 +1,14 @@
 import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from utils.errors import InputError
 from utils.latents import (
@@ -72,6 +74,104 @@ def test_a_truncated_jpeg_is_refused_by_name(tmp_path):
             read_pixels(tmp_path / f"{name}.jpg", 32)
     with pytest.raises(ValueError, match=r"unreadable image .*absent\.jpg"):
         read_pixels(tmp_path / "absent.jpg", 32)
+
+
+RAMP = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, axis=0)  # dark on the left
+
+
+def tiff_tags(**values):
+    """Tags of a TIFF by their number."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for number, value in values.items():
+        tags[int(number[1:])] = value
+    return tags
+
+
+DEEP = RAMP.astype(np.uint16) * 257
+FLOAT_RANGE = tiff_tags(t340=0.0, t341=2.0)
+PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
+    "grey.png": (Image.fromarray(RAMP), {}),
+    "colour.png": (Image.fromarray(RAMP).convert("RGB"), {}),
+    "transparent.png": (Image.fromarray(RAMP).convert("RGBA"), {}),
+    "palette.png": (Image.fromarray(RAMP).convert("P"), {}),
+    "16-bit.png": (Image.fromarray(DEEP), {}),
+    "16-bit.tif": (Image.fromarray(DEEP), {}),
+    "16-bit.pgm": (Image.fromarray(DEEP), {}),
+    "16-bit.jp2": (Image.fromarray(DEEP), {}),
+    "12-bit.tif": (Image.fromarray(DEEP >> 4), {"tiffinfo": tiff_tags(t281=4095)}),
+    "white-is-zero.tif": (Image.fromarray(65535 - DEEP), {"tiffinfo": tiff_tags(t262=0)}),
+    "32-bit.tif": (Image.fromarray(RAMP.astype(np.float32) / 127.5), {"tiffinfo": FLOAT_RANGE}),
+    "32-bit-whole.tif": (Image.fromarray(RAMP.astype(np.int32) * 1000), {"tiffinfo": tiff_tags(t341=255000.0)}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_depth_is_read_by_its_own_range(name, tmp_path):
+    picture, options = PICTURES[name]
+    picture.save(tmp_path / name, **options)
+    pixels = read_pixels(tmp_path / name, 32)
+    assert (pixels[0] - torch.linspace(-1, 1, 32)).abs().max() < 0.05
+
+
+def test_one_bit_is_black_and_white(tmp_path):
+    Image.fromarray(RAMP > 127).save(tmp_path / "bit.png")
+    pixels = read_pixels(tmp_path / "bit.png", 32)[0]
+    assert (pixels[:, :14] == -1).all() and (pixels[:, 18:] == 1).all()
+
+
+@pytest.mark.parametrize(("kind", "depth"), [("jpg", 8), ("png", 8), ("png", 16), ("tif", 8), ("tif", 16)])
+def test_a_picture_is_turned_as_its_exif_says(kind, depth, tmp_path):
+    rng = np.random.default_rng(0)
+    upright = np.asarray(Image.fromarray(rng.integers(0, 255, (4, 4), dtype=np.uint8)).resize((40, 24)))
+    turns = {  # orientation => what was done to the upright picture before it was saved
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
+        6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, 3),
+    }  # fmt: skip
+    for orientation, turn in turns.items():
+        saved = np.ascontiguousarray(turn(upright))
+        saved = saved if depth == 8 else saved.astype(np.uint16) * 257
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{kind}"
+        Image.fromarray(saved).save(path, exif=exif, **({"quality": 98} if kind == "jpg" else {}))
+        expected = np.asarray(Image.fromarray(upright).resize((16, 16), Image.Resampling.BILINEAR)) / 127.5 - 1
+        assert np.abs(read_pixels(path, 16)[0].numpy() - expected).max() < 0.08, orientation
+
+
+def test_an_exif_block_of_noise_does_not_matter(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.jpg", exif=b"Exif\0\0noise", quality=98)
+    assert (read_pixels(tmp_path / "a.jpg", 32)[0] - torch.linspace(-1, 1, 32)).abs().max() < 0.05
+
+
+def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
+    """Each in one ValueError that names the file: what `fill` counts as unreadable."""
+    grey = Image.fromarray(RAMP)
+    header = struct.pack(">II5B", 20_000, 20_000, 8, 0, 0, 0, 0)  # 400 megapixels
+    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 4) + b"IDAT" + bytes(8))
+    Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
+    Image.new("L", (100, 3)).save(tmp_path / "line.png")
+    grey.save(tmp_path / "film.gif", save_all=True, append_images=[grey.rotate(90), grey])
+    grey.save(tmp_path / "pages.tif", save_all=True, append_images=[grey.rotate(90)])
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "unknown.tif")
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "unknown-whole.tif")
+    nan = Image.fromarray(np.full((48, 64), np.nan, np.float32))
+    nan.save(tmp_path / "nan.tif", tiffinfo=FLOAT_RANGE)
+    grey.convert("I;16").save(tmp_path / "backwards.tif", tiffinfo=tiff_tags(t280=100, t281=100))
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "text.jpg").write_text("not a picture")
+    whole = io.BytesIO()
+    grey.save(whole, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:60])
+    said = {
+        "bomb.png": "exceeds limit", "pixel.png": "it has 1 x 1 pixels", "line.png": "it has 100 x 3 pixels",
+        "film.gif": "it has 3 frames", "pages.tif": "it has 2 frames", "unknown.tif": "states no range",
+        "unknown-whole.tif": "states no range", "nan.tif": "no numbers", "backwards.tif": "from 100 to 100",
+        "folder.jpg": "directory", "cut.png": "", "text.jpg": "no picture",
+    }  # fmt: skip
+    for name, words in said.items():
+        with pytest.raises(ValueError, match=rf"^unreadable image .*{name}: .*{words}"):
+            read_pixels(tmp_path / name, 32)
 
 
 def test_latents_are_a_scaled_draw_of_the_posterior():
