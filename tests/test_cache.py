@@ -1,7 +1,14 @@
 import errno
 import json
 import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +20,7 @@ from utils import cache as cache_module
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError
+from utils.features import Column
 
 FINGERPRINT = {"encoder": "abc", "image_size": 64}
 ALONE = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True, wait_for_everyone=lambda: None)
@@ -97,17 +105,310 @@ def test_fingerprints_tell_weights_apart():
     assert weights_fingerprint(layer.to(torch.bfloat16)) != weights_fingerprint(same)
 
 
-def test_a_changed_image_is_computed_again(tmp_path, make_table):
-    table = make_table(np.zeros((3, 14)), [1, 2, 3])
+def test_the_names_of_weights_do_not_matter():
+    class Renamed(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.later, self.earlier = layer.bias, layer.weight
+            self.tied = layer.weight  # one tensor under two names
+            self.register_buffer("position_ids", torch.arange(5))  # kept by some versions of a library only
+
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert weights_fingerprint(Renamed(layer)) == weights_fingerprint(layer) != weights_fingerprint(Renamed(other))
+    square, turned = nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)
+    turned.weight.data = square.weight.data.reshape(2, 3)
+    assert weights_fingerprint(square) != weights_fingerprint(turned)
+
+
+# ---- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_image_has_another_key_and_a_copy_the_same(tmp_path, make_table):
+    table = make_table(np.zeros((6, 14)), range(6))
+    for row in range(1, 6):  # larger than what is digested
+        with open(table.image_path[row], "ab") as file:
+            file.write(bytes(100_000))
     before = image_keys(table)
-    assert before == image_keys(table) and len(set(before)) == 3
-    stat = os.stat(table.image_path[1])
-    os.utime(table.image_path[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    with open(table.image_path[2], "ab") as file:
+    assert len(set(before)) == 6 and before[0].startswith("image-0 ")
+    size = os.path.getsize(table.image_path[1])
+    for row, place in ((1, 10), (2, size // 2), (3, size - 1)):
+        with open(table.image_path[row], "r+b") as file:
+            file.seek(place)
+            file.write(b"\xab")
+    with open(table.image_path[4], "ab") as file:
         file.write(b"\0")
+    os.utime(table.image_path[5], (1, 1))
     after = image_keys(table)
-    assert after[0] == before[0] and after[1] != before[1] and after[2] != before[2]
+    assert [old == new for old, new in zip(before, after)] == [True, False, False, False, False, True]
     assert image_keys(table.iloc[[2, 0]]) == [after[2], after[0]]
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    copied = table.assign(image_path=[shutil.copyfile(path, scratch / Path(path).name) for path in table.image_path])
+    assert image_keys(copied) == after
+
+
+def test_an_absent_image_is_named_and_left_out(tmp_path, make_table, capsys, monkeypatch):
+    monkeypatch.setattr(cache_module, "LOOK_UP_ROWS", 2)
+    table = make_table(np.zeros((5, 14)), range(5))
+    Path(table.image_path[1]).unlink()
+    keys = image_keys(table)
+    assert keys[1] is None and [key.split()[0] for key in keys if key] == [f"image-{row}" for row in (0, 2, 3, 4)]
+    assert f"left out: unreadable image {table.image_path[1]}: " in capsys.readouterr().out
+    cache = FeatureCache(tmp_path / "c", FINGERPRINT)
+    served = cache.fill(keys, float, Doubling(), 2, ALONE, "features")
+    assert served.tolist() == [True, False, True, True, True]
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def write_shards(folder, shards):
+    """A cache of so many shards of one row each, key => 2 key, as `append` writes them but without its care."""
+    cache = FeatureCache(folder, FINGERPRINT)
+    cache.append(["0"], np.zeros((1, 2), np.float32))
+    (first,) = folder.glob("*.keys.json")
+    about = json.loads(first.read_text())
+    for number in range(1, shards):
+        np.save(folder / f"{number}.npy", np.array([[2 * number, 0]], np.float32))
+        (folder / f"{number}.keys.json").write_text(json.dumps({**about, "keys": [str(number)]}))
+
+
+def test_two_thousand_shards_are_read_with_256_descriptors(tmp_path):
+    write_shards(tmp_path / "c", 2000)
+    code = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import numpy as np
+from utils.cache import FeatureCache
+cache = FeatureCache(sys.argv[1], {"encoder": "abc", "image_size": 64})
+keys = [str(number) for number in np.random.default_rng(0).permutation(2000)]
+kept = [cache[key] for key in keys[:100]]  # what is in use stays open
+print(all(cache[key][0] == 2 * int(key) for key in keys), len(os.listdir("/proc/self/fd")) < 256, float(kept[0][0]))
+"""
+    root = Path(__file__).resolve().parent.parent
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c")], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split()[:2] == ["True", "True"]
+
+
+class Served(torch.utils.data.Dataset):
+    def __init__(self, cache, keys):
+        self.column = Column(cache, keys)
+
+    def __len__(self):
+        return len(self.column.keys)
+
+    def __getitem__(self, row):
+        return torch.tensor(self.column[row])
+
+
+def test_a_spawned_worker_gets_keys_and_no_values(tmp_path):
+    keys = [str(number) for number in range(8)]
+    cache = FeatureCache(tmp_path / "c", FINGERPRINT)
+    fill(cache, keys, lambda inputs: np.array(inputs, np.float32)[:, None].repeat(100_000, 1))
+    expected = cache.stack(keys)
+    assert len(pickle.dumps(cache)) < 5_000 < expected.nbytes
+    loader = torch.utils.data.DataLoader(
+        Served(cache, keys), batch_size=4, num_workers=1, multiprocessing_context="spawn"
+    )
+    np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), expected)
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------
+
+
+class Creates:
+    """A pickle that would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def damage_values(kind, path):
+    whole = path.read_bytes()
+    if kind == "absent":
+        path.unlink()
+    elif kind == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "another shape":
+        np.save(path, np.zeros((2, 3), np.float32))
+    elif kind == "another type":
+        np.save(path, np.zeros((2, 2), np.float64))
+    elif kind == "objects":
+        np.save(path, np.array([[Creates(path.parent / "run")] * 2] * 2), allow_pickle=True)
+    elif kind == "archive":
+        with open(path, "wb") as file:
+            np.savez(file, np.zeros((2, 2), np.float32))
+    else:
+        path.write_bytes({
+            "cut": whole[:-3], "cut in its header": whole[:40], "empty": b"", "text": b"no array",
+            "negative": whole.replace(b"(2, 2)", b"(-2,2)"), "huge": whole.replace(b"(2, 2)", b"(9**9,"),
+            "pickle": pickle.dumps(Creates(path.parent / "run")),
+        }[kind])  # fmt: skip
+
+
+VALUES = (
+    "cut",
+    "cut in its header",
+    "empty",
+    "absent",
+    "a folder",
+    "another shape",
+    "another type",
+    "text",
+    "negative",
+    "huge",
+)
+
+
+@pytest.mark.parametrize("kind", [*VALUES, "pickle", "objects", "archive"])
+def test_damaged_values_are_named_and_made_again(kind, tmp_path, small_shards, capsys):
+    keys = [str(number) for number in range(6)]
+    folder = tmp_path / "c"
+    fill(FeatureCache(folder, FINGERPRINT), keys, Doubling())
+    harmed = sorted(folder.glob("*.npy"))[1]
+    lost = json.loads(harmed.with_suffix(".keys.json").read_text())["keys"]
+    damage_values(kind, harmed)
+    check_made_again(folder, keys, lost, harmed.stem, capsys)
+    assert not (folder / "run").exists() and (kind == "a folder" or not harmed.exists())
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut", "empty", "a list", "a number", "without keys", "other keys", "bytes", "a folder"]
+)
+def test_damaged_keys_are_named_and_made_again(kind, tmp_path, small_shards, capsys):
+    keys = [str(number) for number in range(6)]
+    folder = tmp_path / "c"
+    fill(FeatureCache(folder, FINGERPRINT), keys, Doubling())
+    harmed = sorted(folder.glob("*.keys.json"))[1]
+    about = json.loads(harmed.read_text())
+    if kind == "a folder":
+        harmed.unlink()
+        harmed.mkdir()
+    else:
+        harmed.write_bytes({
+            "cut": harmed.read_bytes()[:-4], "empty": b"", "a list": json.dumps(about["keys"]).encode(), "a number": b"3",
+            "odd keys": json.dumps({**about, "keys": [["a"], ["b"]]}).encode(),
+            "without keys": json.dumps({**about, "keys": None}).encode(), "bytes": b"\xff\xfe\x00",
+            "other keys": json.dumps({**about, "keys": about["keys"][:1]}).encode(),
+        }[kind])  # fmt: skip
+    check_made_again(folder, keys, about["keys"], harmed.name.removesuffix(".keys.json"), capsys)
+    assert kind == "a folder" or not harmed.exists()
+
+
+def check_made_again(folder, keys, lost, shard, capsys):
+    encode = Doubling()
+    cache = FeatureCache(folder, FINGERPRINT)
+    assert f"the shard {shard} is damaged" in capsys.readouterr().out
+    assert fill(cache, keys, encode).all()
+    assert encode.seen == [float(key) for key in lost]
+    np.testing.assert_array_equal(cache.stack(keys)[:, 0], [2 * float(key) for key in keys])
+
+
+@pytest.mark.parametrize("content", [b'{"encoder": "a', b"", b"[]", b"3", b"\xff\xfe", None])
+def test_a_damaged_fingerprint_is_written_again_and_no_other_run_served(content, tmp_path, capsys):
+    path = tmp_path / "c" / "fingerprint.json"
+    fill(FeatureCache(tmp_path / "c", FINGERPRINT), ["1", "2"], Doubling())
+    whole = path.read_text()
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=r"made otherwise than this run makes them .*; set CACHE_DIR"):
+        FeatureCache(tmp_path / "c", {**FINGERPRINT, "encoder": "xyz"})
+    capsys.readouterr()
+    cache = FeatureCache(tmp_path / "c", FINGERPRINT)
+    assert (f"{path} is damaged" in capsys.readouterr().out) == (content is not None)
+    assert "1" in cache and "2" in cache and path.read_text() == whole
+
+
+def test_a_fingerprint_that_is_a_folder_is_one_sentence(tmp_path):
+    (tmp_path / "c" / "fingerprint.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"cannot read .*fingerprint.json: .*; remove it"):
+        FeatureCache(tmp_path / "c", FINGERPRINT)
+
+
+def test_leftovers_of_killed_runs_are_removed_and_those_of_living_ones_kept(tmp_path):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    node, unique = platform.node(), "0" * 32
+    removed = [f".a.npy.{node}-{dead.pid}-{unique}.tmp", f".a.npy.elsewhere-1-{unique}.tmp", f".a.npy.{unique}.tmp"]
+    removed += [f".b.npy.{node}-{os.getpid()}-{unique}.tmp", "orphan.npy"]
+    kept = [f".c.npy.{node}-{os.getpid()}-{unique}.tmp", f".c.npy.elsewhere-1-{unique}.tmp", "new.npy"]
+    for name in removed + kept:
+        (folder / name).write_bytes(b"half")
+    (folder / f".d.{node}-{dead.pid}-{unique}.tmp").mkdir()
+    two_days_ago = time.time() - 2 * 86400
+    for name in removed[1:]:  # the first one is recent, but its process is gone
+        os.utime(folder / name, (two_days_ago, two_days_ago))
+    FeatureCache(folder, FINGERPRINT)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, "fingerprint.json"])
+
+
+def test_a_feature_that_is_no_number_is_left_out(tmp_path, capsys):
+    def encode(inputs):
+        return np.array([[value, np.nan if value == 2 else 0] for value in inputs], dtype=np.float32)
+
+    cache = FeatureCache(tmp_path / "c", FINGERPRINT)
+    assert fill(cache, ["1", "2", "3"], encode).tolist() == [True, False, True]
+    assert "left out: the features of '2' are no numbers" in capsys.readouterr().out
+    np.testing.assert_array_equal(cache.stack(["1", "3"]), [[1, 0], [3, 0]])
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_keeps_what_it_computed(tmp_path):
+    keys = [str(number) for number in range(10)]
+    with pytest.raises(KeyboardInterrupt):
+        fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, Doubling(3, KeyboardInterrupt()))
+    encode = Doubling()
+    assert fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, encode).all()
+    assert encode.seen == [6, 7, 8, 9]
+
+
+def test_two_launches_may_fill_one_cache_at_a_time(tmp_path, small_shards):
+    """Each of two launches, of two processes each, gets all the right values, whatever the other has written already."""
+    keys = [str(number) for number in range(40)]
+    start, served = threading.Barrier(4), {}
+
+    def process(launch, index, barrier):
+        accelerator = SimpleNamespace(
+            process_index=index, num_processes=2, is_main_process=index == 0, wait_for_everyone=barrier.wait
+        )
+        start.wait()
+        cache = FeatureCache(tmp_path / "c", FINGERPRINT)
+        order = keys if launch else keys[::-1]
+        found = fill(cache, order, Doubling(), accelerator)
+        served[launch, index] = found.all() and cache.stack(keys)[:, 0].tolist()
+
+    barriers = [threading.Barrier(2), threading.Barrier(2)]
+    threads = [threading.Thread(target=process, args=(n // 2, n % 2, barriers[n // 2])) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert served == {(launch, index): [2.0 * n for n in range(40)] for launch in (0, 1) for index in (0, 1)}
+    assert leftovers(tmp_path) == []
+
+
+def test_a_process_takes_its_share_whatever_another_launch_has_written(tmp_path):
+    """Process 0 looks before another launch writes a key, process 1 after it: still, no key is left to nobody."""
+    keys, encoders = list("0123"), [Doubling(), Doubling()]
+    accelerators = [
+        SimpleNamespace(process_index=n, num_processes=2, is_main_process=n == 0, wait_for_everyone=lambda: None)
+        for n in (0, 1)
+    ]
+    early = FeatureCache(tmp_path / "c", FINGERPRINT)
+    FeatureCache(tmp_path / "c", FINGERPRINT).append(["0"], np.zeros((1, 2), np.float32))
+    late = FeatureCache(tmp_path / "c", FINGERPRINT)
+    fill(early, keys, encoders[0], accelerators[0])
+    assert fill(late, keys, encoders[1], accelerators[1]).all()
 
 
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
@@ -123,25 +424,28 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
     assert fill(cache, ["2"], Doubling()).tolist() == [True]  # once it was mended
 
 
-@pytest.mark.parametrize("broken", ["np.save", "os.fsync"])
+@pytest.mark.parametrize("broken", ["np.save", "np.save, without errno", "os.fsync"])
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(tmp_path, small_shards, monkeypatch, broken):
     keys = [str(number) for number in range(8)]
     cache = FeatureCache(tmp_path / "c", FINGERPRINT)
-    module, name = {"np.save": (np, "save"), "os.fsync": (os, "fsync")}[broken]
+    module, name = (os, "fsync") if broken == "os.fsync" else (np, "save")
     write, calls = getattr(module, name), []
 
     def full(*arguments):
         calls.append(arguments)
         if len(calls) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise (
+                OSError("4 requested and 0 written") if "without" in broken else OSError(errno.ENOSPC, "No space left")
+            )
         return write(*arguments)
 
     monkeypatch.setattr(module, name, full)
-    with pytest.raises(InputError, match=r"cannot write the feature cache under .*/c: no space left on device"):
+    why = "4 requested and 0 written" if "without" in broken else "no space left on device"
+    with pytest.raises(InputError, match=rf"cannot write the feature cache under .*/c: {why}; what was written before"):
         fill(cache, keys, Doubling())
     monkeypatch.undo()
     assert leftovers(tmp_path) == []
-    kept = {"np.save": 4, "os.fsync": 2}[broken]  # a shard takes one np.save, and two fsyncs
+    kept = 2 if broken == "os.fsync" else 4  # a shard takes one np.save, and two fsyncs
     encode = Doubling()
     monkeypatch.setattr(cache_module, "SHARD_ROWS", 2)
     assert fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, encode).all()
@@ -178,5 +482,5 @@ def test_two_processes_of_a_launch_share_the_work(tmp_path, small_shards):
         thread.join(timeout=60)
     assert encoders[0].seen == [0, 2, 4, 6] and encoders[1].seen == [1, 3, 5]
     assert results[0] == results[1] == (True, [2.0 * (number % 7) for number in range(12)])
-    stored = [key for path in (tmp_path / "c").glob("*.keys.json") for key in json.loads(path.read_text())]
+    stored = [key for path in (tmp_path / "c").glob("*.keys.json") for key in json.loads(path.read_text())["keys"]]
     assert sorted(stored) == list("0123456")

@@ -2,32 +2,62 @@
 
     <CACHE_DIR>/<feature>/fingerprint.json       what made the features: encoder weights, sizes, preprocessing
     <CACHE_DIR>/<feature>/<shard>.npy            values, (n, *shape)
-    <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys
+    <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys, their shape and type, and the fingerprint's digest
 
-A key names the *content* of an input: for an image its dicom_id, file size and time of change; for a text the text. A
-changed input therefore has another key and its old value is never served. Shards are only ever added: values first,
-keys last, each under a temporary name and then renamed, so that a shard without keys does not count and a killed run
-loses at most one shard. The processes of one launch share the missing keys among them, each writing its own shards.
+A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
+text the text. A changed input therefore has another key and its old value is never served, and a copy of the images has
+the same keys. Shards are only ever added: values first, keys last, each under a temporary name and then renamed, so that
+a shard without keys does not count. A killed run loses at most one shard, a stopped or interrupted one nothing.
+
+The processes of one launch share the missing keys among them, each writing its own shards. Launches may share a cache:
+what both are missing at the same time is computed by both, and either value serves. A shard that is damaged is named,
+removed and made again.
 """
 
+import hashlib
 import json
 import os
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import InputError, replacing, writing
+from utils.errors import ABANDONED_AFTER, InputError, reason, remove_leftovers, replacing, writing
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
+OPEN_SHARDS = 64  # memory maps at a time, a process: each holds a file descriptor, of which a process may have 256
+DIGEST_PART = 4096  # bytes that are read at the head, in the middle and at the tail of an image for its key
+LOOK_UP_THREADS = 16  # image files that are opened at a time: the look-up waits for the disk, not for the processor
+LOOK_UP_ROWS = 1024  # images a thread looks up at a time
 
 
 def image_keys(table):
-    """One cache key a row of a table: the image's dicom_id, and its file's size and time of change."""
-    stats = (os.stat(path) for path in table.image_path)
-    return [f"{dicom_id} {stat.st_size} {stat.st_mtime_ns}" for dicom_id, stat in zip(table.dicom_id, stats)]
+    """One cache key a row of a table: the image's dicom_id, and its file's size and a digest of three parts of it.
+
+    Files of up to 3 * DIGEST_PART bytes are digested whole. None for a file that cannot be opened, which is named.
+    """
+    rows = list(zip(table.dicom_id, table.image_path))
+    parts = [rows[start : start + LOOK_UP_ROWS] for start in range(0, len(rows), LOOK_UP_ROWS)]
+    with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
+        return [key for keys in pool.map(lambda part: [_image_key(*row) for row in part], parts) for key in keys]
+
+
+def _image_key(dicom_id, path):
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.blake2b(digest_size=8)
+            for start in sorted({0, max(0, (size - DIGEST_PART) // 2), max(0, size - DIGEST_PART)}):
+                file.seek(start)
+                digest.update(file.read(DIGEST_PART))
+    except OSError as error:
+        tqdm.write(f"left out: unreadable image {path}: {reason(error)}")
+        return None
+    return f"{dicom_id} {size} {digest.hexdigest()}"
 
 
 def save_array(path, values):
@@ -36,8 +66,16 @@ def save_array(path, values):
         np.save(file, values)
 
 
+@lru_cache(OPEN_SHARDS)
+def _values(path):
+    """The memory map of a shard. It is shared by all caches of a process, and closed when it is not used for long."""
+    return np.lib.format.open_memmap(path, mode="r")
+
+
 class FeatureCache:
     """The features of one encoder: `cache[key]` is a read-only array; what is missing is added by `fill`.
+
+    A pickled cache (for a DataLoader's workers) holds the folder and where each key lies in it, and no values.
 
     Args:
         folder: where its shards lie; made if absent.
@@ -46,43 +84,110 @@ class FeatureCache:
 
     def __init__(self, folder, fingerprint):
         self.folder = Path(folder)
+        self._digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+        self._places = {}  # key => (shard, row)
+        self._seen = set()  # shards that are served, or that were found damaged
         with writing("the feature cache", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._check(fingerprint)
-        self._values = {}  # shard => memory map
-        self._places = {}  # key => (shard, row)
-        self.refresh()
+            new = self._is_new(fingerprint)
+            self.refresh()
+            if new:
+                with replacing(self.folder / "fingerprint.json") as temporary:
+                    temporary.write_text(json.dumps(fingerprint, indent=2))
+        self._remove_leftovers()
 
-    def _check(self, fingerprint):
+    def _is_new(self, fingerprint):
+        """Whether the folder has no fingerprint yet that can be read; InputError if it has another one."""
         path = self.folder / "fingerprint.json"
-        if not path.exists():
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(fingerprint, indent=2))
-            return
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("it is no table of names and values")
+        except FileNotFoundError:
+            return True
+        except ValueError as error:
+            tqdm.write(f"{path} is damaged ({reason(error)}): it is written again, if the features are this run's")
+            return True
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {reason(error)}; remove it, or set CACHE_DIR anew") from error
         for name in sorted(found.keys() | fingerprint.keys()):
             if found.get(name) != fingerprint.get(name):
                 raise InputError(
                     f"the cache {self.folder} was made with {name} = {found.get(name)!r}, this run has "
                     f"{fingerprint.get(name)!r}; set CACHE_DIR to another folder, or delete this one"
                 )
+        return False
 
     def refresh(self):
         """Looks for shards that other processes have finished meanwhile."""
         for keys_file in sorted(self.folder.glob("*.keys.json")):
             shard = keys_file.name.removesuffix(".keys.json")
-            if shard in self._values:
+            if shard in self._seen:
                 continue
-            self._values[shard] = np.load(self.folder / f"{shard}.npy", mmap_mode="r")
-            for row, key in enumerate(json.loads(keys_file.read_text())):
+            self._seen.add(shard)
+            try:
+                keys = self._read_keys(shard)
+            except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+                self._remove_damaged(shard, error)
+                continue
+            except OSError as error:
+                raise InputError(f"cannot read the cache {self.folder}: {reason(error)}") from error
+            for row, key in enumerate(keys):
                 self._places.setdefault(key, (shard, row))
+
+    def _read_keys(self, shard):
+        """The keys of a shard; ValueError or an OSError if it is not whole, InputError if it is another cache's."""
+        about = json.loads((self.folder / f"{shard}.keys.json").read_text())
+        keys = about.get("keys") if isinstance(about, dict) else None
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or "fingerprint" not in about:
+            raise ValueError("its keys.json is not of this kind")
+        if about["fingerprint"] != self._digest:
+            raise InputError(
+                f"the cache {self.folder} holds features that were made otherwise than this run makes them (shard "
+                f"{shard}); set CACHE_DIR to another folder, or delete this one"
+            )
+        try:
+            values = np.lib.format.open_memmap(self._path(shard), mode="r")
+        except OSError:
+            raise
+        except Exception as error:  # numpy meets a broken header with whatever its code runs into
+            raise ValueError(reason(error)) from error
+        found = [list(values.shape), values.dtype.str]
+        if found != [about.get("shape"), about.get("dtype")] or found[0][:1] != [len(keys)]:
+            raise ValueError(f"its values are {found}, and not those of its {len(keys)} keys")
+        return keys
+
+    def _path(self, shard):
+        return str(self.folder / f"{shard}.npy")
+
+    def _remove_damaged(self, shard, error):
+        keys_file = self.folder / f"{shard}.keys.json"
+        if not keys_file.exists():  # another process has just removed it
+            return
+        tqdm.write(f"{self.folder}: the shard {shard} is damaged ({reason(error)}): removed, and made again")
+        for path in (keys_file, Path(self._path(shard))):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as failure:
+                tqdm.write(f"cannot remove {path}: {reason(failure)}; it is not used")
+
+    def _remove_leftovers(self):
+        """Removes what killed runs left: temporary files, and values whose keys were never written."""
+        remove_leftovers(self.folder)
+        for path in self.folder.glob("*.npy"):
+            try:
+                old = time.time() - path.stat().st_mtime > ABANDONED_AFTER
+                if old and not path.with_suffix(".keys.json").exists():
+                    path.unlink()
+            except OSError:  # it has gone meanwhile, or the cache may only be read
+                pass
 
     def __contains__(self, key):
         return key in self._places
 
     def __getitem__(self, key):
         shard, row = self._places[key]
-        return self._values[shard][row]
+        return _values(self._path(shard))[row]
 
     def stack(self, keys):
         """The features of several keys, (len(keys), *shape)."""
@@ -91,48 +196,72 @@ class FeatureCache:
     def append(self, keys, values):
         """Writes one shard: keys, a list of texts, and their values, (len(keys), *shape)."""
         shard = uuid.uuid4().hex
+        about = {
+            "fingerprint": self._digest,
+            "shape": list(values.shape),
+            "dtype": values.dtype.str,
+            "keys": keys,
+        }
         with writing("the feature cache", self.folder):
-            save_array(self.folder / f"{shard}.npy", values)
+            save_array(self._path(shard), values)
             with replacing(self.folder / f"{shard}.keys.json") as temporary:
-                temporary.write_text(json.dumps(keys))
+                temporary.write_text(json.dumps(about))
 
     def fill(self, keys, load, encode, batch_size, accelerator, what, threads=0):
         """Computes the features that are missing, shared among the processes of a launch; returns which keys it has.
 
-        keys: one a row, in the same order on every process. load(row) reads the input of one row (in `threads`
-        threads when more than 0); encode(list of inputs) => array (n, *shape). An OSError or ValueError of load drops
-        its row: it is named, and its key stays out of the cache. Returns a boolean array, True where the cache serves.
+        keys: one a row, in the same order on every process; None for an input that cannot be had. load(row) reads the
+        input of one row (in `threads` threads when more than 0); encode(list of inputs) => array (n, *shape). An
+        OSError or ValueError of load, or a feature that is no number, drops its row: it is named, and its key stays out
+        of the cache. Returns a boolean array, True where the cache serves.
         """
         first_rows = {}
         for row, key in enumerate(keys):
-            if key not in self:
+            if key is not None:
                 first_rows.setdefault(key, row)
-        accelerator.wait_for_everyone()  # all have looked before the first one writes
-        mine = list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
+        # a share does not depend on what is there already: with another launch at work, each process may see another lot
+        share = list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
+        mine = [(key, row) for key, row in share if key not in self]
         progress = tqdm(total=len(mine), desc=what, disable=not mine or not accelerator.is_main_process)
-        pending_keys, pending_values = [], []
-
-        def flush():
-            if pending_keys:
-                self.append(pending_keys, np.concatenate(pending_values))
-            pending_keys.clear(), pending_values.clear()
-
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            for start in range(0, len(mine), batch_size):
-                batch = mine[start : start + batch_size]
-                inputs = list(pool.map(lambda item: _load(load, item[1]), batch))
-                readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
-                if readable:
-                    pending_keys += [key for key, _ in readable]
-                    pending_values.append(encode([value for _, value in readable]))
-                if len(pending_keys) >= SHARD_ROWS:
-                    flush()
-                progress.update(len(batch))
-        flush()
-        progress.close()
+        pending = _Pending(self)
+        try:
+            with ThreadPoolExecutor(max(threads, 1)) as pool:
+                for start in range(0, len(mine), batch_size):
+                    batch = mine[start : start + batch_size]
+                    inputs = list(pool.map(lambda item: _load(load, item[1]), batch))
+                    readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
+                    if readable:
+                        pending.add([key for key, _ in readable], encode([value for _, value in readable]))
+                    progress.update(len(batch))
+        finally:
+            pending.flush()  # also what an interrupted run has computed
+            progress.close()
         accelerator.wait_for_everyone()
         self.refresh()
         return np.array([key in self for key in keys], dtype=bool)
+
+
+class _Pending:
+    """Features that wait to be a shard."""
+
+    def __init__(self, cache):
+        self.cache, self.rows, self.batches = cache, 0, []  # batches: (keys, values)
+
+    def add(self, keys, values):
+        finite = np.isfinite(values).reshape(len(keys), -1).all(axis=1)
+        for key, kept in zip(keys, finite):
+            if not kept:
+                tqdm.write(f"left out: the features of {key!r} are no numbers")
+        if finite.any():
+            self.batches.append(([key for key, kept in zip(keys, finite) if kept], values[finite]))
+            self.rows += int(finite.sum())
+        if self.rows >= SHARD_ROWS:
+            self.flush()
+
+    def flush(self):
+        batches, self.batches, self.rows = self.batches, [], 0
+        if batches:
+            self.cache.append([key for keys, _ in batches for key in keys], np.concatenate([v for _, v in batches]))
 
 
 def _load(load, row):

@@ -18,12 +18,19 @@ _WAYS_OUT = {  # frozen model => what to do about another one than the checkpoin
 
 
 def weights_fingerprint(module):
-    """SHA-256 (hex) over the names, shapes and values of a module's weights: the same wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """SHA-256 (hex) over the shapes and values of a module's weights: the same wherever they were loaded from.
+
+    Names take no part, since libraries rename them; a tensor under several names counts once, and one of whole numbers
+    (positions, counters), which some versions of a library save and others do not, not at all.
+    """
+    digests = {}
+    for tensor in module.state_dict().values():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.is_floating_point() and place not in digests:
+            digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digests[place] = digest.digest()
+    return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
 
 
 def load_strictly(model_class, folder, **options):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils.cache import FeatureCache
+from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, prompts_of
@@ -69,8 +69,9 @@ class DiffusionFeatures:
     def __init__(
         self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, batch_size, threads, accelerator
     ):
-        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads)
-        embeddings = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads)
+        keys = image_keys(table)
+        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads, keys)
+        embeddings = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads, keys)
         self.table, self.moments, self.embeddings = _readable_rows(table, moments, embeddings)
         self.prompts = prompts_of(self.table)
         self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
@@ -182,7 +183,7 @@ def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerato
     fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
     cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
     keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
-    cache.fill(
+    served = cache.fill(
         keys,
         lambda row: reports[row],
         lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
@@ -190,6 +191,8 @@ def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerato
         accelerator,
         "report latents",
     )
+    if not served.all():
+        raise InputError(f"BART_CHECKPOINT makes no numbers of {(~served).sum()} reports")
     return Column(cache, keys)
 
 

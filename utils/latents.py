@@ -141,10 +141,10 @@ def decode_latents(vae, latents):
     return grey.to(torch.uint8).cpu().numpy()
 
 
-def cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads):
+def cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads, keys=None):
     """The moments of every image of a table, encoded once => (cache, keys, readable).
 
-    readable: (len(table),) bool, False for images that cannot be decoded (each was named).
+    keys: the table's `image_keys` where they are known; readable: (len(table),) bool, False for images that cannot be decoded (each was named).
     """
     fingerprint = {
         "feature": "VAE moments, float16",
@@ -153,7 +153,7 @@ def cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, th
         "preprocessing": PREPROCESSING,
     }
     cache = FeatureCache(f"{cache_dir}/moments", fingerprint)
-    keys, paths = image_keys(table), table.image_path.tolist()
+    keys, paths = keys or image_keys(table), table.image_path.tolist()
 
     def encode(images):
         return encode_moments(vae, torch.stack(images)).cpu().numpy().astype(np.float16)

@@ -91,7 +91,7 @@ class TextEncoder:
             "encoder": self.fingerprint(),
         }
         cache = FeatureCache(f"{cache_dir}/text_{'pooled' if self.pooled else 'tokens'}", fingerprint)
-        cache.fill(
+        served = cache.fill(
             distinct,
             lambda row: distinct[row],
             lambda batch: self.encode(batch).cpu().numpy(),
@@ -99,6 +99,8 @@ class TextEncoder:
             accelerator,
             "prompts",
         )
+        if not served.all():
+            raise InputError(f"BASE_MODEL's text encoder makes no numbers of {(~served).sum()} prompts (named above)")
         return cache
 
     def fingerprint(self):
@@ -137,8 +139,8 @@ class ReferenceEncoder:
         """pixels (B, 3, S, S) in [-1, 1], S = image_size => (B, R)."""
         return self.tower(pixels.to(self.device))
 
-    def cache(self, table, cache_dir, accelerator, batch_size, threads):
-        """The embeddings of every image of a table => (cache, keys, readable), as `latents.cache_moments` does."""
+    def cache(self, table, cache_dir, accelerator, batch_size, threads, keys=None):
+        """The embeddings of every image of a table => (cache, keys, readable), as `latents.cache_moments` has them."""
         fingerprint = {
             "feature": "CLIP image embedding before the projection",
             "encoder": self.fingerprint(),
@@ -146,7 +148,7 @@ class ReferenceEncoder:
             "preprocessing": PREPROCESSING,
         }
         cache = FeatureCache(f"{cache_dir}/references", fingerprint)
-        keys, paths = image_keys(table), table.image_path.tolist()
+        keys, paths = keys or image_keys(table), table.image_path.tolist()
         readable = cache.fill(
             keys,
             lambda row: read_pixels(paths[row], self.image_size),
