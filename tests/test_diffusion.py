@@ -2,6 +2,8 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -153,6 +155,64 @@ def test_same_seed_same_picture_whatever_the_batch(name, backbone, request):
 def test_an_unknown_scheduler_is_refused(base_model):
     with pytest.raises(InputError, match="SCHEDULER 'PNMD' is none of diffusers' schedulers"):
         sampling_scheduler("PNMD", noise_schedule(base_model, "epsilon"))
+
+
+SAMPLERS = {  # diffusers' schedulers for images of a noise schedule; all others are for something else
+    "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep",
+    "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM",
+    "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep", "DPMSolverSDE", "CosineDPMSolverMultistep",
+}  # fmt: skip
+ALL_SCHEDULERS = sorted(name.removesuffix("Scheduler") for name in dir(diffusers) if name.endswith("Scheduler"))
+
+
+class OnePicture(nn.Module):
+    """What the best network would predict if all latents of its training had been the same."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.holder = nn.Parameter(torch.zeros(1))
+        self.schedule = schedule
+        self.picture = torch.sin(torch.arange(256.0)).view(1, *SHAPE)
+
+    def forward(self, latents, timesteps, text, reference):
+        alphas = self.schedule.alphas_cumprod
+        sigmas = np.interp(timesteps.float(), np.arange(len(alphas)), ((1 - alphas) / alphas).sqrt())
+        alpha = torch.tensor(1 / (1 + sigmas**2), dtype=torch.float32).view(-1, 1, 1, 1)
+        noise = (latents - alpha.sqrt() * self.picture) / (1 - alpha).sqrt()
+        if self.schedule.config.prediction_type == "epsilon":
+            return noise
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * self.picture
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ALL_SCHEDULERS)
+def test_a_scheduler_samples_or_is_refused_in_a_sentence_that_names_others(name, prediction, base_model):
+    """No scheduler of diffusers ends in a traceback, and what is accepted arrives at the right picture in 3 steps."""
+    schedule = noise_schedule(base_model, prediction)
+    try:
+        scheduler = sampling_scheduler(name, schedule, 3)
+    except InputError as error:
+        assert str(error).startswith(f"SCHEDULER {name!r} cannot sample") and "\n" not in str(error)
+        assert all(f"'{good}'" in str(error) for good in ("DPMSolverMultistep", "PNDM", "DDIM"))
+        assert name not in SAMPLERS or "torchsde" in str(error)
+        return
+    assert name in SAMPLERS
+    model, nothing = OnePicture(schedule), torch.zeros(2, 1)
+    found = sample_latents(model, scheduler, nothing, None, nothing[0], [0, 1], SHAPE, 3, 1, 1)
+    assert (found - model.picture).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("DDIM", 2000), ("PNDM", 1), ("PNDM", 2000), ("DPMSolverMultistep", 2000), ("LCM", 60), ("DDIM", -1)],
+)
+def test_steps_that_a_scheduler_cannot_do_are_refused(name, steps, base_model):
+    schedule = noise_schedule(base_model, "epsilon")
+    sampling_scheduler(name, schedule, 50)
+    with pytest.raises(
+        InputError, match=rf"SCHEDULER '{name}' cannot sample .* in {steps} steps: .*; take other STEPS"
+    ):
+        sampling_scheduler(name, schedule, steps)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "PNDM", "DDIM", "EulerAncestralDiscrete"])

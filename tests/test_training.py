@@ -344,6 +344,9 @@ def test_devices_and_precisions_are_checked():
         make_accelerator("cpu", "fp8")
     with pytest.raises(InputError, match="DEVICE 'gpu' is no torch device"):
         make_accelerator("gpu", "no")
+    for device in ("meta", "fpga"):
+        with pytest.raises(InputError, match=f"DEVICE '{device}': torch .* cannot compute on it here"):
+            make_accelerator(device, "no")
 
 
 def test_an_epoch_sees_every_example_once():

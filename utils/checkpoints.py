@@ -2,12 +2,20 @@
 
 import hashlib
 import json
+import pickle
+import re
 from pathlib import Path
 
 import torch
 
 from utils.errors import InputError, reason, say
 
+LARGEST_SIZE = 1_000_000  # of any number in a configuration: words, channels, tokens, time steps
+LARGEST_DEPTH = 1_000  # layers
+_CONSTANTS = {  # what a sampler reads of a training's constants
+    "BASE_MODEL": str, "REFERENCE_ENCODER": str, "BART_CHECKPOINT": str, "DATA_ROOT": str, "CACHE_DIR": str,
+    "VIEWS": list, "HOLD_OUT": list, "IMAGE_SIZE": int,
+}  # fmt: skip
 _WAYS_OUT = {  # frozen model => what to do about another one than the checkpoint was trained with
     "vae": "set BASE_MODEL to the one it was trained with",
     "text_encoder": "set BASE_MODEL to the one it was trained with",
@@ -34,15 +42,89 @@ def weights_fingerprint(module):
 
 
 def load_strictly(model_class, folder, **options):
-    """`model_class.from_pretrained(folder)`, but a missing, left-over or misshapen weight is an InputError."""
+    """`model_class.from_pretrained(folder)`, but whatever does not fit is an InputError that names the folder.
+
+    That is: no such folder, a weight that is missing, left over, misshapen or no number, a file that is damaged or that
+    holds code (it is not run), impossible sizes in config.json.
+    """
     try:
+        check_config(folder, options.get("subfolder", ""))
         model, info = model_class.from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=Path(folder).exists(), **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot load a {model_class.__name__} from {folder}: {reason(error)}") from error
+    except Exception as error:  # a broken file fails in whatever reads it
+        raise InputError(
+            f"cannot load a {model_class.__name__} from {folder}: {why_unloaded(folder, error)}"
+        ) from error
     check_loaded(info, folder)
+    check_finite(model, folder)
     return model
+
+
+def why_unloaded(folder, error):
+    """Why a model could not be loaded from a folder (or hub id), in words that end no sentence."""
+    if not Path(folder).exists():
+        is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(folder))
+        return "there is no such folder here" + (
+            f", nor could it be had from the hub: {reason(error)}" * bool(is_hub_id)
+        )
+    if isinstance(error, InputError) or not _is_of_pickle(error):
+        return reason(error)
+    return f"a file in it holds more than plain tensors; nothing of it was run ({reason(error)})"
+
+
+def _is_of_pickle(error):
+    """Whether an error, or one that it came from, is torch's refusal to unpickle anything but tensors."""
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_config(folder, subfolder="", file="config.json"):
+    """InputError if a folder has no configuration (a library would take its own), or one with sizes of no model.
+
+    Building a network of such a size would fill the memory. What does not exist here may be a hub id, and passes.
+    """
+    path = Path(folder) / subfolder / file
+    if not Path(folder).is_dir():
+        return
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
+    for name, number in _numbers(config):
+        if not abs(number) <= (LARGEST_DEPTH if "layers" in name or name == "depth" else LARGEST_SIZE):
+            raise InputError(f"{path} states {name} = {number}: that is no size of a model")
+
+
+def _numbers(value, name=""):
+    """The numbers in a tree of JSON, each with the name that it stands under."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, name)
+    elif isinstance(value, (int, float)):
+        yield name, value
+
+
+def check_finite(module, where):
+    """InputError if a weight is NaN or infinite; where: what the weights were loaded from."""
+    broken = [
+        name
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        raise InputError(
+            f"the weights in {where} are damaged: {len(broken)} tensors hold NaN or infinity, e.g. {broken[0]}; take "
+            "another checkpoint"
+        )
 
 
 def check_loaded(info, folder):
@@ -64,15 +146,39 @@ def load_weights(module, state, what, way_out):
 
 
 def read_training(checkpoint):
-    """The training.json of a checkpoint: step, losses, constants and facts. InputError if there is none."""
+    """The training.json of a checkpoint: step, losses, constants and facts. InputError if there is none, or a damaged one.
+
+    A constant that it does not have is an InputError when it is asked for.
+    """
     path = Path(checkpoint) / "training.json"
+    if not Path(checkpoint).exists():
+        raise InputError(f"there is no checkpoint {checkpoint}: set CHECKPOINT to a folder such as runs/clipUViT/best")
     try:
-        return json.loads(path.read_text())
+        training = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{checkpoint} is no checkpoint of this project (no readable training.json in it): "
+            f"{checkpoint} is no checkpoint of this project (no readable training.json in it: {reason(error)}): "
             "set CHECKPOINT to a folder such as runs/clipUViT/best"
         ) from error
+    constants = training.get("constants") if isinstance(training, dict) else None
+    if not isinstance(constants, dict) or not isinstance(training.get("encoders", {}), dict):
+        raise InputError(f"{path} is damaged: it has no table of constants, or of encoders; take another checkpoint")
+    for name, value in constants.items():
+        if name in _CONSTANTS and (not isinstance(value, _CONSTANTS[name]) or value is True):
+            raise InputError(f"{path} is damaged: it says {name} = {value!r}; take another checkpoint")
+    training["constants"] = _Constants(path, constants)
+    return training
+
+
+class _Constants(dict):
+    """The constants of a training; one that is missing is an InputError."""
+
+    def __init__(self, path, constants):
+        super().__init__(constants)
+        self.path = path
+
+    def __missing__(self, name):
+        raise InputError(f"{self.path} does not say {name}: set {name}, or take another checkpoint")
 
 
 def check_encoders(training, **found):
@@ -84,7 +190,11 @@ def check_encoders(training, **found):
         say(f"{training['source']} does not say what it was trained with: {', '.join(found)} taken unchecked")
         return
     for name, fingerprint in found.items():
-        expected = training.get("encoders", {}).get(name, "unknown")
+        expected = training.get("encoders", {}).get(name)
+        if not isinstance(expected, str):
+            raise InputError(
+                f"the checkpoint's training.json does not say which {name} it was trained with; take another checkpoint"
+            )
         if expected != fingerprint:
             raise InputError(
                 f"the checkpoint was trained with another {name} (fingerprint {expected[:12]}, this one has "

@@ -3,19 +3,27 @@
 import inspect
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from utils.checkpoints import load_strictly, load_weights
+from utils.checkpoints import check_config, load_strictly, load_weights, why_unloaded
 from utils.errors import InputError, reason, say
 from utils.prompts import PooledFusion, TokenFusion
 from uvit.model import UViT
 
+TRIAL_STEPS = 3  # in which every scheduler has to arrive
+TRIAL_ERROR = 0.2  # at most from a picture of -2 to 2: the noise of a last step is 0.12 at most, of a wrong noise 0.3
+_GOOD_SCHEDULERS = (
+    "e.g. 'DPMSolverMultistep', 'PNDM', 'DDIM', 'UniPCMultistep', 'EulerDiscrete', 'EulerAncestralDiscrete'"
+)
 DENOISERS = {"UViT": UViT, "UNet2DConditionModel": UNet2DConditionModel}
+PREDICTIONS = ("epsilon", "v_prediction")  # what a denoiser may predict
 FUSIONS = {"PooledFusion": PooledFusion, "TokenFusion": TokenFusion}
 
 
@@ -25,7 +33,7 @@ def noise_schedule(base_model, prediction_type):
     SD v1.4's: betas scaled-linear from 0.00085 to 0.012, 1000 steps. prediction_type: "epsilon" (the paper's: the
     network predicts the noise) or "v_prediction" (Salimans & Ho 2022: the velocity).
     """
-    if prediction_type not in ("epsilon", "v_prediction"):
+    if prediction_type not in PREDICTIONS:
         raise InputError(f"PREDICTION {prediction_type!r} is neither 'epsilon' nor 'v_prediction'")
     return _load_schedule(base_model, prediction_type=prediction_type, clip_sample=False)
 
@@ -76,6 +84,8 @@ class PromptedDenoiser(nn.Module):
         InputError when it is no such folder, of another denoiser, or when its weights do not fit its configuration.
         """
         folder = Path(folder)
+        if not folder.exists():
+            raise InputError(f"there is no checkpoint {folder}: set CHECKPOINT to a folder such as runs/clipUViT/best")
         found = _class_name(folder, DENOISERS)
         if denoiser and found != denoiser:
             raise InputError(
@@ -101,17 +111,27 @@ def load_unet(base_model, text_width):
 
 def _load_schedule(folder, **options):
     try:
-        return DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no scheduler in {str(folder)!r}: {reason(error)}") from error
+        check_config(folder, "scheduler", "scheduler_config.json")
+        schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
+    except Exception as error:  # impossible values fail in whatever uses them
+        raise InputError(f"no scheduler in {str(folder)!r}: {why_unloaded(folder, error)}") from error
+    alphas = schedule.alphas_cumprod  # (num_train_timesteps,) what is left of the image's variance
+    if len(alphas) < 2 or not (alphas.min() >= 0 and alphas.max() <= 1 and (alphas.diff() < 0).all()):
+        raise InputError(f"the scheduler in {str(folder)!r} adds no noise from step to step: its betas are impossible")
+    if schedule.config.prediction_type not in PREDICTIONS:
+        raise InputError(
+            f"the scheduler in {str(folder)!r} has the prediction_type {schedule.config.prediction_type!r}, which is none "
+            f"of {', '.join(PREDICTIONS)}"
+        )
+    return schedule
 
 
 def _class_name(folder, known):
     try:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # absent, no JSON, or JSON of another form
         name = None
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(
             f"{folder} is no checkpoint of this project (no config.json of a {' or '.join(known)} in it): "
             "set CHECKPOINT to a folder such as runs/clipUViT/best"
@@ -119,17 +139,66 @@ def _class_name(folder, known):
     return name
 
 
-def sampling_scheduler(name, schedule):
-    """A diffusers scheduler by name ("DPMSolverMultistep" is DPM-Solver++ 2M; "PNDM" is the paper's), for a schedule."""
+def sampling_scheduler(name, schedule, steps=0):
+    """A diffusers scheduler by name ("DPMSolverMultistep" is DPM-Solver++ 2M; "PNDM" is the paper's), for a schedule.
+
+    Every scheduler of diffusers that samples with this schedule will do. The others are refused: those for flows, for
+    discrete tokens, for inpainting or inversion, with noise of their own, or whose packages are not installed; and so
+    is a number of steps that a scheduler cannot do. steps: how many it will be asked for; 0 where that is not known.
+    """
     scheduler_class = getattr(diffusers, f"{name.removesuffix('Scheduler')}Scheduler", None)
     if scheduler_class is None:
-        raise InputError(
-            f"SCHEDULER {name!r} is none of diffusers' schedulers; e.g. 'DPMSolverMultistep', 'PNDM', 'DDIM'"
-        )
+        raise InputError(f"SCHEDULER {name!r} is none of diffusers' schedulers; {_GOOD_SCHEDULERS}")
     config = dict(schedule.config)
     del config["timestep_spacing"]  # the training schedule's own; each sampler has its default
     config["skip_prk_steps"] = True  # PNDM as Stable Diffusion runs it: without the Runge-Kutta steps at the start
+    for count, way_out in ((TRIAL_STEPS, _GOOD_SCHEDULERS), (steps or TRIAL_STEPS, "take other STEPS, e.g. 25")):
+        why = "it does not arrive at the images"
+        try:
+            if _distance_missed(scheduler_class, json.dumps(config), count) <= TRIAL_ERROR:
+                continue
+        except InputError:  # it ended in NaN
+            pass
+        except Exception as error:  # a scheduler of another kind fails in whatever it does
+            why = reason(error)
+        raise InputError(
+            f"SCHEDULER {name!r} cannot sample what this model predicts in {count} steps: {why}; {way_out}"
+        )
     return scheduler_class.from_config(config)
+
+
+@lru_cache
+def _distance_missed(scheduler_class, config, steps):
+    """How far from a picture a scheduler ends in so many steps, with predictions that are exactly right.
+
+    config: of the scheduler and of the schedule that the predictions are made for, as JSON.
+    """
+    config = json.loads(config)
+    model = _OnePicture(DDPMScheduler.from_config(config))
+    scheduler, nothing = scheduler_class.from_config(config), torch.zeros(1, 1)
+    found = sample_latents(model, scheduler, nothing, None, nothing[0], [0], model.picture.shape[1:], steps, 1, 1)
+    return (found - model.picture).abs().max().item()
+
+
+class _OnePicture(nn.Module):
+    """What a perfect network predicts when the one picture x is all that there is.
+
+    The noise in a noisy latent z at time t is then (z - sqrt(a) x) / sqrt(1 - a), and every sampler arrives at x, but
+    for the little noise of its last step.
+    """
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.picture = nn.Parameter(torch.linspace(-2, 2, 64).view(1, 1, 8, 8), requires_grad=False)
+        self.velocity = schedule.config.prediction_type == "v_prediction"
+        self.sigmas = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
+
+    def forward(self, latents, timesteps, text, reference):
+        steps = np.arange(len(self.sigmas))
+        sigma = np.interp(timesteps[0].item(), steps, self.sigmas)  # between two steps as samplers have it
+        left, added = (1 + sigma**2) ** -0.5, (1 + sigma**-2) ** -0.5  # sqrt(a), sqrt(1 - a)
+        noise = (latents - left * self.picture) / added
+        return left * noise - added * self.picture if self.velocity else noise
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from diffusers import AutoencoderKL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cache import FeatureCache, image_keys
-from utils.checkpoints import weights_fingerprint
+from utils.checkpoints import load_strictly, weights_fingerprint
 from utils.errors import InputError, reason
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
@@ -98,11 +98,9 @@ def _upright(picture):
 def load_vae(base_model, device="cpu"):
     """The frozen AutoencoderKL in `<base_model>/vae`; base_model is a Stable-Diffusion-like folder or a hub id."""
     try:
-        vae = AutoencoderKL.from_pretrained(base_model, subfolder="vae")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no VAE in {base_model!r}: {reason(error)}; set BASE_MODEL to a Stable Diffusion folder"
-        ) from error
+        vae = load_strictly(AutoencoderKL, base_model, subfolder="vae")
+    except InputError as error:
+        raise InputError(f"no VAE in {base_model!r}: {error}; set BASE_MODEL to a Stable Diffusion folder") from error
     return vae.eval().requires_grad_(False).to(device)
 
 

@@ -22,8 +22,8 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.cache import FeatureCache, image_keys
-from utils.checkpoints import weights_fingerprint
-from utils.errors import InputError, reason
+from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
+from utils.errors import InputError
 from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # what stands for a dropped text
@@ -39,10 +39,15 @@ class TextEncoder:
     def __init__(self, base_model, pooled, device="cpu"):
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
-            self.model = CLIPTextModel.from_pretrained(base_model, subfolder="text_encoder", dtype=torch.float32)
-        except (OSError, ValueError, TypeError) as error:
+            check_config(base_model, "text_encoder")
+            self.model, info = CLIPTextModel.from_pretrained(
+                base_model, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
+            )
+            check_loaded({**info, "unexpected_keys": []}, base_model)  # a whole CLIP has an image tower besides
+            check_finite(self.model, base_model)
+        except Exception as error:  # a broken file fails in whatever reads it
             raise InputError(
-                f"no CLIP tokenizer and text_encoder in {base_model!r}: {reason(error)}; "
+                f"no CLIP tokenizer and text_encoder in {base_model!r}: {why_unloaded(base_model, error)}; "
                 "set BASE_MODEL to a Stable Diffusion folder"
             ) from error
         self.model.eval().requires_grad_(False).to(device)
@@ -118,16 +123,20 @@ class ReferenceEncoder:
         architecture, weights = (name, None) if ":" in name else name.split("/", 1) if "/" in name else (name, "")
         if weights == "":
             raise InputError(f"REFERENCE_ENCODER {name!r} names no weights: write it as architecture/weights")
+        folder = name.removeprefix("local-dir:")
         try:
+            if folder != name:
+                check_config(folder, file="open_clip_config.json")
             model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a broken file fails in whatever reads it
             raise InputError(
-                f"cannot load REFERENCE_ENCODER {name!r}: {reason(error)}; "
+                f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(folder if folder != name else '.', error)}; "
                 "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
             ) from error
         tower = model.visual
         if not isinstance(tower, open_clip.transformer.VisionTransformer):
             raise InputError(f"REFERENCE_ENCODER {name!r} has no ViT image tower, so there is no pooled output to take")
+        check_finite(tower, name)
         tower.proj = None  # pooled, after the final layer norm, before the projection
         self.tower = tower.eval().requires_grad_(False).to(device)
         self.device = device

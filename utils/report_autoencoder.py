@@ -14,13 +14,14 @@ from torch import nn
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, LogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.checkpoints import check_loaded, weights_fingerprint
-from utils.errors import InputError, reason
+from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
+from utils.errors import InputError
 from utils.report_text import clean_report
 from utils.seeds import keyed_generator
 
 POOLINGS = ("mean", "bos", "eos")
 DECODINGS = ("greedy", "beam", "nucleus")
+PROBE = "No acute process."  # every tokenizer of reports knows some of it
 MAX_TOKENS = 512  # of a report, <s> and </s> included; what is longer is cut
 
 # ---- the model -----------------------------------------------------------------------------------------------------
@@ -39,10 +40,7 @@ class ReportAutoencoder(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise InputError(f"POOLING {pooling!r} is none of {', '.join(POOLINGS)}")
-        if len(tokenizer) > bart.config.vocab_size:
-            raise InputError(
-                f"the tokenizer has {len(tokenizer)} tokens and BART {bart.config.vocab_size}: not of one model"
-            )
+        _check_tokenizer(tokenizer, bart.config)
         bart.config.pooling = pooling
         bart.config.decoder_start_token_id = bart.config.eos_token_id  # decoding starts from </s>
         bart.generation_config = GenerationConfig(  # none of a summariser's rules, such as no repeated trigram
@@ -65,13 +63,18 @@ class ReportAutoencoder(nn.Module):
         is none, when the folder holds no BART, or when its weights do not fit its config.
         """
         try:
+            check_config(folder)
             bart, info = BartForConditionalGeneration.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"no BART with its tokenizer in {str(folder)!r}: {reason(error)}") from error
+        except Exception as error:  # a broken file fails in whatever reads it
+            raise InputError(
+                f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}; "
+                "set BART_CHECKPOINT to a folder such as runs/bart/best"
+            ) from error
         check_loaded(info, repr(str(folder)))
+        check_finite(bart, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
             raise InputError(
@@ -155,6 +158,21 @@ class ReportAutoencoder(nn.Module):
 
     def fingerprint(self):
         return weights_fingerprint(self.bart)
+
+
+def _check_tokenizer(tokenizer, config):
+    """InputError unless a tokenizer can be BART's; transformers makes an empty one up for a folder that has none."""
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens and BART {config.vocab_size}: not of one model")
+    ids = tokenizer(PROBE).input_ids
+    ends, expected = (ids[0], ids[-1], tokenizer.pad_token_id), (
+        config.bos_token_id, config.eos_token_id, config.pad_token_id
+    )  # fmt: skip
+    if set(ids[1:-1]) <= {tokenizer.unk_token_id} or ends != expected:
+        raise InputError(
+            f"the tokenizer does not know BART's words or signs (<s>, </s> and padding are {ends}, BART's {expected}): "
+            "the folder has no tokenizer of its own; copy the tokenizer files that BART was trained with into it"
+        )
 
 
 class _SeededNucleus(LogitsProcessor):

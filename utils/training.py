@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from utils.checkpoints import load_weights
 from utils.constants import save_constants
-from utils.errors import InputError, say, writing
+from utils.errors import InputError, reason, say, writing
 from utils.seeds import keyed_seed
 
 METRICS = (
@@ -52,11 +52,19 @@ def make_accelerator(device, precision):
     if precision not in ("auto", "no", "bf16", "fp16"):
         raise InputError(f"PRECISION {precision!r} is none of 'auto', 'no', 'bf16', 'fp16'")
     try:
-        torch.device(device or "cpu")
+        kind = torch.device(device or "cpu")
     except RuntimeError as error:
         raise InputError(f"DEVICE {device!r} is no torch device; e.g. 'cpu', 'cuda' or 'cuda:1'") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"DEVICE {device!r}: torch {torch.__version__} sees no CUDA device here; set DEVICE to 'cpu'")
+    try:
+        if kind.type != "cuda" or kind.index is not None:  # without a number, each process of a launch has its own
+            torch.ones(1, device=kind).item()
+    except Exception as error:  # each kind of device says in its own way that it is not here
+        raise InputError(
+            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here ({reason(error)}); set DEVICE to "
+            "'cpu', 'cuda' or ''"
+        ) from error
     if device and device != "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     if precision == "auto":

@@ -31,7 +31,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
-from utils.checkpoints import load_strictly, read_training
+from utils.checkpoints import check_finite, load_strictly, read_training
 from utils.diffusion import PromptedDenoiser, noise_schedule
 from utils.errors import InputError, reason, run, say, writing
 from utils.prior import Prior
@@ -96,7 +96,8 @@ def load_vision(checkpoint, denoiser, base_model="", reference_encoder=""):
 def load_prior(checkpoint, bart_checkpoint=""):
     """A checkpoint folder, or an authors' file => (Prior, its training.json)."""
     if not is_file(checkpoint):
-        return load_strictly(Prior, checkpoint), read_training(checkpoint)
+        training = read_training(checkpoint)  # first: it says so where there is no checkpoint
+        return load_strictly(Prior, checkpoint), training
     training = _training(checkpoint, BASE_MODEL=BASE_MODEL, BART_CHECKPOINT=bart_checkpoint)
     return _prior(checkpoint, read_tensors(checkpoint, "prior")), training
 
@@ -341,6 +342,7 @@ def _fill(path, tensors, *modules, copy=False):
             },
             assign=not copy,
         )
+        check_finite(module, path)
 
 
 def _prefixed(prefix):

@@ -113,6 +113,11 @@ class UViT(ModelMixin, ConfigMixin):
         num_prompt_tokens: int = 1,
     ):
         super().__init__()
+        if img_size % patch_size or embed_dim % num_heads:
+            raise ValueError(
+                f"the patch's side {patch_size} has to divide the latents' side {img_size}, and {num_heads} heads the width "
+                f"{embed_dim}"
+            )
         self.gradient_checkpointing = False
         self.time_embed = (
             nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
