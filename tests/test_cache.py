@@ -4,6 +4,7 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -370,6 +371,39 @@ def test_an_interrupted_run_keeps_what_it_computed(tmp_path):
     encode = Doubling()
     assert fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, encode).all()
     assert encode.seen == [6, 7, 8, 9]
+
+
+def test_a_stopped_run_keeps_what_it_computed_and_says_how_to_go_on(tmp_path):
+    """The real signal to a real process, in the middle of a batch: exit 0, one sentence, nothing is computed again."""
+    code = """
+import os, signal, sys
+from types import SimpleNamespace
+import numpy as np
+from utils.cache import FeatureCache
+from utils.errors import run
+
+def encode(inputs):
+    if 4.0 in inputs:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return np.array([[2 * value, 0] for value in inputs], np.float32)
+
+def main():
+    alone = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True, wait_for_everyone=lambda: None)
+    cache = FeatureCache(sys.argv[1], {"encoder": "abc", "image_size": 64})
+    cache.fill([str(n) for n in range(10)], float, encode, 2, alone, "features")
+    print("not reached")
+
+run(main)
+"""
+    root = Path(__file__).resolve().parent.parent
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], cwd=root, capture_output=True, text=True)
+    said = f"stopped; the features computed so far are in {tmp_path / 'c'}: the same command goes on from there"
+    assert result.returncode == 0 and result.stdout.strip().endswith(said) and "not reached" not in result.stdout
+    assert "Traceback" not in result.stderr
+    keys, encode = [str(number) for number in range(10)], Doubling()
+    assert fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, encode).all()
+    assert encode.seen == [6, 7, 8, 9]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # elsewhere it ends a process at once
 
 
 def test_two_launches_may_fill_one_cache_at_a_time(tmp_path, small_shards):

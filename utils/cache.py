@@ -24,9 +24,19 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from utils.errors import ABANDONED_AFTER, InputError, reason, remove_leftovers, replacing, writing
+from utils.errors import (
+    ABANDONED_AFTER,
+    InputError,
+    Stopped,
+    reason,
+    remove_leftovers,
+    replacing,
+    stoppable,
+    writing,
+)
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
 OPEN_SHARDS = 64  # memory maps at a time, a process: each holds a file descriptor, of which a process may have 256
@@ -213,7 +223,8 @@ class FeatureCache:
         keys: one a row, in the same order on every process; None for an input that cannot be had. load(row) reads the
         input of one row (in `threads` threads when more than 0); encode(list of inputs) => array (n, *shape). An
         OSError or ValueError of load, or a feature that is no number, drops its row: it is named, and its key stays out
-        of the cache. Returns a boolean array, True where the cache serves.
+        of the cache. SIGTERM ends it after the batch, with all that was computed on disk (Stopped). Returns a boolean
+        array, True where the cache serves.
         """
         first_rows = {}
         for row, key in enumerate(keys):
@@ -224,19 +235,26 @@ class FeatureCache:
         mine = [(key, row) for key, row in share if key not in self]
         progress = tqdm(total=len(mine), desc=what, disable=not mine or not accelerator.is_main_process)
         pending = _Pending(self)
-        try:
-            with ThreadPoolExecutor(max(threads, 1)) as pool:
-                for start in range(0, len(mine), batch_size):
-                    batch = mine[start : start + batch_size]
-                    inputs = list(pool.map(lambda item: _load(load, item[1]), batch))
-                    readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
-                    if readable:
-                        pending.add([key for key, _ in readable], encode([value for _, value in readable]))
-                    progress.update(len(batch))
-        finally:
-            pending.flush()  # also what an interrupted run has computed
-            progress.close()
+        with stoppable() as stopped:
+            try:
+                with ThreadPoolExecutor(max(threads, 1)) as pool:
+                    for start in range(0, len(mine), batch_size):
+                        if stopped():
+                            break
+                        batch = mine[start : start + batch_size]
+                        inputs = list(pool.map(lambda item: _load(load, item[1]), batch))
+                        readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
+                        if readable:
+                            pending.add([key for key, _ in readable], encode([value for _, value in readable]))
+                        progress.update(len(batch))
+            finally:
+                pending.flush()  # also what an interrupted run has computed
+                progress.close()
         accelerator.wait_for_everyone()
+        if any(gather_object([stopped()])):  # of all processes, so that they end together
+            raise Stopped(
+                f"stopped; the {what} computed so far are in {self.folder}: the same command goes on from there"
+            )
         self.refresh()
         return np.array([key in self for key in keys], dtype=bool)
 
