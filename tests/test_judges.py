@@ -61,6 +61,25 @@ def test_the_image_judge_learns_is_kept_and_is_trained_anew_when_its_rows_change
     assert len(trained) == 1
 
 
+def test_two_evaluations_may_train_one_judge_at_a_time(drawn, tmp_path, monkeypatch):
+    """Both have looked before either has saved; the later one keeps what the earlier one wrote."""
+    accelerator, cache = make_accelerator("cpu", "no"), tmp_path / "cache"
+    train_classifier, nested = judges.train_classifier, []
+
+    def train_as_another_run_saves(*given):
+        if not nested:
+            nested.append(True)
+            nested.append(judges.image_judge(drawn, drawn[:0], SETTINGS, cache, accelerator))
+        return train_classifier(*given)
+
+    monkeypatch.setattr(judges, "train_classifier", train_as_another_run_saves)
+    judge = judges.image_judge(drawn, drawn[:0], SETTINGS, cache, accelerator)
+    files = judges.file_reader(drawn["image_path"].tolist(), 32)
+    earlier, later = (judges.extract(each, files, 60, "cpu")[1] for each in (nested[1], judge))
+    np.testing.assert_array_equal(earlier, later)
+    assert len(list((cache / "judge").iterdir())) == 1 and not list((cache / "judge").glob(".*"))
+
+
 def test_an_unknown_judge_model_and_an_unknown_extractor_are_one_sentence():
     with pytest.raises(InputError, match="JUDGE_MODEL 'resnet_of_mine'"):
         judges._classifier("resnet_of_mine")

@@ -26,7 +26,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from utils.cache import FeatureCache, image_keys
-from utils.errors import InputError, reason, replacing, writing
+from utils.errors import InputError, reason, remove_leftovers, replacing, writing
 from utils.findings import FINDINGS
 from utils.latents import PREPROCESSING, read_pixels
 from utils.metrics import enough, positives
@@ -168,10 +168,16 @@ def _save_judge(judge, folder):
         "known": judge.known.tolist(),
     }
     weights = {name: value.cpu() for name, value in judge.model.state_dict().items()}
-    with writing("the image judge", folder.parent), replacing(folder) as temporary:
-        temporary.mkdir()
-        save_file(weights, temporary / "model.safetensors")
-        (temporary / "judge.json").write_text(json.dumps(about, indent=2))
+    with writing("the image judge", folder.parent):
+        remove_leftovers(folder.parent)
+        try:
+            with replacing(folder) as temporary:
+                temporary.mkdir()
+                save_file(weights, temporary / "model.safetensors")
+                (temporary / "judge.json").write_text(json.dumps(about, indent=2))
+        except OSError:
+            if not (folder / "judge.json").exists():  # else another run has saved the same judge meanwhile
+                raise
 
 
 def best_thresholds(labels, probabilities):
