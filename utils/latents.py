@@ -69,7 +69,10 @@ def _deep_grey(image):
     """An image of more than 8 bits => mode F, 0 (black) to 255 (white) by the value range that its file states."""
     tags = getattr(image, "tag_v2", {})
     low, high = 0, None
-    if image.mode.startswith("I;16") or image.format == "PPM":  # Pillow brings every PGM of more than 8 bits to 16
+    if image.mode.startswith("I;16") or image.format in (
+        "PNG",
+        "PPM",
+    ):  # of which Pillow brings all beyond 8 bits to 16
         high = 65535
     for smallest, largest in _RANGE_TAGS:
         if largest in tags:
