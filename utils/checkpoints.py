@@ -146,7 +146,7 @@ def load_weights(module, state, what, way_out):
 
 
 def read_training(checkpoint):
-    """The training.json of a checkpoint: step, losses, constants and facts. InputError if there is none, or a damaged one.
+    """The training.json of a checkpoint: step, losses, constants and facts. InputError if it is absent or damaged.
 
     A constant that it does not have is an InputError when it is asked for.
     """

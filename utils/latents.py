@@ -145,7 +145,8 @@ def decode_latents(vae, latents):
 def cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads, keys=None):
     """The moments of every image of a table, encoded once => (cache, keys, readable).
 
-    keys: the table's `image_keys` where they are known; readable: (len(table),) bool, False for images that cannot be decoded (each was named).
+    keys: the table's `image_keys` where they are known; readable: (len(table),) bool, False for images that cannot be
+    decoded (each was named).
     """
     fingerprint = {
         "feature": "VAE moments, float16",
