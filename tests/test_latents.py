@@ -96,7 +96,6 @@ PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "palette.png": (Image.fromarray(RAMP).convert("P"), {}),
     "16-bit.png": (Image.fromarray(DEEP), {}),
     "16-bit.tif": (Image.fromarray(DEEP), {}),
-    "16-bit.pgm": (Image.fromarray(DEEP), {}),
     "16-bit.jp2": (Image.fromarray(DEEP), {}),
     "12-bit.tif": (Image.fromarray(DEEP >> 4), {"tiffinfo": tiff_tags(t281=4095)}),
     "white-is-zero.tif": (Image.fromarray(65535 - DEEP), {"tiffinfo": tiff_tags(t262=0)}),
@@ -111,6 +110,13 @@ def test_every_depth_is_read_by_its_own_range(name, tmp_path):
     picture.save(tmp_path / name, **options)
     pixels = read_pixels(tmp_path / name, 32)
     assert (pixels[0] - torch.linspace(-1, 1, 32)).abs().max() < 0.05
+
+
+def test_a_pgm_of_any_depth_is_read_by_its_own_range(tmp_path):
+    for largest, values in ((65535, DEEP), (4095, DEEP >> 4)):
+        path = tmp_path / f"{largest}.pgm"
+        path.write_bytes(b"P5 64 48 %d\n" % largest + values.astype(">u2").tobytes())
+        assert (read_pixels(path, 32)[0] - torch.linspace(-1, 1, 32)).abs().max() < 0.05
 
 
 def test_one_bit_is_black_and_white(tmp_path):

@@ -330,7 +330,7 @@ class Examples:
     """A validation split that remembers which rows were asked for."""
 
     class features:
-        texts = {"": np.zeros(WIDTH, dtype=np.float32)}
+        texts = {"": np.zeros(WIDTH, dtype=np.float32)}  # noqa: RUF012
 
     def __init__(self, count):
         self.count, self.asked = count, []

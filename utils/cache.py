@@ -6,8 +6,8 @@
 
 A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
 text the text. A changed input therefore has another key and its old value is never served, and a copy of the images has
-the same keys. Shards are only ever added: values first, keys last, each under a temporary name and then renamed, so that
-a shard without keys does not count. A killed run loses at most one shard, a stopped or interrupted one nothing.
+the same keys. Shards are only ever added: values first, keys last, each under a temporary name and then renamed, so
+that a shard without keys does not count. A killed run loses at most one shard, a stopped or interrupted one nothing.
 
 The processes of one launch share the missing keys among them, each writing its own shards. Launches may share a cache:
 what both are missing at the same time is computed by both, and either value serves. A shard that is damaged is named,
@@ -230,7 +230,7 @@ class FeatureCache:
         for row, key in enumerate(keys):
             if key is not None:
                 first_rows.setdefault(key, row)
-        # a share does not depend on what is there already: with another launch at work, each process may see another lot
+        # a share does not depend on what is there already: beside another launch, each process may see another lot
         share = list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
         mine = [(key, row) for key, row in share if key not in self]
         progress = tqdm(total=len(mine), desc=what, disable=not mine or not accelerator.is_main_process)

@@ -68,9 +68,9 @@ def why_unloaded(folder, error):
         return "there is no such folder here" + (
             f", nor could it be had from the hub: {reason(error)}" * bool(is_hub_id)
         )
-    if isinstance(error, InputError) or not _is_of_pickle(error):
-        return reason(error)
-    return f"a file in it holds more than plain tensors; nothing of it was run ({reason(error)})"
+    if _is_of_pickle(error):  # torch's own words are how to run it all the same
+        return "a file of its weights holds code, or is no file of tensors; nothing of it was run"
+    return reason(error)
 
 
 def _is_of_pickle(error):
@@ -146,7 +146,7 @@ def load_weights(module, state, what, way_out):
 
 
 def read_training(checkpoint):
-    """The training.json of a checkpoint: step, losses, constants and facts. InputError if there is none, or a damaged one.
+    """The training.json of a checkpoint: step, losses, constants and facts. InputError if it is absent or damaged.
 
     A constant that it does not have is an InputError when it is asked for.
     """

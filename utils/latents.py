@@ -69,7 +69,10 @@ def _deep_grey(image):
     """An image of more than 8 bits => mode F, 0 (black) to 255 (white) by the value range that its file states."""
     tags = getattr(image, "tag_v2", {})
     low, high = 0, None
-    if image.mode.startswith("I;16") or image.format == "PPM":  # Pillow brings every PGM of more than 8 bits to 16
+    if image.mode.startswith("I;16") or image.format in (
+        "PNG",
+        "PPM",
+    ):  # of which Pillow brings all beyond 8 bits to 16
         high = 65535
     for smallest, largest in _RANGE_TAGS:
         if largest in tags:
@@ -142,7 +145,8 @@ def decode_latents(vae, latents):
 def cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads, keys=None):
     """The moments of every image of a table, encoded once => (cache, keys, readable).
 
-    keys: the table's `image_keys` where they are known; readable: (len(table),) bool, False for images that cannot be decoded (each was named).
+    keys: the table's `image_keys` where they are known; readable: (len(table),) bool, False for images that cannot be
+    decoded (each was named).
     """
     fingerprint = {
         "feature": "VAE moments, float16",

@@ -28,11 +28,10 @@ def check_settings(settings, schedule):
     for name in ("text_guidance", "reference_guidance"):
         if not math.isfinite(settings[name]):
             raise InputError(f"{name.upper()} is {settings[name]}; it has to be a finite number, such as 7.5")
-    scheduler = sampling_scheduler(settings["scheduler"], schedule)
     longest = schedule.config.num_train_timesteps
     if not 1 <= settings["steps"] <= longest:
         raise InputError(f"STEPS is {settings['steps']}; it has to be 1 to {longest}, the steps of the noise schedule")
-    scheduler.set_timesteps(settings["steps"])
+    sampling_scheduler(settings["scheduler"], schedule, settings["steps"])  # tries it
 
 
 def make_images(
