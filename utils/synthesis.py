@@ -43,6 +43,7 @@ def make_images(
     Each process makes its share; an image appears under its name only when it is whole, after its latents. Images of
     the plan that an earlier run made and was killed before it listed them are listed too.
     """
+    model.check_fits(text_encoder.width, shape)
     missing = requests[[not _is_whole(path) for path in requests.image_path]]
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
