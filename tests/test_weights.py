@@ -376,7 +376,7 @@ def test_training_starts_from_the_official_uvit(tmp_path, base_model, capsys):
     torch.save({**weights, "class_emb.weight": torch.randn(3)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"class_emb\.weight left over"):
         start_from(model, str(tmp_path / "other.pth"))
-    with pytest.raises(InputError, match="set the sizes in the script's constants"):
+    with pytest.raises(InputError, match="set the sizes in the script's constants, IMAGE_SIZE among"):
         start_from(PromptedDenoiser(UViT(8, 2, 4, WIDTH, 2, 2), fusion, None), str(tmp_path / "imagenet.pth"))
     with pytest.raises(InputError, match="it is for INITIAL_WEIGHTS"):
         load_vision(str(tmp_path / "imagenet.pth"), "UViT", base_model)

@@ -390,7 +390,7 @@ def _fill(path, tensors, *modules, copy=False):
     if problems:
         raise InputError(
             f"{path} does not fit this architecture: {'; '.join(problems)}"
-            + ("; set the sizes in the script's constants to the file's" if copy else "")
+            + ("; set the sizes in the script's constants, IMAGE_SIZE among them, to the file's" if copy else "")
         )
     for (module, _), state in zip(modules, states):
         module.load_state_dict(
