@@ -42,14 +42,14 @@ TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an author
 BASE_MODEL = ""  # whose vae encodes images without kept latents; empty: the one of the prior's training
 OUTPUT_ROOT = "synthetic/clipUViT"  # where the reports go: a synthetic CXR tree of ours, or a new folder of their own
 DATA_ROOT = ""  # the CXR tree whose images get reports; empty: OUTPUT_ROOT, which has to be a synthetic tree then
-VIEWS = ()  # ViewPosition of the images; () for all (paper: PA)
+VIEWS = ()  # ViewPosition of the images; () for all (the authors' code too)
 SPLIT = ""  # the images of one split; empty: all (paper: test)
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test"; those of the trainings, which are compared
 # how to write
 LATENT_GAIN = 1.0  # of the predicted latents' deviation from the mean report; higher says more (paper: 1)
-DECODING = "beam"  # greedy, beam or nucleus (paper: greedy)
+DECODING = "beam"  # greedy, beam or nucleus (the authors' code: nucleus with TOP_P 1, a draw among all tokens)
 BEAMS = 4  # reports followed at a time by beam search
-TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together
+TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together (the authors' code: 1)
 TEMPERATURE = 1.0  # of a nucleus draw; below 1 likelier tokens are drawn more often
 MAX_TOKENS = 512  # tokens a report at most
 BATCH_SIZE = 32  # images at a time, a process

@@ -4,7 +4,7 @@
     accelerate launch --num_processes 4 train_bart.py --config my.toml
 
 Reads:  DATA_ROOT (a CXR tree, of which only the tables, or a list of reports without images), REPORTS_ROOT (the tree's
-        reports), INITIAL_WEIGHTS (BART, tokenizer)
+        reports), INITIAL_WEIGHTS (BART and its tokenizer; of the authors' .ckpt the tokenizer is TOKENIZER's)
 Writes: RUN_DIR/{last,best,step-*} (checkpoints: BART folders with their tokenizer),
         RUN_DIR/{metrics.csv,loss.png,previews,constants.json}, RUN_DIR/{reconstructions.txt,evaluation.json}
 """
@@ -26,14 +26,16 @@ from utils.mimic_cxr import is_report_list, read_report_list, read_table
 from utils.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
 from utils.seeds import draw_rows
 from utils.training import fit, make_accelerator
+from utils.weights import initial_autoencoder
 
 # data
-DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, the authors' CSV, or a CSV with columns uid, findings and impression
+DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, the authors' CSV, or one of uid, findings, impression or of split, text
 REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
-VIEWS = ("PA",)  # ViewPosition that a study must have an image of; () for all
-HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
+VIEWS = ("PA",)  # ViewPosition that a study must have an image of; () for all (the authors' code: all)
+HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split "test" (the authors' code: none)
 # the autoencoder
-INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer
+INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer, or the authors' .ckpt
+TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 POOLING = "mean"  # of the encoder's states into the latent: mean, bos or eos
 LATENT_NOISE = 0.0  # noise on the latent in training, in its standard deviations; 0: none, as the paper
 # optimisation
@@ -116,7 +118,7 @@ def main():
     for split in ("train", "validate"):
         if not reports[split]:
             raise InputError(f"{DATA_ROOT} has no report in the split {split!r} after the filters")
-    model = ReportAutoencoder.from_pretrained(INITIAL_WEIGHTS, POOLING)
+    model = initial_autoencoder(INITIAL_WEIGHTS, POOLING, TOKENIZER)
 
     examples = ReportExamples(reports["train"], model, BATCH_SIZE)
     validation = ReportExamples(reports["validate"], model, BATCH_SIZE)

@@ -97,9 +97,6 @@ def main():
     vae = load_vae(BASE_MODEL, device)
     text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
-    features = DiffusionFeatures(
-        table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
-    )
 
     torch.manual_seed(SEED)  # of the initial weights
     denoiser = load_unet(BASE_MODEL, text_encoder.width)
@@ -112,6 +109,10 @@ def main():
         denoiser.enable_gradient_checkpointing()
     if COMPILE:
         denoiser.compile()
+
+    features = DiffusionFeatures(
+        table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
+    )
 
     steps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)

@@ -3,7 +3,8 @@
     python train_diffusion_clipUViT.py --DATA_ROOT /data/mimic-cxr-jpg --RUN_DIR runs/clipUViT
     accelerate launch --num_processes 4 train_diffusion_clipUViT.py --config my.toml
 
-Reads:  DATA_ROOT (a CXR tree), BASE_MODEL (VAE, text encoder), REFERENCE_ENCODER, CACHE_DIR (filled on the first run)
+Reads:  DATA_ROOT (a CXR tree), BASE_MODEL (VAE, text encoder), REFERENCE_ENCODER, INITIAL_WEIGHTS (ImageNet's U-ViT),
+        CACHE_DIR (filled on the first run)
 Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
 """
 
@@ -42,7 +43,7 @@ ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_encoder, tokenizer and scheduler
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
-INITIAL_WEIGHTS = ""  # a checkpoint folder, the official U-ViT's .pth or the authors' .ckpt; empty: random weights
+INITIAL_WEIGHTS = "imagenet256_uvit_large.pth"  # an official U-ViT, a checkpoint folder or authors' .ckpt; "": random
 PATCH_SIZE = 2  # latent pixels, the side of a token's patch
 EMBED_DIM = 1024  # width of a token
 DEPTH = 20  # blocks: half of them in, half out, one in the middle
@@ -101,9 +102,6 @@ def main():
     vae = load_vae(BASE_MODEL, device)
     text_encoder = TextEncoder(BASE_MODEL, pooled=True, device=device)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
-    features = DiffusionFeatures(
-        table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
-    )
 
     torch.manual_seed(SEED)  # of the initial weights
     channels, side, _ = latent_shape(vae, IMAGE_SIZE)
@@ -117,6 +115,10 @@ def main():
         denoiser.enable_gradient_checkpointing()
     if COMPILE:
         denoiser.compile()
+
+    features = DiffusionFeatures(
+        table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
+    )
 
     steps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)

@@ -4,7 +4,7 @@
     accelerate launch --num_processes 4 train_prior_model.py --config my.toml
 
 Reads:  DATA_ROOT (a CXR tree), REPORTS_ROOT (its reports), BASE_MODEL (VAE), BART_CHECKPOINT (of train_bart.py),
-        CACHE_DIR (filled on the first run)
+        INITIAL_WEIGHTS (a prior to go on from) or PRETRAINED (a ViT), CACHE_DIR (filled on the first run)
 Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,constants.json},
         RUN_DIR/{written.txt,evaluation.json}
 """
@@ -31,13 +31,13 @@ from utils.prior import Prior
 from utils.report_autoencoder import write_pairs
 from utils.seeds import draw_rows, keyed_seed
 from utils.training import fit, make_accelerator
-from utils.weights import load_autoencoder
+from utils.weights import load_autoencoder, start_from
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
 REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
-VIEWS = ("PA",)  # ViewPosition of the images; () for all
-HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
+VIEWS = ("PA",)  # ViewPosition of the images; () for all (the authors' code: all)
+HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split "test" (the authors' code: none)
 IMAGE_SIZE = 256  # pixels, the side of the square image
 CACHE_DIR = "cache"  # where the frozen encoders' features are kept
 ENCODE_BATCH_SIZE = 32  # images, or reports, at a time through the frozen encoders
@@ -47,6 +47,7 @@ BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are l
 POOLING = "mean"  # of an authors' BART, whose file does not say it: mean, bos or eos
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 # the prior
+INITIAL_WEIGHTS = ""  # a prior to go on from, a checkpoint folder or the authors' .ckpt; empty: as PRETRAINED says
 PRETRAINED = "vit_base_patch16_224"  # timm ViT, of the sizes below, or local-dir:FOLDER; empty: from random weights
 PRETRAINED_FILE = ""  # its weights on disk; empty: from the Hugging Face hub
 PATCH_SIZE = 2  # latent pixels, the side of a token's patch
@@ -138,9 +139,11 @@ def main():
     channels, side, _ = latent_shape(vae, IMAGE_SIZE)
     torch.manual_seed(SEED)
     model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width)
-    if PRETRAINED:
-        model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
     model.set_statistics(*features.statistics("train"))
+    if INITIAL_WEIGHTS:
+        start_from(model, INITIAL_WEIGHTS)
+    elif PRETRAINED:
+        model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
     examples = PriorExamples(features, "train", model)
     if HEAD_ROWS:
         rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]

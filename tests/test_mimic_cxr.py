@@ -1,5 +1,7 @@
 import gzip
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -281,13 +283,13 @@ def test_authors_csv_gives_the_table_of_the_tree(tree, authors_csv):
     [
         ("files/p11", "../p11", "data row 4: image_path .* leaves"),
         ("files/p11", "files/../../p11", "data row 4: image_path .* leaves"),
-        ("files/p11", "/files/p11", "data row 4: image_path .* leaves"),
+        ("files/p11", "/../p11", "data row 4: image_path .* leaves"),
         ("s50000003/d3", "d3", "data row 4: image_path .* names no patient"),
         (",validate,", ",val,", "data row 4: 'val' is no split"),
         ("image_path", "path", "has no column 'image_path'"),
         ('"[', '"[5, ', r"data row 1: label '\[5, .* is no list of 14 codes"),
         ('"[', '"[[', "data row 1: label .* is no list of 14 codes"),
-        ('"[', '"' + "[" * 10_000, "data row 1: label .* is no list of 14 codes"),
+        ('"[', '"' + "[" * 100_000, r"data row 1: label .{,300} is no list of 14 codes"),
         ("p11000003", f"p{'1' * 30}", "data row 4: subject_id '1{30}' is no whole number from 1 to"),
         ("p11000003", "p0", "data row 4: subject_id '0' is no whole number from 1 to"),
         ("s50000003", f"s{'5' * 30}", "data row 4: study_id '5{30}' is no whole number from 1 to"),
@@ -389,6 +391,55 @@ def test_a_report_in_a_zip_that_unpacks_to_too_much(tree):
         file.writestr("files/p11/p11000003/s50000003.txt", bytes(mimic_cxr.MAX_REPORT_BYTES + 1))
     with pytest.raises(InputError, match=r"s50000003\.txt in .*so it is no report"):
         read_table(tree)
+
+
+def edit(path, change):
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    change(frame)
+    frame.to_csv(path, index=False)
+
+
+def test_authors_paths_as_they_are(tree, authors_csv, capsys):
+    expected = read_table(authors_csv)
+
+    def as_published(frame):
+        frame["image_path"] = "/" + frame["image_path"].str.replace(".jpg", ".dcm")
+
+    edit(authors_csv, as_published)
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(read_table(authors_csv), expected)
+    assert "5 of 5 image_paths end in .dcm; the .jpg in its place is read instead" in capsys.readouterr().out
+
+    Path(expected["image_path"][1]).rename(Path(expected["image_path"][1]).with_suffix(".dcm"))
+    assert len(read_table(authors_csv)) == 4
+    assert re.search(r"dropped 1 of 5 rows whose image is not on disk, e\.g\. \S+d1\.jpg\n", capsys.readouterr().out)
+
+
+def test_authors_rows_with_a_blank(authors_csv, capsys):
+    def blanks(frame):
+        frame.loc[0, "label"], frame.loc[1, "image_path"], frame.loc[2, ["split", "image_path"]] = "", "  ", ""
+
+    whole = read_table(authors_csv)
+    edit(authors_csv, blanks)
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(read_table(authors_csv), whole.iloc[3:].reset_index(drop=True))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "kept" in line]
+    assert len(lines) == 1 and re.search(r"2 of 5 rows kept \((\d without [a-z_]+(, | dropped\))){3}$", lines[0])
+    for column in ("label", "split", "image_path"):
+        assert f"1 without {column}" in lines[0]
+
+    change(authors_csv, "s50000004/", "")  # rows keep their numbers
+    with pytest.raises(InputError, match="data row 5: image_path"):
+        read_table(authors_csv)
+    edit(authors_csv, lambda frame: frame.update(pd.DataFrame({"label": [" "] * 5})))
+    with pytest.raises(InputError, match=r"mimic\.csv has no rows"):
+        read_table(authors_csv)
+
+
+def test_authors_reports_that_are_none(authors_csv, capsys):
+    edit(authors_csv, lambda frame: frame.update(pd.DataFrame({"text": ["none", " None ", "nan", ""]})))
+    assert read_table(authors_csv)["report"].tolist() == ["", "", "", "", CANONICAL]
+    assert "reports: 1 of 5 images have one" in capsys.readouterr().out
 
 
 # ---- writing
@@ -543,3 +594,27 @@ def test_what_is_no_report_list(tmp_path):
     path.write_text("uid,findings,impression\n7,Clear.,Normal.\n7,Clear.,Normal.\n")
     with pytest.raises(InputError, match=r"repeated rows, e\.g\. for uid 7"):
         read_report_list(path)
+
+
+def test_the_authors_list_of_reports(tmp_path, capsys):
+    path = tmp_path / "lm.csv.gz"
+    frame = pd.DataFrame(
+        {"split": ["train", "validate", "test", "train", " "], "text": [REPORT, "none", REPORT, "", REPORT]}
+    )
+    frame.to_csv(path, index=False)
+    assert is_report_list(path)
+    table = read_report_list(path)
+    assert table["report"].tolist() == [CANONICAL, "", CANONICAL, ""]
+    assert table["split"].tolist() == ["train", "validate", "test", "train"] and table["study_id"].is_unique
+    printed = capsys.readouterr().out
+    assert "4 of 5 rows kept (1 without split dropped)" in printed
+    assert "2 train, 1 validate, 1 test reports; it names no view and no patient" in printed
+
+    frame.assign(split=["train", "validate", "test", " ", "dev"]).to_csv(path, index=False)
+    with pytest.raises(InputError, match="data row 5: 'dev' is no split"):
+        read_report_list(path)
+    frame.assign(split="").to_csv(path, index=False)
+    with pytest.raises(InputError, match="has no rows"):
+        read_report_list(path)
+    frame.assign(image_path="p10/p10000001/s50000001/d1.jpg").to_csv(path, index=False)
+    assert not is_report_list(path)

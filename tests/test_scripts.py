@@ -77,6 +77,7 @@ def config(tmp_path_factory, tree, base_model, reference_encoder_name):
         TEXT_GUIDANCE = 2.0
         REFERENCE_GUIDANCE = 2.0
         [train_diffusion_clipUViT]
+        INITIAL_WEIGHTS = ""
         EMBED_DIM = 16
         DEPTH = 2
         NUM_HEADS = 2

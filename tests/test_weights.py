@@ -1,14 +1,21 @@
 """Tiny random files in exactly the layouts of the authors' and of the official U-ViT, against plain computations."""
 
+import collections
+import functools
+import io
 import json
 import math
+import os
 import pickle
 import runpy
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_models
 import torch
 import torch.nn.functional as F
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -27,7 +34,15 @@ from utils.prior import Prior
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from utils.report_autoencoder import ReportAutoencoder
-from utils.weights import load_autoencoder, load_prior, load_vision, read_tensors, start_from
+from utils.weights import (
+    _ratio,
+    initial_autoencoder,
+    load_autoencoder,
+    load_prior,
+    load_vision,
+    read_tensors,
+    start_from,
+)
 from uvit.model import UViT
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -361,7 +376,7 @@ def test_training_starts_from_the_official_uvit(tmp_path, base_model, capsys):
     torch.save({**weights, "class_emb.weight": torch.randn(3)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"class_emb\.weight left over"):
         start_from(model, str(tmp_path / "other.pth"))
-    with pytest.raises(InputError, match="set the sizes in the script's constants"):
+    with pytest.raises(InputError, match="set the sizes in the script's constants, IMAGE_SIZE among"):
         start_from(PromptedDenoiser(UViT(8, 2, 4, WIDTH, 2, 2), fusion, None), str(tmp_path / "imagenet.pth"))
     with pytest.raises(InputError, match="it is for INITIAL_WEIGHTS"):
         load_vision(str(tmp_path / "imagenet.pth"), "UViT", base_model)
@@ -419,14 +434,18 @@ def vit():
     return model
 
 
-@pytest.fixture
-def prior_file(vit, tmp_path):
+def save_prior(vit, path):
     state = {}
     for name, tensor in vit.state_dict().items():
         for today, then in NAMES_OF_2023:
             name = name.replace(today, then)
         state[f"prior_model.{name}"] = tensor
-    return save_lightning(tmp_path / "prior.ckpt", state | {"language_model.model.shared.weight": torch.zeros(3, 3)})
+    return save_lightning(path, state | {"language_model.model.shared.weight": torch.zeros(3, 3)})
+
+
+@pytest.fixture
+def prior_file(vit, tmp_path):
+    return save_prior(vit, tmp_path / "prior.ckpt")
 
 
 def test_the_authors_prior_is_hugging_faces_vit(vit, prior_file, tmp_path, run_script):
@@ -444,6 +463,63 @@ def test_the_authors_prior_is_hugging_faces_vit(vit, prior_file, tmp_path, run_s
     assert isinstance(again, Prior) and weights_fingerprint(again) == weights_fingerprint(prior)
     assert training["constants"]["BART_CHECKPOINT"] == "bart"
     assert (again.eval().predict(latents) - expected).abs().max() <= 1e-5
+
+
+def test_a_prior_of_another_mlp_ratio(tmp_path):
+    config = ViTConfig(
+        hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=200, image_size=8, patch_size=2,
+        num_channels=4, layer_norm_eps=1e-12, initializer_range=0.2,
+    )  # fmt: skip
+    vit = ViTModel(config).eval()
+    prior, _ = load_prior(save_prior(vit, tmp_path / "prior.ckpt"))
+    latents = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        assert (prior.eval().predict(latents) - vit(latents).pooler_output).abs().max() <= 1e-5
+    prior.save_pretrained(tmp_path / "saved")
+    assert torch.equal(Prior.from_pretrained(tmp_path / "saved").eval().predict(latents), prior.predict(latents))
+
+
+def small_prior(**others):
+    return Prior(4, 8, 2, 128, 2, 2, 128, **others)
+
+
+def test_a_prior_starts_from_another_and_predicts_what_it_did(prior_file, tmp_path, capsys):
+    torch.manual_seed(1)
+    latents, (mean, std) = torch.randn(5, 4, 8, 8), (torch.randn(128), torch.rand(128) + 0.5)
+    other = small_prior()
+    other.set_statistics(torch.randn(128), torch.rand(128) + 0.5)
+    other.save_pretrained(tmp_path / "other")
+    own = small_prior()
+    own.set_statistics(mean, std)
+    start_from(own, str(tmp_path / "other"))
+    torch.testing.assert_close(own.eval().predict(latents), other.eval().predict(latents), atol=1e-4, rtol=1e-4)
+    assert torch.equal(own.report_mean, mean) and "its head is right for the report latents" in capsys.readouterr().out
+
+    authors, _ = load_prior(prior_file)
+    raw = authors.eval().predict(latents)  # tanh of a linear layer
+    own = small_prior(layer_norm_epsilon=1e-12)
+    own.set_statistics(raw[0], std)  # where the tangent touches
+    start_from(own, prior_file)
+    inside = raw[0].abs() < 0.9
+    assert inside.sum() > 50 and own.config.pooler == "linear"
+    torch.testing.assert_close(own.eval().predict(latents[:1])[0, inside], raw[0, inside], atol=1e-4, rtol=1e-4)
+    step = 1e-3 * torch.randn(1, 4, 8, 8)
+    moved, expected = (prior.predict(latents[:1] + step)[0, inside] - raw[0, inside] for prior in (own, authors))
+    assert (moved - expected).abs().max() < 0.05 * expected.abs().max()
+
+    constant = small_prior()
+    constant.set_statistics(mean, torch.zeros(128))
+    start_from(constant, prior_file)
+    assert constant.head.weight.isfinite().all() and not constant.head.weight.any()
+
+
+def test_a_prior_of_other_sizes_is_no_start(prior_file, tmp_path):
+    small_prior().save_pretrained(tmp_path / "other")
+    for source in (prior_file, str(tmp_path / "other")):
+        with pytest.raises(InputError, match="is of another size: DEPTH is 1 and its 2"):
+            start_from(Prior(4, 8, 2, 128, 1, 2, 128), source)
+    with pytest.raises(InputError, match="NUM_HEADS is 4 and its 2"):
+        start_from(Prior(4, 8, 2, 128, 2, 4, 128), str(tmp_path / "other"))
 
 
 @pytest.fixture
@@ -528,6 +604,50 @@ def test_a_prior_is_trained_on_the_authors_bart(bart_file, tokenizer_folder, bas
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
 
 
+def test_a_prior_is_trained_on_from_the_authors(
+    prior_file, bart_file, tokenizer_folder, base_model, run_script, tmp_path, capsys
+):
+    table = make_tree(tmp_path / "reported")
+    table.loc[6:, "split"] = "validate"
+    write_tree(tmp_path / "reported", table)
+    before = Path(prior_file).read_bytes()
+    run_script(
+        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=bart_file,
+        TOKENIZER=tokenizer_folder, IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
+        INITIAL_WEIGHTS=prior_file, EMBED_DIM=128, DEPTH=2, NUM_HEADS=2, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2,
+        LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
+    )  # fmt: skip
+    assert f"prior: started from {prior_file}" in capsys.readouterr().out
+    trained, authors = load_prior(str(tmp_path / "run" / "last"))[0], load_prior(prior_file)[0]
+    for name, tensor in authors.vit.state_dict().items():
+        torch.testing.assert_close(trained.vit.state_dict()[name], tensor, atol=1e-5, rtol=0)
+    assert Path(prior_file).read_bytes() == before
+
+
+def test_a_bart_is_trained_on_from_the_authors(bart_file, tokenizer_folder, run_script, tmp_path, capsys):
+    frame = pd.DataFrame({"split": ["train"] * 6 + ["validate"] * 2 + ["test", ""], "text": (REPORTS * 10)[:10]})
+    frame.loc[0, "text"] = "none"
+    frame.to_csv(tmp_path / "reports.csv", index=False)
+    before = Path(bart_file).read_bytes()
+    run_script(
+        "train_bart.py", DATA_ROOT=tmp_path / "reports.csv", INITIAL_WEIGHTS=bart_file, TOKENIZER=tokenizer_folder,
+        RUN_DIR=tmp_path / "run", BATCH_SIZE=2, MAX_STEPS=1, POOLING="eos", LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "9 of 10 rows kept (1 without split dropped)" in printed
+    assert "6 train, 2 validate, 1 test reports; it names no view and no patient" in printed
+    assert "8 of 9 studies; dropped 1 studies without a report" in printed
+    trained = load_autoencoder(str(tmp_path / "run" / "last"), "", "/nowhere")
+    authors = initial_autoencoder(bart_file, "eos", tokenizer_folder)
+    assert trained.pooling == "eos" and (authors.bart.config.dropout, authors.bart.config.attention_dropout) == (
+        0.1,
+        0.1,
+    )
+    for name, tensor in authors.bart.state_dict().items():
+        torch.testing.assert_close(trained.bart.state_dict()[name], tensor, atol=1e-5, rtol=0)
+    assert Path(bart_file).read_bytes() == before
+
+
 def test_image_to_report_with_the_authors_files(
     prior_file, bart_file, tokenizer_folder, tree, run_script, tmp_path, capsys
 ):
@@ -560,6 +680,13 @@ def reload(path, base_model):
         (lambda state: state.update({"ema.decay": torch.zeros(1)}), r"ema\.decay that belong to no model known"),
         (lambda state: state.update({"uvit.uvit.norm.bias": torch.zeros(3)}), r"norm\.bias \(3,\) instead of \(128,\)"),
         (lambda state: state.update({"uvit.uvit.norm.bias": [0.0]}), "no dictionary of named tensors"),
+        (
+            lambda state: state.update({"uvit.uvit.pos_embed": torch.zeros(3)}),
+            r"pos_embed has the shape \(3,\), not 3 sizes",
+        ),
+        (lambda state: state.update({"uvit.uvit.pos_embed": torch.zeros(1, 18, 0)}), r"pos_embed has the shape"),
+        (lambda state: state["uvit.uvit.norm.bias"].fill_(torch.nan), r"NaN or infinity, e\.g\. norm\.bias"),
+        (lambda state: state["uvit.text_embed.bias"].fill_(torch.inf), r"NaN or infinity, e\.g\. text_embed\.bias"),
         (dict.clear, "none of the authors' four files"),
     ],
 )
@@ -581,24 +708,120 @@ def test_an_incomplete_prior_is_refused_in_its_own_names(prior_file):
 
 
 class Trap:
-    def __init__(self, path):
-        self.path = path
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return self.call
 
 
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_nothing_in_a_file_is_executed(as_zip, tmp_path, base_model):
+TRAPS = {  # each makes a file when it is sprung
+    "os.system": lambda sprung: Trap(os.system, f"touch {sprung}"),
+    "eval": lambda sprung: Trap(eval, f"open({str(sprung)!r}, 'w')"),
+    "a method": lambda sprung: Trap(Path.touch, sprung),
+    "a function of torch": lambda sprung: Trap(torch.save, 1, str(sprung)),
+    "a partial": lambda sprung: Trap(functools.partial, os.system, f"touch {sprung}"),
+}
+PLACES = {
+    "alone": lambda trap: trap,
+    "as a tensor": lambda trap: {"state_dict": uvit_state() | {"uvit.uvit.pos_embed": trap}},
+    "elsewhere": lambda trap: {"state_dict": uvit_state(), "optimizer_states": [{"state": {0: trap}}]},
+}
+
+
+def write_tar(content, path):
+    """torch's format of 2017."""
+    with tarfile.open(path, "w") as archive:
+        for name, part in {"sys_info": {}, "pickle": content, "storages": 0, "tensors": 0}.items():
+            data = pickle.dumps(part, protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def write_archive(content, path):
+    """A zip as torch's, packed by hand."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+        archive.writestr("archive/version", "3")
+
+
+FORMATS = {
+    "zip": torch.save,
+    "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+    "tar": write_tar,
+    "archive": write_archive,
+}
+
+
+@pytest.mark.parametrize(
+    ("trap", "place", "form"),
+    [
+        *((trap, "alone", "zip") for trap in TRAPS),
+        *(("os.system", place, "zip") for place in ("as a tensor", "elsewhere")),
+        *(("eval", "elsewhere", form) for form in ("legacy", "pickle", "tar", "archive")),
+    ],
+)
+def test_nothing_in_a_file_is_executed(trap, place, form, tmp_path, base_model):
     path, sprung = tmp_path / "trap.ckpt", tmp_path / "sprung"
-    content = {"state_dict": uvit_state(), "callbacks": Trap(sprung)}
-    if as_zip:
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(InputError, match="holds code") as error:
+    FORMATS[form](PLACES[place](TRAPS[trap](sprung)), path)
+    with pytest.raises(InputError, match=r"holds code \(.* nothing of it was run|without running code in it") as error:
         reload(path, base_model)
     assert "\n" not in str(error.value) and not sprung.exists()
+
+
+def test_the_traps_work(tmp_path):
+    """Otherwise the test above could not fail."""
+    for name, trap in TRAPS.items():
+        pickle.loads(pickle.dumps(trap(tmp_path / name.replace(" ", "-"))))
+        assert name == "a partial" or (tmp_path / name.replace(" ", "-")).exists()
+
+
+def rebuilt(storage, size):
+    """What a tensor of so many numbers looks like in a pickle."""
+    return Trap(torch._utils._rebuild_tensor_v2, storage, 0, (size,), (1,), False, collections.OrderedDict())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: {"state_dict": {"uvit.uvit.pos_embed": rebuilt("text", 3)}}, "is broken or incomplete"),
+        (
+            lambda: {"state_dict": {"uvit.uvit.pos_embed": rebuilt(torch.zeros(2).untyped_storage(), 30_000)}},
+            "is broken",
+        ),
+        (lambda: {"state_dict": {"uvit.uvit.pos_embed": torch.eye(3).to_sparse()}}, "no dictionary of named tensors"),
+        (
+            lambda: {"state_dict": {"uvit.uvit.pos_embed": torch.zeros(3, device="meta")}},
+            "no dictionary of named tensors",
+        ),
+        (lambda: {"state_dict": {3: torch.zeros(3)}}, "no dictionary of named tensors"),
+        (lambda: [torch.zeros(3)], "no dictionary of named tensors"),
+        (lambda: torch.nn.Linear(2, 2), r"holds code \(torch\.nn\.modules\.linear\.Linear\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_dictionary_of_tensors(content, message, tmp_path, base_model):
+    torch.save(content(), tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=message) as error:
+        reload(tmp_path / "odd.ckpt", base_model)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_and_an_unreadable_file(tmp_path, base_model, uvit_file, monkeypatch):
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(InputError, match="no checkpoint of this project"):
+        reload(tmp_path / "folder.ckpt", base_model)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.load", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*clipUViT\.ckpt: Permission denied"):
+        reload(uvit_file, base_model)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
@@ -610,9 +833,46 @@ def test_a_truncated_file_is_refused(keep, uvit_file, base_model):
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-def test_a_file_that_is_not_there(tmp_path, base_model):
-    with pytest.raises(InputError, match=r"cannot read .*nowhere\.ckpt: No such file"):
-        reload(tmp_path / "nowhere.ckpt", base_model)
+def tiny_denoiser(heads=2):
+    return PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, heads), PooledFusion(TEXT, TEXT, WIDTH), None)
+
+
+@pytest.mark.parametrize(
+    "place", ["nowhere", "runs/nowhere", "runs/nowhere/best", "/nowhere/best", "nowhere.ckpt", "pipe"]
+)
+@pytest.mark.parametrize("constant", ["CHECKPOINT", "CHECKPOINT of a prior", "BART_CHECKPOINT", "INITIAL_WEIGHTS"])
+def test_weights_that_are_not_there(place, constant, tmp_path, monkeypatch, base_model):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    load = {
+        "CHECKPOINT": lambda: load_vision(place, "UViT", base_model),
+        "CHECKPOINT of a prior": lambda: load_prior(place),
+        "BART_CHECKPOINT": lambda: load_autoencoder(place, "mean", "/nowhere"),
+        "INITIAL_WEIGHTS": lambda: start_from(tiny_denoiser(), place),
+    }[constant]
+    with pytest.raises(InputError, match=f"there is no checkpoint {place}: set {constant.split()[0]} to a ") as error:
+        load()
+    assert "hub" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_bart_that_is_neither_here_nor_on_the_hub():
+    for place in ("runs/nowhere", "runs/nowhere/best", "nowhere.ckpt"):
+        with pytest.raises(InputError, match=f"no BART with its tokenizer in '{place}': there is no such folder here"):
+            initial_autoencoder(place, "mean", "/nowhere")
+
+
+def test_the_papers_start_is_asked_for_before_anything_is_encoded(
+    tmp_path, tree, run_script, base_model, reference_encoder_name, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"no checkpoint imagenet256_uvit_large\.pth: .*https://github\.com/baofff/U-ViT; .* '' for"
+    ):
+        run_script(
+            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32, DEVICE="cpu",
+            REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run", NUM_WORKERS=0,
+        )  # fmt: skip
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
 
 
 def test_an_older_format_loads(uvit_file, tmp_path, base_model):
@@ -630,3 +890,102 @@ def test_a_conversion_says_what_it_wrote(uvit_file, tmp_path, base_model, run_sc
     assert math.isclose(PromptedDenoiser.from_pretrained(folder).schedule.config.beta_end, 0.012)
     with pytest.raises(InputError, match="has files in it already"):
         run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("file", r"OUTPUT .*file cannot be a folder, because .*file is a file"),
+        ("file/deep/er", r"because .*/file is a file"),
+    ],
+)
+def test_a_conversion_to_where_no_folder_can_be(output, message, uvit_file, tmp_path, base_model, run_script):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=message):
+        run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / output, BASE_MODEL=base_model)
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(InputError, match=r"CHECKPOINT .* is a folder"):
+        run_script("utils/weights.py", CHECKPOINT=tmp_path, OUTPUT=tmp_path / "new", BASE_MODEL=base_model)
+
+
+def test_a_conversion_is_there_as_a_whole_or_not_at_all(uvit_file, tmp_path, base_model, run_script, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusers.DDPMScheduler.save_pretrained", full)  # after the weights
+        with pytest.raises(InputError, match=r"cannot write the checkpoint under .*converted: no space left"):
+            run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["clipUViT.ckpt"]
+    (tmp_path / "converted").mkdir()  # an empty folder is as good as none
+    run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model)
+    assert load_vision(str(tmp_path / "converted"), "UViT")[0].denoiser.config.num_heads == 2
+
+
+# ---- sizes that no shape tells, and frozen models of another size --------------------------------------------------
+
+
+def test_heads_of_another_width_are_said_and_never_guessed(tmp_path, base_model, run_script, capsys):
+    uvit = UViT(8, 2, 4, 64, 2, num_heads=4)  # 16 channels a head
+    weights = random_weights(uvit)
+    uvit.load_state_dict(weights)
+    state = {f"uvit.uvit.{name}": tensor for name, tensor in weights.items()}
+    state |= random_weights(torch.nn.Linear(TEXT, 64), "uvit.text_embed.")
+    path = save_lightning(tmp_path / "narrow.ckpt", state)
+    with pytest.raises(
+        InputError, match=r"a width of 64, which is not two or more .* of 64 channels.*utils\.weights --HEAD_W"
+    ):
+        load_vision(path, "UViT", base_model)
+    for wrong in (0, -1, 17, 64):
+        with pytest.raises(InputError, match=f"attention heads of {wrong} channels"):
+            load_vision(path, "UViT", base_model, head_width=wrong)
+
+    run_script("utils/weights.py", CHECKPOINT=path, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model, HEAD_WIDTH=16)
+    assert "4 attention heads of 16 channels, which the file does not say" in capsys.readouterr().out
+    model, _ = load_vision(str(tmp_path / "converted"), "UViT")
+    inputs = torch.randn(2, 4, 8, 8), torch.full((2,), 333), torch.randn(2, 1, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.denoiser.eval()(*inputs), uvit.eval()(*inputs))
+
+
+def test_training_starts_only_from_a_checkpoint_of_as_many_heads(uvit_file, tmp_path, base_model, run_script, capsys):
+    run_script("utils/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model)
+    start_from(tiny_denoiser(), str(tmp_path / "converted"))
+    with pytest.raises(InputError, match="num_heads 2, and this model 4"):
+        start_from(tiny_denoiser(heads=4), str(tmp_path / "converted"))
+    capsys.readouterr()
+    start_from(tiny_denoiser(heads=4), uvit_file)
+    assert "4 attention heads of 32 channels, which the file does not say" in capsys.readouterr().out
+
+
+def test_an_mlp_ratio_gives_its_hidden_width_back():
+    odd = [
+        (hidden, width) for width in range(1, 200) for hidden in range(1, 200) if int(hidden / width * width) != hidden
+    ]
+    assert odd
+    for hidden, width in odd:
+        assert int(width * _ratio(hidden, width)) == hidden
+
+
+def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, tree, run_script, monkeypatch):
+    path = save_lightning(tmp_path / "clipUViT.ckpt", uvit_state(side=64, depth=2))
+    tiny_models.save_reference_encoder(tmp_path / "wide", width=24)
+    constants = {
+        "DATA_ROOT": tmp_path / "tree", "CACHE_DIR": tmp_path / "cache", "OUTPUT_ROOT": tmp_path / "made", "CHECKPOINT": path,
+        "BASE_MODEL": base_model, "DEVICE": "cpu", "NUM_WORKERS": 0,
+    }  # fmt: skip
+    with pytest.raises(InputError, match=f"references of width {TEXT}, and this REFERENCE_ENCODER makes 24"):
+        run_script("sample_diffusion_clipUViT.py", **constants, REFERENCE_ENCODER=f"local-dir:{tmp_path / 'wide'}")
+
+    model, _ = load_vision(path, "UViT", base_model)
+    model.check_fits(TEXT, (4, 64, 64))
+    with pytest.raises(InputError, match=f"texts of width {TEXT}, and the text encoder of BASE_MODEL makes 24"):
+        model.check_fits(24, (4, 64, 64))
+    small = save_lightning(tmp_path / "small.ckpt", uvit_state())
+    with pytest.raises(
+        InputError, match=r"latents of the shape \(4, 8, 8\), and the VAE of BASE_MODEL makes \(4, 64, 64\)"
+    ):
+        run_script(
+            "sample_diffusion_clipUViT.py", **constants | {"CHECKPOINT": small}, CONDITION="text", FINDINGS="edema",
+            REFERENCE_ENCODER=f"local-dir:{tmp_path / 'wide'}",
+        )  # fmt: skip

@@ -62,6 +62,24 @@ class PromptedDenoiser(nn.Module):
         output = self.denoiser(latents, timesteps, self.fusion(text, reference))
         return getattr(output, "sample", output)
 
+    def check_fits(self, text_width, shape):
+        """InputError unless texts of this width and latents of this shape, (C, h, w), are what it was trained with."""
+        if text_width != self.fusion.config.text_dim:
+            raise InputError(
+                f"the checkpoint was trained with texts of width {self.fusion.config.text_dim}, and the text encoder of "
+                f"BASE_MODEL makes {text_width}: set it to the one it was trained with"
+            )
+        config = self.denoiser.config
+        if isinstance(self.denoiser, UViT):
+            wanted = (config.in_chans, config.img_size, config.img_size)
+        else:
+            wanted = (config.in_channels, *shape[1:])
+        if tuple(shape) != wanted:
+            raise InputError(
+                f"the checkpoint was trained on latents of the shape {wanted}, and the VAE of BASE_MODEL makes "
+                f"{tuple(shape)} of its images: set it to the one it was trained with"
+            )
+
     def save_pretrained(self, folder):
         self.denoiser.save_pretrained(folder)
         self.fusion.save_pretrained(Path(folder) / "fusion")
@@ -72,7 +90,14 @@ class PromptedDenoiser(nn.Module):
         for module, place in ((self.denoiser, Path(folder)), (self.fusion, Path(folder) / "fusion")):
             if module is self.fusion and not place.exists():
                 continue
-            loaded = load_strictly(type(module), place).state_dict()
+            other = load_strictly(type(module), place)
+            for name in ("num_heads", "attention_head_dim"):  # which no weight's shape tells
+                own, its = module.config.get(name), other.config.get(name)
+                if own != its:
+                    raise InputError(
+                        f"INITIAL_WEIGHTS {place} has {name} {its}, and this model {own}: set it to the same"
+                    )
+            loaded = other.state_dict()
             load_weights(module, loaded, f"INITIAL_WEIGHTS {place}", "set the constants to its sizes")
             say(f"{place}: {len(loaded)} tensors, {sum(tensor.numel() for tensor in loaded.values()):,} parameters")
 

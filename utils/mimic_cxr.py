@@ -82,7 +82,9 @@ def read_table(root, reports_root="", views=(), splits=(), hold_out=(), with_rep
     """The table of a CXR tree, or of the authors' CSV.
 
     root: the tree's folder, or a path that ends in .csv or .csv.gz with the columns label (14 codes as a list in text),
-        ViewPosition, split, image_path (relative to the CSV's folder, and inside it) and text (the report).
+        ViewPosition, split, image_path (relative to the CSV's folder, with or without a / in front, and inside it; of a
+        .dcm the .jpg in its place) and text (the report; "none" or blank: there is none). Rows with a blank label,
+        split or image_path are dropped.
     reports_root: where reports are that are not in the tree: a folder with files/pNN or pNN in it, or the path (or the
         folder) of PhysioNet's mimic-cxr-reports.zip, which is read in place. Without meaning for the authors' CSV.
     views, splits: names to keep, e.g. ("PA",) and ("train", "validate"); empty keeps all.
@@ -130,35 +132,44 @@ def split_rows(table, split, root=""):
 
 def is_report_list(path):
     """Whether a path is of a CSV of reports without images: what `read_report_list` reads."""
-    if not str(path).endswith((".csv", ".csv.gz")):
-        return False
-    try:
-        columns = pd.read_csv(path, nrows=0).columns
-    except (ValueError, OSError, EOFError, zlib.error):
-        return False
-    return {"findings", "impression"} <= {*columns} and "image_path" not in columns
+    columns = _header(path)
+    return "image_path" not in columns and (columns >= {"findings", "impression"} or columns >= {"split", "text"})
 
 
 def read_report_list(path):
-    """Reports without images, such as Indiana University's open ones => columns subject_id, study_id, split, report.
+    """Reports without images => columns subject_id, study_id, split, report.
 
-    path: a CSV with the columns uid, findings and impression, a row a study. It knows neither patients nor splits: each
-    row counts as a patient, and by a hash of its uid one in ten is "validate", one in ten "test".
+    path: a CSV, a row a study, with the columns uid, findings and impression, such as Indiana University's open
+    reports, of which by a hash of the uid one row in ten is "validate" and one in ten "test"; or with split and text,
+    as the authors trained BART on, of which rows with a blank split are dropped. It names no patients: each row counts
+    as one, and no patient group can be held out.
     """
-    frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
+    if _header(path) >= {"findings", "impression"}:
+        frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
+        _check_unique(frame, ["uid"], path)
+        tenths = [keyed_seed("split", uid) % 10 for uid in frame["uid"]]
+        split = [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths]
+        reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
+    else:
+        frame = _drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
+        _check_splits(frame, path)
+        split, reports = [*frame["split"]], [report_text(raw) for raw in _authors_reports(frame["text"])]
     if frame.empty:
         raise InputError(f"{path} has no rows")
-    _check_unique(frame, ["uid"], path)
     numbers = range(len(frame))
-    tenths = [keyed_seed("split", uid) % 10 for uid in frame["uid"]]
-    return pd.DataFrame(
-        {
-            "subject_id": numbers,
-            "study_id": numbers,
-            "split": [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths],
-            "report": [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])],
-        }
-    )
+    table = pd.DataFrame({"subject_id": numbers, "study_id": numbers, "split": split, "report": reports})
+    say(f"{path}: {_counts(table['split'])} reports; it names no view and no patient, so none is held out")
+    return table
+
+
+def _header(path):
+    """The set of a CSV's column names, empty where there is no CSV to read."""
+    if not str(path).endswith((".csv", ".csv.gz")):
+        return set()
+    try:
+        return {*pd.read_csv(path, nrows=0).columns}
+    except (ValueError, OSError, EOFError, zlib.error):
+        return set()
 
 
 def image_file(root, subject_id, study_id, dicom_id):
@@ -211,22 +222,16 @@ def _read_tree(root):
 
 def _read_authors_csv(path, with_reports):
     columns = ["label", "ViewPosition", "split", "image_path"] + ["text"] * with_reports
-    frame = read_csv(path, columns, texts=columns)
-    _check_splits(frame, path)
-
+    frame = _drop_blank(read_csv(path, columns, texts=columns), ["label", "split", "image_path"], path)
     if frame.empty:
         raise InputError(f"{path} has no rows")
-    for row, name in enumerate(frame["image_path"]):
-        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == "..":
-            raise InputError(
-                f"{path}, data row {row + 1}: image_path {name!r} leaves {path.parent}; it has to be relative to the "
-                "CSV's folder and inside it"
-            )
-    ids = frame["image_path"].str.extract(r"p(\d+)/s(\d+)/([^/]+)\.\w+$")
+    _check_splits(frame, path)
+    names = _jpeg_names(frame["image_path"], path)
+    ids = names.str.extract(r"p(\d+)/s(\d+)/([^/]+)\.\w+$")
     if ids.isna().any(axis=None):
-        row = ids.isna().any(axis=1).to_numpy().argmax()
+        row = ids.index[ids.isna().any(axis=1)][0]
         raise InputError(
-            f"{path}, data row {row + 1}: image_path {frame['image_path'].iloc[row]!r} names no patient, study and "
+            f"{path}, data row {row + 1}: image_path {frame['image_path'][row]!r} names no patient, study and "
             "image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
         )
     table = pd.DataFrame(
@@ -236,26 +241,64 @@ def _read_authors_csv(path, with_reports):
             "study_id": _whole_numbers(ids[1], "study_id", path),
             "view": frame["ViewPosition"],
             "split": frame["split"],
-            "image_path": [os.path.join(path.parent, os.path.normpath(name)) for name in frame["image_path"]],
-            "report": frame["text"] if with_reports else "",
+            "image_path": [os.path.join(path.parent, name) for name in names],
+            "report": _authors_reports(frame["text"]) if with_reports else "",
         }
     )
     _check_dicom_ids(table["dicom_id"], path)
+    table = table.reset_index(drop=True)
     _check_unique(table, ["dicom_id"], path)
-    places, label_texts = pd.factorize(frame["label"])
+    table = pd.concat([table, _authors_codes(frame["label"], path)], axis=1)
+    _check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the rows that are wrong")
+    return table
+
+
+def _drop_blank(frame, columns, path):
+    """The rows of a frame without a blank in some columns, with their row numbers; prints what was dropped, and why."""
+    frame[columns] = frame[columns].apply(lambda column: column.str.strip())
+    blank = frame[columns] == ""
+    dropped = blank.any(axis=1)
+    if dropped.any():
+        why = blank[dropped].idxmax(axis=1).value_counts()
+        counts = ", ".join(f"{count} without {name}" for name, count in why.items())
+        say(f"{path}: {(~dropped).sum()} of {len(frame)} rows kept ({counts} dropped)")
+    return frame[~dropped]
+
+
+def _jpeg_names(names, path):
+    """The image_path column of the authors' CSV => paths of JPEGs, relative to its folder; prints what was replaced."""
+    for row, name in names.items():
+        if os.path.normpath(name.lstrip("/")).split(os.sep)[0] == "..":
+            raise InputError(
+                f"{path}, data row {row + 1}: image_path {name!r} leaves {path.parent}; it has to be relative to the "
+                "CSV's folder and inside it"
+            )
+    dicoms = names.str.contains(r"\.dcm$", case=False)
+    if dicoms.any():
+        say(f"{path}: {dicoms.sum()} of {len(names)} image_paths end in .dcm; the .jpg in its place is read instead")
+    names = names.str.replace(r"\.dcm$", ".jpg", case=False, regex=True)
+    return names.map(lambda name: os.path.normpath(name.lstrip("/")))
+
+
+def _authors_reports(texts):
+    """The text column of the authors' CSV, "" where it says that there is no report."""
+    return texts.where(~texts.str.strip().str.lower().isin(["none", "nan"]), "")
+
+
+def _authors_codes(labels, path):
+    """The label column of the authors' CSV => an int8 DataFrame with the columns of FINDINGS, from row 0 on."""
+    places, texts = pd.factorize(labels)
     codes = []
-    for place, text in enumerate(label_texts):
+    for place, text in enumerate(texts):
         try:
             codes.append(check_labels(ast.literal_eval(text)))
         except (InputError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            row = labels.index[(places == place).argmax()]
             raise InputError(
-                f"{path}, data row {(places == place).argmax() + 1}: label {text[:100]!r} is no list of "
+                f"{path}, data row {row + 1}: label {reason(text)!r} is no list of "
                 f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain) and 0 (not mentioned)"
             ) from None
-    labels = pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)
-    table = pd.concat([table, labels], axis=1)
-    _check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the rows that are wrong")
-    return table
+    return pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)
 
 
 def _find_csv(root, kind):
@@ -300,7 +343,7 @@ def _whole_numbers(column, name, path):
     if not right.all():
         row = right.to_numpy().argmin()
         raise InputError(
-            f"{path}, data row {row + 1}: {name} '{column.iloc[row]}' is no whole number from 1 to {_LARGEST_ID:,}"
+            f"{path}, data row {column.index[row] + 1}: {name} '{column.iloc[row]}' is no whole number from 1 to {_LARGEST_ID:,}"
         )
     return numbers.astype("int64")
 
@@ -310,7 +353,7 @@ def _check_dicom_ids(column, path):
     if not right.all():
         row = right.to_numpy(dtype=bool).argmin()
         raise InputError(
-            f"{path}, data row {row + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: it has to be 1 to "
+            f"{path}, data row {column.index[row] + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: it has to be 1 to "
             "100 characters without / and \\ and without a dot in front"
         )
 
@@ -349,7 +392,8 @@ def _check_splits(frame, path):
     if wrong.any():
         row = wrong.to_numpy().argmax()
         raise InputError(
-            f"{path}, data row {row + 1}: {frame['split'].iloc[row]!r} is no split; the splits are {', '.join(SPLITS)}"
+            f"{path}, data row {frame.index[row] + 1}: {frame['split'].iloc[row]!r} is no split; the splits are "
+            f"{', '.join(SPLITS)}"
         )
 
 

@@ -16,10 +16,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from utils.checkpoints import load_strictly
 from utils.errors import InputError, reason, say
 
 POOLERS = ("linear", "tanh")
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
+STEEPEST = 0.99  # of a tanh, the largest value at which its tangent is taken
+SIZES = ("latent_channels", "latent_side", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "report_dim")
 RIDGE = 0.02  # penalty on the squared weights of the head's start, in units of the class tokens' mean variance
 
 
@@ -32,6 +35,7 @@ class Prior(ModelMixin, ConfigMixin):
         report_dim: D, the width of a report latent.
         pooler: "linear"; or "tanh" behind the linear layer, which cannot reach beyond -1 and 1.
         layer_norm_epsilon: timm's ViTs have 1e-6, Hugging Face's ViTModel 1e-12.
+        mlp_ratio: hidden width of a block's MLP, in units of embed_dim.
     """
 
     @register_to_config
@@ -46,6 +50,7 @@ class Prior(ModelMixin, ConfigMixin):
         report_dim: int = 768,
         pooler: str = "linear",
         layer_norm_epsilon: float = 1e-6,
+        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         if pooler not in POOLERS:
@@ -62,6 +67,7 @@ class Prior(ModelMixin, ConfigMixin):
             embed_dim=embed_dim,
             depth=depth,
             num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
             num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=layer_norm_epsilon),
         )
@@ -124,6 +130,33 @@ class Prior(ModelMixin, ConfigMixin):
         solution = torch.linalg.lstsq(products + penalty.diag(), targets).solution  # (width + 1, D)
         self.head.weight.copy_(solution[:-1].T)
         self.head.bias.copy_(solution[-1])
+
+    def start_from(self, folder):
+        """Takes the weights of another prior's checkpoint folder, as `take` does."""
+        self.take(load_strictly(type(self), folder), folder)
+
+    @torch.no_grad()
+    def take(self, other, source):
+        """Takes the weights of another Prior, so that it predicts the same report latents, by this one's statistics.
+
+        A head with a tanh, as the authors' has, becomes its tangent at the mean report. source: its name, for the
+        InputError when the sizes differ. Set the statistics first.
+        """
+        sizes = {name: (value, other.config[name]) for name, value in self.config.items() if name in SIZES}
+        wrong = [f"{name.upper()} is {own} and its {its}" for name, (own, its) in sizes.items() if own != its]
+        if wrong:
+            raise InputError(f"INITIAL_WEIGHTS {source} is of another size: {', '.join(wrong)}")
+        self.vit.load_state_dict(other.vit.state_dict())
+        scale, shift = other.report_std, other.report_mean  # report latent = scale * the other's output + shift
+        weight, bias = other.head.weight, other.head.bias
+        if other.config.pooler == "tanh":  # tanh(x) => at + (1 - at^2) (x - atanh(at)), `at` being the mean report
+            at = ((self.report_mean - shift) / scale).clamp(-STEEPEST, STEEPEST)
+            slope = 1 - at**2
+            weight, bias = slope[:, None] * weight, at + slope * (bias - at.atanh())
+        varies = self.report_std > SMALLEST_STD
+        self.head.weight.copy_(weight * (varies * scale / self.report_std)[:, None])
+        self.head.bias.copy_((bias * scale + shift - self.report_mean) * varies / self.report_std)
+        say(f"prior: started from {source}; its head is right for the report latents of the BART it was trained with")
 
     def load_pretrained(self, name, file=""):
         """Starts the transformer from a timm ViT's weights, resampled by timm to this patch, side and channels.

@@ -71,7 +71,7 @@ class ReportAutoencoder(nn.Module):
         except Exception as error:  # a broken file fails in whatever reads it
             raise InputError(
                 f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}; "
-                "set BART_CHECKPOINT to a folder such as runs/bart/best"
+                "name a folder such as runs/bart/best"
             ) from error
         check_loaded(info, repr(str(folder)))
         check_finite(bart, repr(str(folder)))

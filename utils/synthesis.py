@@ -44,6 +44,7 @@ def make_images(
     the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after the
     batch, with all images listed (Stopped).
     """
+    model.check_fits(text_encoder.width, shape)
     missing = requests[[not _is_whole(path) for path in requests.image_path]]
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes

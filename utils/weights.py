@@ -14,8 +14,9 @@ What a file is follows from the names of its tensors:
     pos_embed, in_blocks.* ... without a prefix     official U-ViT (https://github.com/baofff/U-ViT)
 
 The frozen models that Lightning stored beside them are skipped; any other name stops the loading, and so does a missing
-or misshapen tensor. Sizes follow from the shapes, with 64 channels an attention head; a U-Net's from BASE_MODEL. A file
-is mapped into memory, not read, so that only the tensors in use take part, and nothing in it is executed.
+or misshapen tensor, or a number that is not finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the
+number of attention heads is in no shape: it follows from HEAD_WIDTH. A file is mapped into memory, not read, so that
+only the tensors in use take part, and nothing in it is executed.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -23,6 +24,8 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 import json
+import math
+import os
 import pickle
 import re
 from pathlib import Path
@@ -33,14 +36,15 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from utils.checkpoints import check_finite, load_strictly, read_training
 from utils.diffusion import PromptedDenoiser, noise_schedule
-from utils.errors import InputError, reason, run, say, writing
+from utils.errors import InputError, reason, replacing, run, say, writing
 from utils.prior import Prior
 from utils.prompts import PooledFusion, TokenFusion
 from utils.report_autoencoder import ReportAutoencoder
 from uvit.model import UViT
 
 CHECKPOINT = ""  # one of the authors' .ckpt files
-OUTPUT = ""  # the checkpoint folder to write
+OUTPUT = ""  # the checkpoint folder to write, a new one
+HEAD_WIDTH = 64  # channels an attention head of a transformer, which no file says; 64 in all of the authors', 1 or more
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its scheduler, and its U-Net's sizes
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower of the authors' vision modules
 POOLING = "mean"  # of a BART file, which does not say it: mean, bos or eos
@@ -55,7 +59,7 @@ _KINDS = {  # kind => (prefixes of its trained tensors, what it is, where to use
     "official": (("",), "an official U-ViT", "INITIAL_WEIGHTS of train_diffusion_clipUViT.py"),
 }
 _FROZEN = ("vae.", "text_encoder.", "language_model.", "clipvisionmodel.")  # stored by Lightning, trained by nobody
-_HEAD_WIDTH = 64  # channels an attention head, in all of the files
+_OFFICIAL_START = "imagenet256_uvit_large.pth"  # the file that the paper's U-ViT starts from
 _VIT_NAMES = (  # timm's names => Hugging Face's of 2023
     (r"^head\.", "pooler.dense."),
     (r"^vit\.cls_token", "embeddings.cls_token"),
@@ -72,20 +76,24 @@ _VIT_NAMES = (  # timm's names => Hugging Face's of 2023
 
 
 # ---- what the scripts call -----------------------------------------------------------------------------------------
+# A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
 
 
-def load_vision(checkpoint, denoiser, base_model="", reference_encoder=""):
+def load_vision(checkpoint, denoiser, base_model="", reference_encoder="", head_width=HEAD_WIDTH):
     """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
 
     denoiser: the class name it has to be of. base_model, reference_encoder: where they lie now; empty: where they were.
+    head_width: channels an attention head of a U-ViT's file.
     """
-    if not is_file(checkpoint):
+    if not is_foreign(checkpoint, "CHECKPOINT"):
         model, training = PromptedDenoiser.from_pretrained(checkpoint, denoiser), read_training(checkpoint)
     else:
-        kind = {"UViT": "uvit", "UNet2DConditionModel": "unet"}[denoiser]
         training = _training(checkpoint, BASE_MODEL=base_model or BASE_MODEL, REFERENCE_ENCODER=REFERENCE_ENCODER)
-        build = {"uvit": _uvit, "unet": _unet}[kind]
-        model = build(checkpoint, read_tensors(checkpoint, kind), training["constants"]["BASE_MODEL"])
+        base = training["constants"]["BASE_MODEL"]
+        if denoiser == "UViT":
+            model = _uvit(checkpoint, read_tensors(checkpoint, "uvit"), base, head_width)
+        else:
+            model = _unet(checkpoint, read_tensors(checkpoint, "unet"), base)
     for name, place in (("BASE_MODEL", base_model), ("REFERENCE_ENCODER", reference_encoder)):
         training["constants"][name] = place or training["constants"][name]
     if model.fusion.config.prompting == "authors":
@@ -93,46 +101,72 @@ def load_vision(checkpoint, denoiser, base_model="", reference_encoder=""):
     return model, training
 
 
-def load_prior(checkpoint, bart_checkpoint=""):
+def load_prior(checkpoint, bart_checkpoint="", head_width=HEAD_WIDTH):
     """A checkpoint folder, or an authors' file => (Prior, its training.json)."""
-    if not is_file(checkpoint):
-        training = read_training(checkpoint)  # first: it says so where there is no checkpoint
+    if not is_foreign(checkpoint, "CHECKPOINT"):
+        training = read_training(checkpoint)  # first: it says so where the folder is no checkpoint
         return load_strictly(Prior, checkpoint), training
-    training = _training(checkpoint, BASE_MODEL=BASE_MODEL, BART_CHECKPOINT=bart_checkpoint)
-    return _prior(checkpoint, read_tensors(checkpoint, "prior")), training
+    training = _training(checkpoint, **_ALL_ROWS, BASE_MODEL=BASE_MODEL, BART_CHECKPOINT=bart_checkpoint)
+    return _prior(checkpoint, read_tensors(checkpoint, "prior"), head_width), training
 
 
-def load_autoencoder(checkpoint, pooling, tokenizer):
-    """A checkpoint folder, which knows its pooling and tokenizer, or an authors' file => ReportAutoencoder."""
+def load_autoencoder(checkpoint, pooling, tokenizer, head_width=HEAD_WIDTH):
+    """A trained checkpoint folder, which knows its pooling and tokenizer, or an authors' file => ReportAutoencoder."""
     if not checkpoint:
         raise InputError("this prior does not say which BART it was trained with: set BART_CHECKPOINT")
-    if not is_file(checkpoint):
+    if not is_foreign(checkpoint, "BART_CHECKPOINT"):
         return ReportAutoencoder.from_pretrained(checkpoint)
-    return _bart(checkpoint, read_tensors(checkpoint, "bart"), pooling, tokenizer)
+    return _bart(checkpoint, read_tensors(checkpoint, "bart"), pooling, tokenizer, head_width)
+
+
+def initial_autoencoder(weights, pooling, tokenizer):
+    """Any BART, a folder or a hub id with its tokenizer, or an authors' file => ReportAutoencoder, to be trained."""
+    if not os.path.isfile(weights):
+        return ReportAutoencoder.from_pretrained(weights, pooling)
+    return _bart(weights, read_tensors(weights, "bart"), pooling, tokenizer, HEAD_WIDTH)
 
 
 def start_from(model, weights):
-    """Starts a PromptedDenoiser from a checkpoint folder, an authors' file, or an official U-ViT; says what was loaded.
+    """Starts a PromptedDenoiser or a Prior from a checkpoint folder or an authors' file; says what was loaded.
 
-    Of an official U-ViT, only `label_emb` is left over, and the fusion stays as it was drawn.
+    A U-ViT may start from an official one too: only `label_emb` is left over, and the fusion stays as it was drawn.
+    What the model is, its number of heads included, is the script's to say.
     """
-    if not is_file(weights):
+    if not is_foreign(weights, "INITIAL_WEIGHTS"):
         model.start_from(weights)
-    elif isinstance(model.denoiser, UNet2DConditionModel):
+        return
+    if isinstance(model, Prior):
+        head_width = model.config.embed_dim // model.config.num_heads
+        model.take(_prior(weights, read_tensors(weights, "prior"), head_width), weights)
+        return
+    if isinstance(model.denoiser, UNet2DConditionModel):
         _fill(weights, read_tensors(weights, "unet"), (model.denoiser, _prefixed("unet.")), copy=True)
+        return
+    tensors = read_tensors(weights, "uvit", "official")
+    if "pos_embed" in tensors:
+        tensors.pop("label_emb.weight", None)
+        _fill(weights, tensors, (model.denoiser, _prefixed("")), copy=True)
     else:
-        tensors = read_tensors(weights, "uvit", "official")
-        if "pos_embed" in tensors:
-            tensors.pop("label_emb.weight", None)
-            _fill(weights, tensors, (model.denoiser, _prefixed("")), copy=True)
-        else:
-            _fill(weights, tensors, (model.denoiser, _prefixed("uvit.uvit.")), _text_embed(model.fusion), copy=True)
+        _fill(weights, tensors, (model.denoiser, _prefixed("uvit.uvit.")), _text_embed(model.fusion), copy=True)
+    _say_heads(weights, model.denoiser.config.num_heads, model.denoiser.config.embed_dim)
 
 
-def is_file(checkpoint):
-    """Whether a checkpoint's name is that of a single file rather than of a folder or a hub id."""
-    path = Path(checkpoint)
-    return path.is_file() or (path.suffix in (".ckpt", ".pth", ".pt") and not path.is_dir())
+def is_foreign(weights, constant):
+    """Whether a constant's value names a file, which is somebody else's, and not a folder, which is this project's.
+
+    InputError when it names neither.
+    """
+    if os.path.isdir(weights):
+        return False
+    if os.path.isfile(weights):
+        return True
+    way_out = f"set {constant} to a folder (a trainer's RUN_DIR/best) or to an authors' .ckpt"
+    if Path(weights).name == _OFFICIAL_START:
+        way_out = (
+            "it is ImageNet's U-ViT-L/2 at 256 x 256, from the table of pretrained models in the README of "
+            f"https://github.com/baofff/U-ViT; set {constant} to where it lies, or to '' for random weights"
+        )
+    raise InputError(f"there is no checkpoint {weights}: {way_out}")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -168,10 +202,20 @@ def _state(path):
     state = _unpickle(path)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+        isinstance(name, str) and _is_plain(tensor) for name, tensor in state.items()
     ):
         raise InputError(f"{path} is no checkpoint: there is no dictionary of named tensors in it")
     return state
+
+
+def _is_plain(tensor):
+    """Whether it is a tensor with all its numbers in the file: neither sparse nor quantised nor without memory."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
 
 
 def _unpickle(path):
@@ -193,6 +237,11 @@ def _unpickle(path):
             ) from error
         raise InputError(f"{path} is no archive of tensors: get the file from its authors again") from error
     except Exception as error:  # a broken archive fails in whatever reads it
+        if "weights_only" in str(error):  # TorchScript, or torch's .tar of 2017
+            raise InputError(
+                f"{path} is in a format that cannot be read without running code in it, so it was not read: "
+                "get its state_dict, saved with torch.save, from its authors"
+            ) from error
         raise InputError(
             f"{path} is broken or incomplete ({reason(error)}): get the file from its authors again"
         ) from error
@@ -216,10 +265,11 @@ def _kind_of(state, path):
 # Each model is built without memory and takes over the mapped tensors, so that it is in memory once, if at all.
 
 
-def _uvit(path, tensors, base_model):
-    places = _Shapes(path, tensors, "uvit.uvit.")
-    width, tokens = places["pos_embed"][2], places["pos_embed"][1]
-    channels, patch = places["patch_embed.proj.weight"][1:3]
+def _uvit(path, tensors, base_model, head_width):
+    shapes = _Shapes(path, tensors, "uvit.uvit.")
+    _, tokens, width = shapes.of("pos_embed", 3)
+    _, channels, patch, _ = shapes.of("patch_embed.proj.weight", 4)
+    heads = _heads(path, width, head_width)
     side = round(max(tokens - 2, 1) ** 0.5) * patch  # beside the prompt's token and the time's
     with torch.device("meta"):
         uvit = UViT(
@@ -227,14 +277,15 @@ def _uvit(path, tensors, base_model):
             patch_size=patch,
             in_chans=channels,
             embed_dim=width,
-            depth=2 * places.count("in_blocks."),
-            num_heads=_heads(width, path),
-            mlp_ratio=places["mid_block.mlp.fc1.weight"][0] / width,
+            depth=2 * shapes.count("in_blocks."),
+            num_heads=heads,
+            mlp_ratio=_ratio(shapes.of("mid_block.mlp.fc1.weight", 2)[0], width),
             mlp_time_embed="uvit.uvit.time_embed.0.weight" in tensors,
         )
-        text_width = _Shapes(path, tensors, "uvit.")["text_embed.weight"][1]
+        text_width = _Shapes(path, tensors, "uvit.").of("text_embed.weight", 2)[1]
         fusion = PooledFusion(text_width, text_width, width, prompting="authors")
     _fill(path, tensors, (uvit, _prefixed("uvit.uvit.")), _text_embed(fusion))
+    _say_heads(path, heads, width)
     return PromptedDenoiser(uvit, fusion, noise_schedule(base_model, "epsilon"))
 
 
@@ -250,11 +301,12 @@ def _unet(path, tensors, base_model):
     return PromptedDenoiser(unet, TokenFusion(width, width, prompting="authors"), noise_schedule(base_model, "epsilon"))
 
 
-def _prior(path, tensors):
+def _prior(path, tensors, head_width):
     shapes = _Shapes(path, tensors, "prior_model.")
-    tokens, width = shapes["embeddings.position_embeddings"][1:]
-    channels, patch = shapes["embeddings.patch_embeddings.projection.weight"][1:3]
-    report_width = shapes["pooler.dense.weight"][0]
+    _, tokens, width = shapes.of("embeddings.position_embeddings", 3)
+    _, channels, patch, _ = shapes.of("embeddings.patch_embeddings.projection.weight", 4)
+    report_width, _ = shapes.of("pooler.dense.weight", 2)
+    heads = _heads(path, width, head_width)
     with torch.device("meta"):
         prior = Prior(
             latent_channels=channels,
@@ -262,30 +314,35 @@ def _prior(path, tensors):
             patch_size=patch,
             embed_dim=width,
             depth=shapes.count("encoder.layer."),
-            num_heads=_heads(width, path),
+            num_heads=heads,
+            mlp_ratio=_ratio(shapes.of("encoder.layer.0.intermediate.dense.weight", 2)[0], width),
             report_dim=report_width,
             pooler="tanh",
             layer_norm_epsilon=1e-12,
         )
     statistics = {"report_mean": torch.zeros(report_width), "report_std": torch.ones(report_width)}
     _fill(path, tensors | statistics, (prior, _vit_names))
+    _say_heads(path, heads, width)
     return prior
 
 
-def _bart(path, tensors, pooling, tokenizer):
+def _bart(path, tensors, pooling, tokenizer, head_width):
     shapes = _Shapes(path, tensors, "model.model.")
-    vocabulary, width = shapes["shared.weight"]
+    vocabulary, width = shapes.of("shared.weight", 2)
+    heads = _heads(path, width, head_width)
     config = BartConfig(  # what is not said here, bart-base has in common with the defaults
+        attention_dropout=0.1,
+        activation_dropout=0.1,
         vocab_size=vocabulary,
         d_model=width,
-        max_position_embeddings=shapes["encoder.embed_positions.weight"][0] - 2,  # two rows are never used
+        max_position_embeddings=max(1, shapes.of("encoder.embed_positions.weight", 2)[0] - 2),  # two are never used
         **{
             f"{half}_{name}": value
             for half in ("encoder", "decoder")
             for name, value in (
                 ("layers", shapes.count(f"{half}.layers.")),
-                ("attention_heads", _heads(width, path)),
-                ("ffn_dim", shapes[f"{half}.layers.0.fc1.weight"][0]),
+                ("attention_heads", heads),
+                ("ffn_dim", shapes.of(f"{half}.layers.0.fc1.weight", 2)[0]),
             )
         },
     )
@@ -301,6 +358,7 @@ def _bart(path, tensors, pooling, tokenizer):
         tokenizer_of_bart = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {reason(error)}") from error
+    _say_heads(path, heads, width)
     say(f"{path}: pooling {pooling!r} and the tokenizer of {tokenizer}, which the file does not say")
     return ReportAutoencoder(bart, tokenizer_of_bart, pooling)
 
@@ -332,7 +390,7 @@ def _fill(path, tensors, *modules, copy=False):
     if problems:
         raise InputError(
             f"{path} does not fit this architecture: {'; '.join(problems)}"
-            + ("; set the sizes in the script's constants to the file's" if copy else "")
+            + ("; set the sizes in the script's constants, IMAGE_SIZE among them, to the file's" if copy else "")
         )
     for (module, _), state in zip(modules, states):
         module.load_state_dict(
@@ -369,10 +427,14 @@ class _Shapes:
     def __init__(self, path, tensors, prefix):
         self.path, self.tensors, self.prefix = path, tensors, prefix
 
-    def __getitem__(self, name):
+    def of(self, name, dimensions):
+        """The shape of a tensor, of so many dimensions."""
         if self.prefix + name not in self.tensors:
             raise InputError(f"{self.path} is incomplete: {self.prefix}{name} is missing")
-        return tuple(self.tensors[self.prefix + name].shape)
+        shape = tuple(self.tensors[self.prefix + name].shape)
+        if len(shape) != dimensions or 0 in shape:
+            raise InputError(f"{self.path}: {self.prefix}{name} has the shape {shape}, not {dimensions} sizes above 0")
+        return shape
 
     def count(self, name):
         """How many numbered parts there are, `name` being what stands before the number."""
@@ -380,10 +442,25 @@ class _Shapes:
         return len({key[len(start) :].split(".")[0] for key in self.tensors if key.startswith(start)})
 
 
-def _heads(width, path):
-    if width % _HEAD_WIDTH:
-        raise InputError(f"{path} has a width of {width}, which is no multiple of {_HEAD_WIDTH} channels a head")
-    return width // _HEAD_WIDTH
+def _heads(path, width, head_width):
+    """How many heads share a width, two or more; InputError where that cannot be."""
+    if head_width < 1 or width % head_width or width == head_width:
+        raise InputError(
+            f"{path} has a width of {width}, which is not two or more attention heads of {head_width} channels, and it "
+            "does not say how wide its heads are: convert it with `python -m utils.weights --HEAD_WIDTH N`, and name the "
+            "folder instead"
+        )
+    return width // head_width
+
+
+def _say_heads(path, heads, width):
+    say(f"{path}: {heads} attention heads of {width // heads} channels, which the file does not say")
+
+
+def _ratio(hidden, width):
+    """The MLP ratio r of a block, for which int(r * width) is just its hidden width."""
+    ratio = hidden / width
+    return ratio if int(ratio * width) == hidden else math.nextafter(ratio, math.inf)
 
 
 # ---- what goes with the weights ------------------------------------------------------------------------------------
@@ -394,6 +471,9 @@ _AUTHORS_PROMPTING = {
     "UNet2DConditionModel": "texts without padding to 77; null prompt = the empty text, as long as text and reference "
     "together; reference = the first training row with the same labels, zeros where there is none",
 }
+
+
+_ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors' BART and prior: every view and every patient group
 
 
 def _training(checkpoint, **constants):
@@ -414,25 +494,35 @@ def _few(names, shown=3):
     return ", ".join(names[:shown]) + more
 
 
+def _check_output(folder):
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"OUTPUT {folder} cannot be a folder, because {place} is a file: name a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"OUTPUT {folder} has files in it already: name a new folder")
+
+
 def main():
     override_constants(globals())
     if not CHECKPOINT or not OUTPUT:
         raise InputError("set CHECKPOINT to one of the authors' files, and OUTPUT to the folder to write")
-    if Path(OUTPUT).exists() and any(Path(OUTPUT).iterdir()):
-        raise InputError(f"OUTPUT {OUTPUT} has files in it already: name a new folder")
+    _check_output(Path(OUTPUT))
+    if not is_foreign(CHECKPOINT, "CHECKPOINT"):
+        raise InputError(f"CHECKPOINT {CHECKPOINT} is a folder, and not one of the authors' files")
     kind = _kind_of(_state(CHECKPOINT), CHECKPOINT)
     if kind == "official":
         raise InputError(f"{CHECKPOINT} is an official U-ViT: it needs no conversion, so name it as INITIAL_WEIGHTS")
     if kind == "bart":
-        model, training = load_autoencoder(CHECKPOINT, POOLING, TOKENIZER), _training(CHECKPOINT)
+        model = load_autoencoder(CHECKPOINT, POOLING, TOKENIZER, HEAD_WIDTH)
+        training = _training(CHECKPOINT, **_ALL_ROWS)
     elif kind == "prior":
-        model, training = load_prior(CHECKPOINT, BART_CHECKPOINT)
+        model, training = load_prior(CHECKPOINT, BART_CHECKPOINT, HEAD_WIDTH)
     else:
         denoiser = {"uvit": "UViT", "unet": "UNet2DConditionModel"}[kind]
-        model, training = load_vision(CHECKPOINT, denoiser, BASE_MODEL, REFERENCE_ENCODER)
-    with writing("the checkpoint", OUTPUT):
-        model.save_pretrained(OUTPUT)
-        (Path(OUTPUT) / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+        model, training = load_vision(CHECKPOINT, denoiser, BASE_MODEL, REFERENCE_ENCODER, HEAD_WIDTH)
+    with writing("the checkpoint", OUTPUT), replacing(OUTPUT) as temporary:
+        model.save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     say(f"{OUTPUT}: written; name it as {'BART_CHECKPOINT' if kind == 'bart' else 'CHECKPOINT'}")
 
 
