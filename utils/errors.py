@@ -1,6 +1,5 @@
 """What people see and what a kill may not halve: errors in one sentence, the one way to print, the one atomic write."""
 
-import errno
 import os
 import platform
 import re
@@ -16,9 +15,6 @@ from pathlib import Path
 REASON_LENGTH = 200  # characters of another library's words in an error of ours
 ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is older belongs to nobody
 CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
-
-
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 class InputError(Exception):
@@ -91,23 +87,28 @@ def _has_writer(temporary):
 
 @contextmanager
 def writing(what, where):
-    """A full or read-only disk met inside becomes an InputError that names `what` was being written, and `where`."""
+    """What cannot be written inside becomes an InputError that names `what` was being written, and `where`.
+
+    That is: a full or read-only disk, a place that one may not write to, and a name that is taken by something else.
+    """
     try:
         yield
     except Exception as error:
-        failed = isinstance(error, OSError) and error.errno in (None, *_UNWRITABLE)
-        if not failed and not re.search(
-            "SafetensorError|PytorchStreamWriter|iostream", f"{type(error).__name__} {error}"
-        ):
+        if not (isinstance(error, OSError) or _is_of_a_writer(error)):
             raise
-        number = getattr(error, "errno", None)
-        why = (
-            os.strerror(number).lower() if number else reason(error)
-        )  # numpy, torch and safetensors have words of their own
+        number = getattr(error, "errno", None)  # numpy's has none, and says how much was written
+        why = os.strerror(number).lower() if number else reason(error)
         raise InputError(
             f"cannot write {what} under {where}: {why}; what was written before is kept, "
             "so free some space (or name another folder) and run the same command again"
         ) from error
+
+
+def _is_of_a_writer(error):
+    """Whether safetensors or torch says in its own way that a file could not be written."""
+    return type(error).__name__ == "SafetensorError" or (
+        isinstance(error, RuntimeError) and bool(re.search("PytorchStreamWriter|inline_container", str(error)))
+    )
 
 
 @contextmanager

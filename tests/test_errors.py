@@ -1,0 +1,53 @@
+import resource
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from utils.errors import InputError, writing
+
+WRITERS = {
+    "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
+    "torch": lambda path: torch.save({"a": torch.zeros(100_000)}, path),
+    "numpy": lambda path: np.save(path.with_suffix(".npy"), np.zeros(100_000)),
+    "python": lambda path: path.write_text("a" * 400_000),
+}
+
+
+@pytest.fixture
+def full_disk():
+    """From 20 kB on, no file grows any more: what each library then says is its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_sentence_whoever_writes(writer, full_disk, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^cannot write a file under .*: .+; what was written before is kept"
+    ) as caught, writing("a file", tmp_path):
+        WRITERS[writer](tmp_path / "file")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_taken_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for write in (
+        lambda: (tmp_path / "file").mkdir(),
+        lambda: (tmp_path / "file" / "inside").write_text(""),
+        lambda: (tmp_path / "folder").write_text(""),
+    ):
+        with pytest.raises(
+            InputError, match="cannot write a file under .*: (file exists|not a directory|is a directory);"
+        ), writing("a file", tmp_path):
+            write()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("a bug"), InputError("said already")])
+def test_other_errors_pass(error, tmp_path):
+    with pytest.raises(type(error), match=str(error)), writing("a file", tmp_path):
+        raise error

@@ -1,0 +1,57 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.errors import InputError
+from utils.folders import locked
+
+HOLDS = """
+import multiprocessing, sys, time
+from utils.folders import locked
+
+if __name__ == "__main__":
+    with locked(sys.argv[1], "a training"):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))  # as a loader's
+        worker.start()
+        print(worker.pid, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(tmp_path):
+    folder = tmp_path / "new" / "run"
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, folder], cwd=root, stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    try:
+        message = r"another run is writing a training in .*run: wait until it has ended"
+        with pytest.raises(InputError, match=message), locked(folder, "a training"):
+            pass
+        process.kill()
+        process.wait()
+        with locked(folder, "a training"):  # although what the killed one started may live on
+            pass
+    finally:
+        process.kill()
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_one_process_holds_a_folder_once_and_again_when_it_was_let_go(tmp_path):
+    with (
+        locked(tmp_path, "a training"),
+        pytest.raises(InputError, match="another run"),
+        locked(tmp_path, "a training"),
+    ):
+        pass
+    with locked(tmp_path, "a training"):
+        pass
+
+
+def test_a_place_that_cannot_be_locked_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match="cannot write the lock under"), locked(tmp_path, "a training"):
+        pass
