@@ -1,0 +1,114 @@
+"""Makes the README's pictures from what `make demo` left.
+
+    make demo && python -m assets.make_pictures
+
+Reads:  DEMO (a finished demo): its drawn tree, a synthetic tree with reports, a run's previews, an evaluation, the page
+Writes: FOLDER/{pairs,previews,page}.jpg and FOLDER/auroc.png, each small; the page needs a Chromium on the PATH
+"""
+
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
+import shutil
+import subprocess
+import tempfile
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils.errors import InputError, run, say
+from utils.mimic_cxr import PROVENANCE_FILE, read_table
+
+DEMO = "demo"  # the folder that `make demo` filled
+BACKBONE = "clipUViT"  # whose images and previews are shown
+FOLDER = "docs/pictures"  # where the pictures go
+PAIRS = 5  # rows of the picture of pairs: the first requests of the tree, none chosen
+PREVIEWS = 4  # previews of a training, evenly spaced
+QUALITY = 85  # of the JPEGs
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in this order
+
+
+def draw_pairs(tree, references, count, path):
+    """Request and reference => image and report, in four columns; a row each of the tree's first images."""
+    table = read_table(tree).set_index("dicom_id")
+    made = pd.read_csv(Path(tree) / PROVENANCE_FILE, dtype=str, keep_default_na=False).set_index("dicom_id")
+    images = references.set_index("dicom_id")["image_path"]
+    figure = Figure(figsize=(10, 2.1 * count), layout="constrained")
+    grid = figure.subplots(count, 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, 1.7)})
+    for title, axes in zip(("request", "reference", "image", "report"), grid[0]):
+        axes.set_title(title, fontsize=10)
+    for axes, (dicom_id, row) in zip(grid, table.head(count).iterrows()):
+        reference = made.loc[dicom_id, "reference_dicom_id"]
+        for place, image_path in ((1, images.get(reference)), (2, row["image_path"])):
+            if image_path:
+                axes[place].imshow(Image.open(image_path), cmap="gray", vmin=0, vmax=255)
+        request = made.loc[dicom_id, "prompt"]
+        report = row["report"].replace(" IMPRESSION: ", "\n\nIMPRESSION: ")
+        for place, text, width in ((0, request, 27), (3, report, 52)):
+            lines = "\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n"))
+            axes[place].text(0, 0.98, lines, va="top", fontsize=7, transform=axes[place].transAxes)
+        for one in axes:
+            one.axis("off")
+    save(figure, path)
+
+
+def draw_previews(folder, count, path):
+    """Previews of one training, one above the other: real images above, what the model makes of their prompts below."""
+    previews = sorted(Path(folder).glob("step-*.png"))
+    if not previews:
+        raise InputError(f"there are no previews in {folder}; run `make demo` first")
+    shown = [previews[round(place * (len(previews) - 1) / max(1, count - 1))] for place in range(count)]
+    shown = list(dict.fromkeys(shown))
+    figure = Figure(figsize=(8, 2.2 * len(shown)), layout="constrained")
+    for axes, preview in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown):
+        axes.imshow(Image.open(preview), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"after {int(preview.stem.split('-')[1]):,} steps", fontsize=9)
+        axes.axis("off")
+    save(figure, path)
+
+
+def photograph(page, path):
+    """The top of an HTML page, as a headless browser shows it."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        say(f"{path}: left out, none of {', '.join(BROWSERS)} is installed")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "page.png"
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--window-size=1200,1400",
+        ]
+        command += ["--disable-background-networking", "--no-first-run", f"--user-data-dir={folder}/profile"]
+        command += ["--virtual-time-budget=5000", f"--screenshot={shot}", Path(page).resolve().as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        Image.open(shot).convert("RGB").save(path, quality=QUALITY)
+
+
+def save(figure, path):
+    """A figure as a JPEG."""
+    figure.savefig(path, dpi=110, pil_kwargs={"quality": QUALITY})
+
+
+def main():
+    override_constants(globals())
+    demo, folder = Path(DEMO), Path(FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_pairs(demo / "synthetic" / BACKBONE, read_table(demo / "phantom"), PAIRS, folder / "pairs.jpg")
+    draw_previews(demo / "runs" / BACKBONE / "previews", PREVIEWS, folder / "previews.jpg")
+    shutil.copyfile(demo / "evaluation" / BACKBONE / "auroc.png", folder / "auroc.png")
+    photograph(demo / "synthetic" / f"{BACKBONE}.html", folder / "page.jpg")
+    for path in sorted(folder.iterdir()):
+        say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    run(main)
