@@ -27,30 +27,30 @@ from utils.weights import load_vision
 
 # what to load and where to write
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of train_diffusion_clipUViT.py, or the authors' .ckpt
-OUTPUT_ROOT = "synthetic/clipUViT"  # the synthetic CXR tree: a new folder, or one made with the same settings
+OUTPUT_ROOT = "synthetic/clipUViT"  # the synthetic CXR tree (a folder to write; new, or made with the same settings)
 DATA_ROOT = ""  # the CXR tree of label vectors and references; empty: the one trained on
-CACHE_DIR = ""  # features of the frozen encoders; empty: the one of the training
+CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; empty: the one of the training)
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the training
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the training
 # what to make images of: FINDINGS, else LABELS_CSV, else SPLIT
 FINDINGS = ""  # one label vector in words, e.g. "cardiomegaly, edema, not pneumothorax"
 LABELS_CSV = ""  # a CSV with PhysioNet's 14 columns, or with the authors' `label` column
-SPLIT = "test"  # the label vectors of this split of DATA_ROOT
-MAX_LABELS = 0  # label vectors at most, drawn at random; 0: all
-IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and reference
+SPLIT = "test"  # whose label vectors, of DATA_ROOT (train, validate, test or empty)
+MAX_LABELS = 0  # label vectors at most, drawn at random (0 or more; 0: all)
+IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and reference (1 to 1000000)
 # how to sample
-CONDITION = "both"  # what prompts an image: both, text or reference
-TEXT_GUIDANCE = 7.5  # 1: none; equal guidances: ordinary classifier-free guidance
-REFERENCE_GUIDANCE = 7.5  # 1: none
+CONDITION = "both"  # what prompts an image (both, text or reference)
+TEXT_GUIDANCE = 7.5  # of the text (0 to 100; 1: none; equal guidances: ordinary classifier-free guidance)
+REFERENCE_GUIDANCE = 7.5  # of the reference image (0 to 100; 1: none)
 SCHEDULER = "DPMSolverMultistep"  # any diffusers scheduler (paper: PNDM)
-STEPS = 25  # denoising steps (paper: 50)
-BATCH_SIZE = 16  # images at a time, a process; changes no picture
-SEED = 1234  # of noise and references
+STEPS = 25  # denoising steps (1 to 1000; paper: 50)
+BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
+SEED = 1234  # of noise and references (0 or more)
 KEEP_LATENTS = True  # keep OUTPUT_ROOT/latents, from which the prior writes reports without the VAE
 # running
-PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16
-DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
-NUM_WORKERS = 4  # threads that decode reference images
+PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+NUM_WORKERS = 4  # threads that decode reference images (0 to 256)
 
 
 def main():

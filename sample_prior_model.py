@@ -37,29 +37,29 @@ from utils.weights import load_autoencoder, load_prior
 # what to load and where to write
 CHECKPOINT = "runs/prior/best"  # a checkpoint folder of train_prior_model.py, or the authors' .ckpt
 BART_CHECKPOINT = ""  # the report autoencoder it was trained with, or the authors' .ckpt; empty: where it was then
-POOLING = "mean"  # of an authors' BART, whose file does not say it: mean, bos or eos
+POOLING = "mean"  # of an authors' BART, whose file does not say it (mean, bos or eos)
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 BASE_MODEL = ""  # whose vae encodes images without kept latents; empty: the one of the prior's training
-OUTPUT_ROOT = "synthetic/clipUViT"  # where the reports go: a synthetic CXR tree of ours, or a new folder of their own
+OUTPUT_ROOT = "synthetic/clipUViT"  # for the reports (a folder to write; a synthetic CXR tree of ours, or a new one)
 DATA_ROOT = ""  # the CXR tree whose images get reports; empty: OUTPUT_ROOT, which has to be a synthetic tree then
 VIEWS = ()  # ViewPosition of the images; () for all (the authors' code too)
-SPLIT = ""  # the images of one split; empty: all (paper: test)
+SPLIT = ""  # the images of one split (train, validate, test or empty; empty: all; paper: test)
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test"; those of the trainings, which are compared
 # how to write
-LATENT_GAIN = 1.0  # of the predicted latents' deviation from the mean report; higher says more (paper: 1)
-DECODING = "beam"  # greedy, beam or nucleus (the authors' code: nucleus with TOP_P 1, a draw among all tokens)
-BEAMS = 4  # reports followed at a time by beam search
-TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together (the authors' code: 1)
-TEMPERATURE = 1.0  # of a nucleus draw; below 1 likelier tokens are drawn more often
-MAX_TOKENS = 512  # tokens a report at most
-BATCH_SIZE = 32  # images at a time, a process
-SEED = 1234  # of nucleus draws and of the VAE's posterior, for each image its own
+LATENT_GAIN = 1.0  # of the predicted latents' deviation from the mean report; higher says more (0 to 100; paper: 1)
+DECODING = "beam"  # how tokens are chosen (greedy, beam or nucleus; the authors' code: nucleus with TOP_P 1)
+BEAMS = 4  # reports followed at a time by beam search (1 to 64)
+TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together (above 0, 1 at most; the authors' code: 1)
+TEMPERATURE = 1.0  # of a nucleus draw; below 1 likelier tokens are drawn more often (above 0, 100 at most)
+MAX_TOKENS = 512  # tokens a report at most (1 or more)
+BATCH_SIZE = 32  # images at a time, a process (1 to 65536)
+SEED = 1234  # of nucleus draws and of the VAE's posterior, for each image its own (0 or more)
 # running
-PRECISION = "no"  # auto (bf16 where the device has it), no, bf16 or fp16
-DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
-NUM_WORKERS = 4  # threads that decode images
+PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+NUM_WORKERS = 4  # threads that decode images (0 to 256)
 
-SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose
+SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose (1 or more)
 
 
 class ImageLatents:

@@ -36,33 +36,33 @@ HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split 
 # the autoencoder
 INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer, or the authors' .ckpt
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
-POOLING = "mean"  # of the encoder's states into the latent: mean, bos or eos
-LATENT_NOISE = 0.0  # noise on the latent in training, in its standard deviations; 0: none, as the paper
+POOLING = "mean"  # of the encoder's states into the latent (mean, bos or eos)
+LATENT_NOISE = 0.0  # noise on the latent in training, in its standard deviations (0 to 100; 0: none, as the paper)
 # optimisation
-BATCH_SIZE = 8  # reports an optimiser step, over all processes
-ACCUMULATION = 1  # passes an optimiser step: more need less memory
-EPOCHS = 20  # passes over the training reports
-MAX_STEPS = 0  # optimiser steps at most; 0: as EPOCHS says
-LEARNING_RATE = 5e-5  # of AdamW, after the warm-up
-BETAS = (0.9, 0.999)  # of AdamW
-WEIGHT_DECAY = 0.01  # of AdamW
-LR_SCHEDULE = "constant_with_warmup"  # of the learning rate: constant_with_warmup (the paper's, but for the warm-up), linear, cosine
-WARMUP_STEPS = 500  # optimiser steps of linear warm-up (paper: 0)
-CLIP_NORM = 1.0  # largest norm of the gradient (paper: not clipped)
-EMA_DECAY = 0.999  # of the averaged weights, which are the ones used (paper: no average)
-PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16 (paper: no)
-SEED = 1234  # of data order, noise and dropout
+BATCH_SIZE = 8  # reports an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
+ACCUMULATION = 1  # passes an optimiser step: more need less memory (1 to 65536)
+EPOCHS = 20  # passes over the training reports (1 to 1000000)
+MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
+LEARNING_RATE = 5e-5  # of AdamW, after the warm-up (above 0, 1 at most)
+BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
+WEIGHT_DECAY = 0.01  # of AdamW (0 or more)
+LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
+WARMUP_STEPS = 500  # optimiser steps of linear warm-up (0 or more; paper: 0)
+CLIP_NORM = 1.0  # largest norm of the gradient (0 or more; 0: not clipped, as the paper)
+EMA_DECAY = 0.999  # of the averaged weights, which are the ones used (0 or more, below 1; paper: no average)
+PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
+SEED = 1234  # of data order, noise and dropout (0 or more)
 # running
-RUN_DIR = "runs/bart"  # checkpoints, metrics and examples
+RUN_DIR = "runs/bart"  # checkpoints, metrics and examples (a folder to write)
 RESUME = True  # go on from RUN_DIR/last where there is one
-CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview
-KEEP_CHECKPOINTS = 0  # older step-* folders are removed; 0: keep last and best only
-VALIDATION_ROWS = 1000  # validation reports a validation; 0: all of them
-PREVIEW_REPORTS = 8  # validation reports that a preview writes again
-EVALUATION_REPORTS = 300  # test reports written again at the end, and scored
-LOG_EVERY = 50  # optimiser steps a row of metrics.csv
-DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
-NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so they have nothing to wait for
+CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
+KEEP_CHECKPOINTS = 0  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
+VALIDATION_ROWS = 1000  # validation reports a validation (0 or more; 0: all of them)
+PREVIEW_REPORTS = 8  # validation reports that a preview writes again (0 or more)
+EVALUATION_REPORTS = 300  # test reports written again at the end, and scored (0 or more; 0: none)
+LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so they wait for nothing (0 to 256)
 
 
 def compute_loss(model, batch, latent_noise):

@@ -36,50 +36,50 @@ from uvit.model import UViT
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
 VIEWS = ("PA",)  # ViewPosition of the images; () for all
 HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
-IMAGE_SIZE = 256  # pixels, the side of the square image
-CACHE_DIR = "cache"  # where the frozen encoders' features are kept
-ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders
+IMAGE_SIZE = 256  # pixels, the side of the square image (8 to 4096)
+CACHE_DIR = "cache"  # where the frozen encoders' features are kept (a folder to write)
+ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
 # frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_encoder, tokenizer and scheduler
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
 INITIAL_WEIGHTS = "imagenet256_uvit_large.pth"  # an official U-ViT, a checkpoint folder or authors' .ckpt; "": random
-PATCH_SIZE = 2  # latent pixels, the side of a token's patch
-EMBED_DIM = 1024  # width of a token
-DEPTH = 20  # blocks: half of them in, half out, one in the middle
-NUM_HEADS = 16  # attention heads
+PATCH_SIZE = 2  # latent pixels, the side of a token's patch (1 to 512; has to divide the latents' side)
+EMBED_DIM = 1024  # width of a token (2 to 16384; a multiple of NUM_HEADS)
+DEPTH = 20  # blocks: half of them in, half out, one in the middle (1 to 256)
+NUM_HEADS = 16  # attention heads (1 to 1024)
 GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
 COMPILE = False  # True: torch.compile the denoiser
 # the noise and the prompt
-PREDICTION = "epsilon"  # what the network predicts: epsilon (the paper's) or v_prediction
-DROP_TEXT = 0.05  # probability that an example loses its text (paper: 0, so its guidance was never trained)
-DROP_REFERENCE = 0.05  # probability that it loses its reference (paper: 0)
-DROP_BOTH = 0.05  # probability that it loses both (paper: 0)
+PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
+DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0, so its guidance was never trained)
+DROP_REFERENCE = 0.05  # probability that it loses its reference (0 to 1; paper: 0)
+DROP_BOTH = 0.05  # probability that it loses both (0 to 1; paper: 0)
 # optimisation
-BATCH_SIZE = 32  # images an optimiser step, over all processes
-ACCUMULATION = 1  # passes an optimiser step: more need less memory
-EPOCHS = 10  # passes over the training rows
-MAX_STEPS = 0  # optimiser steps at most; 0: as EPOCHS says
-LEARNING_RATE = 5e-5  # of AdamW, after the warm-up
-BETAS = (0.9, 0.999)  # of AdamW
-WEIGHT_DECAY = 0.01  # of AdamW
-LR_SCHEDULE = "constant_with_warmup"  # of the learning rate: constant_with_warmup (the paper's, but for the warm-up), linear, cosine
-WARMUP_STEPS = 500  # optimiser steps of linear warm-up (paper: 0)
-CLIP_NORM = 1.0  # largest norm of the gradient (paper: not clipped)
-EMA_DECAY = 0.9999  # of the averaged weights, which are the ones sampled (paper: no average)
-PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16 (paper: no)
-SEED = 1234  # of data order, noise, references and dropout
+BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
+ACCUMULATION = 1  # passes an optimiser step: more need less memory (1 to 65536)
+EPOCHS = 10  # passes over the training rows (1 to 1000000)
+MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
+LEARNING_RATE = 5e-5  # of AdamW, after the warm-up (above 0, 1 at most)
+BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
+WEIGHT_DECAY = 0.01  # of AdamW (0 or more)
+LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
+WARMUP_STEPS = 500  # optimiser steps of linear warm-up (0 or more; paper: 0)
+CLIP_NORM = 1.0  # largest norm of the gradient (0 or more; 0: not clipped, as the paper)
+EMA_DECAY = 0.9999  # of the averaged weights, which are the ones sampled (0 or more, below 1; paper: no average)
+PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
+SEED = 1234  # of data order, noise, references and dropout (0 or more)
 # running
-RUN_DIR = "runs/clipUViT"  # checkpoints, metrics and pictures
+RUN_DIR = "runs/clipUViT"  # checkpoints, metrics and pictures (a folder to write)
 RESUME = True  # go on from RUN_DIR/last where there is one
-CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview
-KEEP_CHECKPOINTS = 2  # older step-* folders are removed; 0: keep last and best only
-VALIDATION_ROWS = 512  # validation images a validation; 0: all of them
-PREVIEW_STEPS = 25  # denoising steps of the preview pictures
-PREVIEW_GUIDANCE = 3.0  # text and reference guidance of the preview pictures
-LOG_EVERY = 50  # optimiser steps a row of metrics.csv
-DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
-NUM_WORKERS = 4  # threads that decode images, and processes that load batches
+CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
+KEEP_CHECKPOINTS = 2  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
+VALIDATION_ROWS = 512  # validation images a validation (0 or more; 0: all of them)
+PREVIEW_STEPS = 25  # denoising steps of the preview pictures (1 to 1000)
+PREVIEW_GUIDANCE = 3.0  # text and reference guidance of the preview pictures (0 to 100; 1: none)
+LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
 
 def compute_loss(model, batch, schedule):
@@ -104,7 +104,7 @@ def main():
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
 
     torch.manual_seed(SEED)  # of the initial weights
-    channels, side, _ = latent_shape(vae, IMAGE_SIZE)
+    channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
     denoiser = UViT(side, PATCH_SIZE, channels, EMBED_DIM, DEPTH, NUM_HEADS)
     fusion = PooledFusion(text_encoder.width, reference_encoder.width, EMBED_DIM)
     schedule = noise_schedule(BASE_MODEL, PREDICTION)

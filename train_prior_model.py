@@ -38,49 +38,49 @@ DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
 REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
 VIEWS = ("PA",)  # ViewPosition of the images; () for all (the authors' code: all)
 HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split "test" (the authors' code: none)
-IMAGE_SIZE = 256  # pixels, the side of the square image
-CACHE_DIR = "cache"  # where the frozen encoders' features are kept
-ENCODE_BATCH_SIZE = 32  # images, or reports, at a time through the frozen encoders
+IMAGE_SIZE = 256  # pixels, the side of the square image (8 to 4096)
+CACHE_DIR = "cache"  # where the frozen encoders' features are kept (a folder to write)
+ENCODE_BATCH_SIZE = 32  # images, or reports, at a time through the frozen encoders (1 to 65536)
 # frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae
 BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are learned, or the authors' .ckpt
-POOLING = "mean"  # of an authors' BART, whose file does not say it: mean, bos or eos
+POOLING = "mean"  # of an authors' BART, whose file does not say it (mean, bos or eos)
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 # the prior
 INITIAL_WEIGHTS = ""  # a prior to go on from, a checkpoint folder or the authors' .ckpt; empty: as PRETRAINED says
 PRETRAINED = "vit_base_patch16_224"  # timm ViT, of the sizes below, or local-dir:FOLDER; empty: from random weights
 PRETRAINED_FILE = ""  # its weights on disk; empty: from the Hugging Face hub
-PATCH_SIZE = 2  # latent pixels, the side of a token's patch
-EMBED_DIM = 768  # width of a token
-DEPTH = 12  # blocks
-NUM_HEADS = 12  # attention heads
-HEAD_ROWS = 0  # training images on whose class tokens the head starts as a ridge regression; 0: random (the paper's)
-COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error
-LATENT_GAIN = 1.0  # of the reports written at the end; 1 / (the spread printed there) is one to try (paper: 1)
+PATCH_SIZE = 2  # latent pixels, the side of a token's patch (1 to 512; has to divide the latents' side)
+EMBED_DIM = 768  # width of a token (2 to 16384; a multiple of NUM_HEADS)
+DEPTH = 12  # blocks (1 to 256)
+NUM_HEADS = 12  # attention heads (1 to 1024)
+HEAD_ROWS = 0  # training images on which the head starts as a ridge regression (0 or more; 0: random, the paper's)
+COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error (0 or more)
+LATENT_GAIN = 1.0  # of the reports written at the end; try 1 over the spread printed there (0 to 100; paper: 1)
 # optimisation
-BATCH_SIZE = 16  # images an optimiser step, over all processes
-ACCUMULATION = 1  # passes an optimiser step: more need less memory
-EPOCHS = 20  # passes over the training rows
-MAX_STEPS = 0  # optimiser steps at most; 0: as EPOCHS says
-LEARNING_RATE = 5e-5  # of AdamW, after the warm-up
-BETAS = (0.9, 0.999)  # of AdamW
-WEIGHT_DECAY = 0.01  # of AdamW
-LR_SCHEDULE = "constant_with_warmup"  # of the learning rate: constant_with_warmup (the paper's, but for the warm-up), linear, cosine
-WARMUP_STEPS = 500  # optimiser steps of linear warm-up (paper: 0)
-CLIP_NORM = 1.0  # largest norm of the gradient (paper: not clipped)
-EMA_DECAY = 0.999  # of the averaged weights, which are the ones sampled (paper: no average)
-PRECISION = "auto"  # auto (bf16 where the device has it), no, bf16 or fp16 (paper: no)
-SEED = 1234  # of data order, posterior draws and initial weights
+BATCH_SIZE = 16  # images an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
+ACCUMULATION = 1  # passes an optimiser step: more need less memory (1 to 65536)
+EPOCHS = 20  # passes over the training rows (1 to 1000000)
+MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
+LEARNING_RATE = 5e-5  # of AdamW, after the warm-up (above 0, 1 at most)
+BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
+WEIGHT_DECAY = 0.01  # of AdamW (0 or more)
+LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
+WARMUP_STEPS = 500  # optimiser steps of linear warm-up (0 or more; paper: 0)
+CLIP_NORM = 1.0  # largest norm of the gradient (0 or more; 0: not clipped, as the paper)
+EMA_DECAY = 0.999  # of the averaged weights, which are the ones sampled (0 or more, below 1; paper: no average)
+PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
+SEED = 1234  # of data order, posterior draws and initial weights (0 or more)
 # running
-RUN_DIR = "runs/prior"  # checkpoints, metrics and examples
+RUN_DIR = "runs/prior"  # checkpoints, metrics and examples (a folder to write)
 RESUME = True  # go on from RUN_DIR/last where there is one
-CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation
-KEEP_CHECKPOINTS = 0  # older step-* folders are removed; 0: keep last and best only
-VALIDATION_ROWS = 1000  # validation images a validation; 0: all of them
-EVALUATION_IMAGES = 300  # test images whose reports are written at the end, and scored
-LOG_EVERY = 50  # optimiser steps a row of metrics.csv
-DEVICE = ""  # cpu, cuda, cuda:1 ...; empty: the best there is
-NUM_WORKERS = 4  # threads that decode images, and processes that load batches
+CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation (1 or more)
+KEEP_CHECKPOINTS = 0  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
+VALIDATION_ROWS = 1000  # validation images a validation (0 or more; 0: all of them)
+EVALUATION_IMAGES = 300  # test images whose reports are written at the end, and scored (0 or more; 0: none)
+LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
 
 def compute_loss(model, batch, cosine_weight):
@@ -132,18 +132,18 @@ def main():
     table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
     vae = load_vae(BASE_MODEL, device)
     autoencoder = load_autoencoder(BART_CHECKPOINT, POOLING, TOKENIZER).eval().requires_grad_(False).to(device)
+    channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
+    torch.manual_seed(SEED)
+    model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width)
+    if PRETRAINED and not INITIAL_WEIGHTS:
+        model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
+
     features = PriorFeatures(
         table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )
-
-    channels, side, _ = latent_shape(vae, IMAGE_SIZE)
-    torch.manual_seed(SEED)
-    model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width)
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)
-    elif PRETRAINED:
-        model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
     examples = PriorExamples(features, "train", model)
     if HEAD_ROWS:
         rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]

@@ -39,22 +39,22 @@ from utils.latents import draw_latents, encode_moments, load_vae
 from utils.phantom import random_chest, random_findings, write_report
 from uvit.model import UViT
 
-FOLDER = "assets/demo"  # where the parts go
+FOLDER = "assets/demo"  # where the parts go (a folder to write)
 PARTS = ("vae", "decoder", "clip", "uvit", "unet", "vit", "bart")  # which to make; those up to vit need the vae
-CHESTS = 12_000  # drawn chests to train on
-DRAWN = ""  # a .npz file that keeps them between two runs; empty: draw afresh
-IMAGE_SIZE = 64  # pixels
-SEED = 20_000  # of the drawing and of the training; the demo draws with another
-WIDTH = 128  # of the text encoder, of the image tower and of the U-ViT
-VAE_STEPS = 1500  # of 16 images
-DECODER_STEPS = 1500  # of 16 images, after them, the encoder left as it is
-CLIP_STEPS = 1200  # of 64 pairs
-UVIT_STEPS = 4000  # of 32 latents
-UNET_STEPS = 1800  # of 32 latents
-VIT_STEPS = 4000  # of 64 latents
-REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them
-BART_STEPS = 5000  # of 32 reports
-THREADS = 2  # CPU threads
+CHESTS = 12_000  # drawn chests to train on (1 or more)
+DRAWN = ""  # a .npz file that keeps them between two runs (a file to write or empty; empty: draw afresh)
+IMAGE_SIZE = 64  # pixels (32 to 4096)
+SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
+WIDTH = 128  # of the text encoder, of the image tower and of the U-ViT (2 to 16384)
+VAE_STEPS = 1500  # of 16 images (1 or more)
+DECODER_STEPS = 1500  # of 16 images, after them, the encoder left as it is (1 or more)
+CLIP_STEPS = 1200  # of 64 pairs (1 or more)
+UVIT_STEPS = 4000  # of 32 latents (1 or more)
+UNET_STEPS = 1800  # of 32 latents (1 or more)
+VIT_STEPS = 4000  # of 64 latents (1 or more)
+REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them (1 or more)
+BART_STEPS = 5000  # of 32 reports (1 or more)
+THREADS = 2  # CPU threads (1 to 256)
 
 
 def draw_chests(count, image_size, seed, keep):

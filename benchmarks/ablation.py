@@ -25,10 +25,10 @@ from utils.constants import override_constants
 from utils.errors import InputError, run, writing
 
 CONFIG = "demo.toml"  # the constants of all three scripts
-OUTPUT = "demo/ablation"  # folder of runs, images and the table
-SEEDS = (1, 2, 3)  # of training and sampling; the spread needs 3 or more
-MAX_STEPS = 0  # optimiser steps a training; 0: as CONFIG says
-MAX_LABELS = 200  # label vectors of the test split, an image each
+OUTPUT = "demo/ablation"  # folder of runs, images and the table (a folder to write)
+SEEDS = (1, 2, 3)  # of training and sampling; the spread needs 3 or more seeds (each 0 or more)
+MAX_STEPS = 0  # optimiser steps a training (0 or more; 0: as CONFIG says)
+MAX_LABELS = 200  # label vectors of the test split, an image each (0 or more; 0: all)
 TRAINING = ""  # further constants of the training, e.g. "--BATCH_SIZE 16"
 SAMPLING = ""  # further constants of the sampling, the same for both, e.g. "--STEPS 50"
 EVALUATION = ""  # further constants of the evaluation

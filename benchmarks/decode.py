@@ -18,10 +18,10 @@ from utils.constants import override_constants
 from utils.errors import run
 from utils.latents import read_pixels
 
-FILM_SIZE = 2048  # pixels; MIMIC-CXR-JPG's films are about 2,500 x 3,000
-FILMS = 8  # chests drawn
-SIZES = (256, 224)  # pixels, of the VAE's and of the reference encoder's input
-SEED = 1  # of the drawing
+FILM_SIZE = 2048  # pixels; MIMIC-CXR-JPG's films are about 2,500 x 3,000 (32 to 16384)
+FILMS = 8  # chests drawn (1 or more)
+SIZES = (256, 224)  # pixels, of the VAE's and of the reference encoder's input (each 8 to 4096)
+SEED = 1  # of the drawing (0 or more)
 
 
 def read_in_full(path, size):

@@ -24,17 +24,17 @@ from utils.metrics import auroc_table, positives
 from utils.training import make_accelerator
 
 CONFIG = "demo.toml"  # the constants of SCRIPT
-SCRIPT = "sample_diffusion_clipUViT"  # the sampler
-OUTPUT = "demo/guidance"  # folder of the trees and of the table
+SCRIPT = "sample_diffusion_clipUViT"  # the sampler (sample_diffusion_clipSD or sample_diffusion_clipUViT)
+OUTPUT = "demo/guidance"  # folder of the trees and of the table (a folder to write)
 VARIANTS = ("both 1.0", "both 3.5", "text 3.5", "reference 3.5")  # condition and guidance
 DATA_ROOT = "demo/phantom"  # real images: train for the judge, test to compare with
 BASE_MODEL = "assets/demo/base_model"  # whose vae
-IMAGE_SIZE = 64  # pixels
-CACHE_DIR = "demo/cache"  # of the judge
+IMAGE_SIZE = 64  # pixels (32 to 4096)
+CACHE_DIR = "demo/cache"  # of the judge (a folder to write)
 JUDGE_MODEL = "test_resnet"  # any timm classifier
-JUDGE_STEPS = 300  # optimiser steps
-JUDGE_LEARNING_RATE = 5e-3  # of AdamW
-SEED = 1234  # of the judge
+JUDGE_STEPS = 300  # optimiser steps (1 to 1000000)
+JUDGE_LEARNING_RATE = 5e-3  # of AdamW (above 0, 1 at most)
+SEED = 1234  # of the judge (0 or more)
 
 
 def main():

@@ -26,9 +26,12 @@ def full_disk():
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_one_sentence_whoever_writes(writer, full_disk, tmp_path):
-    with pytest.raises(
-        InputError, match=r"^cannot write a file under .*: .+; what was written before is kept"
-    ) as caught, writing("a file", tmp_path):
+    with (
+        pytest.raises(
+            InputError, match=r"^cannot write a file under .*: .+; what was written before is kept"
+        ) as caught,
+        writing("a file", tmp_path),
+    ):
         WRITERS[writer](tmp_path / "file")
     assert "\n" not in str(caught.value)
 
@@ -41,9 +44,12 @@ def test_a_name_that_is_taken_is_one_sentence(tmp_path):
         lambda: (tmp_path / "file" / "inside").write_text(""),
         lambda: (tmp_path / "folder").write_text(""),
     ):
-        with pytest.raises(
-            InputError, match="cannot write a file under .*: (file exists|not a directory|is a directory);"
-        ), writing("a file", tmp_path):
+        with (
+            pytest.raises(
+                InputError, match="cannot write a file under .*: (file exists|not a directory|is a directory);"
+            ),
+            writing("a file", tmp_path),
+        ):
             write()
 
 

@@ -182,10 +182,10 @@ def test_an_image_that_is_no_picture_is_never_replaced(real, evaluate, tmp_path)
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
-        ({"CLASSIFIER": "mine"}, "CLASSIFIER 'mine' is none of"),
-        ({"TEXT_JUDGE": "mine"}, "TEXT_JUDGE 'mine' is none of"),
-        ({"FEATURES": "clip"}, "'clip' is no feature extractor"),
-        ({"SPLIT": "dev"}, "'dev' is no split"),
+        ({"CLASSIFIER": "mine"}, "--CLASSIFIER: 'mine' is none of"),
+        ({"TEXT_JUDGE": "mine"}, "--TEXT_JUDGE: 'mine' is none of"),
+        ({"FEATURES": "clip"}, "--FEATURES: 'clip' is none of"),
+        ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
         ({"SYNTHETIC": "nowhere"}, "nowhere is no folder"),
     ],

@@ -403,7 +403,7 @@ def test_what_is_no_number_is_no_report(sample, checkpoints, tmp_path):
     for gain in ("1e999", "nan"):
         with pytest.raises(InputError, match="LATENT_GAIN"):
             sample(OUTPUT_ROOT=root, LATENT_GAIN=gain)
-    with pytest.raises(InputError, match="DECODING 'best'"):
+    with pytest.raises(InputError, match="--DECODING: 'best' is none of"):
         sample(OUTPUT_ROOT=root, DECODING="best")
     prior = Prior.from_pretrained(checkpoints[0])
     with torch.no_grad():

@@ -365,6 +365,22 @@ def test_an_unknown_constant(config, tmp_path):
     says(train(config, tmp_path, LERNING_RATE=1), "LERNING_RATE", "LEARNING_RATE")
 
 
+def test_sizes_that_no_network_has_end_before_anything_is_encoded(config, tmp_path):
+    says(train(config, tmp_path, IMAGE_SIZE=36, PATCH_SIZE=2), "IMAGE_SIZE 36", "4", "PATCH_SIZE 2")
+    says(train(config, tmp_path, EMBED_DIM=130, NUM_HEADS=4), "EMBED_DIM", "130", "NUM_HEADS", "4")
+    says(train(config, tmp_path, BATCH_SIZE=6, ACCUMULATION=4), "BATCH_SIZE", "6", "ACCUMULATION", "4")
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_name_that_is_taken_while_the_script_runs(config, tmp_path):
+    """What the constants' own check cannot see: links that lead nowhere."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent" / "folder")
+    for name in ("loop", "nowhere"):
+        for constant in ("RUN_DIR", "CACHE_DIR"):
+            says(train(config, tmp_path, **{constant: tmp_path / name}), "cannot write", str(tmp_path / name))
+
+
 def test_a_checkpoint_of_another_architecture(config, runs, tmp_path):
     constants = {"CHECKPOINT": runs / "clipSD" / "best", "OUTPUT_ROOT": tmp_path / "made"}
     message = run_script("sample_diffusion_clipUViT", "--config", config, *flags(**constants))

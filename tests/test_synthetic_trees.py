@@ -82,7 +82,7 @@ def test_a_tree_of_an_earlier_version(config, runs, made, tmp_path):  # noqa: F8
 
 def test_an_output_that_is_a_file(config, runs, tmp_path):  # noqa: F811
     (tmp_path / "file").write_text("")
-    says(sample("clipUViT", config, runs, tmp_path / "file", SPLIT="validate"), "is no folder")
+    says(sample("clipUViT", config, runs, tmp_path / "file", SPLIT="validate"), "is a file")
 
 
 def test_two_samplers_at_once(config, runs, made):  # noqa: F811

@@ -603,3 +603,11 @@ def test_a_data_set_may_order_its_epochs():
 
     batches = Batches(Sorted(), 5, 1, 1, 0, 2)
     assert [position for batch in batches for position, _ in batch] == list(range(9, -1, -1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="the devices are here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps", "meta", "xla"])
+def test_a_device_that_is_not_here(device):
+    with pytest.raises(InputError, match=f"DEVICE '{device}'") as refused:
+        make_accelerator(device, "no")
+    assert "\n" not in str(refused.value)

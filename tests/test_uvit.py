@@ -163,6 +163,12 @@ def test_gradient_checkpointing_changes_no_gradient(model, inputs):
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+@pytest.mark.parametrize("sizes", [{"patch_size": 3}, {"embed_dim": 18, "num_heads": 4}])
+def test_sizes_that_do_not_divide_are_refused(sizes):
+    with pytest.raises(ValueError, match="has to divide"):
+        UViT(**{**SMALL, **sizes})
+
+
 def test_another_architectures_weights_are_refused(model, tmp_path):
     model.save_pretrained(tmp_path / "a")
     UViT(**{**SMALL, "depth": 2}).save_pretrained(tmp_path / "b")

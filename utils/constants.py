@@ -7,21 +7,25 @@ A constant is an UPPER_CASE name of the script's module. Three places give its v
     3. --BATCH_SIZE 64                 on the command line
 
 The default's type decides what is accepted: text stays text, an int may stand for a float, a tuple of texts may be
-written `PA,AP`. The comment behind a constant is its help text. Both are read from the script's text and nothing is
-executed, so that a script can answer before its imports (`check_command_line`).
+written `PA,AP`. The comment behind a constant is its help text, and ends in its range (utils/ranges.py), which is
+checked here wherever the value comes from. Both are read from the script's text and nothing is executed, so that a
+script can answer before its imports (`check_command_line`).
 """
 
 import argparse
 import ast
 import difflib
 import json
+import math
 import re
 import sys
 import tomllib
 from pathlib import Path
 
-from utils.errors import InputError, run, writing
+from utils.errors import InputError, reason, run, writing
+from utils.ranges import Range
 
+INTEGER_BITS = 63  # besides the sign: what torch, numpy and a file can hold
 REPOSITORY = Path(__file__).resolve().parent.parent
 _ASSIGNMENT = re.compile(r"^(?P<name>[A-Z][A-Z0-9_]*) = .*?(?:  # (?P<comment>.*))?$")
 
@@ -39,7 +43,8 @@ def override_constants(namespace, arguments=None):
     """Sets a script's constants from its config file and its command line; returns all of them as a dict.
 
     namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. Unknown names, values of
-    another type and misspelt flags raise InputError; --help prints the docstring and the constants, and exits.
+    another type or out of their range, and misspelt flags raise InputError; --help prints the docstring and the
+    constants, and exits.
     """
     values = _resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else list(arguments))
     namespace.update(values)
@@ -49,14 +54,17 @@ def override_constants(namespace, arguments=None):
 def _resolve(script, arguments):
     """The values of all constants of a script, after its config file and its command line."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
-    defaults, comments = _constants(tree), _comments(script)
+    defaults, comments = _constants(tree, script), _comments(script)
+    origins = {name: f"{_name(script)}, {name}" for name in defaults}  # where the value was given, as a message says it
 
     config_parser = _Parser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="FILE.toml")
     config, rest = config_parser.parse_known_args(arguments)
     values = dict(defaults)
     if config.config:
-        values.update(_read_config(Path(config.config), script, defaults))
+        found = _read_config(Path(config.config), script, defaults)
+        values.update({name: value for name, (value, _) in found.items()})
+        origins.update({name: where for name, (_, where) in found.items()})
 
     parser = _Parser(
         prog=_name(script),
@@ -74,8 +82,21 @@ def _resolve(script, arguments):
     if unknown:
         raise InputError(f"there is no constant {unknown[0]!r}{_suggestion(unknown[0], values)}; --help lists them all")
     for name, text in vars(given).items():
-        values[name] = _parse(text, defaults[name], f"--{name}")
+        origins[name] = f"--{name}"
+        values[name] = _parse(text, defaults[name], origins[name])
+    _check_ranges(values, defaults, comments, origins)
     return values
+
+
+def _check_ranges(values, defaults, comments, origins):
+    """InputError for a value that its constant's comment does not allow; origins: where each value was given."""
+    ranges = {name: Range(comments[name], default) for name, default in defaults.items()}
+    for name, value in values.items():
+        ranges[name].check(value, origins[name])
+    for name, value in values.items():
+        other = ranges[name].multiple_of
+        if other and value % values[other]:
+            raise InputError(f"{origins[name]}: {value} is no multiple of {other}, which is {values[other]}")
 
 
 def save_constants(folder, constants):
@@ -91,13 +112,18 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the constants")
 
 
-def _constants(tree):
+def _constants(tree, script):
     """{name: default} of the UPPER_CASE names that a parsed script assigns at its top, each to a literal."""
     constants = {}
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith("_"):
-            constants[target.id] = ast.literal_eval(node.value)
+            where = f"{_name(script)}, {target.id}"
+            try:
+                constants[target.id] = ast.literal_eval(node.value)
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
+                raise InputError(f"{where}: a constant is a plain value, such as 3, 0.5, True or 'text'") from error
+            _check(constants[target.id], constants[target.id], where)
     return constants
 
 
@@ -109,7 +135,7 @@ def _name(script):
 def _comments(script):
     """{constant: the comment behind it}, a comment's continuation lines included."""
     comments, last = {}, None
-    for line in script.read_text().splitlines():
+    for line in script.read_text(encoding="utf-8").splitlines():
         match = _ASSIGNMENT.match(line)
         if match:
             last = match["name"]
@@ -122,12 +148,13 @@ def _comments(script):
 
 
 def _read_config(path, script, defaults):
+    """{name: (value, where it stands)} of a script's constants that a config file gives."""
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-    except ValueError as error:  # broken TOML or broken UTF-8
-        raise InputError(f"{path} is no TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:  # broken TOML, broken UTF-8, or thousands of brackets in each other
+        raise InputError(f"{path} is no TOML file: {reason(error)}") from error
     files = [file for pattern in ("*.py", "utils/*.py", "utils/*/__main__.py") for file in REPOSITORY.glob(pattern)]
     scripts = {_name(file): file for file in [*files, script]}
     values = {}
@@ -141,7 +168,8 @@ def _read_config(path, script, defaults):
     for table in ("common", _name(script)):
         for name, value in tables.get(table, {}).items():
             if name in defaults:
-                values[name] = _check(value, defaults[name], f"{path}, [{table}], {name}")
+                where = f"{path}, [{table}], {name}"
+                values[name] = _check(value, defaults[name], where), where
             elif table != "common" or not any(name in _comments(file) for file in scripts.values()):
                 raise InputError(f"{path}, [{table}]: there is no constant {name!r}{_suggestion(name, defaults)}")
     return values
@@ -155,7 +183,7 @@ def _suggestion(name, known):
 def _parse(text, default, where):
     """The text of a command line as a value of the default's type."""
     if isinstance(default, str):
-        return text
+        return _check(text, default, where)
     if (
         isinstance(default, tuple)
         and all(isinstance(item, str) for item in default)
@@ -164,7 +192,7 @@ def _parse(text, default, where):
         return tuple(filter(None, (part.strip() for part in text.split(","))))  # PA,AP
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))  # TOML's words for a bool as well
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         value = text
     return _check(value, default, where)
 
@@ -172,9 +200,17 @@ def _parse(text, default, where):
 def _check(value, default, where):
     """A value as the default's type, or InputError. An int may stand for a float; a list for a tuple."""
     if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(_check(item, default[0], where) for item in value) if default else tuple(value)
+        return tuple(_check(item, default[0] if default else "", where) for item in value)
+    if type(value) is int and value.bit_length() > INTEGER_BITS:
+        raise InputError(f"{where}: a whole number of {value.bit_length()} bits; {INTEGER_BITS} are the most")
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise InputError(f"{where}: {value!r} is not of the type of the default {default!r} ({type(default).__name__})")
+        raise InputError(
+            f"{where}: {reason(repr(value))} is not of the type of the default {default!r} ({type(default).__name__})"
+        )
+    if type(value) is float and not math.isfinite(value):
+        raise InputError(f"{where}: {value} is no finite number")
+    if type(value) is str and "\0" in value:
+        raise InputError(f"{where}: {value!r} holds a NUL character, which no name of a file can have")
     return value

@@ -130,9 +130,10 @@ def stoppable():
 
 
 def run(main):
-    """Runs a script's main(); an InputError or Ctrl-C ends it with one line on stderr and exit status 1 or 130.
+    """Runs a script's main(); an InputError, too little memory or Ctrl-C ends it with one line on stderr.
 
-    SIGTERM met where it can wait (`stoppable`) ends it with one line and exit status 0.
+    The exit status is then 1, or 130 for Ctrl-C. SIGTERM met where it can wait (`stoppable`) ends it with one line and
+    exit status 0.
     """
     try:
         main()
@@ -140,9 +141,22 @@ def run(main):
         say(f"{Path(sys.argv[0]).name}: {stop}")
     except InputError as error:
         sys.exit(f"{_program()}: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sys.exit(
+            f"{_program()}: not enough memory ({reason(error)}); lower BATCH_SIZE (or raise ACCUMULATION), the sizes "
+            "of images or of the network, or NUM_WORKERS; what was written is kept"
+        )
     except KeyboardInterrupt:
         print(f"{_program()}: interrupted; what was written is kept", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_out_of_memory(error):
+    """Whether an error says that memory is short: Python's and numpy's, torch's of a GPU, or torch's of the CPU."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_torch
 
 
 def _program():

@@ -30,8 +30,8 @@ from utils.mimic_cxr import read_table
 
 TREES = ("demo/synthetic/clipUViT",)  # roots of the CXR trees to show side by side, each under its folder's name
 DATA_ROOT = ""  # the tree that the reference images come from; empty: references are not shown
-PAGE = ""  # the .html file to write; empty: index.html in the folder that holds the first tree
-MAX_IMAGES = 0  # cards on the page, one image of each tree on a card; 0: all
+PAGE = ""  # the page, .html (a file to write or empty; empty: index.html in the folder that holds the first tree)
+MAX_IMAGES = 0  # cards on the page, one image of each tree on a card (0 or more; 0: all)
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 _COPY_SIDE = 512  # pixels; the longer side of a copied image

@@ -107,11 +107,17 @@ def load_vae(base_model, device="cpu"):
     return vae.eval().requires_grad_(False).to(device)
 
 
-def latent_shape(vae, image_size):
-    """(C, h, w) of the latents of a square image; InputError if the VAE cannot halve image_size often enough."""
+def latent_shape(vae, image_size, patch_size=1):
+    """(C, h, w) of the latents of a square image; InputError if the VAE cannot halve image_size often enough.
+
+    patch_size: the side of a transformer's token in latent pixels, which has to divide h and w.
+    """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if image_size % factor:
-        raise InputError(f"IMAGE_SIZE {image_size} is not a multiple of {factor}, the VAE's downsampling factor")
+    if image_size % (factor * patch_size):
+        patches = f" x PATCH_SIZE {patch_size}" if patch_size > 1 else ""
+        raise InputError(
+            f"IMAGE_SIZE {image_size} is not a multiple of {factor}, the VAE's downsampling factor{patches}"
+        )
     return vae.config.latent_channels, image_size // factor, image_size // factor
 
 

@@ -43,11 +43,11 @@ from utils.report_autoencoder import ReportAutoencoder
 from uvit.model import UViT
 
 CHECKPOINT = ""  # one of the authors' .ckpt files
-OUTPUT = ""  # the checkpoint folder to write, a new one
-HEAD_WIDTH = 64  # channels an attention head of a transformer, which no file says; 64 in all of the authors', 1 or more
+OUTPUT = ""  # the checkpoint, converted (a folder to write or empty; a new one)
+HEAD_WIDTH = 64  # channels an attention head of a transformer, which no file says (1 or more; authors: 64)
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its scheduler, and its U-Net's sizes
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower of the authors' vision modules
-POOLING = "mean"  # of a BART file, which does not say it: mean, bos or eos
+POOLING = "mean"  # of a BART file, which does not say it (mean, bos or eos)
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of a BART file
 BART_CHECKPOINT = ""  # of a prior's file: the converted folder of its BART; empty: to be named when it is sampled
 

@@ -10,10 +10,10 @@ from utils.constants import override_constants
 from utils.errors import run
 from utils.phantom.tree import draw_tree
 
-OUTPUT_ROOT = "demo/phantom"  # folder of the tree that is drawn
-STUDIES = 1500  # studies; about 1.3 images and 0.5 patients each
-IMAGE_SIZE = 256  # pixels, height and width
-SEED = 1234  # same seed, same bytes
+OUTPUT_ROOT = "demo/phantom"  # folder of the tree that is drawn (a folder to write)
+STUDIES = 1500  # studies; about 1.3 images and 0.5 patients each (1 to 10000000)
+IMAGE_SIZE = 256  # pixels, height and width (32 to 4096)
+SEED = 1234  # same seed, same bytes (0 or more)
 
 
 def main():
