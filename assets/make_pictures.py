@@ -2,7 +2,7 @@
 
     make demo && python -m assets.make_pictures
 
-Reads:  DEMO (a finished demo): its drawn tree, a synthetic tree with reports, a run's previews, an evaluation, the page
+Reads:  DATA_ROOT (a finished demo): its drawn tree, a synthetic tree with reports, a run's previews, an evaluation, the page
 Writes: FOLDER/{pairs,previews,page}.jpg and FOLDER/auroc.png, each small; the page needs a Chromium on the PATH
 """
 
@@ -23,13 +23,13 @@ from PIL import Image
 from utils.errors import InputError, run, say
 from utils.mimic_cxr import PROVENANCE_FILE, read_table
 
-DEMO = "demo"  # the folder that `make demo` filled
-BACKBONE = "clipUViT"  # whose images and previews are shown
-FOLDER = "docs/pictures"  # where the pictures go
-PAIRS = 5  # rows of the picture of pairs: the first requests of the tree, none chosen
-PREVIEWS = 4  # previews of a training, evenly spaced
-QUALITY = 85  # of the JPEGs
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in this order
+DATA_ROOT = "demo"  # the folder that `make demo` filled
+BACKBONE = "clipUViT"  # whose images and previews are shown (clipUViT or clipSD)
+FOLDER = "docs/pictures"  # where the pictures go (a folder to write)
+PAIRS = 5  # rows of the picture of pairs: the first requests of the tree, none chosen (1 to 20)
+PREVIEWS = 4  # previews of a training, evenly spaced (1 to 20)
+QUALITY = 85  # of the JPEGs (1 to 95)
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in this order
 
 
 def draw_pairs(tree, references, count, path):
@@ -73,9 +73,9 @@ def draw_previews(folder, count, path):
 
 def photograph(page, path):
     """The top of an HTML page, as a headless browser shows it."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if not browser:
-        say(f"{path}: left out, none of {', '.join(BROWSERS)} is installed")
+        say(f"{path}: left out, none of {', '.join(_BROWSERS)} is installed")
         return
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
@@ -100,7 +100,7 @@ def save(figure, path):
 
 def main():
     override_constants(globals())
-    demo, folder = Path(DEMO), Path(FOLDER)
+    demo, folder = Path(DATA_ROOT), Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     draw_pairs(demo / "synthetic" / BACKBONE, read_table(demo / "phantom"), PAIRS, folder / "pairs.jpg")
     draw_previews(demo / "runs" / BACKBONE / "previews", PREVIEWS, folder / "previews.jpg")
