@@ -66,6 +66,7 @@ SPELLINGS = {
     "its files": lambda root: root / "files",
     "a new folder inside": lambda root: root / "new",
     "a new group": lambda root: root / "files" / "p99",
+    "a new folder behind a link to its files": lambda root: root.parent / "files of another" / "p99",
     "a new folder behind a link": lambda root: root.parent / "link" / "new",
 }
 
@@ -82,6 +83,7 @@ def test_nothing_is_written_into_a_tree_of_others(tmp_path, part, spelling, real
         (root / ".lock").unlink(missing_ok=True)
     (tmp_path / "data" / "link").symlink_to(root)
     (tmp_path / "data" / "outer").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "files of another").symlink_to(root / "files")
     before = contents(tmp_path)
     with pytest.raises(InputError, match="OUTPUT_ROOT|lies inside the CXR tree"):
         make(SPELLINGS[spelling](root), part)

@@ -199,6 +199,21 @@ def test_a_damaged_plan_is_named(config, runs, killed, spoil, words):  # noqa: F
     assert contents(killed).keys() - before.keys() <= {Path("constants.json")}
 
 
+@pytest.mark.parametrize("name", CSVS)
+@pytest.mark.parametrize("content", [b"", b"dicom_id\n", b"\xff\xfe", "a folder"])
+def test_a_damaged_csv_of_the_tree_is_named_before_an_image_is_made(config, runs, made, tmp_path, name, content):  # noqa: F811
+    root = Path(shutil.copytree(made, tmp_path / "tree"))
+    lost = next(root.rglob("*.jpg"))
+    lost.unlink()
+    (root / name).unlink()
+    if content == "a folder":
+        (root / name).mkdir()
+    else:
+        (root / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    says(sample("clipUViT", config, runs, root, SPLIT="validate"), str(root / name))
+    assert not lost.exists()
+
+
 # ---- ids, seeds and labels
 
 

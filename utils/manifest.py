@@ -59,7 +59,8 @@ def _begin(folder, part, settings, inside):
     manifest = _check(folder, part, settings, inside)  # once more: another run may have been quicker
     with writing(MANIFEST_FILE, folder):
         for left in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-            left.unlink(missing_ok=True)
+            if left.is_file():
+                left.unlink()
         if manifest.get(part) != settings:
             with replacing(folder / MANIFEST_FILE) as temporary:
                 temporary.write_text(json.dumps({**manifest, part: settings}, indent=2) + "\n", encoding="utf-8")

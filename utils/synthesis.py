@@ -50,6 +50,7 @@ def make_images(
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         save_plan(output_root, plan)
+        _list_images(output_root, plan)  # also finds out, before the hours, that the tree's CSVs can be added to
     if pool:
         pool.prepare(missing.reference_dicom_id)
     mine = missing.iloc[accelerator.process_index :: accelerator.num_processes]
@@ -67,7 +68,7 @@ def make_images(
         finally:
             progress.close()
             if accelerator.is_main_process:
-                _list_images(output_root, plan)
+                say(f"{output_root}: {_list_images(output_root, plan)} images")
         if any(gather_object([stopped()])):  # of all processes, so that they end together
             raise Stopped(f"stopped; the images made so far are in {output_root}: the same command goes on from there")
 
@@ -81,11 +82,11 @@ def _save_batch(batch, latents, images, keep_latents, output_root):
 
 
 def _list_images(output_root, plan):
-    """Brings the CSVs of a tree up to date with the images of its plan that are there."""
+    """Brings the CSVs of a tree up to date with the images of its plan that are there; returns how many there are."""
     made = plan[[_is_whole(path) for path in plan.image_path]]
     if len(made):
         write_tree(output_root, made, provenance=made[[*PROVENANCE, *SETTINGS]])
-    say(f"{output_root}: {len(made)} images")
+    return len(made)
 
 
 def _is_whole(path):
