@@ -63,6 +63,20 @@ def _readable_rows(table, *features):
     return table[readable].reset_index(drop=True), *columns
 
 
+class _Rows(Dataset):
+    """The rows of one split of some features, each by its position."""
+
+    def __init__(self, features, split):
+        self.features, self.rows = features, split_rows(features.table, split)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def name(self, position):
+        """The dicom_id of an example."""
+        return self.features.table["dicom_id"].iloc[self.rows[position]]
+
+
 # ---- diffusion -----------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +110,7 @@ def encoder_fingerprints(vae, text_encoder, reference_encoder):
     }
 
 
-class DiffusionExamples(Dataset):
+class DiffusionExamples(_Rows):
     """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
 
     drop_text, drop_reference, drop_both: probabilities that an example loses its text, its reference, or both, which
@@ -106,8 +120,7 @@ class DiffusionExamples(Dataset):
     def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both):
         if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
             raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
-        self.features = features
-        self.rows = split_rows(features.table, split)
+        super().__init__(features, split)
         self.table = features.table.iloc[self.rows]
         self.train_rows = split_rows(features.table, "train")
         self.references = References(features.table.iloc[self.train_rows])
@@ -115,13 +128,6 @@ class DiffusionExamples(Dataset):
         self.subject_ids = features.table.subject_id.to_numpy()
         self.num_timesteps = num_timesteps
         self.dropout_edges = np.cumsum([drop_text, drop_reference, drop_both])
-
-    def __len__(self):
-        return len(self.rows)
-
-    def name(self, position):
-        """The dicom_id of an example."""
-        return self.features.table["dicom_id"].iloc[self.rows[position]]
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
@@ -208,19 +214,12 @@ def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerato
     return Column(cache, keys)
 
 
-class PriorExamples(Dataset):
+class PriorExamples(_Rows):
     """Training examples of one split: `examples[row, seed]`; the draw of the posterior follows from the seed."""
 
     def __init__(self, features, split, prior):
-        self.features, self.rows = features, split_rows(features.table, split)
+        super().__init__(features, split)
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
-
-    def __len__(self):
-        return len(self.rows)
-
-    def name(self, position):
-        """The dicom_id of an example."""
-        return self.features.table["dicom_id"].iloc[self.rows[position]]
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
