@@ -496,6 +496,14 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path, monkeypatch):
     assert list((tmp_path / "c").iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["c", "c/below"])
+def test_a_name_that_is_a_file_is_one_sentence(place, tmp_path):
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(InputError, match=r"cannot write the feature cache under .*/c"):
+        FeatureCache(tmp_path / place, FINGERPRINT)
+    assert (tmp_path / "c").read_text() == "a file"
+
+
 def test_two_processes_of_a_launch_share_the_work(tmp_path, small_shards):
     keys = [str(number % 7) for number in range(12)]
     barrier = threading.Barrier(2)
