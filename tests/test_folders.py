@@ -10,14 +10,18 @@ from utils.errors import InputError
 from utils.folders import locked
 
 HOLDS = """
-import multiprocessing, sys, time
+import multiprocessing, os, sys, time
 from utils.folders import locked
+
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
 
 if __name__ == "__main__":
     with locked(sys.argv[1], "a training"):
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))  # as a loader's
-        worker.start()
-        print(worker.pid, flush=True)
+        multiprocessing.get_context("fork").Process(target=work).start()  # as a loader's
         time.sleep(60)
 """
 

@@ -895,8 +895,8 @@ def test_a_conversion_says_what_it_wrote(uvit_file, tmp_path, base_model, run_sc
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("file", r"OUTPUT .*file cannot be a folder, because .*file is a file"),
-        ("file/deep/er", r"because .*/file is a file"),
+        ("file", r"OUTPUT: .*file' is a file: name a folder"),
+        ("file/deep/er", r"OUTPUT: .* lies inside .*/file, which is a file: name another place"),
     ],
 )
 def test_a_conversion_to_where_no_folder_can_be(output, message, uvit_file, tmp_path, base_model, run_script):

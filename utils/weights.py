@@ -494,19 +494,12 @@ def _few(names, shown=3):
     return ", ".join(names[:shown]) + more
 
 
-def _check_output(folder):
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise InputError(f"OUTPUT {folder} cannot be a folder, because {place} is a file: name a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"OUTPUT {folder} has files in it already: name a new folder")
-
-
 def main():
     override_constants(globals())
     if not CHECKPOINT or not OUTPUT:
         raise InputError("set CHECKPOINT to one of the authors' files, and OUTPUT to the folder to write")
-    _check_output(Path(OUTPUT))
+    if Path(OUTPUT).exists() and any(Path(OUTPUT).iterdir()):
+        raise InputError(f"OUTPUT {OUTPUT} has files in it already: name a new folder")
     if not is_foreign(CHECKPOINT, "CHECKPOINT"):
         raise InputError(f"CHECKPOINT {CHECKPOINT} is a folder, and not one of the authors' files")
     kind = _kind_of(_state(CHECKPOINT), CHECKPOINT)
