@@ -12,6 +12,7 @@ from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,11 @@ from utils.evaluation import (
     with_references,
 )
 from utils.gallery import write_page
-from utils.judges import ChexbertJudge, JudgeSettings, image_judge, load_extractor
+from utils.judges import ChexbertJudge, JudgeSettings, image_judge, load_extractor, try_judge
+from utils.latents import latent_shape, load_vae
 from utils.metrics import positives
 from utils.mimic_cxr import read_table, split_rows
+from utils.preflight import check_run
 from utils.report import summary, write_evaluation
 from utils.training import make_accelerator
 
@@ -77,11 +80,14 @@ BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # whose vae; empty: the judge's fe
 COPY_QUANTILE = 0.01  # nearer to a training image than this share of unseen real images: counted as a copy (0 to 1)
 CLOSEST = 8  # closest pairs in the picture (1 to 100)
 # running
+CHECK = False  # True: only try what the run needs, and say what would end it
 CACHE_DIR = "cache"  # judges, pixels and latents (a folder to write)
 BATCH_SIZE = 64  # images at a time (1 to 65536)
 SEED = 1234  # of draws, and of the judges' training (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images (0 to 256)
+
+_BYTES_OF_OUTPUT = 100_000_000  # of tables and plots, or of a page with its images, at most
 
 
 @dataclass(frozen=True)
@@ -155,13 +161,30 @@ def load_foreign(features, classifier, text_judge, device):
     return extractors, ChexbertJudge(device) if text_judge == "chexbert" else None
 
 
+def check(tables, settings, written, base_model, image_size, cache_dir, output, page, accelerator):
+    """Tries what the evaluation needs, see utils/preflight.py."""
+    if written:
+        read_written(written, tables.real)
+    try_judge(settings, accelerator.device)
+    images = pd.concat([tables.real, tables.synthetic, tables.train, tables.validation])["image_path"]
+    an_image = settings.image_size**2  # one byte a pixel
+    if base_model:
+        an_image += 4 * math.prod(latent_shape(load_vae(base_model, accelerator.device), image_size))
+    check_run(
+        {cache_dir: len(images) * an_image, output: _BYTES_OF_OUTPUT, page: _BYTES_OF_OUTPUT}, images, accelerator
+    )
+
+
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, "no")
     extractors, chexbert = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     stopwatch = Stopwatch()
-
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
+    settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
+    output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
+    if CHECK:
+        return check(tables, settings, WRITTEN, BASE_MODEL, IMAGE_SIZE, CACHE_DIR, output, page, accelerator)
     loading = Loading(CACHE_DIR, BATCH_SIZE, NUM_WORKERS, accelerator)
     real = Images(tables.real, f"{REAL}, {SPLIT}", JUDGE_IMAGE_SIZE, loading)
     synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
@@ -173,7 +196,6 @@ def main():
     }
     stopwatch.lap("trees")
 
-    settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
     judge = image_judge(train.table, tables.validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
@@ -217,7 +239,6 @@ def main():
     result["notes"] = notes
     stopwatch.lap("memorisation")
 
-    output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
     text = write_evaluation(output, result, stopwatch.seconds, told, nearest, synthetic, train, CLOSEST, IMAGE_SIZE)
     save_constants(output, constants)
     write_page(page, {name: SYNTHETIC}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)

@@ -19,9 +19,10 @@ from utils.latents import latent_shape, load_vae
 from utils.manifest import SYNTHETIC_TREE, making
 from utils.mimic_cxr import read_table
 from utils.plan import label_vectors, plan_requests
+from utils.preflight import check_run
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import ReferencePool
-from utils.synthesis import check_settings, make_images
+from utils.synthesis import bytes_an_image, check_settings, make_images, try_batch
 from utils.training import make_accelerator
 from utils.weights import load_vision
 
@@ -48,6 +49,7 @@ BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
 SEED = 1234  # of noise and references (0 or more)
 KEEP_LATENTS = True  # keep OUTPUT_ROOT/latents, from which the prior writes reports without the VAE
 # running
+CHECK = False  # True: only try what the run needs, and say what would end it
 PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode reference images (0 to 256)
@@ -79,7 +81,7 @@ def main():
     }
     check_settings(settings, model.schedule)
 
-    with making(SYNTHETIC_TREE, OUTPUT_ROOT, settings, main_process=accelerator.is_main_process):
+    with making(SYNTHETIC_TREE, OUTPUT_ROOT, settings, main_process=accelerator.is_main_process and not CHECK):
         table, pool = None, None
         if CONDITION != "text" or not (FINDINGS or LABELS_CSV):
             table = read_table(
@@ -94,10 +96,15 @@ def main():
                 table, reference_encoder, model.fusion, cache_dir, BATCH_SIZE, NUM_WORKERS, accelerator
             )
         vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
+        shape = latent_shape(vae, trained["IMAGE_SIZE"])
+        if CHECK:
+            try_batch(vectors, settings, model, vae, text_encoder, shape, BATCH_SIZE, accelerator)
+            count = len(vectors) * IMAGES_PER_LABEL
+            places = {OUTPUT_ROOT: count * bytes_an_image(trained["IMAGE_SIZE"], shape, KEEP_LATENTS)}
+            return check_run(places, [] if pool is None else pool.table.image_path, accelerator)
         requests, plan = plan_requests(vectors, IMAGES_PER_LABEL, pool, settings, CHECKPOINT, SEED, OUTPUT_ROOT)
         if accelerator.is_main_process:
             save_constants(OUTPUT_ROOT, constants)
-        shape = latent_shape(vae, trained["IMAGE_SIZE"])
         make_images(
             requests, plan, settings, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, OUTPUT_ROOT,
             accelerator,

@@ -29,6 +29,7 @@ from utils.errors import InputError, Stopped, reason, replacing, run, say, stopp
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
 from utils.manifest import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
 from utils.mimic_cxr import image_file, read_csv, read_table
+from utils.preflight import check_run
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator, keyed_seed
 from utils.training import make_accelerator
@@ -55,11 +56,14 @@ MAX_TOKENS = 512  # tokens a report at most (1 or more)
 BATCH_SIZE = 32  # images at a time, a process (1 to 65536)
 SEED = 1234  # of nucleus draws and of the VAE's posterior, for each image its own (0 or more)
 # running
+CHECK = False  # True: only try what the run needs, and say what would end it
 PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images (0 to 256)
 
 SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose (1 or more)
+
+_BYTES_A_REPORT = 10_000  # at most, as a file of its own and in reports.csv
 
 
 class ImageLatents:
@@ -241,7 +245,7 @@ def main():
     write(torch.zeros(1, *shape), ["trial"])  # settings that nothing can be written with end here, before the manifest
 
     inside = SYNTHETIC_TREE if own else ""
-    with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process):
+    with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process and not CHECK):
         splits = (SPLIT,) if SPLIT else ()
         table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=False)
         reports = Reports(output_root, table, SAVE_EVERY)
@@ -251,6 +255,10 @@ def main():
             f"{len(table)} images, {len(table) - len(missing)} with a report already; {image_latents.kept_rows} of the "
             "others have kept latents"
         )
+        if CHECK:
+            write(torch.zeros(BATCH_SIZE, *shape), ["trial"] * BATCH_SIZE)
+            unread = [] if image_latents.vae is None else missing["image_path"]
+            return check_run({output_root: len(missing) * _BYTES_A_REPORT}, unread, accelerator)
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if accelerator.is_main_process:
             with writing("reports.json", output_root), replacing(output_root / "reports.json") as temporary:

@@ -23,6 +23,7 @@ from utils.errors import InputError, run, writing
 from utils.features import ReportExamples, study_reports, table_fingerprint
 from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import is_report_list, read_report_list, read_table
+from utils.preflight import check_training
 from utils.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
 from utils.seeds import draw_rows
 from utils.training import fit, make_accelerator
@@ -54,6 +55,7 @@ PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 wher
 SEED = 1234  # of data order, noise and dropout (0 or more)
 # running
 RUN_DIR = "runs/bart"  # checkpoints, metrics and examples (a folder to write)
+CHECK = False  # True: only try what the run needs, and say what would end it
 RESUME = True  # go on from RUN_DIR/last where there is one
 CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
 KEEP_CHECKPOINTS = 0  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
@@ -122,6 +124,10 @@ def main():
 
     examples = ReportExamples(reports["train"], model, BATCH_SIZE)
     validation = ReportExamples(reports["validate"], model, BATCH_SIZE)
+    if CHECK:
+        loss = partial(compute_loss, latent_noise=LATENT_NOISE)
+        rows = {"train": len(examples), "validate": len(validation)}
+        return check_training(model, loss, examples.longest, rows, constants, accelerator)
     fit(
         model,
         examples,

@@ -23,9 +23,10 @@ from utils.diffusion import (
     training_target,
 )
 from utils.errors import run, say
-from utils.features import DiffusionExamples, DiffusionFeatures, table_fingerprint
+from utils.features import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, table_fingerprint
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table
+from utils.preflight import check_training, made_up, split_counts
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.synthesis import Preview
 from utils.training import fit, make_accelerator
@@ -71,6 +72,7 @@ PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 wher
 SEED = 1234  # of data order, noise, references and dropout (0 or more)
 # running
 RUN_DIR = "runs/clipUViT"  # checkpoints, metrics and pictures (a folder to write)
+CHECK = False  # True: only try what the run needs, and say what would end it
 RESUME = True  # go on from RUN_DIR/last where there is one
 CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
 KEEP_CHECKPOINTS = 2  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
@@ -97,6 +99,7 @@ def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
+    check_dropout(DROP_TEXT, DROP_REFERENCE, DROP_BOTH)
 
     table = read_table(DATA_ROOT, views=VIEWS, splits=("train", "validate"), hold_out=HOLD_OUT, with_reports=False)
     vae = load_vae(BASE_MODEL, device)
@@ -116,6 +119,12 @@ def main():
     if COMPILE:
         denoiser.compile()
 
+    if CHECK:
+        shapes, cache_bytes = diffusion_needs(table, vae, text_encoder, reference_encoder, IMAGE_SIZE)
+        loss, make_batch = partial(compute_loss, schedule=schedule), partial(made_up, shapes)
+        return check_training(
+            model, loss, make_batch, split_counts(table), constants, accelerator, table.image_path, cache_bytes
+        )
     features = DiffusionFeatures(
         table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )

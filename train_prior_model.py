@@ -23,10 +23,11 @@ from torch.nn import functional
 
 from utils.checkpoints import check_hold_out
 from utils.errors import run, say, writing
-from utils.features import PriorExamples, PriorFeatures, table_fingerprint
+from utils.features import PriorExamples, PriorFeatures, prior_needs, table_fingerprint
 from utils.latents import latent_shape, load_vae
 from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import read_table, split_rows
+from utils.preflight import check_training, made_up, split_counts
 from utils.prior import Prior
 from utils.report_autoencoder import write_pairs
 from utils.seeds import draw_rows, keyed_seed
@@ -73,6 +74,7 @@ PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 wher
 SEED = 1234  # of data order, posterior draws and initial weights (0 or more)
 # running
 RUN_DIR = "runs/prior"  # checkpoints, metrics and examples (a folder to write)
+CHECK = False  # True: only try what the run needs, and say what would end it
 RESUME = True  # go on from RUN_DIR/last where there is one
 CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation (1 or more)
 KEEP_CHECKPOINTS = 0  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
@@ -138,6 +140,15 @@ def main():
     if PRETRAINED and not INITIAL_WEIGHTS:
         model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
 
+    if CHECK:
+        if INITIAL_WEIGHTS:
+            start_from(model, INITIAL_WEIGHTS)
+        table = table[table["report"] != ""]
+        shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE)
+        loss, make_batch = partial(compute_loss, cosine_weight=COSINE_WEIGHT), partial(made_up, shapes)
+        return check_training(
+            model, loss, make_batch, split_counts(table), constants, accelerator, table["image_path"], cache_bytes
+        )
     features = PriorFeatures(
         table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )

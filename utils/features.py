@@ -8,6 +8,7 @@ An example is a function of (its place, a seed): all that is random in it follow
 """
 
 import hashlib
+import math
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, prompts_of
-from utils.latents import cache_moments, draw_posterior
+from utils.latents import cache_moments, draw_posterior, latent_shape
 from utils.mimic_cxr import split_rows
 from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
@@ -101,6 +102,21 @@ class DiffusionFeatures:
         self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
 
 
+def diffusion_needs(table, vae, text_encoder, reference_encoder, image_size):
+    """Before anything is encoded: the shapes of a DiffusionExample, {name: shape}, and what a table adds to the cache, bytes."""
+    latents, text = latent_shape(vae, image_size), text_encoder.encode([NULL_PROMPT])[0].shape
+    width = (reference_encoder.width,)
+    shapes = {"latents": latents, "noise": latents, "timesteps": (), "text": text, "reference": width}
+    an_image = 4 * math.prod(latents) + 4 * math.prod(width)  # two float16 a latent, float32
+    return shapes, len(table) * an_image + len(set(prompts_of(table))) * 4 * math.prod(text)
+
+
+def check_dropout(drop_text, drop_reference, drop_both):
+    """InputError unless the three probabilities of DiffusionExamples are some."""
+    if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
+        raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
+
+
 def encoder_fingerprints(vae, text_encoder, reference_encoder):
     """Which frozen encoders a checkpoint was trained with; kept in it and compared when it is sampled."""
     return {
@@ -118,8 +134,7 @@ class DiffusionExamples(_Rows):
     """
 
     def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both):
-        if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
-            raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
+        check_dropout(drop_text, drop_reference, drop_both)
         super().__init__(features, split)
         self.table = features.table.iloc[self.rows]
         self.train_rows = split_rows(features.table, "train")
@@ -191,6 +206,13 @@ class PriorFeatures:
         mean = total / len(rows)
         std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
         return mean.astype(np.float32), std.astype(np.float32)
+
+
+def prior_needs(table, vae, autoencoder, image_size):
+    """Before anything is encoded: the shapes of a PriorExample, {name: shape}, and what a table adds to the cache, bytes."""
+    latents, width = latent_shape(vae, image_size), autoencoder.width
+    shapes = {"latents": latents, "report_latents": (width,)}
+    return shapes, len(table) * 4 * math.prod(latents) + table["report"].nunique() * 4 * width
 
 
 def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerator):
@@ -277,6 +299,10 @@ class ReportExamples(Dataset):
             "input_ids": torch.tensor(self.tokens[row]),  # (L,)
             "noise": torch.randn(self.width, generator=torch.Generator().manual_seed(seed)),  # (D,)
         }
+
+    def longest(self, size):
+        """A batch of the longest reports: what needs most memory."""
+        return self.collate([self[row, 0] for row in np.argsort(-self.lengths, kind="stable")[:size]])
 
     def collate(self, examples):
         """=> input_ids and attention_mask (B, L of the longest), noise (B, D)."""

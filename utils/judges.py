@@ -130,6 +130,14 @@ def _classifier(name):
         raise InputError(f"JUDGE_MODEL {name!r}: {error}; timm.list_models() names those there are") from error
 
 
+def try_judge(settings, device):
+    """One step of a judge's training on nothing: InputError or an error of memory if it cannot be trained here."""
+    keys = list(range(settings.batch_size))
+    nothing = dict.fromkeys(keys, np.zeros((settings.image_size, settings.image_size), dtype=np.uint8))
+    labels = np.zeros((len(keys), len(FINDINGS)), dtype=bool)
+    train_classifier(nothing, keys, labels, dataclasses.replace(settings, steps=1), device)
+
+
 def train_classifier(pixels, keys, labels, settings, device):
     """Trains a timm classifier from random weights; returns it in evaluation mode.
 

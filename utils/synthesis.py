@@ -2,16 +2,19 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
 from utils.cache import save_array
-from utils.diffusion import sample_latents, sampling_scheduler
+from utils.diffusion import TRIAL_STEPS, sample_latents, sampling_scheduler
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
+from utils.findings import prompts_of
 from utils.latents import decode_latents
 from utils.mimic_cxr import write_tree
 from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, save_plan
@@ -19,6 +22,7 @@ from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
 
 JPEG_QUALITY = 95
+BYTES_OF_ROWS = 2000  # of an image, in all tables of a tree
 
 
 def check_settings(settings, schedule):
@@ -71,6 +75,25 @@ def make_images(
                 say(f"{output_root}: {_list_images(output_root, plan)} images")
         if any(gather_object([stopped()])):  # of all processes, so that they end together
             raise Stopped(f"stopped; the images made so far are in {output_root}: the same command goes on from there")
+
+
+def try_batch(vectors, settings, model, vae, text_encoder, shape, batch_size, accelerator):
+    """Makes one batch in as few steps as a sampler can do, without references, and keeps none of it.
+
+    vectors: the label vectors to make images of; the batch is of the one with the longest prompt.
+    """
+    model.check_fits(text_encoder.width, shape)
+    prompt, size = max(prompts_of(vectors), key=len), min(batch_size, len(vectors))
+    batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
+    nothing = SimpleNamespace(embeddings=lambda names: torch.zeros(len(names), model.fusion.config.reference_dim))
+    few = {**settings, "steps": min(settings["steps"], TRIAL_STEPS)}
+    images = decode_latents(vae, _draw(batch, few, model, text_encoder, nothing, shape, accelerator))
+    say(f"a batch of {size} images can be made: {images.shape[-1]} pixels, in {few['steps']} steps")
+
+
+def bytes_an_image(image_size, shape, keep_latents):
+    """What an image adds to a tree at most: a JPEG, its latents in float16 and its rows in the tables."""
+    return image_size**2 + BYTES_OF_ROWS + (2 * math.prod(shape) if keep_latents else 0)
 
 
 def _save_batch(batch, latents, images, keep_latents, output_root):

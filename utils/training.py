@@ -124,6 +124,43 @@ def fit(
         run.train()
 
 
+def find_checkpoint(folder, resume):
+    """`last/` of a run folder, or the one before if a kill came between two renames; None for a new run.
+
+    InputError for a run that is there and may not be resumed, and for weights without what it takes to go on.
+    """
+    names = [name for name in ("last", "last.old", "best") if (folder / name).exists()]
+    names += sorted(path.name for path in folder.glob("step-*"))
+    if names and not resume:
+        raise InputError(f"{folder} holds a run already: set RESUME to True to go on with it, or change RUN_DIR")
+    found = [name for name in ("last", "last.old") if (folder / name / "optimizer.pt").is_file()]
+    if names and not found:
+        raise InputError(
+            f"{folder} holds weights ({', '.join(names)}) and no last/optimizer.pt to go on with: put that file "
+            "back, or change RUN_DIR; nothing was changed"
+        )
+    return folder / found[0] if found else None
+
+
+def compare_with(checkpoint, training, constants, facts):
+    """InputError for an experiment that is not the checkpoint's; says which other constants have changed.
+
+    training: the checkpoint's training.json; constants, facts: of the run that would go on from it.
+    """
+    for name, fact in facts.items():
+        if training.get(name) != json.loads(json.dumps(fact)):
+            raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
+    for name, value in json.loads(json.dumps(constants)).items():
+        found = training["constants"].get(name, value)
+        if found != value and name not in MAY_CHANGE:
+            raise InputError(
+                f"{checkpoint} was trained with {name} = {found!r}, this run has {value!r}: another experiment; set it "
+                "back, or change RUN_DIR"
+            )
+        if found != value:
+            say(f"{name} was {found!r}, and is {value!r} from here on")
+
+
 class Batches:
     """Which examples, with which seeds, each pass of each step takes: iterates over the passes of one process."""
 
@@ -445,25 +482,15 @@ class _Run:
     # --- resuming ------------------------------------------------------------------------------------------------
 
     def _checkpoint_to_resume(self):
-        """`last/`, or the one before if a kill came between two renames; None for a new run. Removes what a kill left."""
-        names = [name for name in ("last", "last.old", "best") if (self.folder / name).exists()]
-        names += sorted(path.name for path in self.folder.glob("step-*"))
-        if names and not self.constants["RESUME"]:
-            raise InputError(
-                f"{self.folder} holds a run already: set RESUME to True to go on with it, or change RUN_DIR"
-            )
-        found = [name for name in ("last", "last.old") if (self.folder / name / "optimizer.pt").is_file()]
-        if names and not found:
-            raise InputError(
-                f"{self.folder} holds weights ({', '.join(names)}) and no last/optimizer.pt to go on with: put that file "
-                "back, or change RUN_DIR; nothing was changed"
-            )
+        """What `find_checkpoint` finds; removes what a kill left."""
+        found = find_checkpoint(self.folder, self.constants["RESUME"])
         if self.accelerator.is_main_process:
             remove_leftovers(self.folder)
-            for path in [*self.folder.glob("*.new"), *([self.folder / "last.old"] if found[:1] == ["last"] else [])]:
+            is_last = found is not None and found.name == "last"
+            for path in [*self.folder.glob("*.new"), *([self.folder / "last.old"] if is_last else [])]:
                 shutil.rmtree(path, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        return self.folder / found[0] if found else None
+        return found
 
     def _load_weights(self, folder):
         loaded = type(self.raw_model).from_pretrained(folder).state_dict()
@@ -471,7 +498,7 @@ class _Run:
 
     def _load_progress(self, checkpoint):
         training = read_training(checkpoint)
-        self._compare_with(training, checkpoint)
+        compare_with(checkpoint, training, self.constants, self.facts)
         try:
             state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
             self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
@@ -494,21 +521,6 @@ class _Run:
         self.ema.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
         self.ema.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
-
-    def _compare_with(self, training, checkpoint):
-        """InputError for an experiment that is not the checkpoint's; says which other constants have changed."""
-        for name, fact in self.facts.items():
-            if training.get(name) != json.loads(json.dumps(fact)):
-                raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
-        for name, value in json.loads(json.dumps(self.constants)).items():
-            found = training["constants"].get(name, value)
-            if found != value and name not in MAY_CHANGE:
-                raise InputError(
-                    f"{checkpoint} was trained with {name} = {found!r}, this run has {value!r}: another experiment; set it "
-                    "back, or change RUN_DIR"
-                )
-            if found != value:
-                say(f"{name} was {found!r}, and is {value!r} from here on")
 
 
 class _MetricsLog:
