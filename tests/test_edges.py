@@ -1,0 +1,78 @@
+"""What the ranges allow runs: values at their edges, in the scripts themselves."""
+
+import json
+
+import numpy as np
+import pandas as pd
+from test_evaluate_pairs import evaluate, real  # noqa: F401
+from test_prior import checkpoints, make_tree, read_reports  # noqa: F401
+from test_prior import sample as write  # noqa: F401
+from test_report_autoencoder import tokenizer  # noqa: F401
+from test_scripts import config, pictures, runs, sample, says, train, tree  # noqa: F401
+
+
+def test_the_smallest_training(config, tmp_path):  # noqa: F811
+    smallest = {"EMBED_DIM": 2, "DEPTH": 1, "NUM_HEADS": 1, "PATCH_SIZE": 1, "BATCH_SIZE": 1, "ENCODE_BATCH_SIZE": 1}
+    optimisation = {
+        "MAX_STEPS": 1,
+        "WARMUP_STEPS": 0,
+        "CLIP_NORM": 0,
+        "WEIGHT_DECAY": 0,
+        "EMA_DECAY": 0,
+        "BETAS": "0,0",
+    }
+    preview = {"PREVIEW_STEPS": 1, "PREVIEW_GUIDANCE": 0, "VALIDATION_ROWS": 1, "KEEP_CHECKPOINTS": 0, "SEED": 0}
+    dropped = {"DROP_TEXT": 0, "DROP_REFERENCE": 0, "DROP_BOTH": 1, "LOG_EVERY": 2**63 - 1, "LR_SCHEDULE": "linear"}
+    assert train(config, tmp_path, **smallest, **optimisation, **preview, **dropped, INITIAL_WEIGHTS="") == 0
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert metrics.step.tolist() == [1] and np.isfinite(metrics.validation_loss).all()
+
+
+def test_the_largest_numbers_of_a_training(config, tmp_path):  # noqa: F811
+    largest = {
+        "ENCODE_BATCH_SIZE": 65536,
+        "EPOCHS": 1_000_000,
+        "CHECKPOINT_EVERY": 2**63 - 1,
+        "WARMUP_STEPS": 2**63 - 1,
+    }
+    kept = {"KEEP_CHECKPOINTS": 2**63 - 1, "VALIDATION_ROWS": 2**63 - 1, "SEED": 2**63 - 1, "MAX_STEPS": 1}
+    says(train(config, tmp_path, DROP_TEXT=1, DROP_BOTH=0.05), "DROP_TEXT", "sum up to 1")
+    assert train(config, tmp_path, **largest, **kept, LEARNING_RATE=1, PREVIEW_GUIDANCE=100) == 0
+
+
+def test_the_edges_of_sampling(config, runs, tmp_path):  # noqa: F811
+    asked = {"FINDINGS": "edema", "STEPS": 2, "SCHEDULER": "DDIM", "BATCH_SIZE": 65536, "SEED": 2**63 - 1}
+    for guidance in (0, 100):
+        root = tmp_path / str(guidance)
+        constants = {"TEXT_GUIDANCE": guidance, "REFERENCE_GUIDANCE": 100 - guidance, "MAX_LABELS": 2**63 - 1}
+        assert sample("clipUViT", config, runs, root, **asked, **constants) == 0
+        assert len(pictures(root)) == 1
+
+
+def test_the_edges_of_writing_reports(write, tmp_path):  # noqa: F811
+    for name, constants in {
+        "smallest": {"DECODING": "nucleus", "TOP_P": 1e-9, "TEMPERATURE": 1e-9, "MAX_TOKENS": 1, "LATENT_GAIN": 0},
+        "largest": {"DECODING": "nucleus", "TOP_P": 1, "TEMPERATURE": 100, "MAX_TOKENS": 2**63 - 1, "LATENT_GAIN": 100},
+        "beams": {"DECODING": "beam", "BEAMS": 64, "MAX_TOKENS": 2, "SAVE_EVERY": 2**63 - 1, "SEED": 0},
+        "beam": {"DECODING": "beam", "BEAMS": 1, "MAX_TOKENS": 2, "SAVE_EVERY": 1, "BATCH_SIZE": 65536},
+    }.items():
+        make_tree(tmp_path / name, studies=2, reports=(), provenance=True)
+        write(OUTPUT_ROOT=tmp_path / name, **constants)
+        assert len(read_reports(tmp_path / name)) == 2
+
+
+def test_the_edges_of_an_evaluation(evaluate, real, tmp_path):  # noqa: F811
+    judge = {"JUDGE_STEPS": 1, "JUDGE_BATCH_SIZE": 2, "JUDGE_LEARNING_RATE": 1, "CACHE_DIR": tmp_path / "cache"}
+    largest = {"NEIGHBOURS": 2**63 - 1, "CLOSEST": 100, "PAGE_IMAGES": 2**63 - 1, "COPY_QUANTILE": 1}
+    smallest = {
+        "NEIGHBOURS": 1,
+        "CLOSEST": 1,
+        "PAGE_IMAGES": 1,
+        "COPY_QUANTILE": 0,
+        "BOOTSTRAP": 1,
+        "DIVERSITY_PAIRS": 0,
+    }
+    for constants in (largest, smallest):
+        found = evaluate(SYNTHETIC=real, BATCH_SIZE=65536, **judge, **constants)
+        assert found["image_quality"][0]["FID"] is not None
+    assert json.dumps(found)
