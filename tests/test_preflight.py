@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_prior import checkpoints  # noqa: F401
 from test_report_autoencoder import make_autoencoder, tokenizer  # noqa: F401
-from test_scripts import BACKBONES, config, flags, run_script, runs, sample, says, train, tree  # noqa: F401
+from test_scripts import BACKBONES, config, flags, launch, run_script, runs, sample, says, train, tree  # noqa: F401
 
 from utils.findings import prompts_of
 from utils.mimic_cxr import read_table
@@ -113,6 +113,13 @@ def test_a_run_to_go_on_with_and_another_experiment(check, runs, config, tmp_pat
     says(check("train_diffusion_clipUViT", RUN_DIR=run, SEED=9), "SEED", "another experiment")
     (run / "last" / "optimizer.pt").unlink()
     says(check("train_diffusion_clipUViT", RUN_DIR=run), "optimizer.pt")
+
+
+def test_two_processes(config, tmp_path):  # noqa: F811
+    constants = flags(CHECK=True, RUN_DIR=tmp_path / "run", CACHE_DIR=tmp_path / "cache")
+    said = launch("train_diffusion_clipUViT", config, *constants)
+    assert said.count(CHECKED) == 1 and "one pass of 2 examples" in said and "device: 2 x cpu" in said
+    assert not files(tmp_path)
 
 
 def test_what_would_go_wrong_later(check, config, tree, runs, tmp_path):  # noqa: F811
