@@ -5,7 +5,8 @@
     accelerate launch --num_processes 4 sample_diffusion_clipSD.py --config my.toml
 
 Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
-Writes: OUTPUT_ROOT, a CXR tree with manifest.json, plan.csv and synthetic.csv; a second run adds what is missing
+Writes: OUTPUT_ROOT, a CXR tree with manifest.json, plan.csv and synthetic.csv; a second run adds what is missing.
+        OUTPUT_ROOT/first.png, the first 16 images of the run beside real ones with the same findings
 """
 
 from utils.constants import check_command_line, override_constants, save_constants
@@ -15,6 +16,7 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.errors import run
 from utils.features import encoder_fingerprints
+from utils.first_images import picture_first
 from utils.latents import latent_shape, load_vae
 from utils.manifest import SYNTHETIC_TREE, making
 from utils.mimic_cxr import read_table
@@ -43,6 +45,8 @@ IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and refere
 CONDITION = "both"  # what prompts an image (both, text or reference)
 TEXT_GUIDANCE = 7.5  # of the text (0 to 100; 1: none; equal guidances: ordinary classifier-free guidance)
 REFERENCE_GUIDANCE = 7.5  # of the reference image (0 to 100; 1: none)
+GUIDANCE_LOW = 0.0  # noise level, sigma, down to which there is guidance (0 to 1000; paper: 0)
+GUIDANCE_HIGH = 1000.0  # noise level up to which there is (0 to 1000; 1000: any; SD ends at 14.6; paper: any)
 SCHEDULER = "DPMSolverMultistep"  # a diffusers scheduler for images, such as DDIM (paper: PNDM)
 STEPS = 25  # denoising steps (1 to 1000; paper: 50)
 BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
@@ -72,6 +76,8 @@ def main():
         "condition": CONDITION,
         "text_guidance": TEXT_GUIDANCE,
         "reference_guidance": REFERENCE_GUIDANCE,
+        "guidance_low": GUIDANCE_LOW,
+        "guidance_high": GUIDANCE_HIGH,
         "steps": STEPS,
         "scheduler": SCHEDULER,
         "checkpoint_sha256": weights_fingerprint(model),
@@ -109,6 +115,8 @@ def main():
             requests, plan, settings, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, OUTPUT_ROOT,
             accelerator,
         )  # fmt: skip
+        if accelerator.is_main_process:
+            picture_first(requests, table, OUTPUT_ROOT, trained["IMAGE_SIZE"], SEED)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from utils.checkpoints import load_strictly
 from utils.diffusion import (
     PromptedDenoiser,
     load_unet,
+    noise_level,
     noise_schedule,
     sample_latents,
     sampling_scheduler,
@@ -127,6 +128,58 @@ def test_without_a_reference_guidance_is_the_ordinary_one(guidance, evaluations)
     expected = 2 * 0.5 + guidance * (2 * text - 2 * 0.5)
     torch.testing.assert_close(out, expected.view(2, 1, 1, 1).expand(2, *SHAPE))
     assert model.evaluations == 2 * evaluations
+
+
+def test_guidance_outside_of_its_noise_levels_is_none_and_costs_no_call(uvit_model):
+    """Of four steps, those whose noise level lies in the interval are guided: as if guidance changed from step to step."""
+    generator = torch.Generator().manual_seed(0)
+    text, null, reference = (torch.randn(size, 16, generator=generator) for size in (2, 1, 2))
+    calls = []
+    uvit_model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
+
+    def sample(guidance, **options):
+        calls.clear()
+        scheduler = sampling_scheduler("DDIM", uvit_model.schedule)
+        return sample_latents(
+            uvit_model, scheduler, text, reference, null[0], [0, 1], SHAPE, 4, guidance, guidance, **options
+        )
+
+    levels = [noise_level(uvit_model.schedule, step) for step in (751, 501, 251, 1)]  # DDIM's
+    plain, full = sample(1.0), sample(3.0)
+    middle = sample(3.0, guided=(levels[2], levels[1]))
+    assert calls == [2, 4, 4, 2]
+    assert not torch.allclose(middle, plain) and not torch.allclose(middle, full)
+    assert torch.equal(sample(3.0, guided=(levels[3], levels[0])), full) and calls == [4] * 4
+    assert torch.equal(sample(3.0, guided=(levels[0] + 1, 1000.0)), plain) and calls == [2] * 4
+    assert torch.equal(sample(3.0, guided=(0.0, 1000.0)), full)
+
+
+def test_noise_levels_are_the_schedules(base_model):
+    schedule = noise_schedule(base_model, "epsilon")
+    assert noise_level(schedule, 999) == pytest.approx(14.6146, abs=1e-3)  # of Stable Diffusion
+    half = noise_level(schedule, torch.tensor(500.5))
+    assert noise_level(schedule, 500) < half < noise_level(schedule, 501)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "DDIM", "EulerDiscrete"])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+def test_denoising_can_begin_at_any_strength_of_given_latents(name, strength, base_model):
+    """The noise that is added is the one the schedule has there: a network that knows the noise gives the latents back."""
+    schedule = noise_schedule(base_model, "epsilon")
+    latents = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+
+    class Knowing(OnePicture):
+        def forward(self, noisy, timesteps, text, reference):
+            self.picture, self.first = latents, getattr(self, "first", timesteps[0])
+            return super().forward(noisy, timesteps, text, reference)
+
+    model, nothing = Knowing(schedule), torch.zeros(2, 1)
+    scheduler = sampling_scheduler(name, schedule)
+    made = sample_latents(
+        model, scheduler, nothing, None, nothing[0], [0, 1], SHAPE, 20, 1, 1, start=(latents, strength)
+    )  # fmt: skip
+    assert (made - latents).abs().max() < 0.1  # the last step's noise
+    assert 0 <= strength * 1000 - float(model.first) <= 1000 / 20
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "PNDM", "DDIM", "EulerAncestralDiscrete"])

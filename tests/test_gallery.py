@@ -44,6 +44,8 @@ def draw_tree(root, images, synthetic=True, first=0, size=(16, 16)):
                 "reference_dicom_id": image.get("reference", ""),
                 "text_guidance": image.get("text_guidance", 3.0),
                 "reference_guidance": 3.0,
+                "guidance_low": 0.5,
+                "guidance_high": 1000.0,
                 "steps": 20,
                 "scheduler": "PNDM",
                 "checkpoint": f"runs/{root.name}",
@@ -66,7 +68,8 @@ def content(page):
     text = page.read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
     shown = [picture for card in data["cards"] for picture in card["pictures"] if picture]
-    for image in [*shown, *data["references"].values()]:
+    pictures = [tree["first"] for tree in data["trees"] if tree["first"]]
+    for image in [*shown, *pictures, *data["references"].values()]:
         path = Path(os.path.normpath(page.parent / unquote(image["src"])))
         assert not re.match(r"[a-z]+:|/", image["src"]) and page.parent in path.parents and path.is_file()
         with Image.open(path) as opened:
@@ -94,6 +97,8 @@ def test_the_page_links_each_image_and_copies_a_shared_reference_once(tmp_path):
         "text_guidance": "3.0",
         "condition": "",
         "reference_guidance": "3.0",
+        "guidance_low": "0.5",
+        "guidance_high": "1000.0",
     }
 
 
@@ -175,6 +180,23 @@ def test_an_unreadable_image_is_named_and_left_out(tmp_path, capsys):
 def test_cards_can_be_limited(tmp_path):
     made = draw_tree(tmp_path / "made", [{"present": []}] * 5)
     assert len(content(gallery.write_page(tmp_path / "index.html", {"made": made}, max_images=2))["cards"]) == 2
+
+
+def test_the_page_shows_the_first_images_of_each_tree_that_has_them(tmp_path):
+    names = ("inside", "outside", "without")
+    roots = [tmp_path / "out" / "inside", tmp_path / "outside", tmp_path / "out" / "without"]
+    trees = {
+        name: draw_tree(root, [{"present": []}], first=number) for number, (name, root) in enumerate(zip(names, roots))
+    }
+    for root in roots[:2]:
+        Image.new("L", (1040, 512)).save(root / "first.png")
+
+    data = content(gallery.write_page(tmp_path / "out" / "index.html", trees))
+
+    inside, outside, without = (tree["first"] for tree in data["trees"])
+    assert inside == {"src": "inside/first.png", "width": 1040, "height": 512}
+    assert outside["src"].startswith("index_files/") and (outside["width"], outside["height"]) == (1040, 512)
+    assert without is None
 
 
 def test_main_writes_the_page_above_the_first_tree(tmp_path, monkeypatch, capsys):

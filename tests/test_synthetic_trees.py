@@ -133,12 +133,12 @@ def test_every_setting_of_the_manifest_is_compared(config, runs, killed):  # noq
     path = killed / "manifest.json"
     whole = json.loads(path.read_text())
     for name in (
-        "condition", "text_guidance", "reference_guidance", "steps", "scheduler", "checkpoint_sha256", "image_size",
-        "precision", "vae", "text_encoder", "reference_encoder",
+        "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
+        "checkpoint_sha256", "image_size", "precision", "vae", "text_encoder", "reference_encoder",
     ):  # fmt: skip
         path.write_text(json.dumps({SYNTHETIC_TREE: {**whole[SYNTHETIC_TREE], name: "other"}}))
         says(sample("clipUViT", config, runs, killed, SPLIT="validate"), f"begun with {name} = 'other', this run has")
-    assert len(whole[SYNTHETIC_TREE]) == 11
+    assert len(whole[SYNTHETIC_TREE]) == 13
 
 
 def test_another_checkpoint_is_another_experiment(config, runs, killed, tmp_path):  # noqa: F811
@@ -294,9 +294,10 @@ def draw(parts, accelerator, condition, prompt, reference):
     model, text_encoder = parts
     batch = pd.DataFrame({"prompt": [prompt], "reference_dicom_id": [reference], "seed": [7]})
     settings = {
-        "condition": condition, "text_guidance": 2.0, "reference_guidance": 3.0, "steps": 3, "scheduler": "DDIM"
+        "condition": condition, "text_guidance": 2.0, "reference_guidance": 3.0, "steps": 3, "scheduler": "DDIM",
+        "guidance_low": 0.0, "guidance_high": 1000.0,
     }  # fmt: skip
-    return synthesis._draw(batch, settings, model, text_encoder, OnePool(), (4, 8, 8), accelerator)
+    return synthesis.draw_batch(batch, settings, model, text_encoder, OnePool(), (4, 8, 8), accelerator)
 
 
 @pytest.mark.parametrize(

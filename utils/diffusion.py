@@ -23,6 +23,8 @@ _GOOD_SCHEDULERS = (
 )
 DENOISERS = {"UViT": UViT, "UNet2DConditionModel": UNet2DConditionModel}
 PREDICTIONS = ("epsilon", "v_prediction")  # what a denoiser may predict
+ALL_NOISE = 1000.0  # a noise level that stands for all above it, too: SD's schedule ends at 14.6
+EVERYWHERE = (0.0, ALL_NOISE)  # noise levels of guidance, as in the paper
 FUSIONS = {"PooledFusion": PooledFusion, "TokenFusion": TokenFusion}
 
 
@@ -215,26 +217,40 @@ class _OnePicture(nn.Module):
         super().__init__()
         self.picture = nn.Parameter(torch.linspace(-2, 2, 64).view(1, 1, 8, 8), requires_grad=False)
         self.velocity = schedule.config.prediction_type == "v_prediction"
-        self.sigmas = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
+        self.schedule = schedule
 
     def forward(self, latents, timesteps, text, reference):
-        steps = np.arange(len(self.sigmas))
-        sigma = np.interp(timesteps[0].item(), steps, self.sigmas)  # between two steps as samplers have it
+        sigma = noise_level(self.schedule, timesteps[0])
         left, added = (1 + sigma**2) ** -0.5, (1 + sigma**-2) ** -0.5  # sqrt(a), sqrt(1 - a)
         noise = (latents - left * self.picture) / added
         return left * noise - added * self.picture if self.velocity else noise
 
 
-def _weighted_conditions(text, reference, null_text, no_reference, text_guidance, reference_guidance):
-    """The conditions that guidance needs => (K weights, texts (K B, ...), references (K B, R) or None), K of 1 to 3."""
-    conditions = [
-        (1 - reference_guidance, null_text, no_reference),
-        (reference_guidance - text_guidance, null_text, reference),
-        (text_guidance, text, reference),
-    ]
-    conditions = [condition for condition in conditions if condition[0] != 0]
-    weights, texts, references = zip(*conditions)
-    return weights, torch.cat(texts), None if reference is None else torch.cat(references)
+def noise_level(schedule, timestep):
+    """Sigma at a step: the noise's standard deviation in units of the image's, sqrt((1 - a) / a); between two steps as
+    samplers have it."""
+    levels = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
+    return float(np.interp(float(timestep), np.arange(len(levels)), levels))
+
+
+class _Conditions:
+    """What the network is asked for at one step, and with which weights the answers are added up."""
+
+    def __init__(self, text, reference, null_text, no_reference, text_guidance, reference_guidance):
+        conditions = [
+            (1 - reference_guidance, null_text, no_reference),
+            (reference_guidance - text_guidance, null_text, reference),
+            (text_guidance, text, reference),
+        ]
+        self.weights, texts, references = zip(*(condition for condition in conditions if condition[0] != 0))
+        self.texts = torch.cat(texts)  # (K B, ...), K of 1 to 3
+        self.references = None if reference is None else torch.cat(references)
+
+    def predict(self, model, inputs, timestep):
+        """inputs (B, C, h, w), a timestep => the guided prediction, (B, C, h, w)."""
+        inputs = torch.cat([inputs] * len(self.weights))
+        answers = model(inputs, timestep.expand(len(inputs)), self.texts, self.references).float()
+        return sum(weight * answer for weight, answer in zip(self.weights, answers.chunk(len(self.weights))))
 
 
 @torch.no_grad()
@@ -250,6 +266,8 @@ def sample_latents(
     text_guidance,
     reference_guidance,
     null_reference=None,
+    guided=EVERYWHERE,
+    start=None,
 ):
     """Draws latents by guided diffusion; each image's noise comes from its own seed alone.
 
@@ -258,7 +276,7 @@ def sample_latents(
         e(0, 0) + reference_guidance (e(0, r) - e(0, 0)) + text_guidance (e(t, r) - e(0, r))
 
     (Brooks et al. 2023, equation 3). Equal guidances need two evaluations and are ordinary classifier-free guidance;
-    both 1 need one.
+    both 1 need one. Outside of `guided`, an interval of noise levels, it is e(t, r) (Kynkäänniemi et al. 2024).
 
     Args:
         model: PromptedDenoiser, on its device; scheduler: from `sampling_scheduler`.
@@ -266,32 +284,34 @@ def sample_latents(
         reference: (B, R), zeros for none; or None, and no reference token is made at all.
         seeds: B integers; shape: (C, h, w) of the latents; steps: denoising steps.
         null_reference: (R,), what stands for a dropped reference; None for zeros.
+        guided: (lowest, highest) noise level, sigma, at which there is guidance, 0 to ALL_NOISE.
+        start: (latents (B, C, h, w), strength), to go on from these with noise of that share of the schedule's steps, 0
+            to 1; None: from noise alone.
     Returns latents (B, C, h, w), unit variance, on the model's device. InputError for steps or guidances that draw
     nothing, and when the network predicts what is no number.
     """
     _check_sampling(steps, text_guidance, reference_guidance)
     device = next(model.parameters()).device
     text, null_text = text.to(device), null_text.to(device).expand_as(text)
+    no_reference = None
     if reference is None:
-        no_reference, reference_guidance = None, text_guidance
+        reference_guidance = text_guidance
     else:
         reference = reference.to(device)
-        no_reference = torch.zeros_like(reference)
-        if null_reference is not None:
-            no_reference = no_reference + null_reference.to(device)
-    weights, texts, references = _weighted_conditions(
-        text, reference, null_text, no_reference, text_guidance, reference_guidance
-    )
+        no_reference = torch.zeros_like(reference) + (0 if null_reference is None else null_reference.to(device))
+    prompts = text, reference, null_text, no_reference
+    plainly, with_guidance = _Conditions(*prompts, 1, 1), _Conditions(*prompts, text_guidance, reference_guidance)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(device)
+    noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(device)
     scheduler.set_timesteps(steps, device=device)
-    latents = latents * scheduler.init_noise_sigma
+    latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
+    if start is not None:
+        latents, timesteps = _begin_at(scheduler, noise, *start)
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for timestep in scheduler.timesteps:
+    for timestep in timesteps:
         inputs = scheduler.scale_model_input(latents, timestep)
-        inputs = torch.cat([inputs] * len(weights))
-        predictions = model(inputs, timestep.expand(len(inputs)), texts, references).float().chunk(len(weights))
-        prediction = sum(weight * prediction for weight, prediction in zip(weights, predictions))
+        inside = guided == EVERYWHERE or guided[0] <= min(noise_level(model.schedule, timestep), ALL_NOISE) <= guided[1]
+        prediction = (with_guidance if inside else plainly).predict(model, inputs, timestep)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
         if not torch.isfinite(latents).all():
             raise InputError(
@@ -299,6 +319,16 @@ def sample_latents(
                 f"{text_guidance} and {reference_guidance} too high for {steps} steps, or PRECISION has to be 'no'"
             )
     return latents
+
+
+def _begin_at(scheduler, noise, latents, strength):
+    """The noisy latents at that share of the schedule's steps, and the scheduler's timesteps from there on."""
+    first = int((scheduler.timesteps > strength * scheduler.config.num_train_timesteps).sum())
+    first = min(first, len(scheduler.timesteps) - 1)
+    if hasattr(scheduler, "set_begin_index"):  # the others keep no count
+        scheduler.set_begin_index(first)
+    timesteps = scheduler.timesteps[first:]
+    return scheduler.add_noise(latents.to(noise.device), noise, timesteps[:1].expand(len(noise))), timesteps
 
 
 def _check_sampling(steps, *guidances):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from utils import findings
 from utils.errors import InputError, run, writing
+from utils.first_images import PICTURE
 from utils.mimic_cxr import read_table
 
 TREES = ("demo/synthetic/clipUViT",)  # roots of the CXR trees to show side by side, each under its folder's name
@@ -35,8 +36,11 @@ MAX_IMAGES = 0  # cards on the page, one image of each tree on a card (0 or more
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 _COPY_SIDE = 512  # pixels; the longer side of a copied image
+_PICTURE_SIDE = 2048  # pixels; the longer side of a copied picture of first images
 _ASKED = ("prompt", "seed", "reference_dicom_id")  # columns that synthetic.csv must have
-_MADE_WITH = ("checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance")  # and may have
+_MADE_WITH = (  # and may have
+    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high"
+)  # fmt: skip
 
 
 def write_page(page, trees, references=None, title="Chest X-rays", agreement=None, summary=(), max_images=0):
@@ -65,6 +69,7 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
     lookup = _reference_rows(references, rows)
     marks = _marks(agreement, trees)
     made = {column: _made_with(table) for column, table in tables.items()}
+    first = {column: Path(root) / PICTURE for column, root in trees.items()}
     unreadable, shown_references, cards = [], {}, []
     for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
         pictures = []
@@ -90,6 +95,7 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
                 "title": column,
                 "images": sum(card["pictures"][index] is not None for card in cards),
                 "reports": sum(bool((card["pictures"][index] or {}).get("report")) for card in cards),
+                "first": _place(first[column], page, unreadable, _PICTURE_SIDE) if first[column].exists() else None,
                 "made": {
                     key: ", ".join(values[:4]) + ", …" * (len(values) > 4) for key, values in made[column].items()
                 },
@@ -201,8 +207,9 @@ def _made_with(table):
     return {key: [value for value in table[key].unique() if value] for key in _MADE_WITH}
 
 
-def _place(image_path, page, unreadable):
-    """An image's address relative to the page, and its size; one outside the page's folder is copied beside the page.
+def _place(image_path, page, unreadable, side=_COPY_SIDE):
+    """An image's address relative to the page, and its size; one outside the page's folder is copied beside the page,
+    its longer side no longer than `side`.
 
     Returns {"src", "width", "height"}, or None for an image that cannot be read, which is added to `unreadable`.
     """
@@ -211,11 +218,11 @@ def _place(image_path, page, unreadable):
         with Image.open(path) as image:
             if not path.startswith(os.path.join(folder, "")):
                 copy = page.parent / f"{page.stem}_files" / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.jpg"
-                small = image.format == "JPEG" and max(image.size) <= _COPY_SIDE
+                small = image.format == "JPEG" and max(image.size) <= side
                 if not small:
-                    image.draft("L", (_COPY_SIDE, _COPY_SIDE))
+                    image.draft("L", (side, side))
                     image = image.convert("L")
-                    image.thumbnail((_COPY_SIDE, _COPY_SIDE))
+                    image.thumbnail((side, side))
                 with writing("the page's images", copy.parent):
                     copy.parent.mkdir(exist_ok=True)
                     shutil.copyfile(path, copy) if small else image.save(copy, quality=92)

@@ -23,7 +23,8 @@ FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies:
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "seed", "reference_dicom_id", "checkpoint")
 SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
-    "condition", "text_guidance", "reference_guidance", "steps", "scheduler", "checkpoint_sha256"
+    "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
+    "checkpoint_sha256",
 )  # fmt: skip
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 

@@ -32,6 +32,12 @@ def check_settings(settings, schedule):
     for name in ("text_guidance", "reference_guidance"):
         if not math.isfinite(settings[name]):
             raise InputError(f"{name.upper()} is {settings[name]}; it has to be a finite number, such as 7.5")
+    low, high = settings["guidance_low"], settings["guidance_high"]
+    if not 0 <= low <= high:
+        raise InputError(f"GUIDANCE_LOW {low} and GUIDANCE_HIGH {high} hold no noise level: the first is the lower one")
+    low, high = settings["guidance_low"], settings["guidance_high"]
+    if not 0 <= low <= high:
+        raise InputError(f"GUIDANCE_LOW {low} and GUIDANCE_HIGH {high} hold no noise level: the first is the lower one")
     longest = schedule.config.num_train_timesteps
     if not 1 <= settings["steps"] <= longest:
         raise InputError(f"STEPS is {settings['steps']}; it has to be 1 to {longest}, the steps of the noise schedule")
@@ -64,7 +70,7 @@ def make_images(
             for batch in _batches(mine, batch_size, model, text_encoder):
                 if stopped():
                     break
-                latents = _draw(batch, settings, model, text_encoder, pool, shape, accelerator)
+                latents = draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator)
                 with writing("synthetic images", output_root):
                     _save_batch(batch, latents, decode_latents(vae, latents), keep_latents, output_root)
                 progress.update(len(batch))
@@ -87,7 +93,7 @@ def try_batch(vectors, settings, model, vae, text_encoder, shape, batch_size, ac
     batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
     nothing = SimpleNamespace(embeddings=lambda names: torch.zeros(len(names), model.fusion.config.reference_dim))
     few = {**settings, "steps": min(settings["steps"], TRIAL_STEPS)}
-    images = decode_latents(vae, _draw(batch, few, model, text_encoder, nothing, shape, accelerator))
+    images = decode_latents(vae, draw_batch(batch, few, model, text_encoder, nothing, shape, accelerator))
     say(f"a batch of {size} images can be made: {images.shape[-1]} pixels, in {few['steps']} steps")
 
 
@@ -134,8 +140,8 @@ def _batches(requests, batch_size, model, text_encoder):
             yield group.iloc[start : start + batch_size]
 
 
-def _draw(batch, settings, model, text_encoder, pool, shape, accelerator):
-    """The latents (B, C, h, w) of a batch of requests."""
+def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, start=None):
+    """The latents (B, C, h, w) of a batch of requests; start: as `sample_latents` has it."""
     prompting = model.fusion.config.prompting
     text_guidance, reference_guidance = settings["text_guidance"], settings["reference_guidance"]
     length = text_encoder.lengths(batch.prompt[:1])[0] if prompting == "authors" else 0
@@ -153,6 +159,7 @@ def _draw(batch, settings, model, text_encoder, pool, shape, accelerator):
         return sample_latents(
             model, scheduler, text, reference, null_text, batch.seed.tolist(), shape, settings["steps"],
             text_guidance, reference_guidance, null_reference,
+            guided=(settings["guidance_low"], settings["guidance_high"]), start=start,
         )  # fmt: skip
 
 
