@@ -509,3 +509,23 @@ def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch,
     for run in (one, other):
         del run[Path("constants.json")]  # the folder's name
     assert one == other
+
+
+def test_a_missing_image_is_made_in_the_batch_that_it_was_of(config, runs, tmp_path, monkeypatch):  # noqa: F811
+    """So that the others of its batch round it as they did before."""
+    root, draw, batches = tmp_path / "made", synthesis._draw, []
+
+    def record(batch, *arguments):
+        batches.append(batch.dicom_id.tolist())
+        return draw(batch, *arguments)
+
+    monkeypatch.setattr(synthesis, "_draw", record)
+    assert sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=3) == 0
+    first, before = list(batches), contents(root)
+    lost = next(path for path in root.rglob("*.jpg") if path.stem == first[0][1])
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
+    assert sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=3) == 0
+    assert batches[len(first) :] == [first[0]] and len(first[0]) == 3
+    assert contents(root) == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # the others are left as they are

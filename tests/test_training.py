@@ -216,6 +216,43 @@ def test_a_kill_before_best_was_renewed(train, monkeypatch):
     assert_same_run(whole, train("parts"))
 
 
+@pytest.mark.parametrize("checkpoint", [1, 2, 4])
+def test_a_kill_before_a_checkpoint_has_its_name(train, monkeypatch, checkpoint):
+    """Then its row of metrics.csv and its preview are there already, and are made again: none is there without them."""
+
+    def preview(model, path):
+        path.with_suffix(".txt").write_text(str(model.state_dict()))
+
+    whole = train("whole", preview=preview)
+    name, calls = training._Run._name, []
+
+    def killed(run, *arguments, **options):
+        calls.append(1)
+        if len(calls) == checkpoint:
+            assert int(metrics(run.folder)[-1]["step"]) == 2 * checkpoint
+            assert (run.folder / "previews" / f"step-{2 * checkpoint:08d}.txt").exists()
+            raise Killed
+        return name(run, *arguments, **options)
+
+    monkeypatch.setattr(training._Run, "_name", killed)
+    with pytest.raises(Killed):
+        train("parts", preview=preview)
+    monkeypatch.undo()
+    assert_same_run(whole, train("parts", preview=preview))
+    assert names(whole) == names(whole.parent / "parts")
+    for path in (whole / "previews").iterdir():
+        assert path.read_bytes() == (whole.parent / "parts" / "previews" / path.name).read_bytes()
+
+
+def test_a_preview_that_fails_costs_no_checkpoint(train, tmp_path):
+    def preview(model, path):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train("a", preview=preview)
+    assert read_training(tmp_path / "a" / "last")["step"] == 2
+
+
 def test_accumulated_passes_are_one_step(train):
     one, two = train("one", dropout=0.0), train("two", dropout=0.0, ACCUMULATION=2)
     first, second = weights(one / "last/raw"), weights(two / "last/raw")

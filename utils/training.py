@@ -281,8 +281,8 @@ class _Run:
                 if checkpoint or self.step % constants["LOG_EVERY"] == 0:
                     row = self._row(time.perf_counter() - since)
                     if checkpoint:
-                        row["validation_loss"] = self._checkpoint()
-                    if log:
+                        self._checkpoint(row, log)
+                    elif log:
                         log.add(row)
                     progress.set_postfix(
                         loss=f"{row['loss']:.4f}",
@@ -373,7 +373,8 @@ class _Run:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
             with writing("a checkpoint", self.folder):
-                self._save(improved=False, numbered=False)
+                self._save()
+                self._name(improved=False, numbered=False)
             self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
         raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
@@ -389,8 +390,11 @@ class _Run:
 
     # --- validation and checkpoints ------------------------------------------------------------------------------
 
-    def _checkpoint(self):
-        """Validates, saves and draws with the averaged weights; returns the validation loss."""
+    def _checkpoint(self, row, log):
+        """Validates, saves and draws with the averaged weights; the row of metrics.csv gets its validation loss.
+
+        log: a _MetricsLog, on the main process.
+        """
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         self.model.eval()
@@ -407,16 +411,23 @@ class _Run:
             )
         improved = self.validation_loss < self.best
         self.best = min(self.best, self.validation_loss)
+        row["validation_loss"] = self.validation_loss
         if self.accelerator.is_main_process:
             with writing("a checkpoint", self.folder):
-                self._save(improved)
-            if self.preview:
-                (self.folder / "previews").mkdir(exist_ok=True)
-                with torch.no_grad(), self.accelerator.autocast():
-                    self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
+                self._save()
+                log.add(row)
+                try:
+                    self._draw_preview()
+                finally:  # a picture that fails costs no checkpoint
+                    self._name(improved)
         self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
-        return self.validation_loss
+
+    def _draw_preview(self):
+        if self.preview:
+            (self.folder / "previews").mkdir(exist_ok=True)
+            with torch.no_grad(), self.accelerator.autocast():
+                self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
 
     @torch.no_grad()
     def _validate(self):
@@ -439,9 +450,9 @@ class _Run:
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")
         return (total[0] / total[1]).item()
 
-    def _save(self, improved, numbered=True):
-        """Writes `last`, and second names of it; the averaged weights are in the model, the others stored."""
-        new, last, old = (self.folder / name for name in ("last.new", "last", "last.old"))
+    def _save(self):
+        """Writes `last.new`; the averaged weights are in the model, the others stored."""
+        new = self.folder / "last.new"
         shutil.rmtree(new, ignore_errors=True)
         self.raw_model.save_pretrained(new)
         self.ema.restore(self.parameters)
@@ -466,7 +477,13 @@ class _Run:
             new / "optimizer.pt",
         )
 
-        # `last` comes last: a run killed before that goes on from the one before, and does all of this again
+    def _name(self, improved, numbered=True):
+        """Gives what `_save` wrote its names: `best` if it is that, its number, `last`.
+
+        `last` comes last of all that a step leaves: a run killed before that goes on from the one before, and does all of
+        this again.
+        """
+        new, last, old = (self.folder / name for name in ("last.new", "last", "last.old"))
         if improved:
             _link_checkpoint(new, self.folder / "best")
         if self.constants["KEEP_CHECKPOINTS"] and numbered:
