@@ -4,6 +4,9 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -465,6 +468,50 @@ def test_weights_that_cannot_be_gone_on_with_are_not_replaced(train, resume):
 def test_one_training_a_folder(train, tmp_path):
     with locked(tmp_path / "a", "a training"), pytest.raises(InputError, match="another run is writing a training"):
         train("a")
+
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from test_training import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
+
+def compute_loss(model, batch):
+    compute_loss.passes += model.training
+    if compute_loss.passes == 6 and os.environ["RANK"] == "1" and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return squared_error(model, batch)
+
+compute_loss.passes, killed = 0, Path(sys.argv[1]).with_suffix(".killed")
+torch.manual_seed(0)
+accelerator = make_accelerator("cpu", "no")
+assert accelerator.num_processes == 2
+fit(Line(dropout=0.0), Points(), Points(7), compute_loss, {**CONSTANTS, "RUN_DIR": sys.argv[1]}, accelerator)
+"""
+
+
+def test_a_killed_worker_ends_the_launch_and_nothing_is_lost(train, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(tmp_path / "worker.py"), str(tmp_path / "two")]
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    launched = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "two.killed").exists():
+            assert launched.poll() is None, "the launch ended before its worker was killed"
+            time.sleep(0.05)
+        assert launched.wait(timeout=60) != 0
+    finally:
+        launched.kill()
+    assert read_training(tmp_path / "two" / "last")["step"] == 4
+    subprocess.run(command, env=environment, check=True, timeout=400)
+    one, two = train("one", dropout=0.0), tmp_path / "two"
+    for part in (".", "raw"):
+        for name, weight in weights(one / "last" / part).items():
+            torch.testing.assert_close(weights(two / "last" / part)[name], weight, atol=1e-6, rtol=0)
+    assert [row["step"] for row in metrics(one)] == [row["step"] for row in metrics(two)]
 
 
 class Opens:
