@@ -10,7 +10,8 @@ A run folder holds
     constants.json                  the resolved constants of the script
 
 Data order and randomness are functions of (SEED, step, position in the batch): a resumed run, or one on another number
-of processes, sees the same batches and the same noise.
+of processes, sees the same batches and the same noise. Only a network's own dropout (BART's) hangs on how many processes
+there are, for it is drawn for a whole pass at a time: by (SEED, step, process).
 """
 
 import csv
