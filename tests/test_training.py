@@ -21,6 +21,7 @@ from utils import training
 from utils.checkpoints import read_training
 from utils.errors import InputError, Stopped
 from utils.folders import locked
+from utils.run_folder import MetricsLog
 from utils.seeds import draw_rows, keyed_seed
 from utils.training import FIT_CONSTANTS, Batches, fit, make_accelerator
 
@@ -82,8 +83,8 @@ def squared_error(model, batch):
 @pytest.fixture
 def train(tmp_path, accelerator, monkeypatch):
     """A function: name of the run, constants that differ => the run's folder. Only one test draws loss.png: it is slow."""
-    draw = training._MetricsLog._draw
-    monkeypatch.setattr(training._MetricsLog, "_draw", lambda log: draw(log) if log.folder.name == "drawn" else None)
+    draw = MetricsLog._draw
+    monkeypatch.setattr(MetricsLog, "_draw", lambda log: draw(log) if log.folder.name == "drawn" else None)
 
     def run(name, compute_loss=squared_error, dropout=0.2, width=3, preview=None, facts=None, **constants):
         torch.manual_seed(0)
@@ -220,27 +221,26 @@ def test_a_kill_before_best_was_renewed(train, monkeypatch):
 
 
 @pytest.mark.parametrize("checkpoint", [1, 2, 4])
-def test_a_kill_before_a_checkpoint_has_its_name(train, monkeypatch, checkpoint):
+def test_a_kill_before_a_checkpoint_has_its_name(train, checkpoint):
     """Then its row of metrics.csv and its preview are there already, and are made again: none is there without them."""
 
     def preview(model, path):
         path.with_suffix(".txt").write_text(str(model.state_dict()))
 
     whole = train("whole", preview=preview)
-    name, calls = training._Run._name, []
+    name, calls = training.name_checkpoint, []
 
-    def killed(run, *arguments, **options):
+    def killed(folder, *arguments, **options):
         calls.append(1)
         if len(calls) == checkpoint:
-            assert int(metrics(run.folder)[-1]["step"]) == 2 * checkpoint
-            assert (run.folder / "previews" / f"step-{2 * checkpoint:08d}.txt").exists()
+            assert int(metrics(folder)[-1]["step"]) == 2 * checkpoint
+            assert (folder / "previews" / f"step-{2 * checkpoint:08d}.txt").exists()
             raise Killed
-        return name(run, *arguments, **options)
+        return name(folder, *arguments, **options)
 
-    monkeypatch.setattr(training._Run, "_name", killed)
-    with pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "name_checkpoint", killed)
         train("parts", preview=preview)
-    monkeypatch.undo()
     assert_same_run(whole, train("parts", preview=preview))
     assert names(whole) == names(whole.parent / "parts")
     for path in (whole / "previews").iterdir():
