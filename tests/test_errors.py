@@ -65,12 +65,21 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_while_models_load_is_one_sentence_and_no_failure(capsys):
+def translated():
+    """SIGTERM in a library of another language, which knows its own errors only."""
+    try:
+        terminate()
+    except BaseException as error:
+        raise ValueError("error while loading") from error
+
+
+@pytest.mark.parametrize("load", [terminate, translated])
+def test_sigterm_while_models_load_is_one_sentence_and_no_failure(capsys, load):
     handler = signal.getsignal(signal.SIGTERM)
 
     def main():
         try:
-            terminate()
+            load()
         except Exception as error:  # as the readers of models have it
             raise InputError("a broken file") from error
         print("not reached")

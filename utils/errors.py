@@ -14,6 +14,7 @@ from pathlib import Path
 
 REASON_LENGTH = 200  # characters of another library's words in an error of ours
 ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is older belongs to nobody
+_NOTHING_LOST = "stopped between two pieces of work; nothing was lost: the same command goes on from there"
 CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
 
 
@@ -134,22 +135,32 @@ def stoppable():
         signal.raise_signal(signal.SIGTERM)
 
 
-def _stop(*_):
-    raise Stopped("stopped between two pieces of work; nothing was lost: the same command goes on from there")
-
-
 def run(main):
     """Runs a script's main(); an InputError, too little memory or Ctrl-C ends it with one line on stderr.
 
     The exit status is then 1, or 130 for Ctrl-C. SIGTERM ends it with one line and exit status 0, after the piece of work
     in hand where that would be lost (`stoppable`).
     """
+    came = threading.Event()
+
+    def stop(*_):
+        came.set()
+        raise Stopped(_NOTHING_LOST)
+
+    def stopped_or_not():
+        try:
+            main()
+        except Exception as error:
+            if came.is_set():  # a library in another language has made an error of its own of it
+                raise Stopped(_NOTHING_LOST) from error
+            raise
+
     before = signal.getsignal(signal.SIGTERM)
     in_main_thread = threading.current_thread() is threading.main_thread()  # no signal arrives in others
     if in_main_thread:
-        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGTERM, stop)
     try:
-        _run(main)
+        _run(stopped_or_not)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
