@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import mimic_cxr
+from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
 from utils.errors import InputError, run, say
 from utils.evaluation import (
@@ -133,6 +134,8 @@ def read_synthetic(root, reports_root, views, hold_out, split, split_of_real):
         return table.assign(source=table["dicom_id"])
     table = read_table(root, views=views, splits=(split,) if split else ())
     made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
+    for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):  # where it is here still
+        check_hold_out(hold_out, **{f"the checkpoint of {root},": checkpoint})
     source = made["source"] if "source" in made else pd.Series(dtype=str)
     return table.assign(source=table["dicom_id"].map(source).fillna(""))
 
@@ -159,6 +162,19 @@ def load_foreign(features, classifier, text_judge, device):
     names = {*features, classifier} - {"judge"}
     extractors = {name: load_extractor(name, device) for name in sorted(names)}
     return extractors, ChexbertJudge(device) if text_judge == "chexbert" else None
+
+
+def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgraph, seed):
+    """What evaluation.json says of the reports of synthetic images, and of those written for real ones."""
+    reported, references = with_references(synthetic.table, tables.real_all)
+    kinds = {("reports", "report_f1"): (reported, references, "synthetic")}
+    if written:
+        kinds["written_reports", "written_report_f1"] = *read_written(written, real.table), "written for real images"
+    result = {"text_judge": text_judge.name}
+    for names, (rows, references, title) in kinds.items():
+        found = report_quality(text_judge, rows, references, train.table, title, radgraph, seed)
+        result.update(zip(names, found))
+    return result
 
 
 def check(tables, settings, written, base_model, image_size, cache_dir, output, page, accelerator):
@@ -217,18 +233,12 @@ def main():
 
     text_judge, notes = text_judge_for(synthetic, train, SYNTHETIC, chexbert)
     if text_judge:
-        result["text_judge"] = text_judge.name
-        reported, references = with_references(synthetic.table, tables.real_all)
-        result["reports"], result["report_f1"] = report_quality(
-            text_judge, reported, references, train.table, "synthetic", RADGRAPH, SEED
-        )
+        result |= evaluate_reports(text_judge, tables, synthetic, train, WRITTEN, real, RADGRAPH, SEED)
         stopwatch.lap("reports")
-    if text_judge and WRITTEN:
-        written, references = read_written(WRITTEN, real.table)
-        result["written_reports"], result["written_report_f1"] = report_quality(
-            text_judge, written, references, train.table, "written for real images", RADGRAPH, SEED
+    elif WRITTEN:
+        notes.append(
+            f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: there is no text judge to read them"
         )
-        stopwatch.lap("written reports")
 
     told, result["pairs"] = pairs(judge, text_judge, synthetic, real, SEED)
     stopwatch.lap("pairs")
@@ -239,12 +249,14 @@ def main():
     result["notes"] = notes
     stopwatch.lap("memorisation")
 
-    text = write_evaluation(output, result, stopwatch.seconds, told, nearest, synthetic, train, CLOSEST, IMAGE_SIZE)
-    save_constants(output, constants)
-    write_page(page, {name: SYNTHETIC}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)
-    stopwatch.lap("pictures and page")
-    say(text)
-    say(f"the evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
+    if accelerator.is_main_process:  # the others of a launch have helped with the cache
+        text = write_evaluation(output, result, stopwatch.seconds, told, nearest, synthetic, train, CLOSEST, IMAGE_SIZE)
+        save_constants(output, constants)
+        write_page(page, {name: SYNTHETIC}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)
+        stopwatch.lap("pictures and page")
+        say(text)
+        say(f"the evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ BATCH_SIZE = 32  # images at a time, a process (1 to 65536)
 SEED = 1234  # of nucleus draws and of the VAE's posterior, for each image its own (0 or more)
 # running
 CHECK = False  # True: only try what the run needs, and say what would end it
-PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
+PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images (0 to 256)
 

@@ -70,10 +70,12 @@ NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so
 def compute_loss(model, batch, latent_noise):
     """Cross-entropy of each token given the latent and the tokens before it, a mean over the tokens, without padding.
 
-    batch: input_ids and attention_mask (B, L), noise (B, D), standard normal.
+    batch: input_ids and attention_mask (B, L), noise (B, D), standard normal, and other_ids and other_mask (B, L'), of
+    other reports, by which the noise is measured.
     """
     noise = latent_noise * batch["noise"] if latent_noise else None
-    logits = model(batch["input_ids"], batch["attention_mask"], noise)  # (B, L, V)
+    others = batch["other_ids"], batch["other_mask"]
+    logits = model(batch["input_ids"], batch["attention_mask"], noise, others)  # (B, L, V)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 

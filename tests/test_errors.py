@@ -1,11 +1,13 @@
+import os
 import resource
+import signal
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils.errors import InputError, writing
+from utils.errors import InputError, Stopped, run, stoppable, writing
 
 WRITERS = {
     "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
@@ -57,3 +59,57 @@ def test_a_name_that_is_taken_is_one_sentence(tmp_path):
 def test_other_errors_pass(error, tmp_path):
     with pytest.raises(type(error), match=str(error)), writing("a file", tmp_path):
         raise error
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def translated():
+    """SIGTERM in a library of another language, which knows its own errors only."""
+    try:
+        terminate()
+    except BaseException as error:
+        raise ValueError("error while loading") from error
+
+
+@pytest.mark.parametrize("load", [terminate, translated])
+def test_sigterm_while_models_load_is_one_sentence_and_no_failure(capsys, load):
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def main():
+        try:
+            load()
+        except Exception as error:  # as the readers of models have it
+            raise InputError("a broken file") from error
+        print("not reached")
+
+    run(main)  # no SystemExit: the exit status is 0
+    said = capsys.readouterr().out
+    assert "nothing was lost: the same command goes on" in said and said.count("\n") == 1 and "not reached" not in said
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_sigterm_that_nobody_asked_for_any_more_is_not_forgotten(capsys):
+    def main():
+        with stoppable() as stopped:
+            assert not stopped()
+            terminate()
+            print("finished")
+        print("not reached")
+
+    run(main)
+    said = capsys.readouterr().out
+    assert said.startswith("finished\n") and "nothing was lost" in said and "not reached" not in said
+
+
+def test_sigterm_that_was_heard_comes_once():
+    def main():
+        with stoppable() as stopped:
+            terminate()
+            if stopped():
+                raise Stopped("saved")
+
+    run(main)
+    with pytest.raises(Stopped, match="saved"):
+        main()

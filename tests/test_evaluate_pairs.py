@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_scripts import flags, launch
 
 from utils import metrics
 from utils.errors import InputError
@@ -125,7 +126,8 @@ def test_a_planted_label_flip_is_in_the_agreement(real, evaluate, tmp_path):
 
 def test_a_tree_without_reports_gets_image_metrics_only_and_is_told_so(real, evaluate, tmp_path):
     generated_tree(tmp_path / "silent", real, ("test",), reports=False)
-    found = evaluate(SYNTHETIC=tmp_path / "silent")
+    found = evaluate(SYNTHETIC=tmp_path / "silent", WRITTEN=tmp_path)
+    assert "written_reports" not in found and f"WRITTEN, {tmp_path}, are not evaluated" in found["notes"][1]
     assert "reports" not in found and list(found["pairs"]) == ["synthetic"]
     assert (
         "has no reports" in found["notes"][0]
@@ -154,6 +156,37 @@ def test_written_reports_of_real_images_and_downstream_utility(real, evaluate, t
     assert written["shuffled among images"]["ROUGE-L"] < 0.9
     assert [row["trained on"] for row in found["downstream"]] == ["real", "synthetic", "real and synthetic"]
     assert [row["N"] for row in found["downstream"]][2] == sum(row["N"] for row in found["downstream"][:2])
+
+
+def test_the_hold_out_is_that_of_the_images_checkpoint(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "made", real, ("test",))
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    told = pd.DataFrame({"dicom_id": made["dicom_id"], "source": "", "checkpoint": str(checkpoint)})
+    write_tree(tmp_path / "made", made, told.assign(prompt="", seed=1, reference_dicom_id=""))
+    (checkpoint / "training.json").write_text(json.dumps({"constants": {"HOLD_OUT": ["p19"]}, "encoders": {}}))
+    with pytest.raises(
+        InputError, match=r"HOLD_OUT is \(\), and the checkpoint of .*made, .*trained with \('p19',\) held out"
+    ):
+        evaluate(SYNTHETIC=tmp_path / "made")
+    shutil.rmtree(checkpoint)  # it is not here any more: nobody knows
+    evaluate(SYNTHETIC=tmp_path / "made")
+
+
+def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, base_model, tmp_path, monkeypatch):
+    generated_tree(tmp_path / "made", real, ("test",))
+    constants = {"SYNTHETIC": tmp_path / "made", "BASE_MODEL": base_model}
+    places = {"REAL": real, "CACHE_DIR": tmp_path / "cache", "OUTPUT": tmp_path / "two", "PAGE": tmp_path / "two.html"}
+    config = tmp_path / "empty.toml"
+    config.write_text("")
+    said = launch("evaluate_pairs", config, *flags(**{**SMALL, **places, **constants}))
+    assert said.count("the evaluation: ") == 1
+    monkeypatch.undo()  # the number of positives that is enough, which the launched processes have
+    one, two = evaluate(**constants), json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    for found in (one, two):
+        assert found.pop("seconds")
+    pd.testing.assert_frame_equal(pd.json_normalize(one), pd.json_normalize(two), rtol=1e-3)
+    assert one["image_quality"][1]["FID"] == pytest.approx(two["image_quality"][1]["FID"], rel=1e-4)
 
 
 def test_trees_that_share_no_findings(real, evaluate, tmp_path):

@@ -1,9 +1,11 @@
 """The baselines of an evaluation, and what its sections say where there is nothing to evaluate."""
 
 import numpy as np
+import torch
 
 from utils import evaluation
 from utils.findings import FINDINGS
+from utils.latents import encode_moments, load_vae, read_pixels
 
 
 def test_the_label_only_report_says_each_code():
@@ -32,3 +34,15 @@ def test_the_stopwatch_tells_each_lap(capsys):
     stopwatch.lap("pairs")
     assert list(stopwatch.seconds) == ["trees", "pairs"] and 0 <= stopwatch.seconds["pairs"] < 60
     assert capsys.readouterr().out.splitlines()[0] == f"trees: {stopwatch.seconds['trees']} s"
+
+
+def test_copies_are_looked_for_in_mean_latents_of_unit_variance(make_table, base_model, accelerator, tmp_path):
+    """Not in the log variances that lie beside the means in the cache."""
+    table, vae = make_table(np.zeros((5, 14)), range(5)), load_vae(base_model, "cpu")
+    loading = evaluation.Loading(str(tmp_path / "cache"), 2, 0, accelerator)
+    images = evaluation.Images(table, "drawn", 32, loading)
+    found = evaluation._latent_reader(images, vae, 32)(1, 4)  # (3, C h w)
+    pixels = torch.stack([read_pixels(path, 32) for path in table.image_path[1:4]])
+    means, _ = encode_moments(vae, pixels).chunk(2, dim=1)
+    wanted = means.flatten(1).numpy() * vae.config.scaling_factor
+    np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())  # the cache holds 16 bits

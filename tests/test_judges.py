@@ -1,5 +1,6 @@
 """The judges on drawn images and made-up reports: that they learn, are kept, and say what they lack."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -117,3 +118,35 @@ def test_packages_that_are_absent_are_one_sentence(monkeypatch):
         judges.ChexbertJudge("cpu")
     with pytest.raises(InputError, match="RadGraph is not at hand"):
         judges.radgraph_f1(["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("judge.json", lambda data: data[:40]),
+        ("judge.json", lambda data: b""),
+        ("judge.json", lambda data: b"no JSON"),
+        ("judge.json", lambda data: b"[]"),
+        ("judge.json", lambda data: data.replace(b"0.5", b'"half"')),
+        ("judge.json", lambda data: None),
+        ("model.safetensors", lambda data: data[:1000]),
+        ("model.safetensors", lambda data: b""),
+        ("model.safetensors", lambda data: None),
+    ],
+)
+def test_a_damaged_judge_is_trained_again(drawn, tmp_path, capsys, name, damage):
+    accelerator, cache = make_accelerator("cpu", "no"), tmp_path / "cache"
+    settings = dataclasses.replace(SETTINGS, steps=2)
+    train, validation = drawn.iloc[:40].reset_index(drop=True), drawn.iloc[40:].reset_index(drop=True)
+    judge = judges.image_judge(train, validation, settings, cache, accelerator)
+    path = next((cache / "judge").glob(f"*/{name}"))
+    whole = path.read_bytes()
+    path.unlink()
+    if damage(whole) is not None:
+        path.write_bytes(damage(whole))
+    capsys.readouterr()
+    again = judges.image_judge(train, validation, settings, cache, accelerator)
+    said = capsys.readouterr().out
+    assert said.count("is damaged") == said.count("\n") == 1 and "it is trained again" in said
+    np.testing.assert_array_equal(again.thresholds, judge.thresholds)
+    assert path.read_bytes() == whole

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 import train_bart
 from utils.errors import InputError
-from utils.report_autoencoder import ReportAutoencoder, pad_tokens, tokenise
+from utils.features import ReportExamples
+from utils.report_autoencoder import ReportAutoencoder, blur, pad_tokens, tokenise
 
 REPORTS = [
     "FINDINGS: The lungs are clear. IMPRESSION: No acute process.",
@@ -56,6 +57,13 @@ def make_autoencoder(tokenizer, pooling="mean"):
     return ReportAutoencoder(BartForConditionalGeneration(config), tokenizer, pooling).eval()
 
 
+def without_dropout(autoencoder):
+    for module in autoencoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    return autoencoder
+
+
 @pytest.fixture(scope="module")
 def autoencoder(tokenizer):
     return make_autoencoder(tokenizer)
@@ -63,7 +71,9 @@ def autoencoder(tokenizer):
 
 def make_batch(autoencoder, reports):
     tokens = [torch.tensor(ids) for ids in tokenise(reports, autoencoder.tokenizer, autoencoder.max_tokens)[0]]
-    return {**pad_tokens(tokens, 1), "noise": torch.ones(len(reports), autoencoder.width)}
+    batch, others = pad_tokens(tokens, 1), pad_tokens(tokens[::-1], 1)
+    others = {"other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
+    return {**batch, **others, "noise": torch.ones(len(reports), autoencoder.width)}
 
 
 # ---- the latent ----------------------------------------------------------------------------------------------------
@@ -142,13 +152,11 @@ def test_first_token_is_predicted_from_the_start_alone(autoencoder):
 
 def test_noise_only_in_training_and_in_units_of_the_latents(autoencoder):
     batch = make_batch(autoencoder, REPORTS)
-    arguments = (batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"])
+    others = batch["other_ids"], batch["other_mask"]
+    arguments = (batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
     quiet = autoencoder(*arguments[:2])
     torch.testing.assert_close(autoencoder(*arguments), quiet)
-    noisy = make_autoencoder(autoencoder.tokenizer).train()
-    for module in noisy.modules():
-        if hasattr(module, "dropout"):
-            module.dropout = 0.0
+    noisy = without_dropout(make_autoencoder(autoencoder.tokenizer)).train()
     assert not torch.allclose(noisy(*arguments), quiet)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noisy, "encode", lambda *_: torch.ones(4, 16))  # no spread: nothing to be uncertain about
@@ -306,12 +314,12 @@ def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkey
 def test_the_loss_takes_latent_noise_by_its_size(autoencoder):
     seen = []
 
-    def model(input_ids, attention_mask, noise):
+    def model(input_ids, attention_mask, noise, others):
         seen.append(noise)
         return torch.zeros(*input_ids.shape, 50)
 
     batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
-    batch["noise"] = torch.randn(2, 16)
+    batch["noise"], batch["other_ids"], batch["other_mask"] = torch.randn(2, 16), None, None
     for size in (0.0, 0.1, 0.4):
         train_bart.compute_loss(model, batch, latent_noise=size)
     assert seen[0] is None
@@ -320,6 +328,24 @@ def test_the_loss_takes_latent_noise_by_its_size(autoencoder):
     assert train_bart.count_tokens(batch) == 6
 
 
-def test_latent_noise_needs_two_reports(autoencoder):
-    with pytest.raises(InputError, match="LATENT_NOISE needs 2 reports"):
-        autoencoder.train()(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long), torch.randn(1, 16))
+def test_latent_noise_is_as_large_as_latents_vary():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.linspace(0.5, 3, 16)  # of each dimension
+    latents, others = 5 + sizes * torch.randn((2, 50_000, 16), generator=generator)
+    noise = 0.4 * torch.randn(latents.shape, generator=generator)
+    added = blur(latents, noise, others) - latents
+    torch.testing.assert_close(added.std(dim=0), 0.4 * sizes, rtol=0.03, atol=0)
+    assert added.mean(dim=0).abs().max() < 0.03
+
+
+def test_latent_noise_of_a_report_is_the_same_in_any_pass(tokenizer):
+    autoencoder = without_dropout(make_autoencoder(tokenizer)).train()
+    loss = []
+    for reports in (range(4), range(2, 4), [3]):
+        examples = ReportExamples(REPORTS, autoencoder, 4)
+        batch = examples.collate([examples[row, row] for row in reports])
+        others = batch["other_ids"], batch["other_mask"]
+        logits = autoencoder(batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
+        loss.append(functional.cross_entropy(logits[-1, :5], batch["input_ids"][-1, :5]))
+        assert not torch.allclose(logits, autoencoder(batch["input_ids"], batch["attention_mask"]), atol=1e-3)
+    torch.testing.assert_close(loss[1:], loss[:1] * 2)

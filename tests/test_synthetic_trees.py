@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from test_scripts import config, pictures, runs, sample, says, tree  # noqa: F401
 from tiny_models import WIDTH
 
-from utils import synthesis
+from utils import plan, synthesis
 from utils.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -186,7 +187,7 @@ def test_a_damaged_image_is_named_and_made_again(config, runs, made, tmp_path, c
         (lambda text: "", ["cannot be read as a CSV"]),
         (lambda text: text.replace("Edema", "Oedema"), ["no column 'Edema'"]),
         (lambda text: text + text.splitlines()[-1] + "\n", ["wrong dicom_id"]),
-        (lambda text: text.replace(",90000000,", ",10000000,"), ["wrong subject_id"]),
+        (lambda text: re.sub(r",9\d{7},", ",10000000,", text, count=1), ["wrong subject_id"]),
         (lambda text: text.replace("\n", "\n../", 1), ["dicom_id '../", "cannot name"]),
         (lambda text: text[:-3] + "77\n", ["wrong label"]),
     ],
@@ -231,8 +232,41 @@ def test_the_labels_of_two_splits_one_after_the_other(config, runs, tree, made, 
             source
         ].tolist()
     # MIMIC's patients are p10 to p19 and its studies s50 to s59: a merged tree joins nobody's
-    assert table.subject_id.min() == table.study_id.min() == 90_000_000
-    assert {path.name for path in (root / "files").iterdir()} == {"p90"}
+    assert table.subject_id.between(90_000_000, 99_999_999).all() and (table.subject_id == table.study_id).all()
+    assert table.subject_id.min() == read_table(made).subject_id.min()
+    assert sorted(table.subject_id) == list(range(table.subject_id.min(), table.subject_id.min() + len(table)))
+
+
+def test_trees_of_other_settings_begin_at_other_numbers(tmp_path):
+    vectors = plan.label_vectors("edema", "", None, "", 0, 1)
+    settings = {**dict.fromkeys(plan.SETTINGS, 1), "checkpoint_sha256": "abc"}
+
+    def first(seed=1, count=2, **changed):
+        requests, _ = plan.plan_requests(vectors, count, None, {**settings, **changed}, "best", seed, tmp_path)
+        return requests.subject_id.min()
+
+    others = [first(), first(seed=2), first(steps=2), first(text_guidance=3.0), first(checkpoint_sha256="abd")]
+    assert len(set(others)) == 5 and first() == others[0] == first(count=3)
+    assert all(90_000_000 <= other <= 98_000_000 and other % 10_000 == 0 for other in others)
+
+
+def test_a_tree_beyond_the_last_number_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_first_id", lambda *_: plan.LAST_ID - 1)
+    vectors = plan.label_vectors("edema", "", None, "", 0, 1)
+    settings = {**dict.fromkeys(plan.SETTINGS, 1), "checkpoint_sha256": "abc"}
+    plan.plan_requests(vectors, 2, None, settings, "best", 1, tmp_path)
+    with pytest.raises(InputError, match="would hold more than 2 images.*name another OUTPUT_ROOT"):
+        plan.plan_requests(vectors, 3, None, settings, "best", 1, tmp_path)
+
+
+@pytest.mark.parametrize("label", ["[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0]", "(0,0,0,1,0,0,0,0,0,0,0,0,-1,0,)"])
+def test_the_authors_labels_are_read_as_in_a_table_of_theirs(tmp_path, capsys, label):
+    path = tmp_path / "labels.csv"
+    pd.DataFrame({"label": [label, "", " ", label], "ViewPosition": "PA"}).to_csv(path, index=False)
+    vectors = plan.label_vectors("", str(path), None, "", 0, 1)
+    assert vectors.Edema.tolist() == [1, 1] and vectors.Pneumothorax.tolist() == [-1, -1]
+    assert vectors.source.tolist() == ["labels.csv 0", "labels.csv 3"]
+    assert "2 of 4 rows kept (2 without label dropped)" in capsys.readouterr().out
 
 
 def test_each_image_of_a_label_vector_has_its_own_noise_and_name(config, runs, tmp_path):  # noqa: F811
@@ -510,3 +544,23 @@ def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch,
     for run in (one, other):
         del run[Path("constants.json")]  # the folder's name
     assert one == other
+
+
+def test_a_missing_image_is_made_in_the_batch_that_it_was_of(config, runs, tmp_path, monkeypatch):  # noqa: F811
+    """So that the others of its batch round it as they did before."""
+    root, draw, batches = tmp_path / "made", synthesis.draw_batch, []
+
+    def record(batch, *arguments):
+        batches.append(batch.dicom_id.tolist())
+        return draw(batch, *arguments)
+
+    monkeypatch.setattr(synthesis, "draw_batch", record)
+    assert sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=3) == 0
+    first, before = list(batches), contents(root)
+    lost = next(path for path in root.rglob("*.jpg") if path.stem == first[0][1])
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
+    assert sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=3) == 0
+    assert batches[len(first) :] == [first[0]] and len(first[0]) == 3
+    assert contents(root) == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # the others are left as they are

@@ -4,6 +4,9 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from utils import training
 from utils.checkpoints import read_training
 from utils.errors import InputError, Stopped
 from utils.folders import locked
+from utils.run_folder import MetricsLog
 from utils.seeds import draw_rows, keyed_seed
 from utils.training import FIT_CONSTANTS, Batches, fit, make_accelerator
 
@@ -79,8 +83,8 @@ def squared_error(model, batch):
 @pytest.fixture
 def train(tmp_path, accelerator, monkeypatch):
     """A function: name of the run, constants that differ => the run's folder. Only one test draws loss.png: it is slow."""
-    draw = training._MetricsLog._draw
-    monkeypatch.setattr(training._MetricsLog, "_draw", lambda log: draw(log) if log.folder.name == "drawn" else None)
+    draw = MetricsLog._draw
+    monkeypatch.setattr(MetricsLog, "_draw", lambda log: draw(log) if log.folder.name == "drawn" else None)
 
     def run(name, compute_loss=squared_error, dropout=0.2, width=3, preview=None, facts=None, **constants):
         torch.manual_seed(0)
@@ -214,6 +218,42 @@ def test_a_kill_before_best_was_renewed(train, monkeypatch):
         train("parts")
     monkeypatch.undo()
     assert_same_run(whole, train("parts"))
+
+
+@pytest.mark.parametrize("checkpoint", [1, 2, 4])
+def test_a_kill_before_a_checkpoint_has_its_name(train, checkpoint):
+    """Then its row of metrics.csv and its preview are there already, and are made again: none is there without them."""
+
+    def preview(model, path):
+        path.with_suffix(".txt").write_text(str(model.state_dict()))
+
+    whole = train("whole", preview=preview)
+    name, calls = training.name_checkpoint, []
+
+    def killed(folder, *arguments, **options):
+        calls.append(1)
+        if len(calls) == checkpoint:
+            assert int(metrics(folder)[-1]["step"]) == 2 * checkpoint
+            assert (folder / "previews" / f"step-{2 * checkpoint:08d}.txt").exists()
+            raise Killed
+        return name(folder, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "name_checkpoint", killed)
+        train("parts", preview=preview)
+    assert_same_run(whole, train("parts", preview=preview))
+    assert names(whole) == names(whole.parent / "parts")
+    for path in (whole / "previews").iterdir():
+        assert path.read_bytes() == (whole.parent / "parts" / "previews" / path.name).read_bytes()
+
+
+def test_a_preview_that_fails_costs_no_checkpoint(train, tmp_path):
+    def preview(model, path):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train("a", preview=preview)
+    assert read_training(tmp_path / "a" / "last")["step"] == 2
 
 
 def test_accumulated_passes_are_one_step(train):
@@ -428,6 +468,50 @@ def test_weights_that_cannot_be_gone_on_with_are_not_replaced(train, resume):
 def test_one_training_a_folder(train, tmp_path):
     with locked(tmp_path / "a", "a training"), pytest.raises(InputError, match="another run is writing a training"):
         train("a")
+
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from test_training import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
+
+def compute_loss(model, batch):
+    compute_loss.passes += model.training
+    if compute_loss.passes == 6 and os.environ["RANK"] == "1" and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return squared_error(model, batch)
+
+compute_loss.passes, killed = 0, Path(sys.argv[1]).with_suffix(".killed")
+torch.manual_seed(0)
+accelerator = make_accelerator("cpu", "no")
+assert accelerator.num_processes == 2
+fit(Line(dropout=0.0), Points(), Points(7), compute_loss, {**CONSTANTS, "RUN_DIR": sys.argv[1]}, accelerator)
+"""
+
+
+def test_a_killed_worker_ends_the_launch_and_nothing_is_lost(train, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(tmp_path / "worker.py"), str(tmp_path / "two")]
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    launched = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "two.killed").exists():
+            assert launched.poll() is None, "the launch ended before its worker was killed"
+            time.sleep(0.05)
+        assert launched.wait(timeout=60) != 0
+    finally:
+        launched.kill()
+    assert read_training(tmp_path / "two" / "last")["step"] == 4
+    subprocess.run(command, env=environment, check=True, timeout=400)
+    one, two = train("one", dropout=0.0), tmp_path / "two"
+    for part in (".", "raw"):
+        for name, weight in weights(one / "last" / part).items():
+            torch.testing.assert_close(weights(two / "last" / part)[name], weight, atol=1e-6, rtol=0)
+    assert [row["step"] for row in metrics(one)] == [row["step"] for row in metrics(two)]
 
 
 class Opens:

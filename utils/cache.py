@@ -250,11 +250,11 @@ class FeatureCache:
             finally:
                 pending.flush()  # also what an interrupted run has computed
                 progress.close()
-        accelerator.wait_for_everyone()
-        if any(gather_object([stopped()])):  # of all processes, so that they end together
-            raise Stopped(
-                f"stopped; the {what} computed so far are in {self.folder}: the same command goes on from there"
-            )
+            accelerator.wait_for_everyone()
+            if any(gather_object([stopped()])):  # of all processes, so that they end together
+                raise Stopped(
+                    f"stopped; the {what} computed so far are in {self.folder}: the same command goes on from there"
+                )
         self.refresh()
         return np.array([key in self for key in keys], dtype=bool)
 

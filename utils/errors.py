@@ -14,6 +14,7 @@ from pathlib import Path
 
 REASON_LENGTH = 200  # characters of another library's words in an error of ours
 ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is older belongs to nobody
+_NOTHING_LOST = "stopped between two pieces of work; nothing was lost: the same command goes on from there"
 CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
 
 
@@ -21,8 +22,11 @@ class InputError(Exception):
     """What a user can mend: its text is one sentence that says what is wrong, where, and the way out."""
 
 
-class Stopped(Exception):
-    """A run that SIGTERM ended in good order, with exit status 0: its text is one sentence that says how to go on."""
+class Stopped(BaseException):
+    """A run that SIGTERM ended in good order, with exit status 0: its text is one sentence that says how to go on.
+
+    No Exception, as KeyboardInterrupt is none: whoever catches what a broken file may raise does not catch it.
+    """
 
 
 def reason(error):
@@ -115,8 +119,8 @@ def _is_of_a_writer(error):
 def stoppable():
     """Inside, SIGTERM waits: yields a function that says whether it has come, to be asked after each piece of work.
 
-    Who is told so saves what it has, and raises Stopped. Outside, and in other threads than the main one, SIGTERM ends
-    the process at once.
+    Who is told so saves what it has, and raises Stopped. One that came too late to be asked for counts as one that came
+    outside, where it ends the run at once (`run`). In other threads than the main one nothing waits.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # no signal arrives there
@@ -127,14 +131,42 @@ def stoppable():
         yield came.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+    if came.is_set():
+        signal.raise_signal(signal.SIGTERM)
 
 
 def run(main):
     """Runs a script's main(); an InputError, too little memory or Ctrl-C ends it with one line on stderr.
 
-    The exit status is then 1, or 130 for Ctrl-C. SIGTERM met where it can wait (`stoppable`) ends it with one line and
-    exit status 0.
+    The exit status is then 1, or 130 for Ctrl-C. SIGTERM ends it with one line and exit status 0, after the piece of work
+    in hand where that would be lost (`stoppable`).
     """
+    came = threading.Event()
+
+    def stop(*_):
+        came.set()
+        raise Stopped(_NOTHING_LOST)
+
+    def stopped_or_not():
+        try:
+            main()
+        except Exception as error:
+            if came.is_set():  # a library in another language has made an error of its own of it
+                raise Stopped(_NOTHING_LOST) from error
+            raise
+
+    before = signal.getsignal(signal.SIGTERM)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no signal arrives in others
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        _run(stopped_or_not)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run(main):
     try:
         main()
     except Stopped as stop:

@@ -295,9 +295,13 @@ class ReportExamples(Dataset):
 
     def __getitem__(self, row_and_seed):
         row, seed = row_and_seed
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.width, generator=generator)
+        steps = torch.randint(1, max(2, len(self)), (), generator=generator).item()  # to another row
         return {
             "input_ids": torch.tensor(self.tokens[row]),  # (L,)
-            "noise": torch.randn(self.width, generator=torch.Generator().manual_seed(seed)),  # (D,)
+            "noise": noise,  # (D,)
+            "other_ids": torch.tensor(self.tokens[(row + steps) % len(self)]),  # (L',)
         }
 
     def longest(self, size):
@@ -305,9 +309,15 @@ class ReportExamples(Dataset):
         return self.collate([self[row, 0] for row in np.argsort(-self.lengths, kind="stable")[:size]])
 
     def collate(self, examples):
-        """=> input_ids and attention_mask (B, L of the longest), noise (B, D)."""
+        """=> input_ids and attention_mask (B, L of the longest), noise (B, D), other_ids and other_mask (B, L')."""
         batch = pad_tokens([example["input_ids"] for example in examples], self.pad)
-        return {**batch, "noise": torch.stack([example["noise"] for example in examples])}
+        others = pad_tokens([example["other_ids"] for example in examples], self.pad)
+        return {
+            **batch,
+            "noise": torch.stack([example["noise"] for example in examples]),
+            "other_ids": others["input_ids"],
+            "other_mask": others["attention_mask"],
+        }
 
     def order(self, generator, head=0):
         """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled.

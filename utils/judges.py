@@ -11,6 +11,7 @@ Images go in as pixels (B, 1, S, S) in [-1, 1]; features come out as (N, D), flo
 import dataclasses
 import hashlib
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from utils.cache import FeatureCache, image_keys
-from utils.errors import InputError, reason, remove_leftovers, replacing, writing
+from utils.checkpoints import check_finite
+from utils.errors import InputError, reason, remove_leftovers, replacing, say, writing
 from utils.findings import FINDINGS
 from utils.latents import PREPROCESSING, read_pixels
 from utils.metrics import enough, positives
@@ -101,11 +103,9 @@ def image_judge(train_table, validation_table, settings, cache_dir, accelerator,
         ).encode()
     ).hexdigest()
     folder = Path(cache_dir) / "judge" / fingerprint[:20]
-    if (folder / "judge.json").exists():
-        about = json.loads((folder / "judge.json").read_text())
-        model = _classifier(settings.model)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return Judge(model.to(accelerator.device), settings, about["thresholds"], about["known"])
+    judge = _kept_judge(folder, settings, accelerator.device)
+    if judge:
+        return judge
 
     model = train_classifier(pixels, keys, labels, settings, accelerator.device)
     known = enough(labels)
@@ -115,6 +115,26 @@ def image_judge(train_table, validation_table, settings, cache_dir, accelerator,
         judge.thresholds = best_thresholds(validation[2], probabilities)
     _save_judge(judge, folder)
     return judge
+
+
+def _kept_judge(folder, settings, device):
+    """The Judge that `_save_judge` left in a folder; None where there is none, or a damaged one, which is removed."""
+    if not folder.exists():
+        return None
+    model = _classifier(settings.model)
+    try:
+        about = json.loads((folder / "judge.json").read_text())
+        thresholds, known = np.array(about["thresholds"], float), np.array(about["known"], bool)
+        if not (thresholds.shape == known.shape == (len(FINDINGS),) and np.isfinite(thresholds).all()):
+            raise ValueError("its judge.json does not hold a number for each finding")
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        check_finite(model, folder)
+    except Exception as error:  # a broken file fails in whatever reads it
+        say(f"the image judge in {folder} is damaged ({reason(error)}): it is trained again")
+        with writing("the image judge", folder.parent):
+            shutil.rmtree(folder)
+        return None
+    return Judge(model.to(device), settings, thresholds, known)
 
 
 def _judged_rows(table, image_size, cache_dir, accelerator, threads):

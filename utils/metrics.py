@@ -44,6 +44,9 @@ def enough(labels):
 # ---- image quality -------------------------------------------------------------------------------------------------
 
 
+_ALONE = {"sync_on_compute": False}  # each process of a launch has all images: together they would count them again
+
+
 class _Features(torch.nn.Identity):
     """What torchmetrics takes for a network when the features are there already."""
 
@@ -57,7 +60,7 @@ def frechet_distance(real, fake):
 
     |mean difference|² + trace(C1 + C2 - 2 (C1 C2)^½). Biased upwards for few images; below N = D meaningless by itself.
     """
-    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]))
+    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), **_ALONE)
     metric.set_dtype(torch.float64)
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(fake).double(), real=False)
@@ -72,7 +75,10 @@ def kernel_distance(real, fake, seed, subsets=50, subset_size=1000):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory anyway
         metric = KernelInceptionDistance(
-            feature=_Features(real.shape[1]), subsets=subsets, subset_size=min(subset_size, len(real), len(fake))
+            feature=_Features(real.shape[1]),
+            subsets=subsets,
+            subset_size=min(subset_size, len(real), len(fake)),
+            **_ALONE,
         )
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)

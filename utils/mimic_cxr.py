@@ -151,7 +151,7 @@ def read_report_list(path):
         split = [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths]
         reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
     else:
-        frame = _drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
+        frame = drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
         _check_splits(frame, path)
         split, reports = [*frame["split"]], [report_text(raw) for raw in _authors_reports(frame["text"])]
     if frame.empty:
@@ -222,7 +222,7 @@ def _read_tree(root):
 
 def _read_authors_csv(path, with_reports):
     columns = ["label", "ViewPosition", "split", "image_path"] + ["text"] * with_reports
-    frame = _drop_blank(read_csv(path, columns, texts=columns), ["label", "split", "image_path"], path)
+    frame = drop_blank(read_csv(path, columns, texts=columns), ["label", "split", "image_path"], path)
     if frame.empty:
         raise InputError(f"{path} has no rows")
     _check_splits(frame, path)
@@ -248,12 +248,12 @@ def _read_authors_csv(path, with_reports):
     _check_dicom_ids(table["dicom_id"], path)
     table = table.reset_index(drop=True)
     _check_unique(table, ["dicom_id"], path)
-    table = pd.concat([table, _authors_codes(frame["label"], path)], axis=1)
+    table = pd.concat([table, authors_codes(frame["label"], path)], axis=1)
     _check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the rows that are wrong")
     return table
 
 
-def _drop_blank(frame, columns, path):
+def drop_blank(frame, columns, path):
     """The rows of a frame without a blank in some columns, with their row numbers; prints what was dropped, and why."""
     frame[columns] = frame[columns].apply(lambda column: column.str.strip())
     blank = frame[columns] == ""
@@ -285,7 +285,7 @@ def _authors_reports(texts):
     return texts.where(~texts.str.strip().str.lower().isin(["none", "nan"]), "")
 
 
-def _authors_codes(labels, path):
+def authors_codes(labels, path):
     """The label column of the authors' CSV => an int8 DataFrame with the columns of FINDINGS, from row 0 on."""
     places, texts = pd.factorize(labels)
     codes = []

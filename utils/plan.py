@@ -5,7 +5,6 @@ A *request* is one image to make: its label vector, prompt, seed, reference and 
 processes, or a second run, agree on it and make only what is missing; other requests get the numbers that follow.
 """
 
-import json
 import zlib
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import InputError, reason, replacing, writing
-from utils.findings import FINDINGS, check_labels, from_physionet, parse_findings, prompts_of
-from utils.mimic_cxr import image_file, read_csv, split_rows
+from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
+from utils.mimic_cxr import authors_codes, drop_blank, image_file, read_csv, split_rows
 from utils.seeds import keyed_seed
 
 NOBODY = -1  # the subject_id of a label vector that is no patient's
 CONDITIONS = ("both", "text", "reference")  # what prompts an image
 FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
+TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; above the last are 2 million
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "seed", "reference_dicom_id", "checkpoint")
 SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
@@ -58,17 +58,16 @@ def _read_labels(path):
         frame = pd.read_csv(path)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read LABELS_CSV {path}: {reason(error)}") from error
+    rows = frame.index
     if "label" in frame:
-        try:
-            vectors = pd.DataFrame([check_labels(json.loads(label)) for label in frame.label], columns=FINDINGS)
-        except (InputError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: a `label` is no list of 14 codes: {reason(error)}") from error
+        labels = drop_blank(frame[["label"]].fillna("").astype(str), ["label"], path)["label"]
+        vectors, rows = authors_codes(labels, path), labels.index
     elif set(FINDINGS) <= set(frame):
         vectors = from_physionet(frame, path)
     else:
         missing = sorted(set(FINDINGS) - set(frame))
         raise InputError(f"{path} has neither a column `label` nor PhysioNet's 14 columns: {missing} are missing")
-    return vectors.assign(source=[f"{path.name} {row}" for row in range(len(vectors))])
+    return vectors.assign(source=[f"{path.name} {row}" for row in rows])
 
 
 def plan_requests(vectors, images_per_label, pool, settings, checkpoint, seed, output_root):
@@ -90,16 +89,22 @@ def plan_requests(vectors, images_per_label, pool, settings, checkpoint, seed, o
     new = new.assign(
         # the patient to avoid is the vector's own; from here on each image is a patient of its own
         reference_dicom_id=pool.draw(new) if pool and len(new) else "",
-        subject_id=(known.subject_id.max() + 1 if len(known) else FIRST_ID) + np.arange(len(new)),
+        subject_id=(known.subject_id.max() + 1 if len(known) else _first_id(new, settings)) + np.arange(len(new)),
         checkpoint=checkpoint,
     )
     plan = pd.concat([known, new[[*_PLAN_COLUMNS]]], ignore_index=True).astype(dict.fromkeys(FINDINGS, "int8"))
     if plan.subject_id.max() > LAST_ID:
         raise InputError(
-            f"{output_root} would hold more than {LAST_ID - FIRST_ID + 1:,} images: name another OUTPUT_ROOT"
+            f"{output_root} would hold more than {LAST_ID - plan.subject_id.min() + 1:,} images, for which there are no "
+            "numbers: name another OUTPUT_ROOT"
         )
     plan = _as_rows(plan, settings, output_root)
     return plan.set_index("dicom_id").loc[requests.dicom_id].reset_index(), plan
+
+
+def _first_id(new, settings):
+    """Where the numbers of a new tree begin, keyed by what it is, so that two trees that are merged rarely share one."""
+    return FIRST_ID + TREE_IDS * (keyed_seed("first id", *new.dicom_id[:1], *map(str, settings.items())) % TREES)
 
 
 def read_plan(output_root):

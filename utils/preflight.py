@@ -15,7 +15,8 @@ import torch
 from utils.checkpoints import read_training
 from utils.errors import InputError, reason, say, writing
 from utils.latents import read_pixels
-from utils.training import Batches, compare_with, find_checkpoint
+from utils.run_folder import compare_with, find_checkpoint
+from utils.training import Batches
 
 TRIED_IMAGES = 16  # of all, evenly spaced
 BYTES_A_PARAMETER = {"checkpoint": 8, "last": 16}  # averaged and raw weights; `last` also two moments of AdamW

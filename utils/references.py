@@ -168,8 +168,8 @@ class ReferencePool:
         absent += [name for name in names if name not in absent and not self._is_readable(self._row_of[name])]
         if absent:
             raise InputError(
-                f"{len(absent)} references of images that are still to be made are no readable training images of DATA_ROOT "
-                f"any more, e.g. {absent[0]}: put them back, or name another OUTPUT_ROOT"
+                f"{len(absent)} references of images still to be made, or of their batches, are no readable training images "
+                f"of DATA_ROOT any more, e.g. {absent[0]}: put them back, or name another OUTPUT_ROOT"
             )
 
     def embeddings(self, dicom_ids):

@@ -97,19 +97,16 @@ class ReportAutoencoder(nn.Module):
             return states[torch.arange(len(states), device=states.device), lengths - 1]
         return (states * attention_mask[:, :, None]).sum(dim=1) / lengths[:, None]
 
-    def forward(self, input_ids, attention_mask, noise=None):
+    def forward(self, input_ids, attention_mask, noise=None, others=None):
         """Teacher forcing: tokens (B, L), mask (B, L), noise (B, D) or None => logits of the same tokens (B, L, V).
 
-        noise is added to the latents while training, in units of their standard deviation over the batch, dimension by
-        dimension: so the encoder cannot outgrow it, and 0.5 stands for a prior that explains 3/4 of the variance.
+        noise is added to the latents while training, by `blur`; others: tokens and mask (B, L') of another report for each.
         """
         latents = self.encode(input_ids, attention_mask)  # (B, D)
         if noise is not None and self.training:
-            if len(latents) < 2:
-                raise InputError(
-                    "LATENT_NOISE needs 2 reports a pass or more, to know how latents vary: lower ACCUMULATION"
-                )
-            latents = latents + noise * latents.detach().std(dim=0, correction=0)
+            with torch.no_grad():
+                others = self.encode(*others)  # (B, D)
+            latents = blur(latents, noise, others)
         start = torch.full_like(input_ids[:, :1], self.bart.config.decoder_start_token_id)
         return self.bart(
             encoder_outputs=BaseModelOutput(last_hidden_state=latents[:, None]),  # (B, 1, D)
@@ -162,6 +159,16 @@ class ReportAutoencoder(nn.Module):
 
     def fingerprint(self):
         return weights_fingerprint(self.bart)
+
+
+def blur(latents, noise, others):
+    """Latents (B, D) plus noise (B, D) in units of the latents' standard deviation over the reports, for each dimension.
+
+    So an encoder cannot outgrow it, and noise of 0.5 stands for a prior that explains 3/4 of the variance. others (B, D):
+    of another report for each, drawn at random: half the square of two reports' difference is on average the variance. A
+    pass's own reports do not measure it, so that no noise depends on how many they are, or in which process.
+    """
+    return latents + noise * (latents.detach() - others) / 2**0.5
 
 
 def _check_tokenizer(tokenizer, config):

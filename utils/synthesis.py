@@ -50,30 +50,37 @@ def make_images(
     """Makes the requested images that are missing and brings the tree's CSVs up to date.
 
     requests, plan: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents.
-    Each process makes its share; an image appears under its name only when it is whole, after its latents. Images of
-    the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after the
-    batch, with all images listed (Stopped).
+    Each process makes its share of the batches; an image appears under its name only when it is whole, after its latents.
+    Images of the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after
+    the batch, with all images listed (Stopped).
     """
     model.check_fits(text_encoder.width, shape)
-    missing = requests[[not _is_whole(path) for path in requests.image_path]]
+    missing = set(requests.dicom_id[[not _is_whole(path) for path in requests.image_path]])
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         save_plan(output_root, plan)
         _list_images(output_root, plan)  # also finds out, before the hours, that the tree's CSVs can be added to
-    if pool:
-        pool.prepare(missing.reference_dicom_id)
-    mine = missing.iloc[accelerator.process_index :: accelerator.num_processes]
-    progress = tqdm(total=len(mine), desc="images", disable=not accelerator.is_main_process)
+    batches = _batches(plan, missing, batch_size, model, text_encoder)
+    if pool and batches:
+        pool.prepare(pd.concat(batches).reference_dicom_id)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    progress = tqdm(
+        total=sum(batch.dicom_id.isin(missing).sum() for batch in mine),
+        desc="images",
+        disable=not accelerator.is_main_process,
+    )
     with stoppable() as stopped:
         try:
-            for batch in _batches(mine, batch_size, model, text_encoder):
+            for batch in mine:
                 if stopped():
                     break
                 latents = draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator)
+                made = np.array([name in missing for name in batch.dicom_id])
+                images = decode_latents(vae, latents)[made]
                 with writing("synthetic images", output_root):
-                    _save_batch(batch, latents, decode_latents(vae, latents), keep_latents, output_root)
-                progress.update(len(batch))
+                    _save_batch(batch[made], latents[torch.from_numpy(made)], images, keep_latents, output_root)
+                progress.update(made.sum())
             accelerator.wait_for_everyone()
         finally:
             progress.close()
@@ -130,14 +137,18 @@ def _is_whole(path):
         return False
 
 
-def _batches(requests, batch_size, model, text_encoder):
-    """Requests, so many at a time; for an authors' denoiser, each time with prompts of one length."""
-    lengths = np.zeros(len(requests))
-    if model.fusion.config.prompting == "authors" and len(requests):
-        lengths = np.array(text_encoder.lengths(requests.prompt))
-    for _, group in requests.groupby(lengths, sort=False):
-        for start in range(0, len(group), batch_size):
-            yield group.iloc[start : start + batch_size]
+def _batches(plan, missing, batch_size, model, text_encoder):
+    """The batches of a plan that hold a missing image; for an authors' denoiser, each with prompts of one length.
+
+    A batch is so many neighbours of the plan, those that are there already included: what else is in a batch changes the
+    rounding of an image, and so one that a kill left out is byte for byte the one of an uninterrupted run.
+    """
+    lengths = np.zeros(len(plan), dtype=int)
+    if model.fusion.config.prompting == "authors" and len(plan):
+        lengths = np.array(text_encoder.lengths(plan.prompt))
+    numbers = plan.groupby(lengths).cumcount().to_numpy() // batch_size
+    groups = (group for _, group in plan.groupby([lengths, numbers], sort=False))
+    return [group for group in groups if group.dicom_id.isin(missing).any()]
 
 
 def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, start=None):

@@ -1,19 +1,10 @@
-"""fit(): the one training loop, for every model of this project.
-
-A run folder holds
-
-    last/  best/  step-NNNNNNNN/    checkpoints: the model with its averaged weights (EMA) as `save_pretrained` writes it,
-                                    `raw/` the weights without averaging, `training.json` step, losses and constants;
-                                    `last/` also `optimizer.pt`, for resuming
-    metrics.csv  loss.png           losses, learning rate, gradient norm and speed over the steps
-    previews/                       what the averaged model makes, every so often
-    constants.json                  the resolved constants of the script
+"""fit(): the one training loop, for every model of this project. What it leaves is in utils/run_folder.py.
 
 Data order and randomness are functions of (SEED, step, position in the batch): a resumed run, or one on another number
-of processes, sees the same batches and the same noise.
+of processes, sees the same batches and the same noise. Only a network's own dropout (BART's) hangs on how many processes
+there are, for it is drawn for a whole pass at a time: by (SEED, step, process).
 """
 
-import csv
 import json
 import math
 import os
@@ -23,7 +14,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -34,28 +24,16 @@ from tqdm import tqdm
 
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
-from utils.errors import InputError, Stopped, reason, remove_leftovers, replacing, say, stoppable, writing
+from utils.errors import InputError, Stopped, reason, say, stoppable, writing
 from utils.folders import locked
+from utils.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.seeds import draw_rows, keyed_seed
 
-METRICS = (
-    "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second"
-)  # fmt: skip
 FIT_CONSTANTS = (  # what fit() reads of a script's constants
     "RUN_DIR", "RESUME", "SEED", "BATCH_SIZE", "ACCUMULATION", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS",
     "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "LOG_EVERY",
     "VALIDATION_ROWS", "NUM_WORKERS",
 )  # fmt: skip
-
-
-MAY_CHANGE = {  # constants that a resumed run may have otherwise: how it is run and optimised, where its parts lie now
-    "RUN_DIR", "RESUME", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "REFERENCE_ENCODER", "BART_CHECKPOINT",
-    "TOKENIZER", "INITIAL_WEIGHTS", "PRETRAINED", "PRETRAINED_FILE", "HEAD_ROWS", "ENCODE_BATCH_SIZE", "ACCUMULATION",
-    "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY",
-    "PRECISION", "GRADIENT_CHECKPOINTING", "COMPILE", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "VALIDATION_ROWS",
-    "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LATENT_GAIN",
-    "LOG_EVERY", "DEVICE", "NUM_WORKERS", "CHECK",
-}  # fmt: skip
 BAD_STEPS = 20  # steps in a row whose gradient is no number, after which a run ends: it does not mend itself
 NAMED_EXAMPLES = 8  # examples of such a step that are named
 
@@ -122,43 +100,6 @@ def fit(
     with locked(folder, "a training") if main else nullcontext():
         run = _Run(model, examples, validation, compute_loss, constants, accelerator, preview, facts, collate, terms)
         run.train()
-
-
-def find_checkpoint(folder, resume):
-    """`last/` of a run folder, or the one before if a kill came between two renames; None for a new run.
-
-    InputError for a run that is there and may not be resumed, and for weights without what it takes to go on.
-    """
-    names = [name for name in ("last", "last.old", "best") if (folder / name).exists()]
-    names += sorted(path.name for path in folder.glob("step-*"))
-    if names and not resume:
-        raise InputError(f"{folder} holds a run already: set RESUME to True to go on with it, or change RUN_DIR")
-    found = [name for name in ("last", "last.old") if (folder / name / "optimizer.pt").is_file()]
-    if names and not found:
-        raise InputError(
-            f"{folder} holds weights ({', '.join(names)}) and no last/optimizer.pt to go on with: put that file "
-            "back, or change RUN_DIR; nothing was changed"
-        )
-    return folder / found[0] if found else None
-
-
-def compare_with(checkpoint, training, constants, facts):
-    """InputError for an experiment that is not the checkpoint's; says which other constants have changed.
-
-    training: the checkpoint's training.json; constants, facts: of the run that would go on from it.
-    """
-    for name, fact in facts.items():
-        if training.get(name) != json.loads(json.dumps(fact)):
-            raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
-    for name, value in json.loads(json.dumps(constants)).items():
-        found = training["constants"].get(name, value)
-        if found != value and name not in MAY_CHANGE:
-            raise InputError(
-                f"{checkpoint} was trained with {name} = {found!r}, this run has {value!r}: another experiment; set it "
-                "back, or change RUN_DIR"
-            )
-        if found != value:
-            say(f"{name} was {found!r}, and is {value!r} from here on")
 
 
 class Batches:
@@ -267,7 +208,7 @@ class _Run:
         )  # fmt: skip
         self.batches = batches
         loader = iter(self._loader(self.examples, batches))
-        log = _MetricsLog(self.folder, self.step) if accelerator.is_main_process else None
+        log = MetricsLog(self.folder, self.step) if accelerator.is_main_process else None
         progress = tqdm(
             total=self.total_steps, initial=self.step, desc="training", disable=not accelerator.is_main_process
         )
@@ -281,8 +222,8 @@ class _Run:
                 if checkpoint or self.step % constants["LOG_EVERY"] == 0:
                     row = self._row(time.perf_counter() - since)
                     if checkpoint:
-                        row["validation_loss"] = self._checkpoint()
-                    if log:
+                        self._checkpoint(row, log)
+                    elif log:
                         log.add(row)
                     progress.set_postfix(
                         loss=f"{row['loss']:.4f}",
@@ -373,7 +314,8 @@ class _Run:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
             with writing("a checkpoint", self.folder):
-                self._save(improved=False, numbered=False)
+                self._save()
+                name_checkpoint(self.folder, self.step, improved=False, keep=0)
             self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
         raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
@@ -389,8 +331,11 @@ class _Run:
 
     # --- validation and checkpoints ------------------------------------------------------------------------------
 
-    def _checkpoint(self):
-        """Validates, saves and draws with the averaged weights; returns the validation loss."""
+    def _checkpoint(self, row, log):
+        """Validates, saves and draws with the averaged weights; the row of metrics.csv gets its validation loss.
+
+        log: a MetricsLog, on the main process.
+        """
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         self.model.eval()
@@ -407,16 +352,23 @@ class _Run:
             )
         improved = self.validation_loss < self.best
         self.best = min(self.best, self.validation_loss)
+        row["validation_loss"] = self.validation_loss
         if self.accelerator.is_main_process:
             with writing("a checkpoint", self.folder):
-                self._save(improved)
-            if self.preview:
-                (self.folder / "previews").mkdir(exist_ok=True)
-                with torch.no_grad(), self.accelerator.autocast():
-                    self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
+                self._save()
+                log.add(row)
+                try:
+                    self._draw_preview()
+                finally:  # a picture that fails costs no checkpoint
+                    name_checkpoint(self.folder, self.step, improved, self.constants["KEEP_CHECKPOINTS"])
         self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
-        return self.validation_loss
+
+    def _draw_preview(self):
+        if self.preview:
+            (self.folder / "previews").mkdir(exist_ok=True)
+            with torch.no_grad(), self.accelerator.autocast():
+                self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
 
     @torch.no_grad()
     def _validate(self):
@@ -439,9 +391,9 @@ class _Run:
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")
         return (total[0] / total[1]).item()
 
-    def _save(self, improved, numbered=True):
-        """Writes `last`, and second names of it; the averaged weights are in the model, the others stored."""
-        new, last, old = (self.folder / name for name in ("last.new", "last", "last.old"))
+    def _save(self):
+        """Writes `last.new`; the averaged weights are in the model, the others stored."""
+        new = self.folder / "last.new"
         shutil.rmtree(new, ignore_errors=True)
         self.raw_model.save_pretrained(new)
         self.ema.restore(self.parameters)
@@ -466,29 +418,13 @@ class _Run:
             new / "optimizer.pt",
         )
 
-        # `last` comes last: a run killed before that goes on from the one before, and does all of this again
-        if improved:
-            _link_checkpoint(new, self.folder / "best")
-        if self.constants["KEEP_CHECKPOINTS"] and numbered:
-            _link_checkpoint(new, self.folder / f"step-{self.step:08d}")
-            for outdated in sorted(self.folder.glob("step-*"))[: -self.constants["KEEP_CHECKPOINTS"]]:
-                shutil.rmtree(outdated)
-        if last.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            last.rename(old)
-        new.rename(last)
-        shutil.rmtree(old, ignore_errors=True)
-
     # --- resuming ------------------------------------------------------------------------------------------------
 
     def _checkpoint_to_resume(self):
         """What `find_checkpoint` finds; removes what a kill left."""
         found = find_checkpoint(self.folder, self.constants["RESUME"])
         if self.accelerator.is_main_process:
-            remove_leftovers(self.folder)
-            is_last = found is not None and found.name == "last"
-            for path in [*self.folder.glob("*.new"), *([self.folder / "last.old"] if is_last else [])]:
-                shutil.rmtree(path, ignore_errors=True)
+            remove_unfinished(self.folder, found)
         self.accelerator.wait_for_everyone()
         return found
 
@@ -521,65 +457,6 @@ class _Run:
         self.ema.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
         self.ema.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
-
-
-class _MetricsLog:
-    """metrics.csv, its picture loss.png, and TensorBoard where it is installed."""
-
-    def __init__(self, folder, step):
-        self.folder, self.path = folder, folder / "metrics.csv"
-        self.rows = []
-        if step and self.path.exists():  # rows beyond the resumed step belong to what was lost
-            try:
-                with open(self.path, newline="") as file:
-                    self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
-            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-                raise InputError(f"{self.path} is damaged ({reason(error)}): restore it, or remove it") from error
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=step)
-        except ImportError:
-            self.board = None
-
-    def add(self, row):
-        self.rows.append(row)
-        with writing("metrics.csv", self.folder), replacing(self.path) as temporary:
-            pd.DataFrame(self.rows, columns=METRICS).to_csv(temporary, index=False)
-        if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, row["step"])
-        if row.get("validation_loss") is not None:
-            self._draw()
-
-    def _draw(self):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="tight")
-        axes = figure.subplots()
-        for name in ("loss", "validation_loss"):
-            points = [(int(row["step"]), float(row[name])) for row in self.rows if row.get(name) not in (None, "")]
-            axes.plot(*zip(*points), label=name.replace("_", " "), marker="." if name == "validation_loss" else "")
-        axes.set(xlabel="optimiser step", ylabel="loss", yscale="log")
-        axes.legend()
-        axes.grid(alpha=0.3)
-        figure.savefig(self.folder / "loss.png", dpi=120)
-
-
-def _link_checkpoint(source, target):
-    """A second name for a checkpoint's files (hard links where the disk has them), without the optimiser's state."""
-    new = target.with_name(target.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(source, new, copy_function=_link, ignore=shutil.ignore_patterns("optimizer.pt"))
-    shutil.rmtree(target, ignore_errors=True)
-    new.rename(target)
-
-
-def _link(source, target):
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _to_device(batch, device):

@@ -1,0 +1,83 @@
+"""The comparison that `make soak` rests on."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from benchmarks import soak
+from utils.errors import InputError
+
+
+def write_run(folder, speed=1.0, loss=0.5, shards=((0, 1, 2),), weights=b"abc"):
+    """What a run leaves: weights, metrics, and a cache whose shards hold these rows."""
+    cache = folder / "cache" / "moments"
+    cache.mkdir(parents=True)
+    (folder / "run" / "last").mkdir(parents=True)
+    (folder / "run" / "last" / "model.safetensors").write_bytes(weights)
+    (folder / "run" / "metrics.csv").write_text(f"step,loss,examples_per_second\n3,{loss},{speed}\n")
+    (cache / "fingerprint.json").write_text("{}")
+    for rows in shards:
+        name = f"shard-of-{len(list(folder.parent.rglob('*.npy')))}"
+        np.save(cache / f"{name}.npy", np.array([[row, row] for row in rows], np.float16))
+        (cache / f"{name}.keys.json").write_text(json.dumps({"keys": [f"key {row}" for row in rows]}))
+    return folder
+
+
+def compare(one, other):
+    return soak.differences(*(soak.contents(folder, ("run", "cache")) for folder in (one, other)))
+
+
+def test_speed_and_shards_make_no_difference(tmp_path):
+    one = write_run(tmp_path / "one")
+    other = write_run(tmp_path / "other", speed=7.0, shards=((2,), (1, 0)))
+    np.save(other / "cache" / "moments" / "unfinished.npy", np.zeros(3))  # its keys were never written
+    assert compare(one, other) == []
+    assert len(soak.contents(one, ("run", "cache"))) == 2 + 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: (run / "run/last/model.safetensors").write_bytes(b"abd"), "run/last/model.safetensors: differs"),
+        (lambda run: (run / "run/last/model.safetensors").unlink(), "run/last/model.safetensors: missing"),
+        (lambda run: (run / "run/.x.tmp").write_bytes(b""), "run/.x.tmp: not in the uninterrupted run"),
+        (
+            lambda run: (run / "run/metrics.csv").write_text("step,loss,examples_per_second\n3,0.6,1\n"),
+            "run/metrics.csv",
+        ),
+        (lambda run: next(run.rglob("*.keys.json")).write_text('{"keys": ["key 0"]}'), "cache/moments/key 1: missing"),
+        (
+            lambda run: np.save(next(run.rglob("*.npy")), np.array([[0, 0], [1, 1], [2, 3]], np.float16)),
+            "cache/moments/key 2: differs",
+        ),
+    ],
+)
+def test_a_changed_byte_a_missing_and_an_extra_file_are_noticed(tmp_path, change, said):
+    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other")
+    change(other)
+    assert compare(one, other)[0].startswith(said)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A place whose script counts the starts, and that ends at once, waits for a signal, or fails."""
+    (tmp_path / "waits.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "ends.py").write_text("print('done')\n")
+    (tmp_path / "fails.py").write_text("raise ValueError('broken')\n")
+    monkeypatch.setattr(soak, "REPOSITORY", tmp_path)
+    return soak.Place(tmp_path / "place", tmp_path / "no.toml")
+
+
+def test_a_run_meets_its_signal_or_ends_before(place):
+    assert place.run("waits", signal.SIGKILL, 0.05) is True
+    assert place.run("ends", signal.SIGKILL, 60) is False
+    assert place.run("ends") is False
+
+
+def test_a_run_that_fails_or_that_sigterm_ends_badly_is_an_error(place):
+    with pytest.raises(InputError, match="(?s)fails ended with 1 after no signal.*broken"):
+        place.run("fails")
+    with pytest.raises(InputError, match="waits ended with -15 after Terminated: begun"):
+        place.run("waits", signal.SIGTERM, 0.5)
