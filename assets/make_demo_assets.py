@@ -1,27 +1,36 @@
 """Makes assets/demo: tiny pretrained parts for the demo, in the on-disk formats of the real ones.
 
-    python -m assets.make_demo_assets                     # all parts, about an hour on 2 cores
+    python -m assets.make_demo_assets                     # all parts, hours on 2 cores
     python -m assets.make_demo_assets --PARTS vae,clip    # only some
 
-Reads:  nothing but drawn chests (utils/phantom.py), other patients than the demo's own
+Reads:  nothing but drawn chests (utils/phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
-        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit (diffusers), FOLDER/vit (timm local-dir),
-        FOLDER/bart (transformers)
+        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
+        FOLDER/vit (timm local-dir), FOLDER/bart (transformers); WORK, which the denoisers' trainings go on from
 
 What each part has seen, as its model in the paper's setting has seen the world before it meets a chest X-ray:
 the VAE only pixels; the image tower and the text encoder images with their prompts (and, as a training aid, the
-findings); U-Net and U-ViT drawn chests *without* labels or prompts; the prior's ViT latents and which findings are
-present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise.
+findings); U-Net and U-ViT drawn chests with prompts, as Stable Diffusion's U-Net had, and no reference images;
+uvit_unprompted, with which the ablation begins, chests *without* prompts; the prior's ViT latents and which findings
+are present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise.
+
+The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better; a
+second run goes on where one was cut.
+@COST@
 """
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
@@ -31,26 +40,38 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from assets.demo_bart import make_bart
-from utils.constants import override_constants
-from utils.diffusion import training_target
-from utils.errors import run
+from utils.constants import REPOSITORY, override_constants
+from utils.diffusion import PromptedDenoiser
+from utils.errors import InputError, run
 from utils.findings import FINDINGS, PRESENT, to_prompt
 from utils.latents import draw_latents, encode_moments, load_vae
 from utils.phantom import random_chest, random_findings, write_report
-from uvit.model import UViT
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("vae", "decoder", "clip", "uvit", "unet", "vit", "bart")  # which to make; those up to vit need the vae
+PARTS = ("vae", "decoder", "clip", "uvit", "unprompted", "unet", "vit", "bart")  # which to make, in this order
+CONFIG = "assets/parts.toml"  # how the denoisers are pretrained
+WORK = "parts"  # where they are while they train: drawn chests, cache and runs (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
 DRAWN = ""  # a .npz file that keeps them between two runs (a file to write or empty; empty: draw afresh)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
-WIDTH = 128  # of the text encoder, of the image tower and of the U-ViT (2 to 16384)
+WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
+_UNPROMPTED = (
+    "--DROP_REFERENCE",
+    0.0,
+    "--DROP_BOTH",
+    1.0,
+    "--PATCH_SIZE",
+    2,
+    "--MAX_STEPS",
+    5300,
+)  # what differs there
+UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)
-DECODER_STEPS = 1500  # of 16 images, after them, the encoder left as it is (1 or more)
+DECODER_STEPS = 2700  # of 16 images, after them, the encoder left as it is (1 or more)
+CRITIC_FROM = 1500  # step from which on the decoder has a critic (0 or more)
+CRITIC_WEIGHT = 0.1  # of the decoder's critic against the error of the pixels (0 or more)
 CLIP_STEPS = 1200  # of 64 pairs (1 or more)
-UVIT_STEPS = 4000  # of 32 latents (1 or more)
-UNET_STEPS = 1800  # of 32 latents (1 or more)
 VIT_STEPS = 4000  # of 64 latents (1 or more)
 REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them (1 or more)
 BART_STEPS = 5000  # of 32 reports (1 or more)
@@ -127,23 +148,60 @@ def make_vae(folder, images, steps):
 
 
 def refine_decoder(folder, images, steps):
-    """More steps for the VAE's decoder alone, so that thin lines come back; the latents stay what they are."""
+    """The decoder alone, trained on against a critic of patches; the encoder, and with it the latents, stay what they are.
+
+    The absolute error alone blurs what the latents leave open: thin lines, streaks, the film's grain. The critic (hinge
+    loss, as of Stable Diffusion's autoencoder; Esser et al. 2021) asks for images that look drawn.
+    """
     vae = load_vae(folder).to(memory_format=torch.channels_last)
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-
-    def compute_loss(step):
+    critic = _critic().to(memory_format=torch.channels_last)
+    optimizers = [
+        torch.optim.AdamW(network.parameters(), lr=5e-4, betas=(0.5, 0.9), weight_decay=0.01)
+        for network in (decoder, critic)
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(one, 5e-4, total_steps=steps, pct_start=0.05, cycle_momentum=False)
+        for one in optimizers
+    ]
+    progress = tqdm(range(steps), "decoder", mininterval=5)
+    for step in progress:
         pixels = to_pixels(images[np.random.default_rng((SEED, 1, step)).integers(len(images), size=16)])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            with torch.no_grad():
-                latents = vae.encode(pixels).latent_dist.sample()
-            decoded = vae.decode(latents).sample.float()
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.sample()
+        decoded = vae.decode(latents).sample
         error = decoded - pixels
-        return (
-            error.abs().mean() + 4 * error.square().mean() + sum(error.diff(dim=axis).abs().mean() for axis in (2, 3))
-        )
-
-    train(decoder.parameters(), compute_loss, steps, 2e-3, "decoder")
+        off = error.abs().mean() + 4 * error.square().mean() + sum(error.diff(dim=axis).abs().mean() for axis in (2, 3))
+        if step < CRITIC_FROM:
+            _step(optimizers[0], off)
+        else:
+            critic.requires_grad_(False)
+            _step(optimizers[0], off - CRITIC_WEIGHT * critic(decoded).mean())
+            critic.requires_grad_(True)
+            _step(optimizers[1], F.relu(1 - critic(pixels)).mean() + F.relu(1 + critic(decoded.detach())).mean())
+        for schedule in schedules:
+            schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(off=f"{off.item():.4f}")
     _save(vae, folder / "vae")
+
+
+def _critic():
+    """(B, 3, S, S) => (B, 1, S / 4, S / 4): how drawn each patch looks."""
+
+    def layer(channels_in, channels_out, kernel, stride):
+        convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=1)
+        return [nn.utils.parametrizations.spectral_norm(convolution), nn.LeakyReLU(0.2)]
+
+    layers = [(3, 32, 3, 1), (32, 32, 4, 2), (32, 64, 3, 1), (64, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1)]
+    return nn.Sequential(*[part for sizes in layers for part in layer(*sizes)][:-1])
+
+
+def _step(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
 
 
 def make_tokenizer(folder, prompts):
@@ -240,51 +298,53 @@ def moments_of(images, vae):
     )
 
 
-def make_denoiser(denoiser, predict, folder, base_model, images, steps, name):
-    """Pretrains a denoiser on latents of drawn chests without labels or prompts, for the velocity."""
-    vae = load_vae(base_model)
-    schedule = DDPMScheduler.from_pretrained(base_model, subfolder="scheduler", prediction_type="v_prediction")
-    moments = moments_of(images, vae)
+def pretrain(script, run, *arguments):
+    """Trains a denoiser with one of the project's own scripts, on chests of its own => its best checkpoint.
 
-    def compute_loss(step):
-        generator = torch.Generator().manual_seed(SEED + step)
-        batch = moments[torch.randint(len(moments), (32,), generator=generator)]
-        noise = torch.randn((2, *batch.chunk(2, dim=1)[0].shape), generator=generator)
-        latents = draw_latents(batch, noise[0], vae.config.scaling_factor)
-        timesteps = torch.randint(schedule.config.num_train_timesteps, (32,), generator=generator)
-        noisy = schedule.add_noise(latents, noise[1], timesteps)
-        return F.mse_loss(predict(noisy, timesteps), training_target(schedule, latents, noise[1], timesteps))
-
-    train(denoiser.parameters(), compute_loss, steps, 1e-3, name)
-    _save(denoiser, folder)
+    run: the folder under WORK that it trains in, and goes on in when it was cut.
+    """
+    work = Path(WORK)
+    if not list(work.glob("phantom/*-split.csv*")):  # of all that is drawn the tables come last
+        _run("-m", "utils.phantom", "--config", CONFIG, "--OUTPUT_ROOT", work / "phantom")
+    places = {"--DATA_ROOT": work / "phantom", "--CACHE_DIR": work / "cache", "--RUN_DIR": work / run}
+    _run(script, "--config", CONFIG, *(part for place in places.items() for part in place), *arguments)
+    return PromptedDenoiser.from_pretrained(work / run / "best")
 
 
-def make_uvit(folder, images, steps):
-    uvit = UViT(img_size=IMAGE_SIZE // 4, embed_dim=WIDTH, depth=6, num_heads=4)
-    no_prompt = torch.zeros(32, 1, WIDTH)
-    make_denoiser(
-        uvit, lambda *x: uvit(*x, no_prompt), folder / "uvit", str(folder / "base_model"), images, steps, "uvit"
-    )
+def _run(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    print("$", shlex.join(command), flush=True)
+    if subprocess.run(command, cwd=REPOSITORY).returncode:
+        raise InputError(f"{arguments[0]} failed, see above; a second run goes on where this one ended")
 
 
-def make_unet(folder, images, steps):
-    unet = UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 4,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 40, 40),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    no_prompt = torch.zeros(32, 1, WIDTH)
-    make_denoiser(
-        unet, lambda *x: unet(*x, no_prompt).sample, folder / "base_model" / "unet", str(folder / "base_model"), images,
-        steps, "unet",
-    )  # fmt: skip
+def make_uvit(folder, run, *arguments):
+    """A U-ViT, and the fusion of its prompts in folder/fusion."""
+    trained = pretrain("train_diffusion_clipUViT.py", run, *arguments)
+    _save(trained.denoiser, folder)
+    _save(trained.fusion, folder / "fusion")
+
+
+def make_unet(folder):
+    """The U-Net of the Stable-Diffusion-like folder."""
+    start = Path(WORK) / "base_model"  # the same folder, with an untrained U-Net
+    if not start.exists():
+        whole = start.with_name(".base_model.tmp")
+        shutil.copytree(folder, whole, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
+        UNet2DConditionModel(
+            sample_size=IMAGE_SIZE // 4,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=UNET_CHANNELS,
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        ).save_pretrained(whole / "unet")
+        whole.rename(start)
+    _save(pretrain("train_diffusion_clipSD.py", "clipSD", "--BASE_MODEL", start).denoiser, folder / "unet")
 
 
 def make_vit(folder, images, labels, steps):
@@ -337,9 +397,11 @@ def main():
     if "clip" in PARTS:
         make_clip(folder, images, labels, CLIP_STEPS)
     if "uvit" in PARTS:
-        make_uvit(folder, images, UVIT_STEPS)
+        make_uvit(folder / "uvit", "clipUViT")
+    if "unprompted" in PARTS:
+        make_uvit(folder / "uvit_unprompted", "unprompted", *_UNPROMPTED)
     if "unet" in PARTS:
-        make_unet(folder, images, UNET_STEPS)
+        make_unet(folder / "base_model")
     if "vit" in PARTS:
         make_vit(folder, images, labels, VIT_STEPS)
     if "bart" in PARTS:

@@ -2,8 +2,8 @@
 
     make demo && python -m assets.make_pictures
 
-Reads:  DATA_ROOT (a finished demo): its drawn tree, a synthetic tree with reports, a run's previews, an evaluation, the page
-Writes: FOLDER/{pairs,previews,page}.jpg and FOLDER/auroc.png, each small; the page needs a Chromium on the PATH
+Reads:  DATA_ROOT (a finished demo): its drawn tree, a synthetic tree with reports, an evaluation, the page
+Writes: FOLDER/{pairs,first,page}.jpg and FOLDER/auroc.png, each small; the page needs a Chromium on the PATH
 """
 
 from utils.constants import check_command_line, override_constants
@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.errors import InputError, run, say
+from utils.first_images import PICTURE
 from utils.mimic_cxr import PROVENANCE_FILE, read_table
 
 DATA_ROOT = "demo"  # the folder that `make demo` filled
-BACKBONE = "clipUViT"  # whose images and previews are shown (clipUViT or clipSD)
+BACKBONE = "clipUViT"  # whose images are shown (clipUViT or clipSD)
 FOLDER = "docs/pictures"  # where the pictures go (a folder to write)
 PAIRS = 5  # rows of the picture of pairs: the first requests of the tree, none chosen (1 to 20)
-PREVIEWS = 4  # previews of a training, evenly spaced (1 to 20)
+ENLARGED = 2  # times that the picture of the first images is enlarged (1 to 16)
 QUALITY = 85  # of the JPEGs (1 to 95)
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in this order
 
@@ -56,19 +57,13 @@ def draw_pairs(tree, references, count, path):
     save(figure, path)
 
 
-def draw_previews(folder, count, path):
-    """Previews of one training, one above the other: real images above, what the model makes of their prompts below."""
-    previews = sorted(Path(folder).glob("step-*.png"))
-    if not previews:
-        raise InputError(f"there are no previews in {folder}; run `make demo` first")
-    shown = [previews[round(place * (len(previews) - 1) / max(1, count - 1))] for place in range(count)]
-    shown = list(dict.fromkeys(shown))
-    figure = Figure(figsize=(8, 2.2 * len(shown)), layout="constrained")
-    for axes, preview in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown):
-        axes.imshow(Image.open(preview), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"after {int(preview.stem.split('-')[1]):,} steps", fontsize=9)
-        axes.axis("off")
-    save(figure, path)
+def enlarge(picture, path):
+    """The picture of a tree's first images (utils/first_images.py), with visible pixels."""
+    if not Path(picture).is_file():
+        raise InputError(f"there is no {picture}; run `make demo` first")
+    with Image.open(picture) as first:
+        size = (ENLARGED * first.width, ENLARGED * first.height)
+        first.resize(size, Image.Resampling.NEAREST).save(path, quality=QUALITY)
 
 
 def photograph(page, path):
@@ -103,7 +98,7 @@ def main():
     demo, folder = Path(DATA_ROOT), Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     draw_pairs(demo / "synthetic" / BACKBONE, read_table(demo / "phantom"), PAIRS, folder / "pairs.jpg")
-    draw_previews(demo / "runs" / BACKBONE / "previews", PREVIEWS, folder / "previews.jpg")
+    enlarge(demo / "synthetic" / BACKBONE / PICTURE, folder / "first.jpg")
     shutil.copyfile(demo / "evaluation" / BACKBONE / "auroc.png", folder / "auroc.png")
     photograph(demo / "synthetic" / f"{BACKBONE}.html", folder / "page.jpg")
     for path in sorted(folder.iterdir()):

@@ -27,10 +27,11 @@ from utils.errors import InputError, run, writing
 CONFIG = "demo.toml"  # the constants of all three scripts
 OUTPUT = "demo/ablation"  # folder of runs, images and the table (a folder to write)
 SEEDS = (1, 2, 3)  # of training and sampling; the spread needs 3 or more seeds (each 0 or more)
-MAX_STEPS = 0  # optimiser steps a training (0 or more; 0: as CONFIG says)
+MAX_STEPS = 2600  # optimiser steps a training (0 or more; 0: as CONFIG says)
 MAX_LABELS = 200  # label vectors of the test split, an image each (0 or more; 0: all)
-TRAINING = ""  # further constants of the training, e.g. "--BATCH_SIZE 16"
-SAMPLING = ""  # further constants of the sampling, the same for both, e.g. "--STEPS 50"
+# further constants of the training: above all a start that saw no prompt of either kind
+TRAINING = "--INITIAL_WEIGHTS assets/demo/uvit_unprompted --PATCH_SIZE 2 --LEARNING_RATE 1e-3"
+SAMPLING = "--TEXT_GUIDANCE 3.5 --REFERENCE_GUIDANCE 3.5"  # further constants of the sampling, the same for both
 EVALUATION = ""  # further constants of the evaluation
 
 _VARIANTS = {  # what differs: constants of the training, constants of the sampling

@@ -1,0 +1,218 @@
+"""Where is quality lost, and which guidance costs least of it? The parts of the image module, one at a time by the truth.
+
+    python -m benchmarks.fidelity --CHECKPOINT demo/runs/clipUViT/best --SPLIT validate
+    python -m benchmarks.fidelity --CHECKPOINT runs/clipUViT/best --JUDGE_MODEL resnet18 --JUDGE_STEPS 8000
+
+The same rows of SPLIT, their prompts, references and seeds, in every line of the table:
+
+    real images             as they are: what a perfect module could reach, and the floor of every distance
+    through the VAE         encoded and decoded: what the latents keep
+    denoised from 25 %      noise of so many of the schedule's steps on the true latents, taken away again with the true
+                            prompt and no guidance; 100 % differs from sampling only in where it starts
+    sampled                 from noise, for each of VARIANTS
+
+All are compared with images of the train split, on which the judge is trained as well; so the first line is no 0.
+
+Reads:  CHECKPOINT (of either backbone), DATA_ROOT, the frozen encoders that the checkpoint names
+Writes: OUTPUT/fidelity.md, fidelity.png (the first 16 rows of each line, none chosen)
+Prints: the table: network calls an image, FID and KID (features of the judge), AUROC of the asked findings with its 95 %
+        interval, recall, coverage
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from utils.constants import override_constants
+from utils.diffusion import ALL_NOISE
+from utils.errors import InputError, replacing, run, say, writing
+from utils.judges import JudgeSettings, extract, file_reader, image_judge
+from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_pixels
+from utils.metrics import auroc_table, frechet_distance, kernel_distance, neighbourhood_metrics, positives
+from utils.mimic_cxr import read_table
+from utils.plan import label_vectors, plan_requests
+from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.references import ReferencePool
+from utils.report import markdown
+from utils.seeds import draw_rows
+from utils.synthesis import check_settings, draw_batch
+from utils.training import make_accelerator
+from utils.weights import load_vision
+
+CHECKPOINT = "demo/runs/clipUViT/best"  # of either denoiser
+DATA_ROOT = ""  # the CXR tree; empty: the one trained on
+OUTPUT = "demo/fidelity"  # folder of the table and the picture (a folder to write)
+SPLIT = "validate"  # whose rows (train, validate or test)
+IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
+COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # shares of the schedule's steps to denoise from (each 0 to 1)
+VARIANTS = (  # condition, guidance, and where less than all: the lowest and the highest noise level of guidance
+    "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
+)  # fmt: skip
+SCHEDULER = "DPMSolverMultistep"  # of all lines
+STEPS = 25  # denoising steps (1 to 1000)
+BATCH_SIZE = 32  # images at a time (1 to 65536)
+CACHE_DIR = "demo/cache"  # of the judge, pixels and references (a folder to write)
+JUDGE_MODEL = "test_resnet"  # any timm classifier
+JUDGE_IMAGE_SIZE = 64  # pixels (32 to 4096)
+JUDGE_STEPS = 300  # optimiser steps (1 to 1000000)
+JUDGE_LEARNING_RATE = 5e-3  # of AdamW (above 0, 1 at most)
+NEIGHBOURS = 5  # of recall and coverage (1 or more)
+SEED = 1234  # of noise, references, draws and the judge (0 or more)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+PRECISION = "no"  # of the denoiser's arithmetic (auto, no, bf16 or fp16)
+NUM_WORKERS = 0  # threads that decode images (0 to 256)
+
+_PICTURED = 16  # images of each line in the picture
+
+
+class Module:
+    """The image module of a checkpoint, on the rows of one split: `images` of any line of the table."""
+
+    def __init__(
+        self, checkpoint, table, split, count, cache_dir, scheduler, steps, batch_size, threads, seed, accelerator
+    ):
+        self.accelerator, self.batch_size = accelerator, batch_size
+        self.model, training = load_vision(checkpoint, _denoiser_of(checkpoint))
+        trained = training["constants"]
+        device = accelerator.device
+        self.model = self.model.to(device).eval()
+        self.vae = load_vae(trained["BASE_MODEL"], device)
+        pooled = type(self.model.denoiser).__name__ == "UViT"
+        self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device)
+        encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
+        self.pool = ReferencePool(table, encoder, self.model.fusion, cache_dir, batch_size, threads, accelerator)
+        self.image_size = trained["IMAGE_SIZE"]
+        self.settings = {"steps": steps, "scheduler": scheduler, "checkpoint_sha256": ""}
+        self.shape = latent_shape(self.vae, self.image_size)
+        vectors = label_vectors("", "", table, split, count, seed)
+        settings = {**self.settings, **_guidance("both 1")}
+        requests, _ = plan_requests(vectors, 1, self.pool, settings, str(checkpoint), seed, "")
+        self.pool.prepare(requests.reference_dicom_id)
+        self.requests = requests
+        self.rows = table.set_index("dicom_id").loc[requests.source].reset_index()  # the real images of the requests
+        self.calls = 0
+
+    def images(self, variant, strength=None):
+        """Images (N, S, S) uint8 and network calls an image; strength: denoised from there, None: from noise alone."""
+        settings = {**self.settings, **_guidance(variant)}
+        check_settings(settings, self.model.schedule)
+        calls = []
+        hook = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
+        made = []
+        for start in range(0, len(self.requests), self.batch_size):
+            batch = self.requests.iloc[start : start + self.batch_size]
+            true = None if strength is None else (self.latents(start), strength)
+            latents = draw_batch(
+                batch, settings, self.model, self.text_encoder, self.pool, self.shape, self.accelerator, true
+            )
+            made.append(decode_latents(self.vae, latents))
+        hook.remove()
+        return np.concatenate(made), sum(calls) / len(self.requests)
+
+    def latents(self, start):
+        """The true latents of one batch of rows, the posterior's mean, (B, C, h, w) at unit variance."""
+        paths = self.rows["image_path"].iloc[start : start + self.batch_size]
+        moments = encode_moments(self.vae, torch.stack([read_pixels(path, self.image_size) for path in paths]))
+        return moments.chunk(2, dim=1)[0] * self.vae.config.scaling_factor
+
+    def through_the_vae(self):
+        starts = range(0, len(self.rows), self.batch_size)
+        return np.concatenate([decode_latents(self.vae, self.latents(start)) for start in starts])
+
+
+def _denoiser_of(checkpoint):
+    try:
+        return json.loads((Path(checkpoint) / "config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"there is no checkpoint {checkpoint}: set CHECKPOINT to a folder such as runs/clipUViT/best"
+        ) from error
+
+
+def _guidance(variant):
+    """ "both 3.5 0.3 5" => the settings of a sampler."""
+    words = variant.split()
+    try:
+        guidance, low, high = [*map(float, words[1:]), *(0.0, ALL_NOISE)[: 4 - len(words)]]
+    except ValueError as error:
+        raise InputError(
+            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level"
+        ) from error
+    return {
+        "condition": words[0], "text_guidance": guidance, "reference_guidance": guidance, "guidance_low": low,
+        "guidance_high": high,
+    }  # fmt: skip
+
+
+def array_reader(images, image_size):
+    """row => pixels (1, S, S) in [-1, 1] of images (N, H, W) uint8, at another size if need be."""
+
+    def read(row):
+        image = Image.fromarray(images[row])
+        if image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).float().div(127.5).sub(1)[None]
+
+    return read
+
+
+def main():
+    override_constants(globals())
+    accelerator = make_accelerator(DEVICE, PRECISION)
+    trained = load_vision(CHECKPOINT, _denoiser_of(CHECKPOINT))[1]["constants"]
+    table = read_table(
+        DATA_ROOT or trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False
+    )
+    train, validation = (table[table.split == split].reset_index(drop=True) for split in ("train", "validate"))
+    settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED)
+    judge = image_judge(train, validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
+    compared = train.iloc[draw_rows(len(train), COMPARED, SEED, "compared")]
+    module = Module(
+        CHECKPOINT, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, NUM_WORKERS, SEED, accelerator
+    )
+
+    def see(read, count):
+        return extract(judge, read, count, accelerator.device, BATCH_SIZE, NUM_WORKERS)
+
+    truth, _ = see(file_reader(compared.image_path.tolist(), JUDGE_IMAGE_SIZE), len(compared))
+    asked, lines, pictures = positives(module.rows), [], []
+
+    def line(name, images, calls=0):
+        features, probabilities = see(array_reader(images, JUDGE_IMAGE_SIZE), len(images))
+        mean = auroc_table(asked, probabilities, judge.known, seed=SEED).loc["mean"]
+        near = neighbourhood_metrics(truth, features, NEIGHBOURS)
+        lines.append({
+            "images": name, "calls": f"{calls:.1f}", "FID": frechet_distance(truth, features),
+            "KID": kernel_distance(truth, features, SEED)[0],
+            "AUROC": f"{mean.auroc:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
+            "recall": near["recall"], "coverage": near["coverage"],
+        })  # fmt: skip
+        pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
+        say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in lines[-1].values()))
+
+    paths = module.rows.image_path
+    real = np.stack(
+        [read_pixels(path, module.image_size)[0].add(1).mul(127.5).round().byte().numpy() for path in paths]
+    )
+    line("real images", real)
+    line("through the VAE", module.through_the_vae())
+    for strength in STRENGTHS:
+        line(f"denoised from {strength:.0%}", *module.images("both 1", strength))
+    for variant in VARIANTS:
+        line(f"sampled, {variant}", *module.images(variant))
+    text = markdown(pd.DataFrame(lines))
+    with writing("the table", OUTPUT):
+        Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+        (Path(OUTPUT) / "fidelity.md").write_text(text + "\n", encoding="utf-8")
+        with replacing(Path(OUTPUT) / "fidelity.png") as temporary:
+            Image.fromarray(np.concatenate(pictures)).save(temporary, format="PNG")
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)
