@@ -101,6 +101,7 @@ def test_two_samplers_at_once(config, runs, made):  # noqa: F811
         ({"STEPS": 2000}, ["STEPS", "2000"]),
         ({"TEXT_GUIDANCE": "1e999"}, ["TEXT_GUIDANCE", "inf"]),
         ({"REFERENCE_GUIDANCE": "1e999"}, ["REFERENCE_GUIDANCE", "inf"]),
+        ({"GUIDANCE_LOW": 5.0, "GUIDANCE_HIGH": 2.0}, ["GUIDANCE_LOW 5.0", "GUIDANCE_HIGH 2.0"]),
         ({"SCHEDULER": "Nothing"}, ["SCHEDULER", "Nothing"]),
         ({"CONDITION": "words"}, ["CONDITION", "words"]),
     ],
