@@ -58,16 +58,8 @@ DRAWN = ""  # a .npz file that keeps them between two runs (a file to write or e
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-_UNPROMPTED = (
-    "--DROP_REFERENCE",
-    0.0,
-    "--DROP_BOTH",
-    1.0,
-    "--PATCH_SIZE",
-    2,
-    "--MAX_STEPS",
-    5300,
-)  # what differs there
+# what differs in the training of uvit_unprompted
+_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0", "--PATCH_SIZE", "2", "--MAX_STEPS", "5300")
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)
 DECODER_STEPS = 2700  # of 16 images, after them, the encoder left as it is (1 or more)
@@ -107,19 +99,22 @@ def to_pixels(images):
 
 def train(parameters, compute_loss, steps, learning_rate, name):
     """AdamW with one cycle of the learning rate; compute_loss(step) => scalar."""
-    parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     progress = tqdm(range(steps), name, mininterval=5)
     for step in progress:
         loss = compute_loss(step)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        _step(optimizer, loss)
         schedule.step()
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.4f}")
+
+
+def _step(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
 
 
 def make_vae(folder, images, steps):
@@ -197,13 +192,6 @@ def _critic():
 
     layers = [(3, 32, 3, 1), (32, 32, 4, 2), (32, 64, 3, 1), (64, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1)]
     return nn.Sequential(*[part for sizes in layers for part in layer(*sizes)][:-1])
-
-
-def _step(optimizer, loss):
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-    optimizer.step()
 
 
 def make_tokenizer(folder, prompts):

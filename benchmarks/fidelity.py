@@ -19,7 +19,6 @@ Prints: the table: network calls an image, FID and KID (features of the judge), 
         interval, recall, coverage
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,12 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from utils.checkpoints import read_training
 from utils.constants import override_constants
-from utils.diffusion import ALL_NOISE
+from utils.diffusion import ALL_NOISE, PromptedDenoiser
 from utils.errors import InputError, replacing, run, say, writing
-from utils.judges import JudgeSettings, extract, file_reader, image_judge
-from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_pixels
+from utils.judges import JudgeSettings, extract, file_reader, image_judge, pixel_reader
+from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_grey, read_pixels
 from utils.metrics import auroc_table, frechet_distance, kernel_distance, neighbourhood_metrics, positives
 from utils.mimic_cxr import read_table
 from utils.plan import label_vectors, plan_requests
@@ -41,7 +41,6 @@ from utils.report import markdown
 from utils.seeds import draw_rows
 from utils.synthesis import check_settings, draw_batch
 from utils.training import make_accelerator
-from utils.weights import load_vision
 
 CHECKPOINT = "demo/runs/clipUViT/best"  # of either denoiser
 DATA_ROOT = ""  # the CXR tree; empty: the one trained on
@@ -74,13 +73,12 @@ class Module:
     """The image module of a checkpoint, on the rows of one split: `images` of any line of the table."""
 
     def __init__(
-        self, checkpoint, table, split, count, cache_dir, scheduler, steps, batch_size, threads, seed, accelerator
+        self, model, trained, table, split, count, cache_dir, scheduler, steps, batch_size, threads, seed, accelerator
     ):
+        """model: PromptedDenoiser; trained: the constants of its training; table: the real rows of all splits."""
         self.accelerator, self.batch_size = accelerator, batch_size
-        self.model, training = load_vision(checkpoint, _denoiser_of(checkpoint))
-        trained = training["constants"]
         device = accelerator.device
-        self.model = self.model.to(device).eval()
+        self.model = model.to(device).eval()
         self.vae = load_vae(trained["BASE_MODEL"], device)
         pooled = type(self.model.denoiser).__name__ == "UViT"
         self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device)
@@ -91,11 +89,10 @@ class Module:
         self.shape = latent_shape(self.vae, self.image_size)
         vectors = label_vectors("", "", table, split, count, seed)
         settings = {**self.settings, **_guidance("both 1")}
-        requests, _ = plan_requests(vectors, 1, self.pool, settings, str(checkpoint), seed, "")
+        requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
         self.pool.prepare(requests.reference_dicom_id)
         self.requests = requests
         self.rows = table.set_index("dicom_id").loc[requests.source].reset_index()  # the real images of the requests
-        self.calls = 0
 
     def images(self, variant, strength=None):
         """Images (N, S, S) uint8 and network calls an image; strength: denoised from there, None: from noise alone."""
@@ -125,15 +122,6 @@ class Module:
         return np.concatenate([decode_latents(self.vae, self.latents(start)) for start in starts])
 
 
-def _denoiser_of(checkpoint):
-    try:
-        return json.loads((Path(checkpoint) / "config.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"there is no checkpoint {checkpoint}: set CHECKPOINT to a folder such as runs/clipUViT/best"
-        ) from error
-
-
 def _guidance(variant):
     """ "both 3.5 0.3 5" => the settings of a sampler."""
     words = variant.split()
@@ -149,22 +137,18 @@ def _guidance(variant):
     }  # fmt: skip
 
 
-def array_reader(images, image_size):
-    """row => pixels (1, S, S) in [-1, 1] of images (N, H, W) uint8, at another size if need be."""
-
-    def read(row):
-        image = Image.fromarray(images[row])
-        if image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).float().div(127.5).sub(1)[None]
-
-    return read
+def _resized(images, image_size):
+    """Images (N, S, S) uint8 at another size if need be, as `read_pixels` resizes."""
+    if images.shape[1] == image_size:
+        return images
+    size = (image_size, image_size)
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images])
 
 
 def main():
     override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
-    trained = load_vision(CHECKPOINT, _denoiser_of(CHECKPOINT))[1]["constants"]
+    model, trained = PromptedDenoiser.from_pretrained(CHECKPOINT), read_training(CHECKPOINT)["constants"]
     table = read_table(
         DATA_ROOT or trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False
     )
@@ -173,7 +157,7 @@ def main():
     judge = image_judge(train, validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
     compared = train.iloc[draw_rows(len(train), COMPARED, SEED, "compared")]
     module = Module(
-        CHECKPOINT, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, NUM_WORKERS, SEED, accelerator
+        model, trained, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, NUM_WORKERS, SEED, accelerator
     )
 
     def see(read, count):
@@ -183,7 +167,7 @@ def main():
     asked, lines, pictures = positives(module.rows), [], []
 
     def line(name, images, calls=0):
-        features, probabilities = see(array_reader(images, JUDGE_IMAGE_SIZE), len(images))
+        features, probabilities = see(pixel_reader(_resized(images, JUDGE_IMAGE_SIZE), range(len(images))), len(images))
         mean = auroc_table(asked, probabilities, judge.known, seed=SEED).loc["mean"]
         near = neighbourhood_metrics(truth, features, NEIGHBOURS)
         lines.append({
@@ -195,11 +179,7 @@ def main():
         pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
         say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in lines[-1].values()))
 
-    paths = module.rows.image_path
-    real = np.stack(
-        [read_pixels(path, module.image_size)[0].add(1).mul(127.5).round().byte().numpy() for path in paths]
-    )
-    line("real images", real)
+    line("real images", np.stack([read_grey(path, module.image_size) for path in module.rows.image_path]))
     line("through the VAE", module.through_the_vae())
     for strength in STRENGTHS:
         line(f"denoised from {strength:.0%}", *module.images("both 1", strength))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import replacing, writing
-from utils.latents import read_pixels
+from utils.latents import read_grey
 from utils.plan import NOBODY
 from utils.references import NONE, References
 from utils.seeds import keyed_generator
@@ -44,6 +44,6 @@ def _block(paths, image_size):
 
 def _grey(path, image_size):
     try:
-        return read_pixels(path, image_size)[0].add(1).mul(127.5).round().byte().numpy()
+        return read_grey(path, image_size)
     except ValueError:  # missing or damaged, and named by whoever needed it
         return np.zeros((image_size, image_size), dtype=np.uint8)

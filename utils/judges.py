@@ -30,7 +30,7 @@ from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_finite
 from utils.errors import InputError, reason, remove_leftovers, replacing, say, writing
 from utils.findings import FINDINGS
-from utils.latents import PREPROCESSING, read_pixels
+from utils.latents import PREPROCESSING, read_grey, read_pixels
 from utils.metrics import enough, positives
 from utils.seeds import keyed_seed
 
@@ -77,10 +77,15 @@ def cache_pixels(table, image_size, cache_dir, accelerator, threads=0):
     cache = FeatureCache(f"{cache_dir}/pixels-{image_size}", fingerprint)
     keys, paths = image_keys(table), table["image_path"].tolist()
 
-    def load(row):
-        return (read_pixels(paths[row], image_size)[0].add(1) * 127.5).round().to(torch.uint8).numpy()
-
-    readable = cache.fill(keys, load, np.stack, 256, accelerator, f"pixels at {image_size}", threads)
+    readable = cache.fill(
+        keys,
+        lambda row: read_grey(paths[row], image_size),
+        np.stack,
+        256,
+        accelerator,
+        f"pixels at {image_size}",
+        threads,
+    )
     return cache, keys, readable
 
 

@@ -55,6 +55,11 @@ def read_pixels(path, size):
     return torch.from_numpy(pixels).expand(3, size, size)
 
 
+def read_grey(path, size):
+    """An image file => (size, size) uint8; ValueError as `read_pixels`, which it reads by."""
+    return read_pixels(path, size)[0].add(1).mul(127.5).round().byte().numpy()
+
+
 def _check_picture(image):
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a JPEG with previews behind it; the first one is the picture
