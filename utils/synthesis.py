@@ -35,9 +35,6 @@ def check_settings(settings, schedule):
     low, high = settings["guidance_low"], settings["guidance_high"]
     if not 0 <= low <= high:
         raise InputError(f"GUIDANCE_LOW {low} and GUIDANCE_HIGH {high} hold no noise level: the first is the lower one")
-    low, high = settings["guidance_low"], settings["guidance_high"]
-    if not 0 <= low <= high:
-        raise InputError(f"GUIDANCE_LOW {low} and GUIDANCE_HIGH {high} hold no noise level: the first is the lower one")
     longest = schedule.config.num_train_timesteps
     if not 1 <= settings["steps"] <= longest:
         raise InputError(f"STEPS is {settings['steps']}; it has to be 1 to {longest}, the steps of the noise schedule")
