@@ -38,7 +38,7 @@ from utils.evaluation import (
     with_references,
 )
 from utils.gallery import write_page
-from utils.judges import ChexbertJudge, JudgeSettings, image_judge, load_extractor, try_judge
+from utils.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
 from utils.latents import latent_shape, load_vae
 from utils.metrics import positives
 from utils.mimic_cxr import read_table, split_rows
@@ -66,7 +66,7 @@ DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 t
 IMAGE_SIZE = 256  # pixels, for MS-SSIM and the latents (16 to 4096)
 # clinical efficacy
 CLASSIFIER = "judge"  # of images (judge or torchxrayvision)
-TEXT_JUDGE = "tfidf"  # of reports (tfidf or chexbert)
+TEXT_JUDGE = "tfidf"  # of reports (tfidf, rules or chexbert)
 RADGRAPH = False  # RadGraph F1 of reports, by the package radgraph
 BOOTSTRAP = 1000  # draws of images for the 95 % intervals (1 to 1000000)
 DOWNSTREAM = True  # train the judge on synthetic, and on real and synthetic images, and test it on real ones
@@ -158,10 +158,12 @@ def read_written(folder, table):
 
 
 def load_foreign(features, classifier, text_judge, device):
-    """What is not trained here: ({name: Extractor}, CheXbert or None), loaded before anything else is done."""
+    """What is not trained here: ({name: Extractor}, a text judge or None), loaded before anything else is done."""
     names = {*features, classifier} - {"judge"}
     extractors = {name: load_extractor(name, device) for name in sorted(names)}
-    return extractors, ChexbertJudge(device) if text_judge == "chexbert" else None
+    if text_judge == "chexbert":
+        return extractors, ChexbertJudge(device)
+    return extractors, RulesJudge() if text_judge == "rules" else None
 
 
 def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgraph, seed):
@@ -194,7 +196,7 @@ def check(tables, settings, written, base_model, image_size, cache_dir, output, 
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, "no")
-    extractors, chexbert = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
+    extractors, ready = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     stopwatch = Stopwatch()
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
     settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
@@ -231,7 +233,7 @@ def main():
         result["downstream"] = downstream_utility(judge, real, synthetic, train, BOOTSTRAP)
         stopwatch.lap("downstream utility")
 
-    text_judge, notes = text_judge_for(synthetic, train, SYNTHETIC, chexbert)
+    text_judge, notes = text_judge_for(synthetic, train, SYNTHETIC, ready)
     if text_judge:
         result |= evaluate_reports(text_judge, tables, synthetic, train, WRITTEN, real, RADGRAPH, SEED)
         stopwatch.lap("reports")

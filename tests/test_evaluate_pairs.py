@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_scripts import flags, launch
 
-from utils import metrics
+from utils import judges, metrics
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.mimic_cxr import image_file, read_table, write_tree
@@ -90,6 +90,16 @@ def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evalu
     assert found["pairs"]["synthetic"] == found["pairs"]["real"]
     few = "FID from fewer images"
     assert few in by(found["image_quality"], "images")["synthetic"]["warning"]
+
+
+def test_rules_read_any_wording_and_learn_nothing(real, evaluate, tmp_path):
+    found = evaluate(SYNTHETIC=real, TEXT_JUDGE="rules")
+    rows = by(found["reports"], "reports")
+    assert found["text_judge"] == judges.RulesJudge.name
+    assert rows["synthetic"]["clinical F1 micro"] > 0.98 and rows["label-only"]["clinical F1 micro"] > 0.98
+    assert rows["shuffled among images"]["clinical F1 micro"] < 0.8
+    page = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert judges.RulesJudge.name in page and "TF-IDF" not in page
 
 
 def test_a_tree_against_its_other_half_is_at_the_floor(real, evaluate):

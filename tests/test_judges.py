@@ -111,6 +111,13 @@ def test_the_text_judge_tells_presence_from_negation():
         judges.TextJudge(["", ""], labels[:2])
 
 
+def test_the_rules_judge_says_what_is_present():
+    said = judges.RulesJudge()(["There is edema.", "There is no edema.", "Possible edema.", ""])
+    assert said.shape == (4, len(FINDINGS)) and said.dtype == bool
+    assert said[:, FINDINGS.index("Edema")].tolist() == [True, False, False, False]
+    assert judges.RulesJudge().known.all() and judges.RulesJudge()([]).shape == (0, len(FINDINGS))
+
+
 def test_packages_that_are_absent_are_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "f1chexbert", None)
     monkeypatch.setitem(sys.modules, "radgraph", None)

@@ -203,10 +203,11 @@ def downstream_utility(judge, real, synthetic, train, replicates):
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 
-def text_judge_for(synthetic, train, name, chexbert=None):
-    """Who reads the reports of `name` => (CheXbert where it is given, else a judge of the training reports; notes).
+def text_judge_for(synthetic, train, name, ready=None):
+    """Who reads the reports of `name` => (the judge that is ready, else one of the training reports; notes).
 
-    (None, notes) where there are no reports to read or to learn from.
+    ready: a text judge that needs no training, or None. (None, notes) where there are no reports to read, or none to
+    learn and to copy from: the baselines are made of training reports whoever reads them.
     """
     if not (synthetic.table["report"] != "").any():
         return None, [f"{name} has no reports: images are evaluated, reports and pairs are not"]
@@ -221,7 +222,7 @@ def text_judge_for(synthetic, train, name, chexbert=None):
     silent = int((synthetic.table["report"] == "").sum())
     if silent:
         notes.append(f"{silent} synthetic images have no report, and no part in its scores")
-    return chexbert or judges.TextJudge(studies["report"].tolist(), metrics.positives(studies)), notes
+    return ready or judges.TextJudge(studies["report"].tolist(), metrics.positives(studies)), notes
 
 
 def with_references(table, real_table):

@@ -1,7 +1,7 @@
 """Who judges images and reports: networks that are trained here on real rows, and other people's.
 
 image judge    a small timm classifier of the 14 findings, trained on real images, kept in the cache
-text judge     TF-IDF and logistic regression, trained on real reports; or CheXbert
+text judge     TF-IDF and logistic regression, trained on real reports; or rules; or CheXbert
 extractor      a pretrained network of another library whose features images are compared by
 
 Images go in as pixels (B, 1, S, S) in [-1, 1]; features come out as (N, D), float32, probabilities and predictions as
@@ -29,7 +29,8 @@ from tqdm import tqdm
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_finite
 from utils.errors import InputError, reason, remove_leftovers, replacing, say, writing
-from utils.findings import FINDINGS
+from utils.findings import FINDINGS, PRESENT
+from utils.labeler import label_reports
 from utils.latents import PREPROCESSING, read_grey, read_pixels
 from utils.metrics import enough, positives
 from utils.seeds import keyed_seed
@@ -362,6 +363,19 @@ class TextJudge:
         return found
 
 
+class RulesJudge:
+    """Which findings a report says are present, by the rules of utils/labeler.py; it learns nothing."""
+
+    name = "rules (utils/labeler.py)"
+
+    def __init__(self):
+        self.known = np.ones(len(FINDINGS), dtype=bool)
+
+    def __call__(self, reports):
+        """N texts => (N, 14) bool."""
+        return label_reports(reports) == PRESENT
+
+
 class ChexbertJudge:
     """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights."""
 
@@ -375,7 +389,7 @@ class ChexbertJudge:
         except Exception as error:
             raise InputError(
                 f"CheXbert is not at hand ({reason(error)}); pip install f1chexbert and have a network for "
-                "its first use, or set TEXT_JUDGE to tfidf"
+                "its first use, or set TEXT_JUDGE to tfidf or rules"
             ) from error
         self.known = np.ones(len(FINDINGS), dtype=bool)
         self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]

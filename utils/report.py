@@ -110,7 +110,9 @@ def _images(result):
 
 
 def _reports(result):
-    parts = []
+    parts, wording = [], ""
+    if "TF-IDF" in result.get("text_judge", ""):
+        wording = " It reads the wording of the training reports and no other, which the label-only reports show."
     for rows, per_finding, title in (
         ("reports", "report_f1", "Reports"),
         ("written_reports", "written_report_f1", "Reports written for real images"),
@@ -119,8 +121,7 @@ def _reports(result):
             parts += [
                 f"## {title}",
                 f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
-                "real report of the image that the label vector came from. The TF-IDF judge reads the wording of the "
-                "training reports and no other, which the label-only reports show.",
+                f"real report of the image that the label vector came from.{wording}",
                 markdown(pd.DataFrame(result[rows])),
                 markdown(f1_columns(result[per_finding])),
             ]
