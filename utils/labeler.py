@@ -111,7 +111,7 @@ _MENTIONS = {  # how reports name a finding
     "Consolidation": r"\bconsolidat\w*",
     "Edema": (
         r"\bo?edema\w*|\b(?:heart|cardiac|ventricular|early|mild) failure|\bchf\b|\bcongestive (?:changes?|failure)"
-        r"|\bcongestion\b|\bkerley\b|\b(?:fluid|volume) overload|\bcardiac decompensation"
+        r"|\bcongestion\b|\bkerley\b|\bb[- ]lines\b|\b(?:fluid|volume) overload|\bcardiac decompensation"
         r"|\bvascular (?:prominence|indistinctness)|\bprominen(?:t|ce of the)(?: central| pulmonary)+ vascul\w+"
         r"|\bindistinctness of (?:the )?(?:pulmonary )?(?:vessels|vascul\w+)"
     ),
@@ -189,8 +189,8 @@ _UNMEANT = {  # where the words of a finding mean something else
         r"|pulmonary|healed)){0,4} (?:infections?|pneumonias?)"
     ),
     "Support Devices": (
-        r"\b(?:pleural|kerley b|septal|fracture|fissural|mid\w*|visceral|skin|joint) lines?"
-        r"|\b(?:end|growth)[- ]?plates?|\bplate[- ]like"
+        r"\b(?:pleural|b|lung|suture|septal|fracture|fissural|mid\w*|visceral|skin|joint) lines?"
+        r"|\b(?:end|growth)[- ]?plates?|\bplate[- ]like|\bb-lines|\bbreast prosthe\w+"
     ),
 }
 _MENTIONS = {name: re.compile(words) for name, words in _MENTIONS.items()}
@@ -223,8 +223,8 @@ _SIZES = {
 _SIZE = re.compile("|".join(f"({pattern})" for pattern in _SIZES.values()))
 _SIZE_CODES = tuple(_SIZES)
 _ATTRIBUTE = re.compile(  # what may stand between a word of size and what it is said of: "normal size of the heart"
-    rf"(?: and(?= stable| unchanged))? (?:(?:in|of|the|overall|appearance|stable|mild|mildly|upper|superior|unchanged"
-    rf"|{_SHAPES}|cardiac|heart|hilar|aortic|mediastinal),? "
+    rf"(?: and(?= stable| unchanged))? (?:(?:in|of|the|overall|appearance|left|right|stable|mild|mildly"
+    rf"|upper|superior|unchanged|{_SHAPES}|cardiac|heart|hilar|aortic|mediastinal),? "
     r"(?:(?:or|and) )?)*"
 )
 _PREDICATE = re.compile(r"(?<!there )\b(?:is|are|was|were|be|appears?|remains?|within)(?: \w+ly)? $")
@@ -306,7 +306,7 @@ _CUES = {
     "negated_before": (  # of the list before them
         rf"\b(?:{_BE} )?(?:not|no longer){_LY}(?: (?:\w+ly|be|been|being))? {_SEEN}\b|\b(?:{_BE} )?absent\b",
         rf"\b(?:has|have|had|is|are|was|were"
-        rf"|been)(?: (?!nearly|mostly|partial|incomplete)(?:\w+ly|since|interval|now|been))* {_GONE}\b",
+        rf"|been)(?: (?!nearly|mostly|partial|incomplete)(?:\w+ly|since|interval|now|also|been))* {_GONE}\b",
         rf"\b{_GONE}$",
         r"(?<!there )\b(?:is|are|appears?|considered|felt to be)(?: \w+)? unlikely\b",
         r"(?<=\w): (?:none|no|negative|absent)$|\bnegative$|\b(?:is|are) negative$",
@@ -420,7 +420,7 @@ def _say_of_list(sentence, clause, place, code):
     end, first = place, True
     for mention in chain([nearest] if nearest else [], findings):
         gap = sentence[mention.end : end]
-        if len(gap) > _AFTER or _VERB.search(gap) or not (first or not gap or _LIST_GAP.match(gap)):
+        if len(gap) > _AFTER or _VERB.search(gap) or not (first or not gap.strip() or _LIST_GAP.match(gap)):
             return
         mention.say(code)
         end, first = min(end, mention.start), False
