@@ -124,7 +124,7 @@ _MENTIONS = {  # how reports name a finding
     ),
     "Lung Opacity": (
         r"\bopaci(?:ty|ties|fication|fications)\b|\binfiltrat(?:es?|ions?|ive)\b|\bscar(?:s|ring|red)?\b"
-        r"|\bair-? ?space (?:disease|process|change)s?|\bground[- ]glass|\bdecreased translucency"
+        r"|\bair-? ?space (?:disease|process|change)s?|\bground[- ]glass"
         r"|\binterstitial (?:\w+ )?(?:markings?|patterns?|lung|diseases?|densit\w+|changes?|thickening)\b"
         r"|\b(?:increased|prominent|coarse\w*|thickened|abnormal|chronic) (?:\w+ )?(?:lung|pulmonary|perihilar|basilar"
         r"|bronchovascular) markings?|reticul(?:ar|ations?|onodular)\b"
@@ -137,7 +137,7 @@ _MENTIONS = {  # how reports name a finding
     ),
     "Pleural Other": (
         r"\bpleural(?:[- /]based|[-/ ]?parenchymal)? ?(?:thickening|scar\w*|plaques?|calcifications?|reaction|fibrosis)"
-        r"|\bpleuro-?(?:parenchymal|pericardial) (?:scar\w*|thickening)"
+        r"|\bpleuro-?parenchymal (?:scar\w*|thickening)"
         r"|\b(?:thickening|scarring) of the (?:\w+ )?pleura"
         r"|\bplaques?\b(?= (?:\w+ ){0,3}pleura)|\b(?:bi)?apical (?:cap\w*|thickening)|\bfibrothorax|\bfibrosis\b"
         r"|\bpleural other\b"
