@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_scripts import config, flags, launch, pictures, runs, sample, says, tree  # noqa: F401
+from test_prior import checkpoints  # noqa: F401
+from test_report_autoencoder import tokenizer  # noqa: F401
+from test_scripts import config, flags, launch, pictures, run_script, runs, sample, says, tree  # noqa: F401
 from test_synthetic_trees import CSVS, contents, kill, provenance
 
 from utils import gallery, judges, metrics, selection, synthesis
@@ -283,6 +285,19 @@ def test_pairs_that_do_not_agree_are_made_and_not_listed(choose, tmp_path, monke
     before = contents(tmp_path / "made")
     assert choose("made", **asked) == 0
     assert contents(tmp_path / "made") == before
+
+
+def test_reports_are_written_for_listed_images_only(choose, config, checkpoints, tmp_path, monkeypatch):  # noqa: F811
+    Looks(monkeypatch, every_third)
+    asked = {"KEEP": "agreeing", "FINDINGS": "edema", "IMAGES_PER_LABEL": 8}
+    assert choose("made", **asked) == 0
+    root = tmp_path / "made"
+    constants = {"CHECKPOINT": checkpoints[0], "OUTPUT_ROOT": root, "DATA_ROOT": "", "VIEWS": "()", "HOLD_OUT": "()"}
+    writing = flags(**constants, DECODING="greedy", MAX_TOKENS=8)
+    assert run_script("sample_prior_model", "--config", config, *writing) == 0
+    written = pd.read_csv(root / "reports.csv")
+    assert 0 < len(written) < len(list(root.rglob("*.jpg"))) == 8
+    assert sorted(written.dicom_id) == sorted(provenance(root).index)
 
 
 def test_a_tree_of_which_nothing_agrees(choose, tmp_path, monkeypatch, capsys):

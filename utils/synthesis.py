@@ -91,9 +91,12 @@ def make_images(
             if accelerator.is_main_process:
                 _say_listed(output_root, *_list_images(output_root, plan, selection))
         listed = requests
-        if selection.keep != "all":  # each process looks for itself at what the others have made
-            told = _look_at(requests, selection)
-            listed = requests[[one is not None and selection.is_listed(one) for one in told]]
+        if (
+            selection.keep != "all"
+        ):  # one process looks, for all have to plan the same requests in place of dropped ones
+            found = _look_at(requests if accelerator.is_main_process else requests[:0], selection).dropna()
+            kept = [requests.dicom_id[place] for place, told in found.items() if selection.is_listed(told)]
+            listed = requests[requests.dicom_id.isin(gather_object(kept))]
         if any(gather_object([stopped()])):  # of all processes, so that they end together
             raise Stopped(f"stopped; the images made so far are in {output_root}: the same command goes on from there")
     return listed
