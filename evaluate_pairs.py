@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from utils import mimic_cxr
@@ -26,14 +27,17 @@ from utils.evaluation import (
     Images,
     Loading,
     Stopwatch,
+    check_apart,
     clinical_efficacy,
     diversity,
     downstream_utility,
     image_quality,
+    judge_rows,
     memorisation,
     nearest_by_labels,
     pairs,
     report_quality,
+    selection,
     text_judge_for,
     with_references,
 )
@@ -71,6 +75,7 @@ RADGRAPH = False  # RadGraph F1 of reports, by the package radgraph
 BOOTSTRAP = 1000  # draws of images for the 95 % intervals (1 to 1000000)
 DOWNSTREAM = True  # train the judge on synthetic, and on real and synthetic images, and test it on real ones
 # the image judge
+JUDGE_PATIENTS = "all"  # training patients that teach it (all or second half; the latter taught no selector)
 JUDGE_MODEL = "resnet18"  # any timm classifier, trained from random weights
 JUDGE_IMAGE_SIZE = 128  # pixels (32 to 4096)
 JUDGE_STEPS = 8000  # optimiser steps (1 to 1000000)
@@ -124,20 +129,22 @@ def read_tables(real, reports_root, synthetic, train, split, synthetic_split, vi
 
 
 def read_synthetic(root, reports_root, views, hold_out, split, split_of_real):
-    """The synthetic rows, with a column source: the dicom_id of the image that the labels came from, or "".
+    """The synthetic rows, with a column source: the dicom_id of the image that the labels came from, or ""; and with
+    score and agrees, what a selector said of it, or NaN.
 
     Of a real tree the rows of `split_of_real` are taken unless `split` says otherwise; each is its own source.
     """
     provenance = Path(root) / mimic_cxr.PROVENANCE_FILE
     if not provenance.exists():
         table = read_table(root, reports_root, views, splits=(split or split_of_real,), hold_out=hold_out)
-        return table.assign(source=table["dicom_id"])
+        return table.assign(source=table["dicom_id"], score=np.nan, agrees=np.nan)
     table = read_table(root, views=views, splits=(split,) if split else ())
     made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
     for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):  # where it is here still
         check_hold_out(hold_out, **{f"the checkpoint of {root},": checkpoint})
-    source = made["source"] if "source" in made else pd.Series(dtype=str)
-    return table.assign(source=table["dicom_id"].map(source).fillna(""))
+    made = made.reindex(index=table["dicom_id"], columns=["source", "score", "agrees"])  # older trees lack some
+    numbers = {name: pd.to_numeric(made[name], errors="coerce").to_numpy() for name in ("score", "agrees")}
+    return table.assign(source=made["source"].fillna("").to_numpy(), **numbers)
 
 
 def read_written(folder, table):
@@ -199,6 +206,7 @@ def main():
     extractors, ready = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     stopwatch = Stopwatch()
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
+    check_apart(SYNTHETIC, tables.train.iloc[judge_rows(tables.train, JUDGE_PATIENTS)])
     settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
     output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
     if CHECK:
@@ -214,7 +222,8 @@ def main():
     }
     stopwatch.lap("trees")
 
-    judge = image_judge(train.table, tables.validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
+    rows = judge_rows(train.table, JUDGE_PATIENTS)
+    judge = image_judge(train.table.iloc[rows], tables.validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
 
@@ -230,7 +239,7 @@ def main():
     stopwatch.lap("clinical efficacy of images")
 
     if DOWNSTREAM:
-        result["downstream"] = downstream_utility(judge, real, synthetic, train, BOOTSTRAP)
+        result["downstream"] = downstream_utility(judge, real, synthetic, train, rows, BOOTSTRAP)
         stopwatch.lap("downstream utility")
 
     text_judge, notes = text_judge_for(synthetic, train, SYNTHETIC, ready)
@@ -243,6 +252,8 @@ def main():
         )
 
     told, result["pairs"] = pairs(judge, text_judge, synthetic, real, SEED)
+    chosen = selection(judge, synthetic)
+    result |= {"selection": chosen} if chosen else {}
     stopwatch.lap("pairs")
 
     result["memorisation"], nearest = memorisation(judge, real, synthetic, train, BASE_MODEL, IMAGE_SIZE, COPY_QUANTILE)

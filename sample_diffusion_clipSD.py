@@ -7,6 +7,7 @@
 Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
 Writes: OUTPUT_ROOT, a CXR tree with manifest.json, plan.csv and synthetic.csv; a second run adds what is missing.
         OUTPUT_ROOT/first.png, the first 16 images of the run beside real ones with the same findings
+        OUTPUT_ROOT/selector.csv where candidates are judged: the patients that the judge was trained on
 """
 
 from utils.constants import check_command_line, override_constants, save_constants
@@ -17,6 +18,7 @@ from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.errors import run
 from utils.features import encoder_fingerprints
 from utils.first_images import picture_first
+from utils.judges import JudgeSettings
 from utils.latents import latent_shape, load_vae
 from utils.manifest import SYNTHETIC_TREE, making
 from utils.mimic_cxr import read_table
@@ -24,6 +26,7 @@ from utils.plan import label_vectors, plan_requests
 from utils.preflight import check_run
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import ReferencePool
+from utils.selection import Selection, needs_selector
 from utils.synthesis import bytes_an_image, check_settings, make_images, try_batch
 from utils.training import make_accelerator
 from utils.weights import load_vision
@@ -52,6 +55,15 @@ STEPS = 25  # denoising steps (1 to 1000; paper: 50)
 BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
 SEED = 1234  # of noise and references (0 or more)
 KEEP_LATENTS = True  # keep OUTPUT_ROOT/latents, from which the prior writes reports without the VAE
+# which images are kept: a judge of half the training patients chooses, by whom no evaluation may judge
+CANDIDATES = 1  # images made for a request, of which the one that shows best what was asked is kept (1 to 1000)
+KEEP = "all"  # which pairs the tree lists (all or agreeing; agreeing: whose image shows each finding as it was asked)
+MAX_REQUESTS = 0  # requests at most, with those in place of pairs that KEEP dropped (0 or more; 0: none is replaced)
+SELECTOR_MODEL = "resnet18"  # any timm classifier, trained from random weights
+SELECTOR_IMAGE_SIZE = 128  # pixels (32 to 4096)
+SELECTOR_STEPS = 8000  # optimiser steps (1 to 1000000)
+SELECTOR_BATCH_SIZE = 64  # images an optimiser step (2 to 65536)
+SELECTOR_LEARNING_RATE = 2e-3  # of AdamW, the highest of one cycle (above 0, 1 at most)
 # running
 CHECK = False  # True: only try what the run needs, and say what would end it
 PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
@@ -86,37 +98,46 @@ def main():
         **encoders,
     }
     check_settings(settings, model.schedule)
+    table, pool = None, None
+    if CONDITION != "text" or not (FINDINGS or LABELS_CSV) or needs_selector(CANDIDATES, KEEP):
+        root, views, hold_out = DATA_ROOT or trained["DATA_ROOT"], trained["VIEWS"], trained["HOLD_OUT"]
+        table = read_table(root, views=views, hold_out=hold_out, with_reports=False)
+    selector = JudgeSettings(
+        SELECTOR_MODEL, SELECTOR_IMAGE_SIZE, SELECTOR_STEPS, SELECTOR_BATCH_SIZE, SELECTOR_LEARNING_RATE
+    )
+    selection = Selection(CANDIDATES, KEEP, selector, table)
+    settings |= selection.settings
 
     with making(SYNTHETIC_TREE, OUTPUT_ROOT, settings, main_process=accelerator.is_main_process and not CHECK):
-        table, pool = None, None
-        if CONDITION != "text" or not (FINDINGS or LABELS_CSV):
-            table = read_table(
-                DATA_ROOT or trained["DATA_ROOT"],
-                views=trained["VIEWS"],
-                hold_out=trained["HOLD_OUT"],
-                with_reports=False,
-            )
+        cache_dir = CACHE_DIR or trained["CACHE_DIR"]
         if CONDITION != "text":
-            cache_dir = CACHE_DIR or trained["CACHE_DIR"]
             pool = ReferencePool(
                 table, reference_encoder, model.fusion, cache_dir, BATCH_SIZE, NUM_WORKERS, accelerator
             )
         vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
         shape = latent_shape(vae, trained["IMAGE_SIZE"])
         if CHECK:
-            try_batch(vectors, settings, model, vae, text_encoder, shape, BATCH_SIZE, accelerator)
-            count = len(vectors) * IMAGES_PER_LABEL
+            count = max(len(vectors) * IMAGES_PER_LABEL, MAX_REQUESTS)
+            size = min(BATCH_SIZE, count * CANDIDATES)
+            try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelerator)
             places = {OUTPUT_ROOT: count * bytes_an_image(trained["IMAGE_SIZE"], shape, KEEP_LATENTS)}
-            return check_run(places, [] if pool is None else pool.table.image_path, accelerator)
-        requests, plan = plan_requests(vectors, IMAGES_PER_LABEL, pool, settings, CHECKPOINT, SEED, OUTPUT_ROOT)
+            places |= selection.check(cache_dir, device)
+            read = [] if pool is None and not selection.selects else table.image_path[table.split == "train"]
+            return check_run(places, read, accelerator)
+        selection.train(cache_dir, OUTPUT_ROOT, accelerator, NUM_WORKERS)
         if accelerator.is_main_process:
             save_constants(OUTPUT_ROOT, constants)
-        make_images(
-            requests, plan, settings, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, OUTPUT_ROOT,
-            accelerator,
-        )  # fmt: skip
+        copies = IMAGES_PER_LABEL
+        while copies is not None:  # once, or until as many pairs are kept as were asked for
+            requests, plan = plan_requests(vectors, copies, pool, settings, CHECKPOINT, SEED, OUTPUT_ROOT)
+            listed = make_images(
+                requests, plan, settings, model, vae, text_encoder, pool, shape, BATCH_SIZE, KEEP_LATENTS, selection,
+                OUTPUT_ROOT, accelerator,
+            )  # fmt: skip
+            copies = selection.more_copies(copies, vectors, listed, IMAGES_PER_LABEL, MAX_REQUESTS)
         if accelerator.is_main_process:
-            picture_first(requests, table, OUTPUT_ROOT, trained["IMAGE_SIZE"], SEED)
+            selection.report(requests, listed)
+            picture_first(listed, table, OUTPUT_ROOT, trained["IMAGE_SIZE"], SEED)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ WITH_CONSTANTS = sorted(  # all that has constants which a user may set
 FREE_TEXTS = {  # what to read or to ask a library for: nothing here knows all that it may be
     "DATA_ROOT", "REPORTS_ROOT", "REAL", "SYNTHETIC", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV", "CONFIG", "FINDINGS",
     "VIEWS", "HOLD_OUT", "CHECKPOINT", "BART_CHECKPOINT", "INITIAL_WEIGHTS", "BASE_MODEL", "REFERENCE_ENCODER", "TOKENIZER",
-    "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER", "JUDGE_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
+    "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER", "JUDGE_MODEL", "SELECTOR_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
 }  # fmt: skip
 
 SCRIPT = '''"""Trains nothing.

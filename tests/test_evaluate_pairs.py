@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from test_scripts import flags, launch
 
-from utils import judges, metrics
+from utils import evaluation, judges, metrics
 from utils.errors import InputError
 from utils.findings import FINDINGS
+from utils.judges import first_half
 from utils.mimic_cxr import image_file, read_table, write_tree
 from utils.phantom import draw_tree
 
@@ -183,6 +184,66 @@ def test_the_hold_out_is_that_of_the_images_checkpoint(real, evaluate, tmp_path)
     evaluate(SYNTHETIC=tmp_path / "made")
 
 
+def selected_tree(root, real):
+    """A tree whose images a selector chose that half of the training patients taught; its scores are made up."""
+    made = generated_tree(root, real, ("test", "validate"))
+    table = read_table(real, splits=("train",))
+    pd.DataFrame({"subject_id": table["subject_id"][first_half(table)].unique()}).to_csv(
+        root / "selector.csv", index=False
+    )
+    told = pd.DataFrame({"dicom_id": made["dicom_id"], "score": -np.linspace(0.1, 3, len(made))})
+    told["agrees"] = [*[1, 0] * (len(made) // 2), *[1] * (len(made) % 2)]
+    told.loc[0, ["score", "agrees"]] = np.nan  # as in a tree that was begun by an earlier version
+    write_tree(root, made, told)
+    return made
+
+
+def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
+    made = selected_tree(tmp_path / "chosen", real)
+    train = read_table(real, splits=("train",))
+    with pytest.raises(
+        InputError, match=r"training patients of the judge, e\.g\. 1\d{7}, trained the selector .* JUDGE_PATIENTS"
+    ):
+        evaluate(SYNTHETIC=tmp_path / "chosen")
+    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half", DOWNSTREAM=True)
+    assert found["train"]["N"] == len(train)  # floors and copies are of all of them
+    assert by(found["image_quality"], "images")["real train (floor)"]["N"] == len(made)
+    rows = [row["N"] for row in found["downstream"]]
+    assert rows == [(~first_half(train)).sum(), len(made), (~first_half(train)).sum() + len(made)]
+    calibration, acceptance = found["selection"]["calibration"], found["selection"]["acceptance"]
+    assert sum(row["N"] for row in calibration) == acceptance["N"] == len(made) - 1 and len(calibration) == 5
+    assert calibration[0]["mean score"] < calibration[-1]["mean score"]
+    assert all(0 <= row["agree by the judge"] <= 1 for row in calibration)
+    assert acceptance["agree by the selector"] == pytest.approx(0.5, abs=0.1)
+    assert "## Selection" in (tmp_path / "evaluation" / "evaluation.md").read_text()
+
+
+def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_path):
+    generated_tree(tmp_path / "made", real, ("test",))  # without the columns, as an earlier version left it
+    assert "selection" not in evaluate(SYNTHETIC=tmp_path / "made")
+    assert "## Selection" not in (tmp_path / "evaluation" / "evaluation.md").read_text()
+
+
+def test_the_selector_s_judge_of_the_same_request(real, evaluate, tmp_path, monkeypatch):
+    """The judge that says what it is told to says so of each group."""
+    made = selected_tree(tmp_path / "chosen", real)
+    labels = made[list(FINDINGS)].to_numpy()
+    right = np.arange(len(made)) < len(made) // 2  # the better scores
+
+    def see(self, extractor, rows=None):
+        features, probabilities = seen(self, extractor, rows)
+        if len(self) == len(made) and rows is None and (self.table["dicom_id"] == made["dicom_id"]).all():
+            probabilities = np.where((labels == 1) == right[:, None], 1.0, 0.0)
+        return features, probabilities
+
+    seen = evaluation.Images.see
+    monkeypatch.setattr(evaluation.Images, "see", see)
+    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half")["selection"]
+    shares = [row["agree by the judge"] for row in found["calibration"]]
+    assert shares[:2] == [0, 0] and shares[-2:] == [1, 1]
+    assert found["acceptance"]["agree by the judge, of these"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, base_model, tmp_path, monkeypatch):
     generated_tree(tmp_path / "made", real, ("test",))
     constants = {"SYNTHETIC": tmp_path / "made", "BASE_MODEL": base_model}
@@ -228,6 +289,7 @@ def test_an_image_that_is_no_picture_is_never_replaced(real, evaluate, tmp_path)
         ({"CLASSIFIER": "mine"}, "--CLASSIFIER: 'mine' is none of"),
         ({"TEXT_JUDGE": "mine"}, "--TEXT_JUDGE: 'mine' is none of"),
         ({"FEATURES": "clip"}, "--FEATURES: 'clip' is none of"),
+        ({"JUDGE_PATIENTS": "first half"}, "--JUDGE_PATIENTS: 'first half' is none of all, second half"),
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
         ({"SYNTHETIC": "nowhere"}, "nowhere is no folder"),

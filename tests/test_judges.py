@@ -81,8 +81,41 @@ def test_two_evaluations_may_train_one_judge_at_a_time(drawn, tmp_path, monkeypa
     assert len(list((cache / "judge").iterdir())) == 1 and not list((cache / "judge").glob(".*"))
 
 
+class OtherProcess:
+    """An accelerator in a process that is not the first of its launch."""
+
+    is_main_process = False
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name):
+        return getattr(self._accelerator, name)
+
+
+def test_the_other_processes_wait_for_the_judge_of_the_first(drawn, tmp_path, monkeypatch):
+    first, cache = make_accelerator("cpu", "no"), tmp_path / "cache"
+    train, looks, made = judges.train_classifier, [], []
+
+    def train_once(*given):
+        assert len(looks) == 3, "trained by a process that has to wait"
+        return train(*given)
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            made.append(judges.image_judge(drawn, drawn[:0], SETTINGS, cache, first))
+
+    monkeypatch.setattr(judges, "train_classifier", train_once)
+    monkeypatch.setattr(judges.time, "sleep", sleep)
+    judge = judges.image_judge(drawn, drawn[:0], SETTINGS, cache, OtherProcess(first))
+    assert len(looks) == 3 and len(made) == 1
+    files = judges.file_reader(drawn["image_path"].tolist(), 32)
+    np.testing.assert_array_equal(*(judges.extract(one, files, 60, "cpu")[1] for one in (judge, made[0])))
+
+
 def test_an_unknown_judge_model_and_an_unknown_extractor_are_one_sentence():
-    with pytest.raises(InputError, match="JUDGE_MODEL 'resnet_of_mine'"):
+    with pytest.raises(InputError, match="SELECTOR_MODEL 'resnet_of_mine'"):
         judges._classifier("resnet_of_mine")
     with pytest.raises(InputError, match="'clip' is no feature extractor"):
         judges.load_extractor("clip", "cpu")

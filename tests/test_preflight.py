@@ -129,7 +129,7 @@ def test_what_would_go_wrong_later(check, config, tree, runs, tmp_path):  # noqa
     says(check("sample_diffusion_clipUViT", SCHEDULER="Unheard"), "SCHEDULER")
     says(check("evaluate_pairs", WRITTEN=tmp_path), "reports.csv", "cannot be read")
     says(check("evaluate_pairs", BASE_MODEL=tmp_path / "none"), "no VAE", "none")
-    says(check("evaluate_pairs", JUDGE_MODEL="unheard"), "JUDGE_MODEL 'unheard'")
+    says(check("evaluate_pairs", JUDGE_MODEL="unheard"), "SELECTOR_MODEL 'unheard'")
 
 
 def test_an_empty_split(check, tree, tmp_path):  # noqa: F811

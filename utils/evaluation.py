@@ -23,6 +23,7 @@ from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.latents import cache_moments, load_vae
 from utils.references import References
 from utils.seeds import draw_rows, keyed_generator
+from utils.selection import selector_patients
 
 FLOOR = "real train (floor)"  # other real images, as many as synthetic ones
 COPYING = "nearest training image (copying)"  # for each synthetic image a training image of the nearest labels
@@ -174,19 +175,20 @@ def clinical_efficacy(classifier, real, synthetic, train, copies, replicates, se
     }
 
 
-def downstream_utility(judge, real, synthetic, train, replicates):
+def downstream_utility(judge, real, synthetic, train, rows, replicates):
     """The judge's network trained on real, synthetic, and both kinds of images, tested on real ones: AUROC.
 
-    judge: the one that the real images trained; the two others are trained in the same way.
+    judge: the one that the real images, these rows of train, trained; the two others are trained in the same way.
     """
     settings, labels = judge.settings, metrics.positives(real.table)
-    asked, present = metrics.positives(synthetic.table), metrics.positives(train.table)
+    asked, present = metrics.positives(synthetic.table), metrics.positives(train.table)[rows]
+    real_keys = [train.keys[row] for row in rows]
     sets = {
         "synthetic": (synthetic.keys, asked),
-        "real and synthetic": (train.keys + synthetic.keys, np.concatenate([present, asked])),
+        "real and synthetic": (real_keys + synthetic.keys, np.concatenate([present, asked])),
     }
     pixels = ChainMap(synthetic.cache, train.cache)
-    scores = {"real": (len(train), real.see(judge)[1])}
+    scores = {"real": (len(rows), real.see(judge)[1])}
     for name, (keys, targets) in sets.items():
         model = judges.train_classifier(pixels, keys, targets, settings, real.device)
         other = judges.Judge(model, settings, judge.thresholds, judge.known)
@@ -335,6 +337,37 @@ def told(judge, text_judge, images):
         report = metrics.only_known(text_judge(table["report"].tolist()), text_judge.known)
         report[~has_report] = np.nan
     return metrics.pair_table(table["dicom_id"], asked, image, report)
+
+
+# ---- the selector ---------------------------------------------------------------------------------------------------
+
+
+def judge_rows(table, patients):
+    """Which rows of a table of training images train the image judge; patients: "all", or "second half"."""
+    return np.flatnonzero(~judges.first_half(table)) if patients == "second half" else np.arange(len(table))
+
+
+def check_apart(tree, table):
+    """InputError if a patient of these training rows trained the selector that chose the images of a synthetic tree."""
+    shared = set(table["subject_id"].tolist()) & selector_patients(tree)
+    if shared:
+        raise InputError(
+            f"{len(shared)} of {table['subject_id'].nunique()} training patients of the judge, e.g. {min(shared)}, trained "
+            f"the selector that chose the images of {tree}, so that it would judge its like: set JUDGE_PATIENTS to 'second "
+            "half', or TRAIN to a tree of other patients"
+        )
+
+
+def selection(judge, synthetic):
+    """What the judge says of the choices of a tree's selector (`metrics.calibration`); None where no image has a score."""
+    scored = synthetic.table["score"].notna().to_numpy()
+    if not scored.any():
+        return None
+    labels = synthetic.table[list(FINDINGS)].to_numpy()
+    _, seen = metrics.request_agreement(synthetic.see(judge)[1], labels, judge.thresholds, judge.known)
+    told = synthetic.table[scored]
+    rows, acceptance = metrics.calibration(told["score"], told["agrees"] == 1, seen[scored])
+    return {"calibration": rows, "acceptance": acceptance}
 
 
 # ---- memorisation --------------------------------------------------------------------------------------------------

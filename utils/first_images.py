@@ -19,8 +19,10 @@ def picture_first(requests, table, output_root, image_size, seed):
     """Writes PICTURE: the images of the first COUNT requests at the left, and as many real images at the right.
 
     requests: from `plan_requests`; table: real rows; for each request one is drawn that has the same labels, or else the
-    nearest ones (None: no real images). An image that cannot be read stays black.
+    nearest ones (None: no real images). Without a request there is no picture. An image that cannot be read stays black.
     """
+    if requests.empty:
+        return
     first = requests.iloc[:COUNT]
     blocks = [first.image_path.tolist()]
     if table is not None:

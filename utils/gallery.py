@@ -2,7 +2,8 @@
 
     python -m utils.gallery --TREES '("demo/synthetic/clipUViT",)' --DATA_ROOT demo/phantom
 
-Several trees stand side by side: images with the same prompt, reference and seed share a card.
+Several trees stand side by side: images with the same prompt, reference and seed (the request's, where an image was
+chosen among candidates) share a card.
 
 Reads:  one or more CXR trees (a synthetic one with its synthetic.csv), and the tree that the references come from.
 Writes: PAGE, and <its name>_files/ beside it with small JPEG copies of those images that lie outside PAGE's folder.
@@ -151,6 +152,8 @@ def _read_tree(root):
             raise InputError(f"{source} has no column {absent[0]!r}; write the tree again with one of the samplers")
         if "checkpoint" in synthetic and "checkpoint_sha256" in synthetic:
             synthetic["checkpoint"] += " " + synthetic["checkpoint_sha256"].str[:8]
+        if "request_seed" in synthetic:  # a candidate's own seed says nothing of which request it was made for
+            synthetic["seed"] = synthetic["request_seed"].where(synthetic["request_seed"] != "", synthetic["seed"])
         synthetic = synthetic.drop_duplicates("dicom_id", keep="last").set_index("dicom_id")
         made = synthetic.reindex(index=table["dicom_id"], columns=made.columns, fill_value="")
     for name in made:

@@ -1,6 +1,7 @@
 """Who judges images and reports: networks that are trained here on real rows, and other people's.
 
-image judge    a small timm classifier of the 14 findings, trained on real images, kept in the cache
+image judge    a small timm classifier of the 14 findings, trained on real images, kept in the cache. A judge that selects
+               images and one that evaluates them have no training patient in common (`first_half`)
 text judge     TF-IDF and logistic regression, trained on real reports; or rules; or CheXbert
 extractor      a pretrained network of another library whose features images are compared by
 
@@ -12,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -34,6 +37,8 @@ from utils.labeler import label_reports
 from utils.latents import PREPROCESSING, read_grey, read_pixels
 from utils.metrics import enough, positives
 from utils.seeds import keyed_seed
+
+LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process trains
 
 # ---- the image judge -----------------------------------------------------------------------------------------------
 
@@ -90,9 +95,16 @@ def cache_pixels(table, image_size, cache_dir, accelerator, threads=0):
     return cache, keys, readable
 
 
+def first_half(table):
+    """Which rows are of the first half of all patients there may be, (len(table),) bool: by subject_id alone."""
+    halves = {subject: keyed_seed("half of the patients", subject) % 2 == 0 for subject in table["subject_id"].unique()}
+    return table["subject_id"].map(halves).to_numpy(dtype=bool)
+
+
 def image_judge(train_table, validation_table, settings, cache_dir, accelerator, threads=0):
     """The Judge of these training rows: from `<cache_dir>/judge` if it was trained before, else trained now.
 
+    Of a launch, all processes have to call it; the first one trains, the others wait and take what it has kept.
     validation_table: rows that only set the thresholds (best F1); a finding with too few positives there keeps 0.5.
     """
     (pixels, keys, labels), validation = (
@@ -109,17 +121,26 @@ def image_judge(train_table, validation_table, settings, cache_dir, accelerator,
         ).encode()
     ).hexdigest()
     folder = Path(cache_dir) / "judge" / fingerprint[:20]
-    judge = _kept_judge(folder, settings, accelerator.device)
-    if judge:
-        return judge
+    first = accelerator.is_main_process
+    judge = _kept_judge(folder, settings, accelerator.device) if first else None
+    accelerator.wait_for_everyone()  # a damaged one has gone
+    if first and judge is None:
+        judge = _train_judge(pixels, keys, labels, validation, settings, accelerator.device)
+        _save_judge(judge, folder)
+    while judge is None:  # in the others; behind a barrier they would wait for half an hour at most
+        time.sleep(LOOK_EVERY)
+        judge = _kept_judge(folder, settings, accelerator.device)
+    return judge
 
-    model = train_classifier(pixels, keys, labels, settings, accelerator.device)
+
+def _train_judge(pixels, keys, labels, validation, settings, device):
+    """A new Judge; validation: (pixels, keys, labels) of the rows that set its thresholds."""
+    model = train_classifier(pixels, keys, labels, settings, device)
     known = enough(labels)
     judge = Judge(model, settings, np.full(len(FINDINGS), 0.5), known)
     if len(validation[1]):
-        _, probabilities = extract(judge, pixel_reader(*validation[:2]), len(validation[1]), accelerator.device)
+        _, probabilities = extract(judge, pixel_reader(*validation[:2]), len(validation[1]), device)
         judge.thresholds = best_thresholds(validation[2], probabilities)
-    _save_judge(judge, folder)
     return judge
 
 
@@ -153,7 +174,9 @@ def _classifier(name):
     try:
         return timm.create_model(name, pretrained=False, in_chans=1, num_classes=len(FINDINGS))
     except RuntimeError as error:
-        raise InputError(f"JUDGE_MODEL {name!r}: {error}; timm.list_models() names those there are") from error
+        raise InputError(
+            f"JUDGE_MODEL or SELECTOR_MODEL {name!r}: {error}; timm.list_models() names those there are"
+        ) from error
 
 
 def try_judge(settings, device):
@@ -234,6 +257,12 @@ def pixel_reader(cache, keys):
 def file_reader(paths, image_size):
     """row => pixels (1, S, S) in [-1, 1], out of image files."""
     return lambda row: read_pixels(paths[row], image_size)[:1]
+
+
+def images_to_pixels(images, image_size):
+    """Images (B, S, S) uint8 in memory => pixels (B, 1, s, s) in [-1, 1] of the judge's size, made smaller as files are."""
+    size = (image_size, image_size)
+    return _to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
 
 
 def _to_float(pixels):

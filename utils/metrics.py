@@ -22,10 +22,11 @@ from torchmetrics.functional.text import bleu_score, rouge_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.findings import FINDINGS, PRESENT
+from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and negatives, for a number about it
+LEAST_PROBABILITY = 1e-6  # of a finding and of its absence, so that no logarithm is endless
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 _MS_SSIM_WINDOW = 11  # pixels
 
@@ -284,6 +285,47 @@ def has_wordnet():
 
 def _words(text):
     return re.findall(r"[a-z0-9]+", text.lower())
+
+
+# ---- requests ------------------------------------------------------------------------------------------------------
+
+
+def request_agreement(probabilities, labels, thresholds, known):
+    """How well images show what was asked => (scores (N,), 0 at best; agrees (N,) bool).
+
+    probabilities: (N, 14), that an image shows each finding; labels: (N, 14), the codes that were asked for;
+    thresholds: (14,) probabilities from which on a finding counts as shown; known: (14,) bool, findings that the judge
+    can tell. A finding counts in a row if it is known and not asked as uncertain; every other code than 1 asks for its
+    absence. score: the mean over these of log p where presence was asked, log(1 - p) else, p kept LEAST_PROBABILITY away
+    from 0 and 1. agrees: whether all of them are shown as asked. A row without any has the score 0, and agrees.
+    """
+    labels = np.asarray(labels)
+    asked, counted = labels == PRESENT, np.asarray(known) & (labels != UNCERTAIN)
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    logarithms = np.where(counted, np.log(np.where(asked, p, 1 - p)), 0.0)
+    scores = logarithms.sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
+    return scores, (((probabilities >= thresholds) == asked) | ~counted).all(axis=1)
+
+
+def calibration(scores, agrees, seen, bins=5):
+    """Does a selector's score say what another judge sees? => (rows, a dict each; acceptance, a dict).
+
+    scores (N,) and agrees (N,) bool are the selector's, from `request_agreement`; seen (N,) bool: whether the other judge
+    finds all that was asked. rows: the images in up to `bins` groups of equal size from the lowest score to the highest,
+    with N, "mean score" and "agree by the judge", the share that is `seen`. acceptance: "agree by the selector", the
+    share, and "agree by the judge, of these" and "..., of the others", NaN where there are none.
+    """
+    scores, agrees, seen = np.asarray(scores), np.asarray(agrees, dtype=bool), np.asarray(seen, dtype=bool)
+    groups = np.array_split(np.argsort(scores, kind="stable"), bins)
+    rows = [
+        {"N": len(group), "mean score": float(scores[group].mean()), "agree by the judge": float(seen[group].mean())}
+        for group in groups
+        if len(group)
+    ]
+    acceptance = {"N": len(scores), "agree by the selector": float(agrees.mean())}
+    for name, part in (("of these", seen[agrees]), ("of the others", seen[~agrees])):
+        acceptance[f"agree by the judge, {name}"] = float(part.mean()) if len(part) else float("nan")
+    return rows, acceptance
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------

@@ -70,16 +70,18 @@ def _read_labels(path):
     return vectors.assign(source=[f"{path.name} {row}" for row in rows])
 
 
-def plan_requests(vectors, images_per_label, pool, settings, checkpoint, seed, output_root):
+def plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root):
     """=> (requests, plan), DataFrames with a row an image: a row of the synthetic tree and of its synthetic.csv each.
 
+    copies: images of each label vector, one number for all or one each; a larger one keeps those of a smaller one.
     pool: ReferencePool, None where no reference is asked for. settings: the tree's, see `utils.manifest`; checkpoint: a
     text. The plan holds the requests, and whatever else was asked for in this tree before.
     """
-    copies = np.tile(np.arange(images_per_label), len(vectors))
-    requests = vectors.loc[vectors.index.repeat(images_per_label)].reset_index(drop=True)
+    counts = np.broadcast_to(copies, len(vectors))
+    numbers = np.concatenate([np.arange(count) for count in counts])
+    requests = vectors.loc[vectors.index.repeat(counts)].reset_index(drop=True)
     requests["prompt"] = prompts_of(requests)
-    keys = list(zip(requests.source, requests.prompt, copies))
+    keys = list(zip(requests.source, requests.prompt, numbers))
     requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
     requests["dicom_id"] = [_dicom_id(*key, seed, settings["checkpoint_sha256"]) for key in keys]
     assert requests.dicom_id.is_unique

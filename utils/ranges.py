@@ -11,7 +11,8 @@
     PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
 
 of a number     LOW to HIGH, or LOW or more, or above LOW; behind a comma also: below HIGH, or HIGH at most
-of a text       its choices, the last behind "or"; `empty` stands for "", the N of `cuda:N` for a whole number
+of a text       its choices, each of one word or two, the last behind "or"; `empty` stands for "", the N of `cuda:N` for
+                a whole number
 of a place      a folder to write, or a file to write; behind it perhaps: or empty
 of a tuple      the same of its values, behind `each` (one value or more) or `both` (two values)
 
@@ -35,7 +36,8 @@ _KEPT = {  # kind of bound => whether a number keeps it
     "low": operator.ge, "least": operator.ge, "above": operator.gt,
     "high": operator.le, "most": operator.le, "below": operator.lt,
 }  # fmt: skip
-_CHOICES = re.compile(r"[\w.:-]+(?:, [\w.:-]+)* or [\w.:-]+")
+_CHOICE = r"[\w.:-]+(?: [\w.:-]+)?"
+_CHOICES = re.compile(rf"{_CHOICE}(?:, {_CHOICE})* or {_CHOICE}")
 _PLACE = re.compile(r"a (?P<kind>folder|file) to write(?P<empty> or empty)?")
 _PARENTHESIS = re.compile(r"\((?P<count>each |both )?(?P<words>[^();]+)(?P<further>;[^()]*)?\)$")
 _MULTIPLE = re.compile(r"; a multiple of (?P<name>[A-Z][A-Z0-9_]*)")

@@ -72,7 +72,8 @@ def summary(result):
 
 def as_markdown(result):
     """evaluation.md."""
-    parts = [*_trees(result), *_images(result), *_reports(result), *_pairs(result), *_memorisation(result)]
+    parts = [*_trees(result), *_images(result), *_reports(result), *_pairs(result), *_selection(result)]
+    parts += _memorisation(result)
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,6 +137,21 @@ def _pairs(result):
         markdown(means.rename_axis("pairs").reset_index()),
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
+    ]
+
+
+def _selection(result):
+    if "selection" not in result:
+        return []
+    return [
+        "## Selection",
+        "The images were chosen by a selector, a judge of other patients than the image judge's. Does its score say what "
+        "the image judge sees? The images in five groups, from the lowest score to the highest, and the share of each in "
+        "which the image judge finds every finding as it was asked:",
+        markdown(pd.DataFrame(result["selection"]["calibration"])),
+        "Images that show every finding as asked by the selector, and how many of these, and of the others, do so by the "
+        "image judge:",
+        markdown(pd.DataFrame([result["selection"]["acceptance"]])),
     ]
 
 

@@ -1,6 +1,7 @@
 """Requests => images in a synthetic CXR tree, and the previews of a training."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from utils.mimic_cxr import write_tree
 from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, save_plan
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
+from utils.selection import COLUMNS
 
 JPEG_QUALITY = 95
 BYTES_OF_ROWS = 2000  # of an image, in all tables of a tree
@@ -42,23 +44,27 @@ def check_settings(settings, schedule):
 
 
 def make_images(
-    requests, plan, settings, model, vae, text_encoder, pool, shape, batch_size, keep_latents, output_root, accelerator
-):
-    """Makes the requested images that are missing and brings the tree's CSVs up to date.
+    requests, plan, settings, model, vae, text_encoder, pool, shape, batch_size, keep_latents, selection, output_root,
+    accelerator,
+):  # fmt: skip
+    """Makes the requested images that are missing and brings the tree's CSVs up to date => the requests that these list.
 
-    requests, plan: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents.
+    requests, plan: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents; selection: Selection,
+    its selector trained.
     Each process makes its share of the batches; an image appears under its name only when it is whole, after its latents.
     Images of the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after
     the batch, with all images listed (Stopped).
     """
     model.check_fits(text_encoder.width, shape)
-    missing = set(requests.dicom_id[[not _is_whole(path) for path in requests.image_path]])
+    missing = set(requests.dicom_id[_look_at(requests, selection).isna()])
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         save_plan(output_root, plan)
-        _list_images(output_root, plan)  # also finds out, before the hours, that the tree's CSVs can be added to
-    batches = _batches(plan, missing, batch_size, model, text_encoder)
+        _list_images(
+            output_root, plan, selection
+        )  # also finds out, before the hours, that the tree's CSVs can be added to
+    batches = _batches(plan, missing, max(1, batch_size // selection.candidates), model, text_encoder)
     if pool and batches:
         pool.prepare(pd.concat(batches).reference_dicom_id)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
@@ -72,28 +78,37 @@ def make_images(
             for batch in mine:
                 if stopped():
                     break
-                latents = draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator)
-                made = np.array([name in missing for name in batch.dicom_id])
-                images = decode_latents(vae, latents)[made]
+                best = _draw_best(
+                    batch, settings, model, vae, text_encoder, pool, shape, batch_size, selection, accelerator
+                )
+                made = batch[batch.dicom_id.isin(missing)]
                 with writing("synthetic images", output_root):
-                    _save_batch(batch[made], latents[torch.from_numpy(made)], images, keep_latents, output_root)
-                progress.update(made.sum())
+                    _save_batch(made, best, keep_latents, output_root)
+                progress.update(len(made))
             accelerator.wait_for_everyone()
         finally:
             progress.close()
             if accelerator.is_main_process:
-                say(f"{output_root}: {_list_images(output_root, plan)} images")
+                _say_listed(output_root, *_list_images(output_root, plan, selection))
+        listed = requests
+        if (
+            selection.keep != "all"
+        ):  # one process looks, for all have to plan the same requests in place of dropped ones
+            found = _look_at(requests if accelerator.is_main_process else requests[:0], selection).dropna()
+            kept = [requests.dicom_id[place] for place, told in found.items() if selection.is_listed(told)]
+            listed = requests[requests.dicom_id.isin(gather_object(kept))]
         if any(gather_object([stopped()])):  # of all processes, so that they end together
             raise Stopped(f"stopped; the images made so far are in {output_root}: the same command goes on from there")
+    return listed
 
 
-def try_batch(vectors, settings, model, vae, text_encoder, shape, batch_size, accelerator):
+def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelerator):
     """Makes one batch in as few steps as a sampler can do, without references, and keeps none of it.
 
-    vectors: the label vectors to make images of; the batch is of the one with the longest prompt.
+    vectors: the label vectors to make images of; the batch, of `size` images, is of the one with the longest prompt.
     """
     model.check_fits(text_encoder.width, shape)
-    prompt, size = max(prompts_of(vectors), key=len), min(batch_size, len(vectors))
+    prompt = max(prompts_of(vectors), key=len)
     batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
     nothing = SimpleNamespace(embeddings=lambda names: torch.zeros(len(names), model.fusion.config.reference_dim))
     few = {**settings, "steps": min(settings["steps"], TRIAL_STEPS)}
@@ -106,38 +121,81 @@ def bytes_an_image(image_size, shape, keep_latents):
     return image_size**2 + BYTES_OF_ROWS + (2 * math.prod(shape) if keep_latents else 0)
 
 
-def _save_batch(batch, latents, images, keep_latents, output_root):
-    for row, image, latent in zip(batch.itertuples(), images, latents):
+@dataclass(frozen=True)
+class _Best:
+    """The best candidate of a request so far."""
+
+    score: float
+    image: np.ndarray  # (S, S) uint8
+    latents: np.ndarray  # (C, h, w) float16
+    comment: str  # of its file, or None
+
+
+def _draw_best(batch, settings, model, vae, text_encoder, pool, shape, batch_size, selection, accelerator):
+    """The best candidate of each request of a batch, {dicom_id: _Best}; of equally good ones the first.
+
+    No more than batch_size candidates are drawn, decoded and judged at a time, and no others held than the best.
+    """
+    best, rows = {}, selection.candidates_of(batch)
+    for start in range(0, len(rows), batch_size):
+        part = rows.iloc[start : start + batch_size]
+        latents = draw_batch(part, settings, model, text_encoder, pool, shape, accelerator)
+        images = decode_latents(vae, latents)
+        kept = latents.cpu().numpy().astype(np.float16)
+        scores, agrees = selection.judge_images(images, part)
+        for place, row in enumerate(part.itertuples()):
+            if row.dicom_id not in best or scores[place] > best[row.dicom_id].score:
+                comment = selection.comment(row.candidate, scores[place], agrees[place])
+                best[row.dicom_id] = _Best(scores[place], images[place].copy(), kept[place].copy(), comment)
+    return best
+
+
+def _save_batch(batch, best, keep_latents, output_root):
+    for row in batch.itertuples():
         if keep_latents:
-            path = Path(output_root) / "latents" / f"{row.dicom_id}.npy"
-            save_array(path, latent.cpu().numpy().astype(np.float16))
-        _save_image(Path(row.image_path), image)  # last: an image that is there is whole
+            save_array(Path(output_root) / "latents" / f"{row.dicom_id}.npy", best[row.dicom_id].latents)
+        _save_image(Path(row.image_path), best[row.dicom_id])  # last: an image that is there is whole
 
 
-def _list_images(output_root, plan):
-    """Brings the CSVs of a tree up to date with the images of its plan that are there; returns how many there are."""
-    made = plan[[_is_whole(path) for path in plan.image_path]]
-    if len(made):
-        write_tree(output_root, made, provenance=made[[*PROVENANCE, *SETTINGS]])
-    return len(made)
+def _list_images(output_root, plan, selection):
+    """Brings the CSVs of a tree up to date with the images of its plan that are there => how many, and how many of them
+    are listed."""
+    found = _look_at(plan, selection).dropna()
+    made = selection.tell(plan.loc[found.index], found.tolist())
+    listed = made[[selection.is_listed(told) for told in found]]
+    if len(listed):
+        write_tree(output_root, listed, provenance=listed[[*PROVENANCE, *COLUMNS, *SETTINGS]])
+    return len(made), len(listed)
 
 
-def _is_whole(path):
-    """Whether an image is there; one that is there and cannot be opened is named, and counts as missing."""
+def _say_listed(output_root, made, listed):
+    dropped = f"; {made - listed} more do not agree with their request and are not listed" if made > listed else ""
+    say(f"{output_root}: {listed} images{dropped}")
+
+
+def _look_at(rows, selection):
+    """What the comment of each row's image says (`Selection.read_comment`), a Series; None where there is no image.
+
+    An image that is there and cannot be opened, or does not say which candidate it is, is named, and counts as missing.
+    """
+    return pd.Series([_told_by(path, selection) for path in rows.image_path], index=rows.index, dtype=object)
+
+
+def _told_by(path, selection):
     try:
-        with Image.open(path):
-            return True
+        with Image.open(path) as image:
+            return selection.read_comment(image.info)
     except FileNotFoundError:
-        return False
+        return None
     except (OSError, ValueError, SyntaxError) as error:
         say(f"damaged: {path} ({reason(error)})")
-        return False
+        return None
 
 
 def _batches(plan, missing, batch_size, model, text_encoder):
     """The batches of a plan that hold a missing image; for an authors' denoiser, each with prompts of one length.
 
-    A batch is so many neighbours of the plan, those that are there already included: what else is in a batch changes the
+    batch_size: requests a batch. A batch is so many neighbours of the plan, those that are there already included: what else is in a batch changes the
     rounding of an image, and so one that a kill left out is byte for byte the one of an uninterrupted run.
     """
     lengths = np.zeros(len(plan), dtype=int)
@@ -171,9 +229,10 @@ def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, s
         )  # fmt: skip
 
 
-def _save_image(path, image):
+def _save_image(path, best):
+    options = {"comment": best.comment} if best.comment else {}
     with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)
+        Image.fromarray(best.image).save(temporary, format="JPEG", quality=JPEG_QUALITY, **options)
 
 
 class Preview:
