@@ -26,12 +26,14 @@ from tqdm import tqdm
 
 from utils.checkpoints import check_encoders, check_hold_out, weights_fingerprint
 from utils.errors import InputError, Stopped, reason, replacing, run, say, stoppable, writing
+from utils.findings import FINDINGS
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
 from utils.manifest import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
 from utils.mimic_cxr import image_file, read_csv, read_table
 from utils.preflight import check_run
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator, keyed_seed
+from utils.selection import best_reports, candidate_seed
 from utils.training import make_accelerator
 from utils.weights import load_autoencoder, load_prior
 
@@ -47,7 +49,10 @@ VIEWS = ()  # ViewPosition of the images; () for all (the authors' code too)
 SPLIT = ""  # the images of one split (train, validate, test or empty; empty: all; paper: test)
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test"; those of the trainings, which are compared
 # how to write
-LATENT_GAIN = 1.0  # of the predicted latents' deviation from the mean report; higher says more (0 to 100; paper: 1)
+LATENT_GAIN = 1.0  # of a regression's deviation from the mean report; higher says more (0 to 100; paper: 1)
+IMAGE_GUIDANCE = 1.0  # of a flow's draws by the image; higher says more, varies less (0 to 100; 1: none)
+FLOW_TEMPERATURE = 1.0  # of the noise that a flow's draws begin with; lower is surer, varies less (0 to 100)
+CANDIDATES = 1  # reports drawn for an image, of which one is kept, see `best_reports` (1 to 1000)
 DECODING = "beam"  # how tokens are chosen (greedy, beam or nucleus; the authors' code: nucleus with TOP_P 1)
 BEAMS = 4  # reports followed at a time by beam search (1 to 64)
 TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together (above 0, 1 at most; the authors' code: 1)
@@ -183,7 +188,7 @@ class Reports:
 def write_reports(table, image_latents, write, reports, batch_size, accelerator):
     """Writes the reports of a table's images, each process its share; all that are written are kept, whatever ends it.
 
-    SIGTERM ends it after the batch (Stopped). write: latents (n, C, h, w) and n dicom_ids => n texts.
+    SIGTERM ends it after the batch (Stopped). write: latents (n, C, h, w) and n rows => n texts.
     """
     progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)
     size = batch_size * accelerator.num_processes
@@ -192,7 +197,7 @@ def write_reports(table, image_latents, write, reports, batch_size, accelerator)
             for start in range(0, len(table), size):
                 batch = table.iloc[start : start + size]
                 mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
-                texts = write(latents, mine["dicom_id"]) if len(mine) else []
+                texts = write(latents, mine) if len(mine) else []
                 made = mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records")
                 made, stops = zip(*gather_object([(made, stopped())]))  # of all processes, so that they end together
                 if accelerator.is_main_process:
@@ -221,11 +226,19 @@ def main():
     autoencoder = load_autoencoder(bart, POOLING, TOKENIZER).to(device).eval()
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
     check_hold_out(HOLD_OUT, CHECKPOINT=CHECKPOINT, BART_CHECKPOINT=bart)
+    flows = prior.config.kind == "flow"
+    if CANDIDATES > 1 and not (flows or DECODING == "nucleus"):
+        raise InputError(
+            f"{CANDIDATES} CANDIDATES would be {CANDIDATES} times the same report: this prior predicts a mean, and DECODING "
+            f"{DECODING} draws nothing; set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
+        )
     settings = {
         "images": "" if own else str(Path(tree).resolve()),
         "prior": weights_fingerprint(prior),
         "bart": autoencoder.fingerprint(),
-        "LATENT_GAIN": LATENT_GAIN,
+        **({"IMAGE_GUIDANCE": IMAGE_GUIDANCE, "FLOW_TEMPERATURE": FLOW_TEMPERATURE} if flows else {}),
+        "LATENT_GAIN": 1 if flows else LATENT_GAIN,
+        **({"CANDIDATES": CANDIDATES} if CANDIDATES > 1 else {}),
         "DECODING": DECODING,
         "BEAMS": BEAMS if DECODING == "beam" else 0,
         "TOP_P": TOP_P if DECODING == "nucleus" else 0,
@@ -235,14 +248,24 @@ def main():
         "precision": accelerator.mixed_precision,
     }
 
-    def write(latents, dicom_ids):
-        seeds = [keyed_seed(SEED, dicom_id) for dicom_id in dicom_ids]
+    def draw(latents, seeds):
+        if flows:
+            report_latents = prior.draw(latents, seeds, IMAGE_GUIDANCE, FLOW_TEMPERATURE)  # (n, D)
+        else:
+            report_latents = prior.predict(latents, LATENT_GAIN)
+        return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
+
+    def write(latents, rows):
+        seeds = [keyed_seed(SEED, dicom_id) for dicom_id in rows["dicom_id"]]
         with accelerator.autocast():
-            report_latents = prior.predict(latents, LATENT_GAIN)  # (n, D)
-            return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
+            drawn = [draw(latents, [candidate_seed(seed, number) for seed in seeds]) for number in range(CANDIDATES)]
+        return best_reports(drawn, rows[list(FINDINGS)].to_numpy() if own else None)
+
+    def try_to_write(count):
+        write(torch.zeros(count, *shape), pd.DataFrame(0, index=range(count), columns=["dicom_id", *FINDINGS]))
 
     shape = prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side
-    write(torch.zeros(1, *shape), ["trial"])  # settings that nothing can be written with end here, before the manifest
+    try_to_write(1)  # settings that nothing can be written with end here, before the manifest
 
     inside = SYNTHETIC_TREE if own else ""
     with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process and not CHECK):
@@ -256,7 +279,7 @@ def main():
             "others have kept latents"
         )
         if CHECK:
-            write(torch.zeros(BATCH_SIZE, *shape), ["trial"] * BATCH_SIZE)
+            try_to_write(BATCH_SIZE)
             unread = [] if image_latents.vae is None else missing["image_path"]
             return check_run({output_root: len(missing) * _BYTES_A_REPORT}, unread, accelerator)
         accelerator.wait_for_everyone()  # all have looked before the first one writes

@@ -1,5 +1,7 @@
 """Trains the prior: a vision transformer from an image's VAE latents to the pooled latent of its report.
 
+It learns the mean of all reports that an image allows (the paper's), or to draw one of them (utils/flow.py).
+
     python train_prior_model.py --DATA_ROOT /data/mimic-cxr-jpg --BART_CHECKPOINT runs/bart/best --RUN_DIR runs/prior
     accelerate launch --num_processes 4 train_prior_model.py --config my.toml
 
@@ -22,7 +24,7 @@ import torch
 from torch.nn import functional
 
 from utils.checkpoints import check_hold_out
-from utils.errors import run, say, writing
+from utils.errors import InputError, run, say, writing
 from utils.features import PriorExamples, PriorFeatures, prior_needs, table_fingerprint
 from utils.latents import latent_shape, load_vae
 from utils.metrics import constant_report, rouge_l
@@ -48,6 +50,7 @@ BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are l
 POOLING = "mean"  # of an authors' BART, whose file does not say it (mean, bos or eos)
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
 # the prior
+PRIOR = "regression"  # learns the mean of an image's reports, or to draw one (regression or flow; paper: regression)
 INITIAL_WEIGHTS = ""  # a prior to go on from, a checkpoint folder or the authors' .ckpt; empty: as PRETRAINED says
 PRETRAINED = "vit_base_patch16_224"  # timm ViT, of the sizes below, or local-dir:FOLDER; empty: from random weights
 PRETRAINED_FILE = ""  # its weights on disk; empty: from the Hugging Face hub
@@ -57,7 +60,15 @@ DEPTH = 12  # blocks (1 to 256)
 NUM_HEADS = 12  # attention heads (1 to 1024)
 HEAD_ROWS = 0  # training images on which the head starts as a ridge regression (0 or more; 0: random, the paper's)
 COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error (0 or more)
-LATENT_GAIN = 1.0  # of the reports written at the end; try 1 over the spread printed there (0 to 100; paper: 1)
+FREEZE_TRANSFORMER = False  # True: only the head is trained
+LATENT_GAIN = 1.0  # of the reports at the end; try 1 over the spread printed there (0 to 100; paper: 1; not of a flow)
+FLOW_WIDTH = 1024  # of a flow's head (2 to 16384)
+FLOW_DEPTH = 3  # of its blocks (1 to 256)
+FLOW_DROPOUT = 0.1  # of the image's class token, before the head (0 or more, below 1)
+FLOW_DRAWS = 4  # of noise and time for each example (1 to 256)
+DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for IMAGE_GUIDANCE (0 to 1)
+IMAGE_GUIDANCE = 1.0  # of the reports that a flow writes at the end (0 to 100; 1: none)
+FLOW_TEMPERATURE = 1.0  # of the noise that they begin with (0 to 100)
 # optimisation
 BATCH_SIZE = 16  # images an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
 ACCUMULATION = 1  # passes an optimiser step: more need less memory (1 to 65536)
@@ -84,6 +95,8 @@ LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
+MEAN_DRAWS = 16  # of a flow, for the mean of the reports that it thinks an image allows (1 or more)
+
 
 def compute_loss(model, batch, cosine_weight):
     """MSE + cosine_weight (1 - cosine) of the standardised report latents (CXR-IRGen, section 3.3).
@@ -95,25 +108,55 @@ def compute_loss(model, batch, cosine_weight):
     return functional.mse_loss(predicted, batch["report_latents"]) + cosine_weight * (1 - cosine).mean()
 
 
-def evaluate(prior, autoencoder, examples, training_reports, gain, batch_size, run_dir):
-    """The reports of held-out images, written from their pixels: ROUGE-L, and the explained variance of the latents."""
+def compute_flow_loss(model, batch):
+    """The mean squared error of the velocity (Lipman et al. 2023, equation 23), of K draws of noise and time a report.
+
+    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; noise (B, K, D); times (B, K) in
+    [0, 1]; dropped (B,), whose image is not told.
+    """
+    report_latents, times = batch["report_latents"][:, None], batch["times"][..., None]
+    noisy = (1 - times) * batch["noise"] + times * report_latents  # (B, K, D)
+    velocity = model(batch["latents"], noisy, batch["times"], batch["dropped"])
+    return functional.mse_loss(velocity.float(), report_latents - batch["noise"])
+
+
+def predict_by_regression(prior, latents, seeds, mean, gain):
+    """Report latents (B, D) of a regression: what it predicts, multiplied by the gain if it is to be decoded."""
+    return prior.predict(latents, 1 if mean else gain)
+
+
+def predict_by_flow(prior, latents, seeds, mean, guidance, temperature):
+    """Report latents (B, D) of a flow: the mean of MEAN_DRAWS draws without guidance, or one draw to be decoded."""
+    if mean:
+        return sum(prior.draw(latents, [(seed, draw) for seed in seeds]) for draw in range(MEAN_DRAWS)) / MEAN_DRAWS
+    return prior.draw(latents, seeds, guidance, temperature)
+
+
+def evaluate(prior, autoencoder, examples, training_reports, predict, batch_size, run_dir):
+    """The reports of held-out images, written from their pixels: ROUGE-L, and the explained variance of the latents.
+
+    predict: (latents, seeds, mean) => report latents; mean: of all that the image allows, otherwise what is decoded.
+    """
     rows = [examples[row, row] for row in range(len(examples))]
     truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
     reports = examples.features.table["report"].iloc[examples.rows].tolist()
-    predicted, written, again = [], [], []
+    predicted, drawn, written, again = [], [], [], []
     for start in range(0, len(rows), batch_size):
         latents = torch.stack([row["latents"] for row in rows[start : start + batch_size]])
-        predicted.append(prior.standardise(prior.predict(latents)).cpu())  # (B, D)
-        written += autoencoder.generate(prior.predict(latents, gain))
+        seeds = range(start, start + len(latents))
+        predicted.append(prior.standardise(predict(latents, seeds, mean=True)).cpu())  # (B, D)
+        report_latents = predict(latents, seeds, mean=False)  # (B, D)
+        drawn.append(prior.standardise(report_latents).cpu())
+        written += autoencoder.generate(report_latents)
         again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
     constant = constant_report(training_reports)
-    predicted = torch.cat(predicted)  # (n, D), standardised
+    predicted, drawn = torch.cat(predicted), torch.cat(drawn)  # (n, D), standardised
     unexplained = (predicted - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
-    spread = predicted.var(dim=0).mean().sqrt()
+    spread = drawn.var(dim=0).mean().sqrt()
     scores = {
         "held-out images": len(rows),
         "explained variance of their report latents": 1 - unexplained.item(),
-        "spread of the predictions (1: of the reports' own latents)": spread.item(),
+        "spread of what was decoded (1: of the reports' own latents)": spread.item(),
         "ROUGE-L of the reports written from the images": rouge_l(reports, written),
         "ROUGE-L of the same reports, shuffled": rouge_l(reports, [*written[1:], *written[:1]]),
         "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
@@ -134,18 +177,28 @@ def main():
     table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
     vae = load_vae(BASE_MODEL, device)
     autoencoder = load_autoencoder(BART_CHECKPOINT, POOLING, TOKENIZER).eval().requires_grad_(False).to(device)
+    if HEAD_ROWS and PRIOR == "flow":
+        raise InputError("HEAD_ROWS starts the head of a regression, and PRIOR is 'flow': set HEAD_ROWS to 0")
     channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
     torch.manual_seed(SEED)
-    model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width)
+    flow = {"flow_width": FLOW_WIDTH, "flow_depth": FLOW_DEPTH, "flow_dropout": FLOW_DROPOUT} if PRIOR == "flow" else {}
+    model = Prior(
+        channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width, kind=PRIOR, **flow
+    )  # fmt: skip
     if PRETRAINED and not INITIAL_WEIGHTS:
         model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
+
+    model.vit.requires_grad_(not FREEZE_TRANSFORMER)
+    loss, draws = partial(compute_loss, cosine_weight=COSINE_WEIGHT), 0
+    if PRIOR == "flow":
+        loss, draws = compute_flow_loss, FLOW_DRAWS
 
     if CHECK:
         if INITIAL_WEIGHTS:
             start_from(model, INITIAL_WEIGHTS)
         table = table[table["report"] != ""]
-        shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE)
-        loss, make_batch = partial(compute_loss, cosine_weight=COSINE_WEIGHT), partial(made_up, shapes)
+        shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE, draws)
+        make_batch = partial(made_up, shapes)
         return check_training(
             model, loss, make_batch, split_counts(table), constants, accelerator, table["image_path"], cache_bytes
         )
@@ -155,7 +208,7 @@ def main():
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)
-    examples = PriorExamples(features, "train", model)
+    examples = PriorExamples(features, "train", model, draws, DROP_IMAGE)
     if HEAD_ROWS:
         rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]
         model.to(device).start_head(examples, [(row, keyed_seed(SEED, "head", row)) for row in rows.tolist()])
@@ -164,8 +217,8 @@ def main():
     fit(
         model,
         examples,
-        PriorExamples(features, "validate", model),
-        partial(compute_loss, cosine_weight=COSINE_WEIGHT),
+        PriorExamples(features, "validate", model, draws),
+        loss,
         constants,
         accelerator,
         facts={"encoders": features.encoders, "data": table_fingerprint(features.table)},
@@ -176,7 +229,11 @@ def main():
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
         training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
-        evaluate(best, autoencoder, held_out, training_reports, LATENT_GAIN, ENCODE_BATCH_SIZE, Path(RUN_DIR))
+        if PRIOR == "flow":
+            predict = partial(predict_by_flow, best, guidance=IMAGE_GUIDANCE, temperature=FLOW_TEMPERATURE)
+        else:
+            predict = partial(predict_by_regression, best, gain=LATENT_GAIN)
+        evaluate(best, autoencoder, held_out, training_reports, predict, ENCODE_BATCH_SIZE, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 
 

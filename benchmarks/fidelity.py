@@ -16,7 +16,7 @@ All are compared with images of the train split, on which the judge is trained a
 Reads:  CHECKPOINT (of either backbone), DATA_ROOT, the frozen encoders that the checkpoint names
 Writes: OUTPUT/fidelity.md, fidelity.png (the first 16 rows of each line, none chosen)
 Prints: the table: network calls an image, FID and KID (features of the judge), AUROC of the asked findings with its 95 %
-        interval, recall, coverage
+        interval, recall, coverage, MS-SSIM of images with the same findings (lower: more diverse)
 """
 
 from pathlib import Path
@@ -32,7 +32,15 @@ from utils.diffusion import ALL_NOISE, PromptedDenoiser
 from utils.errors import InputError, replacing, run, say, writing
 from utils.judges import JudgeSettings, extract, file_reader, image_judge, pixel_reader
 from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_grey, read_pixels
-from utils.metrics import auroc_table, frechet_distance, kernel_distance, neighbourhood_metrics, positives
+from utils.metrics import (
+    auroc_table,
+    diversity,
+    frechet_distance,
+    kernel_distance,
+    label_set_pairs,
+    neighbourhood_metrics,
+    positives,
+)
 from utils.mimic_cxr import read_table
 from utils.plan import label_vectors, plan_requests
 from utils.prompts import ReferenceEncoder, TextEncoder
@@ -61,6 +69,7 @@ JUDGE_IMAGE_SIZE = 64  # pixels (32 to 4096)
 JUDGE_STEPS = 300  # optimiser steps (1 to 1000000)
 JUDGE_LEARNING_RATE = 5e-3  # of AdamW (above 0, 1 at most)
 NEIGHBOURS = 5  # of recall and coverage (1 or more)
+DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 to 1000000)
 SEED = 1234  # of noise, references, draws and the judge (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 PRECISION = "no"  # of the denoiser's arithmetic (auto, no, bf16 or fp16)
@@ -164,7 +173,8 @@ def main():
         return extract(judge, read, count, accelerator.device, BATCH_SIZE, NUM_WORKERS)
 
     truth, _ = see(file_reader(compared.image_path.tolist(), JUDGE_IMAGE_SIZE), len(compared))
-    asked, lines, pictures = positives(module.rows), [], []
+    asked, alike = positives(module.rows), label_set_pairs(module.rows, DIVERSITY_PAIRS, SEED)
+    lines, pictures = [], []
 
     def line(name, images, calls=0):
         features, probabilities = see(pixel_reader(_resized(images, JUDGE_IMAGE_SIZE), range(len(images))), len(images))
@@ -175,6 +185,7 @@ def main():
             "KID": kernel_distance(truth, features, SEED)[0],
             "AUROC": f"{mean.auroc:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
             "recall": near["recall"], "coverage": near["coverage"],
+            "MS-SSIM": diversity(pixel_reader(images, range(len(images))), alike),
         })  # fmt: skip
         pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
         say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in lines[-1].values()))

@@ -197,21 +197,27 @@ class PriorFeatures:
         }
 
     def statistics(self, split="train"):
-        """Mean and standard deviation of the report latents of one split, (D,) float32 each."""
+        """Mean and standard deviation of the report latents of one split, (D,) float32 each, and covariance, (D, D)."""
         rows = split_rows(self.table, split)
-        total, squares = 0.0, 0.0
+        total, products = 0.0, 0.0
         for start in range(0, len(rows), STATISTICS_ROWS):
             latents = self.report_latents.stack(rows[start : start + STATISTICS_ROWS]).astype(np.float64)  # (n, D)
-            total, squares = total + latents.sum(axis=0), squares + (latents**2).sum(axis=0)
+            total, products = total + latents.sum(axis=0), products + latents.T @ latents
         mean = total / len(rows)
-        std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
-        return mean.astype(np.float32), std.astype(np.float32)
+        covariance = products / len(rows) - np.outer(mean, mean)
+        std = np.sqrt(np.maximum(covariance.diagonal(), 0))
+        return mean.astype(np.float32), std.astype(np.float32), covariance
 
 
-def prior_needs(table, vae, autoencoder, image_size):
-    """Before anything is encoded: the shapes of a PriorExample, {name: shape}, and what a table adds to the cache, bytes."""
+def prior_needs(table, vae, autoencoder, image_size, flow_draws=0):
+    """Before anything is encoded: the shapes of a PriorExample, {name: shape}, and what a table adds to the cache, bytes.
+
+    flow_draws: of a flow's noise and times an example; 0 for a regression.
+    """
     latents, width = latent_shape(vae, image_size), autoencoder.width
     shapes = {"latents": latents, "report_latents": (width,)}
+    if flow_draws:
+        shapes |= {"noise": (flow_draws, width), "times": (flow_draws,), "dropped": ()}
     return shapes, len(table) * 4 * math.prod(latents) + table["report"].nunique() * 4 * width
 
 
@@ -237,21 +243,33 @@ def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerato
 
 
 class PriorExamples(_Rows):
-    """Training examples of one split: `examples[row, seed]`; the draw of the posterior follows from the seed."""
+    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
 
-    def __init__(self, features, split, prior):
+    prior: whose statistics standardise; of a flow an example holds noise and times too, `draws` of each, and whether its
+    image is dropped (with the probability drop_image), which is what makes guidance possible.
+    """
+
+    def __init__(self, features, split, prior, draws=1, drop_image=0.0):
         super().__init__(features, split)
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
+        self.flows, self.draws, self.drop_image = prior.config.kind == "flow", draws, drop_image
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
         row, features = self.rows[position], self.features
         generator = torch.Generator().manual_seed(seed)
         report_latent = torch.from_numpy(features.report_latents[row].astype(np.float32))
-        return {
+        example = {
             "latents": draw_posterior(features.moments[row], generator, features.scaling_factor),  # (C, h, w)
             "report_latents": (report_latent - self.mean) / self.std,  # (D,), standardised
         }
+        if self.flows:
+            example |= {
+                "noise": torch.randn((self.draws, len(report_latent)), generator=generator),  # (K, D)
+                "times": torch.rand(self.draws, generator=generator),  # (K,)
+                "dropped": torch.rand((), generator=generator) < self.drop_image,  # ()
+            }
+        return example
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

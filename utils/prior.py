@@ -4,7 +4,8 @@
     report latents   (D,) pooled BART latents; the network works on them standardised, dimension by dimension, with the
                      mean and standard deviation of the training rows, which are kept in its checkpoint
 
-Neither the VAE nor BART runs in training: both ends come from the cache.
+Two kinds: "regression", the paper's, predicts the mean of all reports that an image allows; "flow" (utils/flow.py) draws
+one of them. Neither the VAE nor BART runs in training: both ends come from the cache.
 """
 
 from functools import partial
@@ -18,16 +19,23 @@ from torch import nn
 
 from utils.checkpoints import load_strictly
 from utils.errors import InputError, reason, say
+from utils.flow import ReportFlow
+from utils.seeds import keyed_generator
 
+KINDS = ("regression", "flow")
 POOLERS = ("linear", "tanh")
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
 STEEPEST = 0.99  # of a tanh, the largest value at which its tangent is taken
-SIZES = ("latent_channels", "latent_side", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "report_dim")
+SIZES = (  # that two priors have to share, for the one to go on from the other
+    "kind", "latent_channels", "latent_side", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "report_dim",
+    "flow_width", "flow_depth",
+)  # fmt: skip
+FLOW_STEPS = 25  # of Euler's method
 RIDGE = 0.02  # penalty on the squared weights of the head's start, in units of the class tokens' mean variance
 
 
 class Prior(ModelMixin, ConfigMixin):
-    """A vision transformer on VAE latents, with a linear head on its class token, to standardised report latents.
+    """A vision transformer on VAE latents, with a head on its class token, to standardised report latents.
 
     Args:
         latent_channels, latent_side: C and h = w of the latents. patch_size: side of a token's patch.
@@ -36,6 +44,8 @@ class Prior(ModelMixin, ConfigMixin):
         pooler: "linear"; or "tanh" behind the linear layer, which cannot reach beyond -1 and 1.
         layer_norm_epsilon: timm's ViTs have 1e-6, Hugging Face's ViTModel 1e-12.
         mlp_ratio: hidden width of a block's MLP, in units of embed_dim.
+        kind: "regression", with a linear head; or "flow", with a head of flow_width, flow_depth and flow_dropout, as
+            utils.flow.ReportFlow has them.
     """
 
     @register_to_config
@@ -51,8 +61,14 @@ class Prior(ModelMixin, ConfigMixin):
         pooler: str = "linear",
         layer_norm_epsilon: float = 1e-6,
         mlp_ratio: float = 4.0,
+        kind: str = "regression",
+        flow_width: int = 0,
+        flow_depth: int = 0,
+        flow_dropout: float = 0.0,
     ):
         super().__init__()
+        if kind not in KINDS:
+            raise InputError(f"the kind of prior {kind!r} is none of {', '.join(KINDS)}")
         if pooler not in POOLERS:
             raise InputError(f"the pooler {pooler!r} is none of {', '.join(POOLERS)}")
         if latent_side % patch_size or embed_dim % num_heads:
@@ -71,37 +87,65 @@ class Prior(ModelMixin, ConfigMixin):
             num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=layer_norm_epsilon),
         )
-        self.head = nn.Linear(embed_dim, report_dim)
+        if kind == "flow":
+            self.head = ReportFlow(embed_dim, report_dim, flow_width, flow_depth, flow_dropout)
+        else:
+            self.head = nn.Linear(embed_dim, report_dim)
         self.register_buffer("report_mean", torch.zeros(report_dim))
         self.register_buffer("report_std", torch.ones(report_dim))
 
-    def forward(self, latents):
-        """Latents (B, C, h, w), unit variance => standardised report latents (B, D)."""
+    def forward(self, latents, *flowing):
+        """Latents (B, C, h, w), unit variance => standardised report latents (B, D); of a flow, velocities.
+
+        flowing: noisy report latents, times and dropped images, as `ReportFlow.forward` has them.
+        """
         pooled = self.vit(latents)  # (B, embed_dim), the class token after the final layer norm
+        if self.config.kind == "flow":
+            return self.head(pooled, *flowing)
         predicted = self.head(pooled)
         return predicted.tanh() if self.config.pooler == "tanh" else predicted
 
     @torch.no_grad()
     def predict(self, latents, gain=1.0):
-        """Latents (B, C, h, w), unit variance => report latents (B, D), as BART's decoder wants them.
+        """Latents (B, C, h, w), unit variance => report latents (B, D), as BART's decoder wants them: of a regression.
 
         gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, a mean over
         all reports that the image allows: it varies less than the latents of real reports, and BART reads it as a
         report that says little. 1 / (spread of the predictions) makes up for that. InputError for what is no number.
         """
-        latents = latents.to(self.device, self.dtype)
-        predicted = gain * self(latents).float() * self.report_std.float() + self.report_mean.float()
-        if not torch.isfinite(predicted).all():
-            raise InputError(
-                f"the prior predicts NaN or infinity with LATENT_GAIN {gain}: its weights are damaged, LATENT_GAIN is too "
-                "high, or PRECISION has to be 'no'"
-            )
-        return predicted
+        predicted = gain * self(latents.to(self.device, self.dtype)).float()
+        return self._report_latents(predicted, f"LATENT_GAIN {gain}")
 
-    def set_statistics(self, mean, std):
-        """What a report latent is standardised with, (D,) each."""
+    @torch.no_grad()
+    def draw(self, latents, seeds, guidance=1.0, temperature=1.0, steps=FLOW_STEPS):
+        """Latents (B, C, h, w), unit variance, and a seed for each => report latents (B, D), each one draw: of a flow.
+
+        guidance: of the image, 1 for none. temperature: what the noise that a draw begins with is multiplied with; below
+        1 reports vary less and are surer of their findings. steps: of Euler's method. InputError for what is no number.
+        """
+        noise = [
+            torch.randn(self.config.report_dim, generator=keyed_generator("report latent", seed)) for seed in seeds
+        ]
+        tokens = self.vit(latents.to(self.device, self.dtype))
+        drawn = self.head.draw(tokens, temperature * torch.stack(noise).to(tokens), steps, guidance)
+        return self._report_latents(drawn.float(), f"IMAGE_GUIDANCE {guidance}")
+
+    def _report_latents(self, standardised, strength):
+        report_latents = standardised * self.report_std.float() + self.report_mean.float()
+        if not torch.isfinite(report_latents).all():
+            raise InputError(
+                f"the prior predicts NaN or infinity with {strength}: its weights are damaged, that is too high, or "
+                "PRECISION has to be 'no'"
+            )
+        return report_latents
+
+    def set_statistics(self, mean, std, covariance=None):
+        """What a report latent is standardised with, (D,) each; and for a flow their covariance, (D, D)."""
         self.report_mean.copy_(torch.as_tensor(mean))
         self.report_std.copy_(torch.as_tensor(std).clamp(min=SMALLEST_STD))
+        if self.config.kind == "flow":
+            scale = self.report_std.double().cpu()
+            self.head.set_covariance(torch.as_tensor(covariance) / scale / scale[:, None])
 
     def standardise(self, report_latents):
         """(..., D) => (..., D), mean 0 and standard deviation 1 in each dimension over the training rows."""
@@ -111,7 +155,7 @@ class Prior(ModelMixin, ConfigMixin):
     def start_head(self, examples, picked, batch_size=256):
         """Sets the head to the ridge regression of report latents on the transformer's class tokens as they are.
 
-        Linear probing before fine-tuning (Kumar et al. 2022): the gradients of a head that was drawn at random would
+        Of a regression only. Linear probing before fine-tuning (Kumar et al. 2022): the gradients of a head that was drawn at random would
         first of all distort what a pretrained transformer knows. picked: a list of (row, seed) of the PriorExamples.
         """
         width = self.config.embed_dim
@@ -146,6 +190,9 @@ class Prior(ModelMixin, ConfigMixin):
         wrong = [f"{name.upper()} is {own} and its {its}" for name, (own, its) in sizes.items() if own != its]
         if wrong:
             raise InputError(f"INITIAL_WEIGHTS {source} is of another size: {', '.join(wrong)}")
+        if self.config.kind == "flow":  # its velocities are those of its own statistics
+            self.load_state_dict(other.state_dict())
+            return say(f"prior: started from {source}, report latents standardised as there")
         self.vit.load_state_dict(other.vit.state_dict())
         scale, shift = other.report_std, other.report_mean  # report latent = scale * the other's output + shift
         weight, bias = other.head.weight, other.head.bias

@@ -10,6 +10,8 @@ Which candidate was kept is written into its image file, as a JPEG comment: imag
 ends a run, and several processes need no common file. The patients of the selector are written beside the tree's
 manifest, so that an evaluation can refuse to judge by them. With one candidate, and all pairs listed, there is no selector
 and no comment.
+
+Of the reports drawn for an image one is kept as well, `best_reports`, by the rules of utils/labeler.py.
 """
 
 import hashlib
@@ -23,8 +25,9 @@ import pandas as pd
 
 from utils.errors import InputError, replacing, say, writing
 from utils.features import table_fingerprint
-from utils.findings import FINDINGS
+from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.judges import first_half, image_judge, images_to_pixels, try_judge
+from utils.labeler import label_reports
 from utils.metrics import positives, request_agreement
 from utils.mimic_cxr import read_csv, split_rows
 from utils.seeds import keyed_seed
@@ -163,6 +166,24 @@ def needs_selector(candidates, keep):
 def candidate_seed(seed, candidate):
     """The seed of a request's candidate: the first one's is the request's own."""
     return keyed_seed(int(seed), "candidate", int(candidate)) % 2**31 if candidate else int(seed)
+
+
+def best_reports(drawn, labels=None):
+    """Of the reports drawn for each image the one that names the findings best, by rules => a list of n texts.
+
+    drawn: N lists of n reports each; labels: (n, 14), the codes that were asked for, of which uncertain ones do not count.
+    None, for images of which nobody asked anything: the report nearest to what all N say, each finding with the share of
+    them that call it present (minimum Bayes risk, Kumar & Byrne 2004). Nearest by the sum of the differences; ties go to
+    the report drawn first.
+    """
+    if len(drawn) == 1:
+        return drawn[0]
+    said = np.stack([label_reports(reports) for reports in drawn]) == PRESENT  # (N, n, 14)
+    wanted, counted = said.mean(axis=0), np.ones(said.shape[1:], dtype=bool)
+    if labels is not None:
+        wanted, counted = labels == PRESENT, labels != UNCERTAIN
+    off = (np.abs(said - wanted.astype(float)) * counted).sum(axis=2)  # (N, n)
+    return [drawn[number][row] for row, number in enumerate(off.argmin(axis=0))]
 
 
 def selector_patients(tree):

@@ -1,0 +1,152 @@
+"""Which prior writes the better reports, and how should it be sampled? A regression beside a flow, on real images.
+
+    python -m benchmarks.priors --CHECKPOINTS demo/runs/prior/best,demo/runs/regression/best --SPLIT validate
+
+Every row writes a report for each image of SPLIT; choose on "validate". Of a regression VARIANTS' first number is
+LATENT_GAIN; of a flow they are IMAGE_GUIDANCE, FLOW_TEMPERATURE and CANDIDATES.
+
+Reads:  CHECKPOINTS (of train_prior_model.py), the real tree, VAE and BART that they were trained with
+Writes: OUTPUT/priors.md
+Prints: clinical F1 (micro, macro) of the reports against the images' labels, read by TF-IDF trained on the real reports;
+        ROUGE-L; shares of stuttering (a word three times in a row) and of distinct reports; spread of the latents in units
+        of the real ones' (1), their Frechet distance to them; explained variance of the latents, of a flow that of the mean
+        of MEAN_DRAWS draws
+"""
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from utils.constants import override_constants
+from utils.errors import run, say, writing
+from utils.features import PriorExamples, PriorFeatures
+from utils.judges import TextJudge
+from utils.latents import load_vae
+from utils.metrics import clinical_f1, frechet_distance, positives, rouge_l
+from utils.mimic_cxr import read_table
+from utils.report import markdown
+from utils.seeds import draw_rows
+from utils.selection import best_reports, candidate_seed
+from utils.training import make_accelerator
+from utils.weights import load_autoencoder, load_prior
+
+CHECKPOINTS = ("demo/runs/prior/best",)  # checkpoint folders of train_prior_model.py, one or more
+GAINS = ("1", "1.5", "2", "2.5", "3")  # LATENT_GAIN of each row of a regression
+VARIANTS = (  # IMAGE_GUIDANCE, FLOW_TEMPERATURE and CANDIDATES of each row of a flow
+    "1 1 1", "2 1 1", "3 1 1", "2 0.5 1", "3 0.5 1", "2 1 4", "3 1 4", "2 0.5 4"
+)  # fmt: skip
+SPLIT = "validate"  # whose images (train, validate or test)
+IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
+OUTPUT = "demo/priors"  # folder of the table (a folder to write)
+DECODING = "beam"  # of the reports (greedy, beam or nucleus)
+BEAMS = 4  # of beam search (1 to 64)
+MAX_TOKENS = 200  # a report at most (1 or more)
+MEAN_DRAWS = 16  # of a flow, for the explained variance (1 or more)
+BATCH_SIZE = 64  # images at a time (1 to 65536)
+CACHE_DIR = "demo/cache"  # of moments and report latents (a folder to write)
+SEED = 1234  # of draws (0 or more)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+NUM_WORKERS = 0  # threads that decode images (0 to 256)
+
+
+class Images:
+    """The images of one split, as a prior reads them: latents (N, C, h, w), reports, their latents, labels."""
+
+    def __init__(self, prior, features, split, count, seed):
+        examples = PriorExamples(features, split, prior)
+        if count:
+            examples.rows = examples.rows[draw_rows(len(examples), count, seed, "images")]
+        rows = [examples[row, row] for row in range(len(examples))]
+        self.latents = torch.stack([row["latents"] for row in rows])
+        self.truth = torch.stack([row["report_latents"] for row in rows])  # (N, D), standardised
+        table = features.table.iloc[examples.rows]
+        self.reports, self.labels = table["report"].tolist(), positives(table)
+
+
+def draw_latents(prior, latents, batch_size, guidance, temperature, candidate):
+    """Standardised report latents (N, D) of a flow, of one candidate of each image."""
+    seeds = [candidate_seed(row, candidate) for row in range(len(latents))]
+    batches = [slice(start, start + batch_size) for start in range(0, len(latents), batch_size)]
+    drawn = [prior.draw(latents[batch], seeds[batch], guidance, temperature) for batch in batches]
+    return prior.standardise(torch.cat(drawn)).cpu()
+
+
+def stutters(report):
+    """Whether a word stands three times in a row."""
+    words = report.lower().split()
+    return any(one == other == third for one, other, third in zip(words, words[1:], words[2:]))
+
+
+def table_of(prior, images, write, text_judge, gains, variants, mean_draws, batch_size, name):
+    """One row a variant; write: standardised latents (N, D) => N reports."""
+    flows = prior.config.kind == "flow"
+    if flows:
+        draw = partial(draw_latents, prior, images.latents, batch_size)
+        means = sum(draw(1.0, 1.0, number) for number in range(mean_draws)) / mean_draws
+    else:
+        means = prior.standardise(torch.cat([prior.predict(one) for one in images.latents.split(batch_size)])).cpu()
+    unexplained = (means - images.truth).square().sum() / (images.truth - images.truth.mean(dim=0)).square().sum()
+    rows = []
+    for variant in variants if flows else gains:
+        numbers = [float(number) for number in variant.split()]
+        if flows:
+            guidance, temperature, candidates = *numbers[:2], int(numbers[2])
+            drawn = [draw(guidance, temperature, number) for number in range(candidates)]
+        else:
+            drawn = [numbers[0] * means]
+        reports = best_reports([write(latents) for latents in drawn])
+        f1 = clinical_f1(images.labels, text_judge(reports))["f1"]
+        rows.append({
+            "prior": name, "variant": variant, "F1 micro": f1["micro"], "F1 macro": f1["macro"],
+            "ROUGE-L": rouge_l(images.reports, reports), "stuttering": sum(map(stutters, reports)) / len(reports),
+            "distinct": len(set(reports)) / len(reports), "spread": drawn[0].var(dim=0).mean().sqrt().item(),
+            "Frechet": frechet_distance(images.truth.numpy(), drawn[0].numpy()),
+            "explained variance": 1 - unexplained.item(),
+        })  # fmt: skip
+        say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in rows[-1].values()))
+    return rows
+
+
+def main():
+    override_constants(globals())
+    accelerator = make_accelerator(DEVICE, "no")
+    rows = []
+    for checkpoint in CHECKPOINTS:
+        prior, training = load_prior(checkpoint)
+        prior, trained = prior.to(accelerator.device).eval(), training["constants"]
+        table = read_table(
+            trained["DATA_ROOT"], trained["REPORTS_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"]
+        )
+        vae = load_vae(trained["BASE_MODEL"], accelerator.device)
+        autoencoder = load_autoencoder(trained["BART_CHECKPOINT"], trained["POOLING"], trained["TOKENIZER"])
+        autoencoder = autoencoder.to(accelerator.device).eval()
+        size = trained["IMAGE_SIZE"]
+        features = PriorFeatures(table, vae, autoencoder, size, CACHE_DIR, BATCH_SIZE, NUM_WORKERS, accelerator)
+        studies = features.table[features.table["split"] == "train"].drop_duplicates("study_id")
+        text_judge = TextJudge(studies["report"].tolist(), positives(studies))
+
+        def write(latents, prior=prior, autoencoder=autoencoder):
+            latents = latents.to(prior.device) * prior.report_std + prior.report_mean
+            return [
+                text
+                for batch in latents.split(BATCH_SIZE)
+                for text in autoencoder.generate(batch, DECODING, BEAMS, max_tokens=MAX_TOKENS)
+            ]
+
+        images = Images(prior, features, SPLIT, IMAGES, SEED)
+        own = best_reports([write(images.truth)])
+        f1 = clinical_f1(images.labels, text_judge(own))["f1"]
+        say(f"from the reports' own latents: F1 {f1['micro']:.3f} / {f1['macro']:.3f}")
+        name = f"{prior.config.kind} ({checkpoint})"
+        rows += table_of(prior, images, write, text_judge, GAINS, VARIANTS, MEAN_DRAWS, BATCH_SIZE, name)
+    text = markdown(pd.DataFrame(rows))
+    with writing("the table", OUTPUT):
+        Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+        (Path(OUTPUT) / "priors.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)

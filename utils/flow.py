@@ -1,0 +1,110 @@
+"""A prior that samples: noise => one of the report latents that an image allows, by flow matching.
+
+A mean over all reports that an image allows is the latent of no report. Here a small network on the image's class token
+(as the diffusion head of Li et al. 2024, "Autoregressive image generation without vector quantization") learns the
+velocity of straight paths from noise to report latents (Lipman et al. 2023):
+
+    x_t = (1 - t) noise + t latent,  t in [0, 1]      v(x_t, t, image) ~ latent - noise      dx / dt = v
+
+The velocity that would be right if report latents were Gaussian, with the covariance of the training reports and whatever
+the image, is known in closed form; the network learns what is missing to it. So an untrained one draws from that Gaussian,
+and directions in which reports hardly differ cost no training.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+SMALLEST_VARIANCE = 1e-6  # of a direction, in units of a standardised dimension's
+_FREQUENCIES = 64  # of the time's embedding
+_LONGEST_PERIOD = 10_000
+
+
+class _Block(nn.Module):
+    """A residual MLP, shifted, scaled and gated by the condition (adaLN-Zero, Peebles & Xie 2023)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = _zeroed(nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x, condition):
+        shift, scale, gate = self.modulation(functional.silu(condition)).chunk(3, dim=-1)
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class ReportFlow(nn.Module):
+    """The velocity of standardised report latents, for the class token of an image or for no image.
+
+    Args:
+        token_dim: width of the class token. report_dim: D. width, depth: of the network; MAR's are 1024 and 3.
+        dropout: of the token's numbers while training, so that no image is known by its token.
+    """
+
+    def __init__(self, token_dim, report_dim, width, depth, dropout):
+        super().__init__()
+        self.no_image = nn.Parameter(torch.zeros(token_dim))
+        self.token = nn.Sequential(nn.Dropout(dropout), nn.Linear(token_dim, width))
+        self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.begin = nn.Linear(report_dim, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.end = _zeroed(nn.Linear(width, report_dim))
+        self.register_buffer("directions", torch.eye(report_dim))  # principal axes of the reports, one a column
+        self.register_buffer("variances", torch.ones(report_dim))  # along each of them
+
+    @torch.no_grad()
+    def set_covariance(self, covariance):
+        """covariance: (D, D) of the standardised report latents of the training rows."""
+        variances, directions = torch.linalg.eigh(covariance.double())
+        self.directions.copy_(directions)
+        self.variances.copy_(variances.clamp(min=SMALLEST_VARIANCE))
+
+    def forward(self, tokens, noisy, times, dropped):
+        """Class tokens (B, E), x_t (B, K, D), times (B, K) in [0, 1], dropped (B,) bool => velocities (B, K, D).
+
+        dropped: whose image is not told. In float32 whatever the precision: near t = 1 small errors of x_t count.
+        """
+        with torch.autocast(noisy.device.type, enabled=False):
+            return self._velocity(tokens.float(), noisy.float(), times.float(), dropped)
+
+    def _velocity(self, tokens, noisy, times, dropped):
+        tokens = torch.where(dropped[:, None].bool(), self.no_image, tokens)
+        ones = torch.arange(_FREQUENCIES, device=times.device) / _FREQUENCIES
+        angles = 1000 * times[..., None] * torch.exp(-math.log(_LONGEST_PERIOD) * ones)  # (B, K, 64)
+        condition = self.token(tokens)[:, None] + self.time(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        turned, time = noisy @ self.directions, times[..., None]  # x_t along the principal axes
+        variance = time**2 * self.variances + (1 - time) ** 2  # of x_t along each, (B, K, D)
+        gaussian = (time * self.variances - (1 - time)) / variance * turned  # E[latent - noise | x_t]
+        x = self.begin(turned / variance.sqrt())
+        for block in self.blocks:
+            x = block(x, condition)
+        missing = self.end(self.norm(x)) * (self.variances / variance).sqrt()
+        return (gaussian + missing) @ self.directions.T
+
+    @torch.no_grad()
+    def draw(self, tokens, noise, steps, guidance=1.0):
+        """Class tokens (B, E), noise (B, D) of unit variance or less => standardised report latents (B, D).
+
+        steps: of Euler's method. guidance: 1 follows the image; above, away from the reports of no image (Ho & Salimans
+        2022), at the price of variety.
+        """
+        with_image = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        x = noise[:, None]  # (B, 1, D)
+        for step in range(steps):
+            times = torch.full((len(tokens), 1), step / steps, device=tokens.device)
+            velocity = self(tokens, x, times, with_image)
+            if guidance != 1:
+                without = self(tokens, x, times, ~with_image)
+                velocity = without + guidance * (velocity - without)
+            x = x + velocity / steps
+        return x[:, 0]
+
+
+def _zeroed(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
