@@ -173,7 +173,7 @@ def main():
         return extract(judge, read, count, accelerator.device, BATCH_SIZE, NUM_WORKERS)
 
     truth, _ = see(file_reader(compared.image_path.tolist(), JUDGE_IMAGE_SIZE), len(compared))
-    asked, alike = positives(module.rows), label_set_pairs(module.rows, DIVERSITY_PAIRS, SEED)
+    asked, (alike,) = positives(module.rows), label_set_pairs([module.rows], DIVERSITY_PAIRS, SEED)
     lines, pictures = [], []
 
     def line(name, images, calls=0):

@@ -77,6 +77,27 @@ def test_mode_collapse_shows_in_recall_and_coverage_not_in_precision():
     assert found["precision"] == 1 and found["recall"] < 0.05 and found["coverage"] < 0.2
 
 
+def test_diversity_is_compared_on_the_same_findings():
+    rng = np.random.default_rng(0)
+    edema = [(rng.random(size) < share).astype(int) for size, share in ((60, 0.5), (300, 0.9))]
+    tables = [
+        pd.DataFrame(columns(("Edema", values), rows=len(values)).astype(int), columns=FINDINGS).assign(
+            subject_id=np.arange(len(values)) // 2
+        )
+        for values in edema
+    ]
+    first, second = metrics.label_set_pairs(tables, 50, seed=0)
+    assert first.shape == second.shape == (50, 2)
+    for pairs, table, values in zip((first, second), tables, edema):
+        assert len(np.unique(pairs, axis=0)) == 50 and (pairs[:, 0] != pairs[:, 1]).all()
+        subjects = table["subject_id"].to_numpy()
+        assert (subjects[pairs[:, 0]] != subjects[pairs[:, 1]]).all()
+        assert ((values[pairs[:, 0]] == 1) == (values[pairs[:, 1]] == 1)).all()
+    assert ((edema[0][first[:, 0]] == 1) == (edema[1][second[:, 0]] == 1)).all(), "place for place"
+    again = metrics.label_set_pairs(tables, 50, seed=0)
+    assert np.array_equal(again[0], first) and np.array_equal(again[1], second)
+
+
 @pytest.mark.parametrize("side", [32, 64, 256])
 def test_ms_ssim_of_equal_images_is_one_at_any_size(side):
     images = torch.rand(3, 1, side, side) * 2 - 1
@@ -87,11 +108,11 @@ def test_ms_ssim_of_equal_images_is_one_at_any_size(side):
 def test_diversity_pairs_have_the_same_findings_and_two_patients():
     labels = columns(("Edema", [1, 1, 1, 0, 0]), rows=5).astype(int)
     table = pd.DataFrame(labels, columns=FINDINGS).assign(subject_id=[1, 1, 2, 3, 4])
-    pairs = metrics.label_set_pairs(table, 10, seed=0).tolist()
+    pairs = metrics.label_set_pairs([table], 10, seed=0)[0].tolist()
     assert sorted(pairs) == [[0, 2], [1, 2], [3, 4]]
     alike = metrics.diversity(lambda row: torch.full((1, 64, 64), 0.3), np.array(pairs))
     assert alike == pytest.approx(1)
-    assert np.isnan(metrics.diversity(None, metrics.label_set_pairs(table.iloc[:2], 10, seed=0)))
+    assert np.isnan(metrics.diversity(None, metrics.label_set_pairs([table.iloc[:2]], 10, seed=0)[0]))
 
 
 # ---- clinical efficacy

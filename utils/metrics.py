@@ -120,23 +120,38 @@ def _radius(features, neighbours):
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(features).kneighbors()[0][:, -1]
 
 
-def label_set_pairs(table, count, seed):
-    """Pairs of rows with the same findings present, of two patients, (up to count, 2), drawn at random, each once."""
-    groups = pd.DataFrame(positives(table)).groupby(list(range(len(FINDINGS)))).indices.values()
-    subjects = table["subject_id"].to_numpy()
-    groups = [rows for rows in groups if len(np.unique(subjects[rows])) > 1]
-    if not groups:
-        return np.zeros((0, 2), int)
+def label_set_pairs(tables, count, seed):
+    """Pairs of rows with the same findings present, of two patients, drawn at random, each once: (P, 2) for each table.
+
+    tables: one or more; P: up to count. The pairs in one place of all results have the same findings: some sets of
+    findings look more alike than others, so tables are compared on the same ones.
+    """
+    groups = [
+        pd.DataFrame(positives(table)).groupby(list(range(len(FINDINGS)))).indices for table in tables
+    ]  # {14 bools: rows}
     rng = np.random.default_rng(keyed_seed(seed, "pairs"))
-    sizes = np.array([len(rows) for rows in groups])
-    pairs = set()
-    for group in rng.choice(len(groups), 4 * count, p=sizes / sizes.sum()):
-        first, second = sorted(rng.choice(groups[group], 2, replace=False).tolist())
-        if subjects[first] != subjects[second]:
-            pairs.add((first, second))
-        if len(pairs) == count:
-            break
-    return np.array(sorted(pairs))
+    found = [[np.zeros((0, 2), int)] for _ in tables]
+    for findings in sorted(set(groups[0]).intersection(*groups[1:])):
+        drawn = [
+            _pairs_of(group[findings], table["subject_id"].to_numpy(), count, rng)
+            for group, table in zip(groups, tables)
+        ]
+        shared = min(map(len, drawn))
+        for pairs, some in zip(found, drawn):
+            pairs.append(some[:shared])
+    found = [np.concatenate(pairs) for pairs in found]
+    kept = np.sort(rng.permutation(len(found[0]))[:count])
+    return [pairs[kept] for pairs in found]
+
+
+def _pairs_of(rows, subjects, count, rng):
+    """Up to count distinct pairs of rows of two patients, in random order, (P, 2); of few rows all pairs."""
+    if len(rows) ** 2 <= 4 * count:
+        pairs = np.stack(np.triu_indices(len(rows), 1), axis=1)
+    else:
+        pairs = np.unique(np.sort(rng.integers(0, len(rows), (4 * count, 2)), axis=1), axis=0)
+    pairs = rows[rng.permutation(pairs)]
+    return pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]][:count]
 
 
 def ms_ssim(first, second):
