@@ -11,7 +11,7 @@ from utils.latents import encode_moments, load_vae, read_pixels
 def test_the_label_only_report_says_each_code():
     labels = np.zeros(14, dtype=int)
     labels[[FINDINGS.index(name) for name in ("Edema", "Fracture", "Pneumonia")]] = 1, -1, -2
-    said = evaluation.label_report(labels)
+    said = evaluation.label_only_report(labels)
     assert said == "FINDINGS: There is edema. There is no fracture. Possible pneumonia. IMPRESSION: Edema."
 
 

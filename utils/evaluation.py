@@ -249,7 +249,7 @@ def report_quality(text_judge, table, references, train_table, name, radgraph, s
         name: reports,
         "real reports of the same labels": references,
         "nearest training report (copying)": train_table["report"].iloc[copied].tolist(),
-        "label-only": [label_report(row) for row in table[list(FINDINGS)].to_numpy()],
+        "label-only": [label_only_report(row) for row in table[list(FINDINGS)].to_numpy()],
         "constant normal report": [metrics.constant_report(pool["report"])] * len(reports),
         "shuffled among images": shuffled(reports, seed),
     }
@@ -293,7 +293,7 @@ def nearest_by_labels(table, train_table, seed):
     return train_table.index.to_numpy()[rows]
 
 
-def label_report(labels):
+def label_only_report(labels):
     """A report that says a label vector (14 codes) and nothing else: what can be known without an image."""
     words = {PRESENT: "There is {}.", ABSENT: "There is no {}.", UNCERTAIN: "Possible {}."}
     said = [words[label].format(name.lower()) for name, label in zip(FINDINGS, labels) if label in words]
