@@ -37,6 +37,7 @@ from utils.evaluation import (
     nearest_by_labels,
     pairs,
     report_quality,
+    report_texts,
     selection,
     text_judge_for,
     with_references,
@@ -72,7 +73,7 @@ IMAGE_SIZE = 256  # pixels, for MS-SSIM and the latents (16 to 4096)
 CLASSIFIER = "judge"  # of images (judge or torchxrayvision)
 TEXT_JUDGE = "tfidf"  # of reports (tfidf, rules or chexbert)
 RADGRAPH = False  # RadGraph F1 of reports, by the package radgraph
-BOOTSTRAP = 1000  # draws of images for the 95 % intervals (1 to 1000000)
+BOOTSTRAP = 1000  # draws of images, and of pairs, for the 95 % intervals (1 to 1000000)
 DOWNSTREAM = True  # train the judge on synthetic, and on real and synthetic images, and test it on real ones
 # the image judge
 JUDGE_PATIENTS = "all"  # training patients that teach it (all or second half; the latter taught no selector)
@@ -183,6 +184,7 @@ def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgra
     for names, (rows, references, title) in kinds.items():
         found = report_quality(text_judge, rows, references, train.table, title, radgraph, seed)
         result.update(zip(names, found))
+    result["texts"] = report_texts({title: rows for rows, _, title in kinds.values()}, train.table, seed)
     return result
 
 
@@ -251,9 +253,9 @@ def main():
             f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: there is no text judge to read them"
         )
 
-    told, result["pairs"] = pairs(judge, text_judge, synthetic, real, SEED)
+    told, found = pairs(judge, text_judge, synthetic, real, train, BOOTSTRAP, SEED)
     chosen = selection(judge, synthetic)
-    result |= {"selection": chosen} if chosen else {}
+    result |= found | ({"selection": chosen} if chosen else {})
     stopwatch.lap("pairs")
 
     result["memorisation"], nearest = memorisation(judge, real, synthetic, train, BASE_MODEL, IMAGE_SIZE, COPY_QUANTILE)

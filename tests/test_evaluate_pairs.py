@@ -89,6 +89,9 @@ def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evalu
     assert reports["shuffled among images"]["clinical F1 micro"] < reports["synthetic"]["clinical F1 micro"]
     assert reports["constant normal report"]["ROUGE-L"] < 1
     assert found["pairs"]["synthetic"] == found["pairs"]["real"]
+    complete = by(found["complete_agreement"], "pairs")
+    assert {**complete["synthetic"], "pairs": "real"} == complete["real"] and complete["real"]["request-report"] > 0.5
+    assert complete[evaluation.SHUFFLED]["request-report"] < complete["synthetic"]["request-report"]
     few = "FID from fewer images"
     assert few in by(found["image_quality"], "images")["synthetic"]["warning"]
 
@@ -135,11 +138,29 @@ def test_a_planted_label_flip_is_in_the_agreement(real, evaluate, tmp_path):
     assert flipped.any() and (told["asked"][flipped] == 0).all() and (told["report"][flipped] == 1).mean() > 0.5
 
 
+def test_what_is_wrong_with_reports_as_texts_is_counted(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "odd", real, ("test",))
+    reports = made["report"].to_numpy()
+    reports[:3] = "FINDINGS: Severe cardiomegaly. No cardiomegaly."
+    reports[3:5] = "FINDINGS: No change since ___."
+    reports[5] = "FINDINGS: No edema edema edema."
+    write_tree(tmp_path / "odd", made.assign(report=reports))
+    row, train = evaluate(SYNTHETIC=tmp_path / "odd")["texts"]
+    assert [row[name] for name in ("N", "marks", "contradictions", "stuttering")] == [len(made), 2, 3, 1]
+    assert row["distinct"] == pytest.approx(len(set(reports)) / len(made))
+    assert [train[name] for name in ("marks", "contradictions", "stuttering", "distinct")] == [0, 0, 0, 1]
+    text = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "## Reports as texts" in text and f"| synthetic | 2 of {len(made)} | 3 of {len(made)} |" in text
+    assert "agree on every finding" in (tmp_path / "evaluation" / "index.html").read_text()
+
+
 def test_a_tree_without_reports_gets_image_metrics_only_and_is_told_so(real, evaluate, tmp_path):
     generated_tree(tmp_path / "silent", real, ("test",), reports=False)
     found = evaluate(SYNTHETIC=tmp_path / "silent", WRITTEN=tmp_path)
     assert "written_reports" not in found and f"WRITTEN, {tmp_path}, are not evaluated" in found["notes"][1]
-    assert "reports" not in found and list(found["pairs"]) == ["synthetic"]
+    assert "reports" not in found and "texts" not in found and list(found["pairs"]) == ["synthetic", "real"]
+    complete = by(found["complete_agreement"], "pairs")
+    assert complete["synthetic"]["request-image"] is not None and complete["synthetic"]["all three"] is None
     assert (
         "has no reports" in found["notes"][0]
         and "has no reports" in (tmp_path / "evaluation/evaluation.md").read_text()
@@ -162,6 +183,9 @@ def test_written_reports_of_real_images_and_downstream_utility(real, evaluate, t
     table = read_table(real, splits=("test",))
     table[["dicom_id", "study_id", "report"]].to_csv(tmp_path / "reports.csv", index=False)
     found = evaluate(SYNTHETIC=real, WRITTEN=tmp_path, DOWNSTREAM=True)
+    assert [row["reports"] for row in found["texts"]] == ["synthetic", "written for real images", "real train"]
+    synthetic, written, train = found["texts"]
+    assert {**synthetic, "reports": ""} == {**written, "reports": ""} and synthetic["N"] == train["N"] == len(table)
     written = by(found["written_reports"], "reports")
     assert written["written for real images"]["ROUGE-L"] == pytest.approx(1)
     assert written["shuffled among images"]["ROUGE-L"] < 0.9
@@ -256,6 +280,10 @@ def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluat
     one, two = evaluate(**constants), json.loads((tmp_path / "two" / "evaluation.json").read_text())
     for found in (one, two):
         assert found.pop("seconds")
+    whole = [pd.DataFrame(found.pop("complete_agreement")) for found in (one, two)]
+    certain = ["pairs", "N", "findings", "request-report"]  # a finding may be seen just above or below the threshold
+    pd.testing.assert_frame_equal(whole[0][certain], whole[1][certain])
+    np.testing.assert_allclose(whole[0]["request-image"], whole[1]["request-image"], atol=0.15)
     pd.testing.assert_frame_equal(pd.json_normalize(one), pd.json_normalize(two), rtol=1e-3)
     assert one["image_quality"][1]["FID"] == pytest.approx(two["image_quality"][1]["FID"], rel=1e-4)
 

@@ -5,7 +5,7 @@ import pytest
 
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN, finding_index
-from utils.labeler import label_report, label_reports
+from utils.labeler import contradictions, label_report, label_reports
 from utils.phantom import random_findings, write_report
 from utils.report_text import report_file
 
@@ -363,10 +363,36 @@ def test_many_reports():
     assert label_reports([]).shape == (0, len(FINDINGS))
 
 
+@pytest.mark.parametrize("read", [label_report, contradictions])
 @pytest.mark.parametrize("text", [None, 3.5, b"No edema."])
-def test_what_is_no_text(text):
+def test_what_is_no_text(text, read):
     with pytest.raises(InputError, match="a report to label is a text, not"):
-        label_report(text)
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Severe cardiomegaly. The lungs are clear. No cardiomegaly.", ["Cardiomegaly"]),
+        ("No cardiomegaly. Severe cardiomegaly.", ["Cardiomegaly"]),
+        ("Severe cardiomegaly is seen. Heart size is normal.", ["Cardiomegaly"]),
+        (
+            "FINDINGS: No edema, effusion or pneumothorax. IMPRESSION: 1. Small effusion. 2. Mild edema.",
+            ["Edema", "Pleural Effusion"],
+        ),
+        ("Left pleural effusion, no right pleural effusion. No effusion.", ["Pleural Effusion"]),
+        ("Left effusion. No right effusion.", ["Pleural Effusion"]),  # sides are not told apart
+        ("Left pleural effusion, no right pleural effusion.", []),  # one sentence
+        ("Severe cardiomegaly. The heart is enlarged. No edema.", []),
+        ("No edema. Possible edema.", []),
+        ("Possible pneumonia. Pneumonia in the right lower lobe.", []),
+        ("INDICATION: Pneumothorax. FINDINGS: No pneumothorax.", []),
+        ("No fracture. No acute fracture.", []),
+        ("", []),
+    ],
+)
+def test_a_report_that_contradicts_itself(text, found):
+    assert contradictions(text) == found
 
 
 @pytest.mark.parametrize(
@@ -390,6 +416,8 @@ def test_drawn_reports_are_read_as_they_were_meant():
     rng = np.random.default_rng(7)
     drawn = [random_findings(rng) for _ in range(400)]
     wanted = np.array([labels for _, labels in drawn])
-    found = label_reports([write_report(findings, labels, rng) for findings, labels in drawn])
+    reports = [write_report(findings, labels, rng) for findings, labels in drawn]
+    found = label_reports(reports)
+    assert not any(map(contradictions, reports))
     for code in (PRESENT, ABSENT, UNCERTAIN):
         assert f1(found == code, wanted == code) >= 0.98

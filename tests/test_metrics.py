@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils import metrics
-from utils.findings import FINDINGS
+from utils.findings import FINDINGS, UNCERTAIN
 
 
 def gaussians(count, width, seed=0):
@@ -196,6 +196,38 @@ def test_constant_report_is_the_commonest_kind():
     assert metrics.constant_report(reports) == "the lungs are clear"
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("No edema edema edema.", True),
+        ("No pulmonary edema, pulmonary edema. Pulmonary edema is seen.", True),
+        ("Edema. EDEMA! edema?", True),
+        ("No edema edema.", False),
+        ("No edema, no effusion, no pneumothorax.", False),
+        ("1. Edema. 2. Edema. 3. Edema.", False),
+        ("XXXX XXXX XXXX. Seen on ___ ___ ___.", False),
+        ("a b c d e f g " * 3, False),  # a sentence said three times
+        ("a b c d e f " * 3, True),
+        ("", False),
+    ],
+)
+def test_stuttering(text, found):
+    assert metrics.stutters(text) == found
+
+
+def test_text_habits_counted_by_hand():
+    reports = ["Edema.", "Edema.", "Edema.", "Edema edema edema.", "No edema. Edema.", "Clear on ___.", "Clear on ___."]
+    labels = columns(("Edema", [1, 1, 1, 1, 1, 0, 0]), rows=7)
+    found = metrics.text_habits(reports, labels, subjects=[1, 1, 2, 3, 4, 5, 6])
+    assert found == {
+        "N": 7, "marks": 2, "contradictions": 1, "stuttering": 1, "distinct": 4 / 7,
+        "pairs of the same findings": 9 + 1,  # of the 10 of edema one is of one patient
+        "different": pytest.approx(7 / 10),  # not two of edema, nor that of the clear ones
+    }  # fmt: skip
+    assert np.isnan(metrics.text_habits(reports[:2], labels[:2], [1, 1])["different"])
+    assert np.isnan(metrics.text_habits([], labels[:0], [])["distinct"])
+
+
 # ---- pairs and memorisation
 
 
@@ -215,6 +247,54 @@ def test_a_planted_label_flip_is_found_by_the_agreement():
     assert table.loc["Pneumonia"].isna().sum() == 6  # never asked for
     unreported = metrics.agreement(metrics.pair_table(range(40), asked, asked, None))
     assert np.isnan(unreported.loc["Edema", "all three"]) and unreported.loc["Edema", "seen in the image"] == 1
+
+
+def hand_made_pairs():
+    """Codes, image and report of 11 pairs; the judges know edema and fracture, the image judge pneumonia as well."""
+    labels = columns(("Edema", np.arange(11) % 2), rows=11).astype(int)
+    image, report = (np.full((11, 14), np.nan) for _ in range(2))
+    edema, fracture, pneumonia = (FINDINGS.index(name) for name in ("Edema", "Fracture", "Pneumonia"))
+    for told in (image, report):
+        told[:, [edema, fracture]] = labels[:, [edema, fracture]]
+    image[:, pneumonia] = 1  # nobody asked for it, and the text judge does not know it
+    image[[1, 2], edema] = 1 - image[[1, 2], edema]
+    report[3, fracture] = 1
+    for told in (image, report):
+        told[[4, 5, 6], fracture] = 1
+    labels[7, edema], image[7, edema], report[7, edema] = UNCERTAIN, 1, 0
+    report[8] = np.nan  # without a report
+    labels[9, [edema, fracture]] = UNCERTAIN
+    return labels, image, report
+
+
+def test_complete_agreement_counted_by_hand():
+    """Pairs 0, 7 and 10 agree; the image of 1 and 2 differs, the report of 3, both of 4 to 6; 8 and 9 do not count."""
+    labels, image, report = hand_made_pairs()
+    found = metrics.complete_agreement(labels, image, report)
+    assert (found["N"], found["findings"]) == (9, 2)
+    assert found["all three"] == pytest.approx(3 / 9)
+    assert found["request-image"] == pytest.approx(4 / 9) and found["request-report"] == pytest.approx(5 / 9)
+    assert found["image-report"] == pytest.approx(6 / 9)
+    image_only = metrics.complete_agreement(labels, np.where(np.isnan(report), np.nan, image))
+    assert image_only["request-image"] == pytest.approx(4 / 9)
+    assert metrics.complete_agreement(labels, image)["request-image"] == 0  # everybody is seen to have pneumonia
+    for name in ("all three", "low", "high", "request-report", "image-report"):
+        assert np.isnan(image_only[name])
+    nothing = metrics.complete_agreement(labels[8:9], image[8:9], report[8:9])
+    assert nothing["N"] == nothing["findings"] == 0 and np.isnan([*nothing.values()][2:]).all()
+
+
+def test_the_interval_of_complete_agreement_is_that_of_pairs_drawn_again():
+    labels = columns(("Edema", True), rows=200).astype(int)
+    report = labels.astype(float)
+    report[60:, FINDINGS.index("Edema")] = 0
+    found = metrics.complete_agreement(labels, labels, report, replicates=2000, seed=1)
+    draws = np.random.default_rng(0).integers(200, size=(2000, 200))
+    low, high = np.quantile((draws < 60).mean(axis=1), (0.025, 0.975))
+    assert found["all three"] == 0.3 and [found["low"], found["high"]] == pytest.approx([low, high], abs=0.011)
+    assert found == metrics.complete_agreement(labels, labels, report, replicates=2000, seed=1)
+    certain = metrics.complete_agreement(labels, labels, labels)
+    assert certain["low"] == certain["high"] == certain["all three"] == 1
 
 
 def test_a_planted_copy_is_found():

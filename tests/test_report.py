@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from utils import metrics, report
-from utils.evaluation import COPYING, Nearest
+from utils.evaluation import COPYING, SHUFFLED, Nearest
 from utils.findings import FINDINGS
 
 
@@ -42,20 +42,60 @@ def test_auroc_tables_stand_side_by_side_and_say_where_there_are_too_few():
     assert rows.loc["Fracture", "synthetic: AUROC [95 %]"] == "too few"
 
 
+def complete_rows():
+    """Rows of pairs that agree on every finding, as of `evaluation.pairs`, with fewer columns."""
+    shares = {"synthetic": (0.4, 0.3, 0.5), SHUFFLED: (0.1, 0.0, 0.2), "real": (0.8, 0.7, 0.9)}
+    return [
+        {"pairs": name, "N": 9, "findings": 2, "all three": share, "low": low, "high": high, "request-image": 0.6,
+         "of the real share": share / 0.8}
+        for name, (share, low, high) in shares.items()
+    ]  # fmt: skip
+
+
 def test_the_summary_has_a_line_for_each_main_number():
     result = {
         "image_quality": [{"images": "synthetic", "FID": 1.5, "N": 9, "extractor": "judge, D = 4", "warning": "few"}],
         "auroc": {"synthetic": auroc_table()},
         "classifier": "judge",
         "reports": [{"reports": "label-only", "clinical F1 micro": 0.5, "clinical F1 macro": np.nan, "N": 9}],
+        "complete_agreement": complete_rows(),
         "memorisation": [{"space": "VAE latents", "share": 0.25, "quantile": 0.01}],
     }
     assert report.summary(result) == [
         ("FID, synthetic", "1.50 (N = 9, judge, D = 4 — few)"),
         ("mean AUROC, synthetic", "1.000 [1.000, 1.000] (judge)"),
         ("clinical F1 of reports, micro / macro, label-only", "0.500 / nan (N = 9)"),
+        (
+            "pairs whose request, image and report agree on every finding",
+            "40.0% [30.0%, 50.0%] (N = 9; real pairs 80.0%, shuffled reports 10.0%)",
+        ),
         ("copies, VAE latents", "25.0% (of unseen real images 1%)"),
     ]
+    result["complete_agreement"] = [row for row in complete_rows() if row["pairs"] != SHUFFLED]  # without reports
+    assert [name for name, _ in report.summary(result)][-1] == "copies, VAE latents" and len(
+        report.summary(result)
+    ) == 4
+
+
+def test_pairs_that_agree_on_every_finding_stand_with_their_interval():
+    unread = {**complete_rows()[0], "pairs": "unread", "all three": np.nan, "low": np.nan, "high": np.nan}
+    table = report.complete_agreement_columns([*complete_rows(), unread])
+    columns = ["pairs", "N", "findings", "all three [95 %]", "of the real share", "request-image"]
+    assert list(table.columns) == columns
+    assert table["all three [95 %]"].tolist() == [
+        "0.400 [0.300, 0.500]", "0.100 [0.000, 0.200]", "0.800 [0.700, 0.900]", "–",
+    ]  # fmt: skip
+
+
+def test_reports_as_texts_are_counted_of_all():
+    row = {"reports": "synthetic", "N": 9, "marks": 0, "contradictions": 2, "stuttering": 1, "distinct": 0.5}
+    text = report._texts({"texts": [row]})[-1]
+    assert text.splitlines() == [
+        "| reports | marks | contradictions | stuttering | distinct |",
+        "| --- | --- | --- | --- | --- |",
+        "| synthetic | 0 of 9 | 2 of 9 | 1 of 9 | 0.500 |",
+    ]
+    assert report._texts({}) == []
 
 
 def test_the_closest_pairs_are_drawn_closest_first_with_fewer_images_than_asked(tmp_path):

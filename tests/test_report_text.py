@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_mimic_cxr import CANONICAL, REPORT
 
-from utils.report_text import clean_report, report_file, report_sections, report_text, without_marks
+from utils.report_text import clean_report, has_marks, report_file, report_sections, report_text, without_marks
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,7 @@ def test_report_file_reads_back_and_is_narrow():
 )
 def test_marks(text, wanted):
     assert without_marks(text) == wanted
+    assert has_marks(text) == ("__" in text or "XXX" in text) and not has_marks(wanted)
 
 
 def test_no_mark_is_left_in_training_text_nor_written():

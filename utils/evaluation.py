@@ -26,6 +26,7 @@ from utils.seeds import draw_rows, keyed_generator
 from utils.selection import selector_patients
 
 FLOOR = "real train (floor)"  # other real images, as many as synthetic ones
+SHUFFLED = "shuffled reports"  # the floor of pairs: right images, right reports, wrong pairs
 COPYING = "nearest training image (copying)"  # for each synthetic image a training image of the nearest labels
 
 
@@ -241,16 +242,14 @@ def report_quality(text_judge, table, references, train_table, name, radgraph, s
     """
     labels = metrics.positives(table)
     reported = train_table[train_table["report"] != ""]
-    normal = reported[reported["No Finding"] == PRESENT]
-    pool = normal if len(normal) else reported
     reports = table["report"].tolist()
     copied = nearest_by_labels(table, reported, seed)
     candidates = {
         name: reports,
         "real reports of the same labels": references,
         "nearest training report (copying)": train_table["report"].iloc[copied].tolist(),
-        "label-only": [label_report(row) for row in table[list(FINDINGS)].to_numpy()],
-        "constant normal report": [metrics.constant_report(pool["report"])] * len(reports),
+        "label-only": [label_only_report(row) for row in table[list(FINDINGS)].to_numpy()],
+        "constant normal report": [constant_normal_report(train_table)] * len(reports),
         "shuffled among images": shuffled(reports, seed),
     }
     if not all(references):
@@ -279,6 +278,23 @@ def _mean_f1(table):
     return {f"clinical F1 {mean}": table.loc[mean, "f1"] for mean in ("micro", "macro")}
 
 
+def report_texts(tables, train_table, seed):
+    """How reports are as texts (`metrics.text_habits`), a row for each of the tables, {name: rows with a report}.
+
+    The last row is as many training reports as the first table has, one a study: what is usual among real ones.
+    """
+    studies = train_table[train_table["report"] != ""].drop_duplicates("study_id")
+    count = len(next(iter(tables.values())))
+    tables = {**tables, "real train": studies.iloc[draw_rows(len(studies), count, seed, "texts")]}
+    return [
+        {
+            "reports": name,
+            **metrics.text_habits(table["report"].tolist(), metrics.positives(table), table["subject_id"]),
+        }
+        for name, table in tables.items()
+    ]
+
+
 # ---- baselines -----------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +309,14 @@ def nearest_by_labels(table, train_table, seed):
     return train_table.index.to_numpy()[rows]
 
 
-def label_report(labels):
+def constant_normal_report(train_table):
+    """One report for everybody: the best of those of training images without findings, of all where there are none."""
+    reported = train_table[train_table["report"] != ""]
+    normal = reported[reported["No Finding"] == PRESENT]
+    return metrics.constant_report((normal if len(normal) else reported)["report"])
+
+
+def label_only_report(labels):
     """A report that says a label vector (14 codes) and nothing else: what can be known without an image."""
     words = {PRESENT: "There is {}.", ABSENT: "There is no {}.", UNCERTAIN: "Possible {}."}
     said = [words[label].format(name.lower()) for name, label in zip(FINDINGS, labels) if label in words]
@@ -312,31 +335,61 @@ def shuffled(reports, seed):
 # ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
-def pairs(judge, text_judge, synthetic, real, seed):
-    """Do request, image and report agree? => (`told` of the synthetic images, {pairs: agreement per finding}).
+def pairs(judge, text_judge, synthetic, real, train, replicates, seed):
+    """Do request, image and report agree? => (told, {"pairs": agreement, "complete_agreement": rows}).
 
-    Without a text judge, request and image of the synthetic images only.
+    told: what they say of each finding of the synthetic images (`metrics.pair_table`). agreement: {pairs: table per
+    finding}; a request that leaves a finding uncertain counts there, as in `told`, as one that does not ask for it, and in
+    the rows not at all. rows, of `metrics.complete_agreement`: the synthetic pairs, what costs no model, and the real
+    pairs, which show how far the judges get. Without a text judge, everything is of request and image alone.
     """
-    said = told(judge, text_judge, synthetic)
-    agreement = {"synthetic": metrics.agreement(said)}
-    if text_judge:
-        agreement["real"] = metrics.agreement(told(judge, text_judge, real))
-        reports = said["report"].to_numpy().reshape(len(synthetic), -1)
-        mixed = said.assign(report=np.array(shuffled(list(reports), seed)).ravel())
-        agreement["shuffled reports"] = metrics.agreement(mixed)
-    return said, agreement
+    kinds = _kinds_of_pairs(judge, text_judge, synthetic, real, train, seed)
+    labels, image, report = kinds["synthetic"]
+    told = metrics.pair_table(synthetic.table["dicom_id"], labels == PRESENT, image, report)
+    agreement = {
+        name: metrics.agreement(metrics.pair_table(range(len(labels)), labels == PRESENT, image, report))
+        for name, (labels, image, report) in kinds.items()
+        if name in ("synthetic", "real", SHUFFLED)
+    }
+    rows = [{"pairs": name, **metrics.complete_agreement(*kind, replicates, seed)} for name, kind in kinds.items()]
+    most = rows[-1]["all three"]
+    rows = [{**row, "of the real share": row["all three"] / most if most else np.nan} for row in rows]
+    return told, {"pairs": agreement, "complete_agreement": rows}
 
 
-def told(judge, text_judge, images):
-    """What request, image and report say of each finding (`metrics.pair_table`)."""
-    asked, table = metrics.positives(images.table), images.table
-    image = metrics.only_known(images.see(judge)[1] >= judge.thresholds, judge.known)
-    report = None
+def _kinds_of_pairs(judge, text_judge, synthetic, real, train, seed):
+    """{pairs: (labels, codes; image and report, True, False or NaN where it cannot be told)}, all (N, 14), real ones last.
+
+    A synthetic image without a report has none in the baselines either. Without a text judge report is None.
+    """
+
+    def seen(images, rows=None):
+        return metrics.only_known(images.see(judge, rows)[1] >= judge.thresholds, judge.known)
+
+    def said(texts):
+        if text_judge is None:
+            return None
+        found = metrics.only_known(text_judge(texts), text_judge.known)
+        found[[not text for text in texts]] = np.nan
+        return found
+
+    labels, of_real = (images.table[list(FINDINGS)].to_numpy() for images in (synthetic, real))
+    image, reports = seen(synthetic), synthetic.table["report"].tolist()
+    has_report = np.array([bool(text) for text in reports])
+    pool = train.table[train.table["report"] != ""] if text_judge else train.table
+    copied = nearest_by_labels(synthetic.table, pool, seed)
+    kinds = {"synthetic": (image, reports)}
     if text_judge:
-        has_report = (table["report"] != "").to_numpy()
-        report = metrics.only_known(text_judge(table["report"].tolist()), text_judge.known)
-        report[~has_report] = np.nan
-    return metrics.pair_table(table["dicom_id"], asked, image, report)
+        moved = iter(shuffled([text for text in reports if text], seed))
+        kinds[SHUFFLED] = image, [next(moved) if text else "" for text in reports]
+    kinds[COPYING] = seen(train, copied), train.table["report"].iloc[copied].tolist()
+    if text_judge:
+        kinds["label-only report"] = image, [label_only_report(row) for row in labels]
+        kinds["constant normal report"] = image, [constant_normal_report(train.table)] * len(reports)
+    found = {}
+    for name, (shown, texts) in kinds.items():
+        found[name] = labels, shown, said([text if has else "" for text, has in zip(texts, has_report)])
+    return found | {"real": (of_real, seen(real), said(real.table["report"].tolist()))}
 
 
 # ---- the selector ---------------------------------------------------------------------------------------------------

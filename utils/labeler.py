@@ -63,18 +63,39 @@ def label_report(text):
     text: a report file, or "FINDINGS: ... IMPRESSION: ...", or sentences without a heading. 1 present, -1 absent, -2
     uncertain, 0 not mentioned. InputError for what is no text.
     """
-    if not isinstance(text, str):
-        raise InputError(f"a report to label is a text, not {type(text).__name__}")
-    codes, said = {}, False
-    for sentence in _sentences(text):
-        said = True
-        for name, code in _label_sentence(sentence):
-            codes.setdefault(name, set()).add(code)
-    strongest = {name: next(code for code in _STRENGTH if code in found) for name, found in codes.items()}
+    sentences = _codes_by_sentence(text)
+    strongest = _strongest(chain.from_iterable(codes.items() for codes in sentences))
     found = {name for name, code in strongest.items() if code in (PRESENT, UNCERTAIN)}
-    if said and not found - {"Support Devices"}:
+    if sentences and not found - {"Support Devices"}:
         strongest["No Finding"] = PRESENT
     return np.array([strongest.get(name, NOT_MENTIONED) for name in FINDINGS], dtype=np.int8)
+
+
+def contradictions(text):
+    """A report => the findings that one of its sentences calls present and another absent, a list in FINDINGS' order.
+
+    Of several mentions in one sentence the strongest counts, so "left effusion, no right effusion" alone is none. Sides,
+    places and kinds are not told apart between sentences: "Left effusion. No right effusion." is one, and so is a
+    congestion without an edema. Radiologists write such reports too: the count is to be read beside that of real ones.
+    No Finding is said by no sentence, and never in the list.
+    """
+    codes = set(chain.from_iterable(codes.items() for codes in _codes_by_sentence(text)))
+    return [name for name in FINDINGS if {(name, PRESENT), (name, ABSENT)} <= codes]
+
+
+def _codes_by_sentence(text):
+    """What each sentence of a report says, a list of {finding: the strongest code}; InputError for what is no text."""
+    if not isinstance(text, str):
+        raise InputError(f"a report to label is a text, not {type(text).__name__}")
+    return [_strongest(_label_sentence(sentence)) for sentence in _sentences(text)]
+
+
+def _strongest(mentions):
+    """(finding, code) pairs => {finding: the strongest of its codes}."""
+    codes = {}
+    for name, code in mentions:
+        codes.setdefault(name, set()).add(code)
+    return {name: next(code for code in _STRENGTH if code in found) for name, found in codes.items()}
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------

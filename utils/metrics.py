@@ -23,12 +23,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
+from utils.labeler import contradictions
+from utils.report_text import has_marks, without_marks
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and negatives, for a number about it
 LEAST_PROBABILITY = 1e-6  # of a finding and of its absence, so that no logarithm is endless
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 _MS_SSIM_WINDOW = 11  # pixels
+_STUTTER_WORDS = 6  # of a phrase that is said over and over; longer ones are repeated sentences
 
 
 def positives(table):
@@ -298,6 +301,44 @@ def has_wordnet():
     return True
 
 
+def text_habits(reports, labels, subjects):
+    """How N reports are as texts, whatever the images show => a dict.
+
+    labels (N, 14) bool: findings that are present; subjects (N,): patients. marks, contradictions and stuttering count
+    reports: with a de-identification mark; with a finding that one sentence calls present and another absent
+    (`labeler.contradictions`); that stutter (`stutters`). distinct: different texts, over N. pairs of the same findings:
+    of two reports of two patients; different: the share of these whose texts differ, NaN without any.
+    """
+    about = pd.DataFrame(labels, columns=FINDINGS).assign(report=list(reports), subject=np.asarray(subjects))
+
+    def pairs(*columns):
+        """How many pairs of reports have the same findings, and the same in these columns too."""
+        sizes = about.groupby([*FINDINGS, *columns]).size()
+        return int((sizes * (sizes - 1) // 2).sum())
+
+    same_findings = pairs() - pairs("subject")
+    alike = pairs("report") - pairs("report", "subject")
+    return {
+        "N": len(about),
+        "marks": sum(map(has_marks, reports)),
+        "contradictions": sum(bool(contradictions(text)) for text in reports),
+        "stuttering": sum(map(stutters, reports)),
+        "distinct": len(set(reports)) / len(about) if len(about) else float("nan"),
+        "pairs of the same findings": same_findings,
+        "different": 1 - alike / same_findings if same_findings else float("nan"),
+    }
+
+
+def stutters(text):
+    """Whether a word, or a phrase of a few words, stands three times in a row, de-identification marks aside."""
+    words = _words(without_marks(text))
+    return any(
+        words[start : start + 2 * size] == words[start + size : start + 3 * size]
+        for size in range(1, _STUTTER_WORDS + 1)
+        for start in range(len(words) - 3 * size + 1)
+    )
+
+
 def _words(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -395,6 +436,36 @@ def agreement(pairs):
     table.loc["mean"] = table.mean()
     table.loc["mean", "asked"] = table["asked"].iloc[:-1].sum()
     return table.astype({"asked": int})
+
+
+def complete_agreement(labels, image, report=None, replicates=1000, seed=1234):
+    """The share of pairs in which request, image and report agree on every finding => a dict.
+
+    labels (N, 14): the codes that were asked for; image, report (N, 14): True, False, or NaN where it cannot be told. A
+    finding counts in a pair where image and report are both told, and the request does not leave it uncertain; every other
+    code than 1 asks for its absence. A pair in which no finding counts is left out, as one without a report is.
+
+    N: pairs; findings: how many count in some pair; all three: the share, low and high: its 95 % bootstrap interval over
+    pairs; request-image, request-report, image-report: the share in which these two agree on the same findings. NaN without
+    pairs; without `report` everything but request-image is NaN, of the findings told of the image.
+    """
+    asked, image = np.asarray(labels) == PRESENT, np.asarray(image, dtype=float)
+    told = image if report is None else image + np.asarray(report, dtype=float)  # NaN where one of them is
+    counted = (np.asarray(labels) != UNCERTAIN) & ~np.isnan(told)
+    kept = counted.any(axis=1)
+    compared = {"request-image": asked == image}
+    if report is not None:
+        compared |= {"request-report": asked == report, "image-report": image == report}
+        compared["all three"] = compared["request-image"] & compared["request-report"]
+    count = int(kept.sum())
+    shares = {name: float((same | ~counted)[kept].all(axis=1).mean()) for name, same in compared.items() if count}
+    row = {"N": count, "findings": int(counted.any(axis=0).sum()), "all three": shares.get("all three", np.nan)}
+    row["low"] = row["high"] = np.nan
+    if "all three" in shares:  # of `count` pairs drawn from them, so many agree: a binomial number
+        rng = np.random.default_rng(keyed_seed(seed, "bootstrap"))
+        drawn = rng.binomial(count, row["all three"], replicates) / count
+        row["low"], row["high"] = np.quantile(drawn, (0.025, 0.975)).tolist()
+    return row | {name: shares.get(name, np.nan) for name in ("request-image", "request-report", "image-report")}
 
 
 def _kappa(one, other):

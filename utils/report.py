@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from utils import metrics
 from utils.errors import writing
-from utils.evaluation import COPYING
+from utils.evaluation import COPYING, SHUFFLED
 from utils.latents import read_pixels
 
 
@@ -62,9 +62,21 @@ def summary(result):
     for row in [*result.get("reports", []), *result.get("written_reports", [])[:1]]:
         value = f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f} (N = {row['N']})"
         rows.append((f"clinical F1 of reports, micro / macro, {row['reports']}", value))
+    rows += _complete_agreement_line(result["complete_agreement"])
     for row in result["memorisation"]:
         rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
     return rows
+
+
+def _complete_agreement_line(rows):
+    """One (name, value) pair of the pairs that agree on every finding; none where no report was read."""
+    shares = {row["pairs"]: row for row in rows}
+    synthetic, real, floor = (shares.get(name) for name in ("synthetic", "real", SHUFFLED))
+    if floor is None:
+        return []
+    told = f"{synthetic['all three']:.1%} [{synthetic['low']:.1%}, {synthetic['high']:.1%}] (N = {synthetic['N']}"
+    told += f"; real pairs {real['all three']:.1%}, shuffled reports {floor['all three']:.1%})"
+    return [("pairs whose request, image and report agree on every finding", told)]
 
 
 # ---- evaluation.md -------------------------------------------------------------------------------------------------
@@ -72,8 +84,8 @@ def summary(result):
 
 def as_markdown(result):
     """evaluation.md."""
-    parts = [*_trees(result), *_images(result), *_reports(result), *_pairs(result), *_selection(result)]
-    parts += _memorisation(result)
+    parts = [*_trees(result), *_images(result), *_reports(result), *_texts(result), *_pairs(result)]
+    parts += [*_selection(result), *_memorisation(result)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,9 +123,7 @@ def _images(result):
 
 
 def _reports(result):
-    parts, wording = [], ""
-    if "TF-IDF" in result.get("text_judge", ""):
-        wording = " It reads the wording of the training reports and no other, which the label-only reports show."
+    parts = []
     for rows, per_finding, title in (
         ("reports", "report_f1", "Reports"),
         ("written_reports", "written_report_f1", "Reports written for real images"),
@@ -122,11 +132,35 @@ def _reports(result):
             parts += [
                 f"## {title}",
                 f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
-                f"real report of the image that the label vector came from.{wording}",
+                f"real report of the image that the label vector came from.{_wording(result)}",
                 markdown(pd.DataFrame(result[rows])),
                 markdown(f1_columns(result[per_finding])),
             ]
     return parts
+
+
+def _wording(result):
+    if "TF-IDF" not in result.get("text_judge", ""):
+        return ""
+    return (
+        " The TF-IDF judge reads the wording of the training reports and no other, which the label-only reports show."
+    )
+
+
+def _texts(result):
+    if "texts" not in result:
+        return []
+    table = pd.DataFrame(result["texts"])
+    for name in ("marks", "contradictions", "stuttering"):
+        table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
+    return [
+        "## Reports as texts",
+        "Reports with a de-identification mark (`___`, `XXXX`); that contradict themselves: one sentence calls a finding "
+        "present and another absent, by rules that tell no sides apart, so that some real reports do; that stutter: a "
+        "word or a few stand three times in a row. `distinct` is the share of different texts, which falls with N; "
+        "`different` that of the pairs of reports of two patients with the same findings that are not the same text.",
+        markdown(table.drop(columns="N")),
+    ]
 
 
 def _pairs(result):
@@ -137,6 +171,11 @@ def _pairs(result):
         markdown(means.rename_axis("pairs").reset_index()),
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
+        "The share of pairs that agree on every finding which both judges know, those aside that the request leaves "
+        "uncertain, with its 95 % bootstrap interval over pairs, and beside the share of the real pairs, which shows how "
+        "far the judges themselves get; the last columns are the shares in which each two agree on all of them. The "
+        f"judges have learnt from the images and reports that the row of copies shows.{_wording(result)}",
+        markdown(complete_agreement_columns(result["complete_agreement"])),
     ]
 
 
@@ -193,6 +232,18 @@ def auroc_columns(efficacy):
             for row in values.itertuples()
         ]
     return table
+
+
+def complete_agreement_columns(rows):
+    """The rows of `metrics.complete_agreement` with the interval in one column, and without columns that say nothing."""
+    table = pd.DataFrame(rows)
+    intervals = [
+        "–" if np.isnan(row["all three"]) else f"{row['all three']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        for row in rows
+    ]
+    for name, values in (("all three [95 %]", intervals), ("of the real share", table.pop("of the real share"))):
+        table.insert(table.columns.get_loc("low"), name, values)
+    return table.drop(columns=["all three", "low", "high"])
 
 
 def f1_columns(tables):

@@ -217,6 +217,11 @@ def _without_marked_phrases(sentence):
     return "".join(kept) + sentence[end:]
 
 
+def has_marks(text):
+    """Whether a de-identification mark, `___` or `XXXX`, stands in a text."""
+    return bool(_MARK.search(text))
+
+
 def clean_report(text):
     """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
     text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
