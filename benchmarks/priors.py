@@ -8,7 +8,7 @@ LATENT_GAIN; of a flow they are IMAGE_GUIDANCE, FLOW_TEMPERATURE and CANDIDATES.
 Reads:  CHECKPOINTS (of train_prior_model.py), the real tree, VAE and BART that they were trained with
 Writes: OUTPUT/priors.md
 Prints: clinical F1 (micro, macro) of the reports against the images' labels, read by TF-IDF trained on the real reports;
-        ROUGE-L; shares of stuttering (a word three times in a row) and of distinct reports; spread of the latents in units
+        ROUGE-L; shares of stuttering (a phrase three times in a row) and of distinct reports; spread of the latents in units
         of the real ones' (1), their Frechet distance to them; explained variance of the latents, of a flow that of the mean
         of MEAN_DRAWS draws
 """
@@ -24,7 +24,7 @@ from utils.errors import run, say, writing
 from utils.features import PriorExamples, PriorFeatures
 from utils.judges import TextJudge
 from utils.latents import load_vae
-from utils.metrics import clinical_f1, frechet_distance, positives, rouge_l
+from utils.metrics import clinical_f1, frechet_distance, positives, rouge_l, stutters
 from utils.mimic_cxr import read_table
 from utils.report import markdown
 from utils.seeds import draw_rows
@@ -71,12 +71,6 @@ def draw_latents(prior, latents, batch_size, guidance, temperature, candidate):
     batches = [slice(start, start + batch_size) for start in range(0, len(latents), batch_size)]
     drawn = [prior.draw(latents[batch], seeds[batch], guidance, temperature) for batch in batches]
     return prior.standardise(torch.cat(drawn)).cpu()
-
-
-def stutters(report):
-    """Whether a word stands three times in a row."""
-    words = report.lower().split()
-    return any(one == other == third for one, other, third in zip(words, words[1:], words[2:]))
 
 
 def table_of(prior, images, write, text_judge, gains, variants, mean_draws, batch_size, name):

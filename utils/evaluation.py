@@ -150,10 +150,13 @@ def _distances(name, features, compared, extractor, wanted, neighbours, seed):
 
 
 def diversity(synthetic, real, count, image_size, seed):
-    """MS-SSIM of up to `count` pairs of images with the same findings present, a row each for synthetic and real."""
-    rows = []
-    for name, images in (("synthetic", synthetic), ("real", real)):
-        pairs = metrics.label_set_pairs(images.table, count, seed)
+    """MS-SSIM of up to `count` pairs of images with the same findings present, a row each for synthetic and real.
+
+    The findings of the pairs are the same in both rows.
+    """
+    rows, sets = [], (synthetic, real)
+    found = metrics.label_set_pairs([images.table for images in sets], count, seed)
+    for name, images, pairs in zip(("synthetic", "real"), sets, found):
         read = judges.file_reader(images.table["image_path"].tolist(), image_size)
         rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(read, pairs)})
     return rows
