@@ -235,3 +235,10 @@ def test_the_report_that_says_what_was_asked_is_kept():
 def test_without_a_request_the_report_is_kept_that_says_what_most_say():
     assert best_reports([[EDEMA], [EFFUSION], [BOTH], [EFFUSION]]) == [EFFUSION]
     assert best_reports([[NOTHING, EDEMA], [EFFUSION, EDEMA], [EFFUSION, BOTH]]) == [EFFUSION, EDEMA]
+
+
+def test_a_report_that_contradicts_itself_is_kept_last():
+    itself = "FINDINGS: Moderate pleural effusion. There is no pleural effusion."
+    assert best_reports([[itself], [EFFUSION]], codes(Pleural_Effusion=1)) == [EFFUSION]
+    assert best_reports([[itself], [EFFUSION], [itself]]) == [EFFUSION]
+    assert best_reports([[itself], [itself]]) == [itself]

@@ -27,7 +27,7 @@ from utils.errors import InputError, replacing, say, writing
 from utils.features import table_fingerprint
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.judges import first_half, image_judge, images_to_pixels, try_judge
-from utils.labeler import label_reports
+from utils.labeler import contradictions, label_reports
 from utils.metrics import positives, request_agreement
 from utils.mimic_cxr import read_csv, split_rows
 from utils.seeds import keyed_seed
@@ -173,8 +173,8 @@ def best_reports(drawn, labels=None):
 
     drawn: N lists of n reports each; labels: (n, 14), the codes that were asked for, of which uncertain ones do not count.
     None, for images of which nobody asked anything: the report nearest to what all N say, each finding with the share of
-    them that call it present (minimum Bayes risk, Kumar & Byrne 2004). Nearest by the sum of the differences; ties go to
-    the report drawn first.
+    them that call it present (minimum Bayes risk, Kumar & Byrne 2004). Nearest by the sum of the differences, and of one
+    for each finding of which a report says the opposite as well; ties go to the report drawn first.
     """
     if len(drawn) == 1:
         return drawn[0]
@@ -183,6 +183,7 @@ def best_reports(drawn, labels=None):
     if labels is not None:
         wanted, counted = labels == PRESENT, labels != UNCERTAIN
     off = (np.abs(said - wanted.astype(float)) * counted).sum(axis=2)  # (N, n)
+    off += [[len(contradictions(report)) for report in reports] for reports in drawn]
     return [drawn[number][row] for row, number in enumerate(off.argmin(axis=0))]
 
 
