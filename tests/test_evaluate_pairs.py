@@ -16,6 +16,7 @@ from utils import evaluation, judges, metrics
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.judges import first_half
+from utils.manifest import MANIFEST_FILE, WRITTEN_REPORTS
 from utils.mimic_cxr import image_file, read_table, write_tree
 from utils.phantom import draw_tree
 
@@ -240,6 +241,20 @@ def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
     assert all(0 <= row["agree by the judge"] <= 1 for row in calibration)
     assert acceptance["agree by the selector"] == pytest.approx(0.5, abs=0.1)
     assert "## Selection" in (tmp_path / "evaluation" / "evaluation.md").read_text()
+
+
+def test_rules_do_not_judge_reports_that_they_chose(tmp_path):
+    def written(name, **settings):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST_FILE).write_text(json.dumps({WRITTEN_REPORTS: settings}))
+        return str(tmp_path / name)
+
+    evaluation.check_rules_apart("rules", written("one"), written("two", CANDIDATES=1), "")
+    evaluation.check_rules_apart("tfidf", written("three", CANDIDATES=4), "")
+    with pytest.raises(
+        InputError, match="five were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf"
+    ):
+        evaluation.check_rules_apart("rules", written("four"), written("five", CANDIDATES=2))
 
 
 def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_path):

@@ -21,6 +21,7 @@ from utils import judges, metrics
 from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.latents import cache_moments, load_vae
+from utils.manifest import WRITTEN_REPORTS, read_manifest
 from utils.references import References
 from utils.seeds import draw_rows, keyed_generator
 from utils.selection import selector_patients
@@ -412,6 +413,16 @@ def check_apart(tree, table):
             f"the selector that chose the images of {tree}, so that it would judge its like: set JUDGE_PATIENTS to 'second "
             "half', or TRAIN to a tree of other patients"
         )
+
+
+def check_rules_apart(text_judge, *trees):
+    """InputError if the rules that chose the reports of one of these folders would also judge them."""
+    for tree in trees:
+        chosen = read_manifest(tree).get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1 if tree else False
+        if chosen and text_judge == "rules":
+            raise InputError(
+                f"the reports in {tree} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or chexbert"
+            )
 
 
 def selection(judge, synthetic):
