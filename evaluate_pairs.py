@@ -28,7 +28,6 @@ from utils.evaluation import (
     Loading,
     Stopwatch,
     check_apart,
-    check_rules_apart,
     clinical_efficacy,
     diversity,
     downstream_utility,
@@ -209,8 +208,7 @@ def main():
     extractors, ready = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     stopwatch = Stopwatch()
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
-    check_rules_apart(TEXT_JUDGE, SYNTHETIC, WRITTEN)
-    check_apart(SYNTHETIC, tables.train.iloc[judge_rows(tables.train, JUDGE_PATIENTS)])
+    check_apart(SYNTHETIC, tables.train.iloc[judge_rows(tables.train, JUDGE_PATIENTS)], TEXT_JUDGE, WRITTEN)
     settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
     output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
     if CHECK:

@@ -32,8 +32,8 @@ from utils.manifest import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, maki
 from utils.mimic_cxr import image_file, read_csv, read_table
 from utils.preflight import check_run
 from utils.report_text import report_file, report_sections
-from utils.seeds import keyed_generator, keyed_seed
-from utils.selection import best_reports, candidate_seed
+from utils.seeds import keyed_generator
+from utils.selection import check_candidates, write_best
 from utils.training import make_accelerator
 from utils.weights import load_autoencoder, load_prior
 
@@ -52,7 +52,7 @@ HOLD_OUT = ("p19",)  # patient groups that count as the split "test"; those of t
 LATENT_GAIN = 1.0  # of a regression's deviation from the mean report; higher says more (0 to 100; paper: 1)
 IMAGE_GUIDANCE = 1.0  # of a flow's draws by the image; higher says more, varies less (0 to 100; 1: none)
 FLOW_TEMPERATURE = 1.0  # of the noise that a flow's draws begin with; lower is surer, varies less (0 to 100)
-CANDIDATES = 1  # reports drawn for an image, of which one is kept, see `best_reports` (1 to 1000)
+CANDIDATES = 1  # reports drawn for an image, of which one is kept, see utils/selection.py (1 to 1000)
 DECODING = "beam"  # how tokens are chosen (greedy, beam or nucleus; the authors' code: nucleus with TOP_P 1)
 BEAMS = 4  # reports followed at a time by beam search (1 to 64)
 TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together (above 0, 1 at most; the authors' code: 1)
@@ -185,6 +185,11 @@ class Reports:
             temporary.write_text(report_file(findings, impression), encoding="utf-8")
 
 
+def trial(count, shape):
+    """Latents and rows of nothing, to try with what is made of so many images."""
+    return torch.zeros(count, *shape), pd.DataFrame(0, index=range(count), columns=["dicom_id", *FINDINGS])
+
+
 def write_reports(table, image_latents, write, reports, batch_size, accelerator):
     """Writes the reports of a table's images, each process its share; all that are written are kept, whatever ends it.
 
@@ -227,11 +232,7 @@ def main():
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
     check_hold_out(HOLD_OUT, CHECKPOINT=CHECKPOINT, BART_CHECKPOINT=bart)
     flows = prior.config.kind == "flow"
-    if CANDIDATES > 1 and not (flows or DECODING == "nucleus"):
-        raise InputError(
-            f"{CANDIDATES} CANDIDATES would be {CANDIDATES} times the same report: this prior predicts a mean, and DECODING "
-            f"{DECODING} draws nothing; set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
-        )
+    check_candidates(CANDIDATES, flows, DECODING)
     settings = {
         "images": "" if own else str(Path(tree).resolve()),
         "prior": weights_fingerprint(prior),
@@ -256,16 +257,11 @@ def main():
         return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
 
     def write(latents, rows):
-        seeds = [keyed_seed(SEED, dicom_id) for dicom_id in rows["dicom_id"]]
         with accelerator.autocast():
-            drawn = [draw(latents, [candidate_seed(seed, number) for seed in seeds]) for number in range(CANDIDATES)]
-        return best_reports(drawn, rows[list(FINDINGS)].to_numpy() if own else None)
-
-    def try_to_write(count):
-        write(torch.zeros(count, *shape), pd.DataFrame(0, index=range(count), columns=["dicom_id", *FINDINGS]))
+            return write_best(latents, rows, draw, CANDIDATES, SEED, own)
 
     shape = prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side
-    try_to_write(1)  # settings that nothing can be written with end here, before the manifest
+    write(*trial(1, shape))  # settings that nothing can be written with end here, before the manifest
 
     inside = SYNTHETIC_TREE if own else ""
     with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process and not CHECK):
@@ -279,7 +275,7 @@ def main():
             "others have kept latents"
         )
         if CHECK:
-            try_to_write(BATCH_SIZE)
+            write(*trial(BATCH_SIZE, shape))
             unread = [] if image_latents.vae is None else missing["image_path"]
             return check_run({output_root: len(missing) * _BYTES_A_REPORT}, unread, accelerator)
         accelerator.wait_for_everyone()  # all have looked before the first one writes

@@ -125,10 +125,10 @@ def predict_by_regression(prior, latents, seeds, mean, gain):
     return prior.predict(latents, 1 if mean else gain)
 
 
-def predict_by_flow(prior, latents, seeds, mean, guidance, temperature):
-    """Report latents (B, D) of a flow: the mean of MEAN_DRAWS draws without guidance, or one draw to be decoded."""
+def predict_by_flow(prior, latents, seeds, mean, guidance, temperature, draws):
+    """Report latents (B, D) of a flow: the mean of so many draws without guidance, or one draw to be decoded."""
     if mean:
-        return sum(prior.draw(latents, [(seed, draw) for seed in seeds]) for draw in range(MEAN_DRAWS)) / MEAN_DRAWS
+        return sum(prior.draw(latents, [(seed, number) for seed in seeds]) for number in range(draws)) / draws
     return prior.draw(latents, seeds, guidance, temperature)
 
 
@@ -230,7 +230,9 @@ def main():
         held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
         training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
         if PRIOR == "flow":
-            predict = partial(predict_by_flow, best, guidance=IMAGE_GUIDANCE, temperature=FLOW_TEMPERATURE)
+            predict = partial(
+                predict_by_flow, best, guidance=IMAGE_GUIDANCE, temperature=FLOW_TEMPERATURE, draws=MEAN_DRAWS
+            )
         else:
             predict = partial(predict_by_regression, best, gain=LATENT_GAIN)
         evaluate(best, autoencoder, held_out, training_reports, predict, ENCODE_BATCH_SIZE, Path(RUN_DIR))

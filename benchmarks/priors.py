@@ -2,8 +2,7 @@
 
     python -m benchmarks.priors --CHECKPOINTS demo/runs/prior/best,demo/runs/regression/best --SPLIT validate
 
-Every row writes a report for each image of SPLIT; choose on "validate". Of a regression VARIANTS' first number is
-LATENT_GAIN; of a flow they are IMAGE_GUIDANCE, FLOW_TEMPERATURE and CANDIDATES.
+Every row writes a report for each image of SPLIT; choose on "validate".
 
 Reads:  CHECKPOINTS (of train_prior_model.py), the real tree, VAE and BART that they were trained with
 Writes: OUTPUT/priors.md
@@ -33,7 +32,7 @@ from utils.training import make_accelerator
 from utils.weights import load_autoencoder, load_prior
 
 CHECKPOINTS = ("demo/runs/prior/best",)  # checkpoint folders of train_prior_model.py, one or more
-GAINS = ("1", "1.5", "2", "2.5", "3")  # LATENT_GAIN of each row of a regression
+GAINS = (1.0, 1.5, 2.0, 2.5, 3.0)  # LATENT_GAIN of each row of a regression (each 0 to 100)
 VARIANTS = (  # IMAGE_GUIDANCE, FLOW_TEMPERATURE and CANDIDATES of each row of a flow
     "1 1 1", "2 1 1", "3 1 1", "2 0.5 1", "3 0.5 1", "2 1 4", "3 1 4", "2 0.5 4"
 )  # fmt: skip
@@ -84,7 +83,7 @@ def table_of(prior, images, write, text_judge, gains, variants, mean_draws, batc
     unexplained = (means - images.truth).square().sum() / (images.truth - images.truth.mean(dim=0)).square().sum()
     rows = []
     for variant in variants if flows else gains:
-        numbers = [float(number) for number in variant.split()]
+        numbers = [float(number) for number in str(variant).split()]
         if flows:
             guidance, temperature, candidates = *numbers[:2], int(numbers[2])
             drawn = [draw(guidance, temperature, number) for number in range(candidates)]

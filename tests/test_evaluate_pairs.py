@@ -249,12 +249,13 @@ def test_rules_do_not_judge_reports_that_they_chose(tmp_path):
         (tmp_path / name / MANIFEST_FILE).write_text(json.dumps({WRITTEN_REPORTS: settings}))
         return str(tmp_path / name)
 
-    evaluation.check_rules_apart("rules", written("one"), written("two", CANDIDATES=1), "")
-    evaluation.check_rules_apart("tfidf", written("three", CANDIDATES=4), "")
+    nobody = pd.DataFrame({"subject_id": []})
+    evaluation.check_apart(written("one"), nobody, "rules", written("two", CANDIDATES=1))
+    evaluation.check_apart(written("three", CANDIDATES=4), nobody, "tfidf")
     with pytest.raises(
         InputError, match="five were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf"
     ):
-        evaluation.check_rules_apart("rules", written("four"), written("five", CANDIDATES=2))
+        evaluation.check_apart(written("four"), nobody, "rules", written("five", CANDIDATES=2))
 
 
 def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_path):

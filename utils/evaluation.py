@@ -404,8 +404,12 @@ def judge_rows(table, patients):
     return np.flatnonzero(~judges.first_half(table)) if patients == "second half" else np.arange(len(table))
 
 
-def check_apart(tree, table):
-    """InputError if a patient of these training rows trained the selector that chose the images of a synthetic tree."""
+def check_apart(tree, table, text_judge, written=""):
+    """InputError if who chose the images or the reports of a synthetic tree would also judge them.
+
+    table: the training rows of the image judge, who has no patient in common with a selector; text_judge: its name;
+    written: another folder with reports, or "".
+    """
     shared = set(table["subject_id"].tolist()) & selector_patients(tree)
     if shared:
         raise InputError(
@@ -413,15 +417,11 @@ def check_apart(tree, table):
             f"the selector that chose the images of {tree}, so that it would judge its like: set JUDGE_PATIENTS to 'second "
             "half', or TRAIN to a tree of other patients"
         )
-
-
-def check_rules_apart(text_judge, *trees):
-    """InputError if the rules that chose the reports of one of these folders would also judge them."""
-    for tree in trees:
-        chosen = read_manifest(tree).get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1 if tree else False
+    for folder in (tree, written):
+        chosen = read_manifest(folder).get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1 if folder else False
         if chosen and text_judge == "rules":
             raise InputError(
-                f"the reports in {tree} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or chexbert"
+                f"the reports in {folder} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or chexbert"
             )
 
 

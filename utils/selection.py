@@ -168,6 +168,25 @@ def candidate_seed(seed, candidate):
     return keyed_seed(int(seed), "candidate", int(candidate)) % 2**31 if candidate else int(seed)
 
 
+def check_candidates(candidates, flows, decoding):
+    """InputError where all candidates would be the same report."""
+    if candidates > 1 and not (flows or decoding == "nucleus"):
+        raise InputError(
+            f"{candidates} CANDIDATES would be {candidates} times the same report: this prior predicts a mean, and DECODING "
+            f"{decoding} draws nothing; set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
+        )
+
+
+def write_best(latents, rows, draw, candidates, seed, requested):
+    """Latents (n, C, h, w) and their n rows => for each the best of its candidates' reports, a list of n texts.
+
+    draw: latents and n seeds => n texts; requested: whether the rows' labels were asked for.
+    """
+    seeds = [keyed_seed(seed, dicom_id) for dicom_id in rows["dicom_id"]]
+    drawn = [draw(latents, [candidate_seed(one, number) for one in seeds]) for number in range(candidates)]
+    return best_reports(drawn, rows[list(FINDINGS)].to_numpy() if requested else None)
+
+
 def best_reports(drawn, labels=None):
     """Of the reports drawn for each image the one that names the findings best, by rules => a list of n texts.
 
