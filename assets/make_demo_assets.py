@@ -16,9 +16,10 @@ are present, as vit_base_patch16_224 has seen photographs and what is on them; B
 
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better; a
 second run goes on where one was cut. What that cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT
-about 115, beside other work (1,200,000 examples), the U-Net 35 (104,000), the decoder's critic 16; all other parts about an hour together. Two of the
-shipped parts are not quite what is made here: the decoder's learning rate began anew when its critic came, and
-uvit_unprompted was trained by a loop of its own, on as many examples, 12,000 chests and the same objective.
+about 115 beside other work (1,200,000 examples), the U-Net 35 (104,000), the decoder's critic 16; all other parts about an
+hour together. Three of the shipped parts are not quite what is made here: the decoder's learning rate began anew when its
+critic came; the U-ViT's when it had seen 456,000 examples, at two thirds of its height; and uvit_unprompted, of patch 2, was
+trained by a loop of its own, on 128,000 examples, 12,000 chests and the same objective.
 """
 
 import json
