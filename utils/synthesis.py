@@ -195,8 +195,9 @@ def _told_by(path, selection):
 def _batches(plan, missing, batch_size, model, text_encoder):
     """The batches of a plan that hold a missing image; for an authors' denoiser, each with prompts of one length.
 
-    batch_size: requests a batch. A batch is so many neighbours of the plan, those that are there already included: what else is in a batch changes the
-    rounding of an image, and so one that a kill left out is byte for byte the one of an uninterrupted run.
+    batch_size: requests a batch. A batch is so many neighbours of the plan, those that are there already included: what
+    else is in a batch changes the rounding of an image, and so one that a kill left out is byte for byte the one of an
+    uninterrupted run.
     """
     lengths = np.zeros(len(plan), dtype=int)
     if model.fusion.config.prompting == "authors" and len(plan):
