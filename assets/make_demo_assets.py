@@ -23,10 +23,7 @@ trained by a loop of its own, on 128,000 examples, 12,000 chests and the same ob
 """
 
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +40,12 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from assets.demo_bart import make_bart
-from utils.constants import REPOSITORY, override_constants
+from utils.constants import override_constants
 from utils.diffusion import PromptedDenoiser
-from utils.errors import InputError, run
+from utils.errors import run
 from utils.findings import FINDINGS, PRESENT, to_prompt
 from utils.latents import draw_latents, encode_moments, load_vae
+from utils.launch import run_script
 from utils.phantom import random_chest, random_findings, write_report
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
@@ -296,17 +294,10 @@ def pretrain(script, run, *arguments):
     """
     work = Path(WORK)
     if not list(work.glob("phantom/*-split.csv*")):  # of all that is drawn the tables come last
-        _run("-m", "utils.phantom", "--config", CONFIG, "--OUTPUT_ROOT", work / "phantom")
+        run_script("-m", "utils.phantom", "--config", CONFIG, "--OUTPUT_ROOT", work / "phantom")
     places = {"--DATA_ROOT": work / "phantom", "--CACHE_DIR": work / "cache", "--RUN_DIR": work / run}
-    _run(script, "--config", CONFIG, *(part for place in places.items() for part in place), *arguments)
+    run_script(script, "--config", CONFIG, *(part for place in places.items() for part in place), *arguments)
     return PromptedDenoiser.from_pretrained(work / run / "best")
-
-
-def _run(*arguments):
-    command = [sys.executable, *map(str, arguments)]
-    print("$", shlex.join(command), flush=True)
-    if subprocess.run(command, cwd=REPOSITORY).returncode:
-        raise InputError(f"{arguments[0]} failed, see above; a second run goes on where this one ended")
 
 
 def make_uvit(folder, run, *arguments):

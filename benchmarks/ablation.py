@@ -14,15 +14,13 @@ Prints: the table, with the spread over the seeds and the paper's claim beside i
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from utils import constants
 from utils.constants import override_constants
 from utils.errors import InputError, run, writing
+from utils.launch import run_script
 
 CONFIG = "demo.toml"  # the constants of all three scripts
 OUTPUT = "demo/ablation"  # folder of runs, images and the table (a folder to write)
@@ -41,24 +39,18 @@ _VARIANTS = {  # what differs: constants of the training, constants of the sampl
 _CLAIM = {"FID": "15.84 % lower", "AUROC": "1.84 % higher"}  # of the paper: fused against text only, on MIMIC-CXR
 
 
-def script(name, config, *arguments):
-    """Runs one of the scripts; its output goes to the terminal, its failure ends this run."""
-    command = [sys.executable, name, "--config", config, *map(str, arguments)]
-    print("$", shlex.join(command), flush=True)
-    if subprocess.run(command, cwd=constants.REPOSITORY).returncode:
-        raise InputError(f"{name} failed, see above; a second run goes on where this one ended")
-
-
 def measure(folder, config, seed, training, sampling, evaluation):
     """Trains, samples and evaluates one variant with one seed => {"FID", "AUROC"}; the last three: further arguments."""
-    script("train_diffusion_clipUViT.py", config, "--RUN_DIR", folder / "run", "--SEED", seed, *training)
-    script(
-        "sample_diffusion_clipUViT.py", config, "--CHECKPOINT", folder / "run/last",
+    run_script(
+        "train_diffusion_clipUViT.py", "--config", config, "--RUN_DIR", folder / "run", "--SEED", seed, *training
+    )
+    run_script(
+        "sample_diffusion_clipUViT.py", "--config", config, "--CHECKPOINT", folder / "run/last",
         "--OUTPUT_ROOT", folder / "synthetic", "--SEED", seed, *sampling,
     )  # fmt: skip
     # the evaluation's own seed stays: one judge for all
-    script(
-        "evaluate_pairs.py", config, "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
+    run_script(
+        "evaluate_pairs.py", "--config", config, "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
         "--DOWNSTREAM", False, "--PAGE", folder / "index.html", *evaluation,
     )  # fmt: skip
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
