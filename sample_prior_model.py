@@ -250,10 +250,7 @@ def main():
     }
 
     def draw(latents, seeds):
-        if flows:
-            report_latents = prior.draw(latents, seeds, IMAGE_GUIDANCE, FLOW_TEMPERATURE)  # (n, D)
-        else:
-            report_latents = prior.predict(latents, LATENT_GAIN)
+        report_latents = prior.sample(latents, seeds, LATENT_GAIN, IMAGE_GUIDANCE, FLOW_TEMPERATURE)  # (n, D)
         return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
 
     def write(latents, rows):

@@ -120,22 +120,10 @@ def compute_flow_loss(model, batch):
     return functional.mse_loss(velocity.float(), report_latents - batch["noise"])
 
 
-def predict_by_regression(prior, latents, seeds, mean, gain):
-    """Report latents (B, D) of a regression: what it predicts, multiplied by the gain if it is to be decoded."""
-    return prior.predict(latents, 1 if mean else gain)
-
-
-def predict_by_flow(prior, latents, seeds, mean, guidance, temperature, draws):
-    """Report latents (B, D) of a flow: the mean of so many draws without guidance, or one draw to be decoded."""
-    if mean:
-        return sum(prior.draw(latents, [(seed, number) for seed in seeds]) for number in range(draws)) / draws
-    return prior.draw(latents, seeds, guidance, temperature)
-
-
-def evaluate(prior, autoencoder, examples, training_reports, predict, batch_size, run_dir):
+def evaluate(prior, autoencoder, examples, training_reports, sampling, mean_draws, batch_size, run_dir):
     """The reports of held-out images, written from their pixels: ROUGE-L, and the explained variance of the latents.
 
-    predict: (latents, seeds, mean) => report latents; mean: of all that the image allows, otherwise what is decoded.
+    sampling: of what is decoded, by the names that `Prior.sample` has.
     """
     rows = [examples[row, row] for row in range(len(examples))]
     truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
@@ -144,8 +132,8 @@ def evaluate(prior, autoencoder, examples, training_reports, predict, batch_size
     for start in range(0, len(rows), batch_size):
         latents = torch.stack([row["latents"] for row in rows[start : start + batch_size]])
         seeds = range(start, start + len(latents))
-        predicted.append(prior.standardise(predict(latents, seeds, mean=True)).cpu())  # (B, D)
-        report_latents = predict(latents, seeds, mean=False)  # (B, D)
+        predicted.append(prior.standardise(prior.mean(latents, seeds, mean_draws)).cpu())  # (B, D)
+        report_latents = prior.sample(latents, seeds, **sampling)  # (B, D)
         drawn.append(prior.standardise(report_latents).cpu())
         written += autoencoder.generate(report_latents)
         again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
@@ -229,13 +217,8 @@ def main():
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
         training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
-        if PRIOR == "flow":
-            predict = partial(
-                predict_by_flow, best, guidance=IMAGE_GUIDANCE, temperature=FLOW_TEMPERATURE, draws=MEAN_DRAWS
-            )
-        else:
-            predict = partial(predict_by_regression, best, gain=LATENT_GAIN)
-        evaluate(best, autoencoder, held_out, training_reports, predict, ENCODE_BATCH_SIZE, Path(RUN_DIR))
+        sampling = {"gain": LATENT_GAIN, "guidance": IMAGE_GUIDANCE, "temperature": FLOW_TEMPERATURE}
+        evaluate(best, autoencoder, held_out, training_reports, sampling, MEAN_DRAWS, ENCODE_BATCH_SIZE, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 
 

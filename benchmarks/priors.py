@@ -64,31 +64,29 @@ class Images:
         self.reports, self.labels = table["report"].tolist(), positives(table)
 
 
-def draw_latents(prior, latents, batch_size, guidance, temperature, candidate):
-    """Standardised report latents (N, D) of a flow, of one candidate of each image."""
-    seeds = [candidate_seed(row, candidate) for row in range(len(latents))]
-    batches = [slice(start, start + batch_size) for start in range(0, len(latents), batch_size)]
-    drawn = [prior.draw(latents[batch], seeds[batch], guidance, temperature) for batch in batches]
-    return prior.standardise(torch.cat(drawn)).cpu()
+def in_batches(make, latents, seeds, batch_size):
+    """make(latents, seeds) => report latents of so many images at a time, together (N, D)."""
+    starts = range(0, len(latents), batch_size)
+    return torch.cat([make(latents[at : at + batch_size], seeds[at : at + batch_size]) for at in starts])
 
 
 def table_of(prior, images, write, text_judge, gains, variants, mean_draws, batch_size, name):
     """One row a variant; write: standardised latents (N, D) => N reports."""
-    flows = prior.config.kind == "flow"
-    if flows:
-        draw = partial(draw_latents, prior, images.latents, batch_size)
-        means = sum(draw(1.0, 1.0, number) for number in range(mean_draws)) / mean_draws
-    else:
-        means = prior.standardise(torch.cat([prior.predict(one) for one in images.latents.split(batch_size)])).cpu()
+    flows, numbered = prior.config.kind == "flow", range(len(images.reports))
+
+    def sample(make, candidate=0):
+        seeds = [candidate_seed(number, candidate) for number in numbered]
+        return prior.standardise(in_batches(make, images.latents, seeds, batch_size)).cpu()
+
+    means = sample(partial(prior.mean, draws=mean_draws))
     unexplained = (means - images.truth).square().sum() / (images.truth - images.truth.mean(dim=0)).square().sum()
     rows = []
     for variant in variants if flows else gains:
-        numbers = [float(number) for number in str(variant).split()]
+        gain, guidance, temperature, candidates = variant, 1.0, 1.0, 1
         if flows:
-            guidance, temperature, candidates = *numbers[:2], int(numbers[2])
-            drawn = [draw(guidance, temperature, number) for number in range(candidates)]
-        else:
-            drawn = [numbers[0] * means]
+            gain, guidance, temperature, candidates = 1.0, *map(float, variant.split())
+        make = partial(prior.sample, gain=gain, guidance=guidance, temperature=temperature)
+        drawn = [sample(make, number) for number in range(int(candidates))]
         reports = best_reports([write(latents) for latents in drawn])
         f1 = clinical_f1(images.labels, text_judge(reports))["f1"]
         rows.append({

@@ -130,6 +130,18 @@ class Prior(ModelMixin, ConfigMixin):
         drawn = self.head.draw(tokens, temperature * torch.stack(noise).to(tokens), steps, guidance)
         return self._report_latents(drawn.float(), f"IMAGE_GUIDANCE {guidance}")
 
+    def sample(self, latents, seeds, gain=1.0, guidance=1.0, temperature=1.0):
+        """Report latents (B, D) to decode, of either kind: `predict` with the gain, or `draw` with what is a flow's."""
+        if self.config.kind == "flow":
+            return self.draw(latents, seeds, guidance, temperature)
+        return self.predict(latents, gain)
+
+    def mean(self, latents, seeds, draws):
+        """Report latents (B, D), the mean of all that the image allows: of a flow, that of so many unguided draws."""
+        if self.config.kind == "flow":
+            return sum(self.draw(latents, [(seed, number) for seed in seeds]) for number in range(draws)) / draws
+        return self.predict(latents)
+
     def _report_latents(self, standardised, strength):
         report_latents = standardised * self.report_std.float() + self.report_mean.float()
         if not torch.isfinite(report_latents).all():
@@ -155,8 +167,9 @@ class Prior(ModelMixin, ConfigMixin):
     def start_head(self, examples, picked, batch_size=256):
         """Sets the head to the ridge regression of report latents on the transformer's class tokens as they are.
 
-        Of a regression only. Linear probing before fine-tuning (Kumar et al. 2022): the gradients of a head that was drawn at random would
-        first of all distort what a pretrained transformer knows. picked: a list of (row, seed) of the PriorExamples.
+        Of a regression only. Linear probing before fine-tuning (Kumar et al. 2022): the gradients of a head that was drawn at
+        random would first of all distort what a pretrained transformer knows. picked: a list of (row, seed) of the
+        PriorExamples.
         """
         width = self.config.embed_dim
         products = torch.zeros(width + 1, width + 1, dtype=torch.float64)  # of tokens and a one with themselves
