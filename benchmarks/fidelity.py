@@ -30,7 +30,7 @@ from utils.checkpoints import read_training
 from utils.constants import override_constants
 from utils.diffusion import ALL_NOISE, PromptedDenoiser
 from utils.errors import InputError, replacing, run, say, writing
-from utils.judges import JudgeSettings, extract, file_reader, image_judge, pixel_reader
+from utils.judges import JudgeSettings, extract, file_reader, image_judge, images_to_pixels, pixel_reader
 from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_grey, read_pixels
 from utils.metrics import (
     auroc_table,
@@ -146,14 +146,6 @@ def _guidance(variant):
     }  # fmt: skip
 
 
-def _resized(images, image_size):
-    """Images (N, S, S) uint8 at another size if need be, as `read_pixels` resizes."""
-    if images.shape[1] == image_size:
-        return images
-    size = (image_size, image_size)
-    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images])
-
-
 def main():
     override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
@@ -177,7 +169,7 @@ def main():
     lines, pictures = [], []
 
     def line(name, images, calls=0):
-        features, probabilities = see(pixel_reader(_resized(images, JUDGE_IMAGE_SIZE), range(len(images))), len(images))
+        features, probabilities = see(images_to_pixels(images, JUDGE_IMAGE_SIZE).__getitem__, len(images))
         mean = auroc_table(asked, probabilities, judge.known, seed=SEED).loc["mean"]
         near = neighbourhood_metrics(truth, features, NEIGHBOURS)
         lines.append({

@@ -61,9 +61,7 @@ def make_images(
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         save_plan(output_root, plan)
-        _list_images(
-            output_root, plan, selection
-        )  # also finds out, before the hours, that the tree's CSVs can be added to
+        _list_images(output_root, plan, selection)  # finds out before the hours, too, whether the CSVs can be added to
     batches = _batches(plan, missing, max(1, batch_size // selection.candidates), model, text_encoder)
     if pool and batches:
         pool.prepare(pd.concat(batches).reference_dicom_id)
@@ -91,9 +89,7 @@ def make_images(
             if accelerator.is_main_process:
                 _say_listed(output_root, *_list_images(output_root, plan, selection))
         listed = requests
-        if (
-            selection.keep != "all"
-        ):  # one process looks, for all have to plan the same requests in place of dropped ones
+        if selection.keep != "all":  # one process looks: all have to plan the same requests in place of dropped ones
             found = _look_at(requests if accelerator.is_main_process else requests[:0], selection).dropna()
             kept = [requests.dicom_id[place] for place, told in found.items() if selection.is_listed(told)]
             listed = requests[requests.dicom_id.isin(gather_object(kept))]
