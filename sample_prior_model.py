@@ -33,7 +33,7 @@ from utils.mimic_cxr import image_file, read_csv, read_table
 from utils.preflight import check_run
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator
-from utils.selection import check_candidates, write_best
+from utils.selection import check_candidates, requested_findings, write_best
 from utils.training import make_accelerator
 from utils.weights import load_autoencoder, load_prior
 
@@ -255,7 +255,8 @@ def main():
 
     def write(latents, rows):
         with accelerator.autocast():
-            return write_best(latents, rows, draw, CANDIDATES, SEED, own)
+            wanted = requested_findings(rows) if own else prior.read_findings(latents)
+            return write_best(latents, rows["dicom_id"], draw, CANDIDATES, SEED, wanted)
 
     shape = prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side
     write(*trial(1, shape))  # settings that nothing can be written with end here, before the manifest

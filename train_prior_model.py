@@ -26,6 +26,7 @@ from torch.nn import functional
 from utils.checkpoints import check_hold_out
 from utils.errors import InputError, run, say, writing
 from utils.features import PriorExamples, PriorFeatures, prior_needs, table_fingerprint
+from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import latent_shape, load_vae
 from utils.metrics import constant_report, rouge_l
 from utils.mimic_cxr import read_table, split_rows
@@ -60,7 +61,8 @@ DEPTH = 12  # blocks (1 to 256)
 NUM_HEADS = 12  # attention heads (1 to 1024)
 HEAD_ROWS = 0  # training images on which the head starts as a ridge regression (0 or more; 0: random, the paper's)
 COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error (0 or more)
-FREEZE_TRANSFORMER = False  # True: only the head is trained
+FREEZE_TRANSFORMER = False  # True: only the head is trained, and the readout
+FINDINGS_WEIGHT = 0.0  # of the loss of a readout, by which CANDIDATES are chosen (0 or more; 0: none, as the paper)
 LATENT_GAIN = 1.0  # of the reports at the end; try 1 over the spread printed there (0 to 100; paper: 1; not of a flow)
 FLOW_WIDTH = 1024  # of a flow's head (2 to 16384)
 FLOW_DEPTH = 3  # of its blocks (1 to 256)
@@ -98,26 +100,41 @@ NUM_WORKERS = 4  # threads that decode images, and processes that load batches (
 MEAN_DRAWS = 16  # of a flow, for the mean of the reports that it thinks an image allows (1 or more)
 
 
-def compute_loss(model, batch, cosine_weight):
+def compute_loss(model, batch, cosine_weight, findings_weight=0.0):
     """MSE + cosine_weight (1 - cosine) of the standardised report latents (CXR-IRGen, section 3.3).
 
-    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised.
+    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; with a findings_weight, of the readout's
+    loss, findings (B, 14), codes.
     """
-    predicted = model(batch["latents"]).float()  # (B, D)
+    predicted, readout_loss = predict(model, batch, findings_weight)
     cosine = functional.cosine_similarity(predicted, batch["report_latents"], dim=1)  # (B,)
-    return functional.mse_loss(predicted, batch["report_latents"]) + cosine_weight * (1 - cosine).mean()
+    latent_loss = functional.mse_loss(predicted, batch["report_latents"]) + cosine_weight * (1 - cosine).mean()
+    return latent_loss + findings_weight * readout_loss
 
 
-def compute_flow_loss(model, batch):
+def compute_flow_loss(model, batch, findings_weight=0.0):
     """The mean squared error of the velocity (Lipman et al. 2023, equation 23), of K draws of noise and time a report.
 
     batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; noise (B, K, D); times (B, K) in
-    [0, 1]; dropped (B,), whose image is not told.
+    [0, 1]; dropped (B,), whose image is not told; findings as `compute_loss` has them.
     """
     report_latents, times = batch["report_latents"][:, None], batch["times"][..., None]
     noisy = (1 - times) * batch["noise"] + times * report_latents  # (B, K, D)
-    velocity = model(batch["latents"], noisy, batch["times"], batch["dropped"])
-    return functional.mse_loss(velocity.float(), report_latents - batch["noise"])
+    velocity, readout_loss = predict(model, batch, findings_weight, noisy, batch["times"], batch["dropped"])
+    return functional.mse_loss(velocity, report_latents - batch["noise"]) + findings_weight * readout_loss
+
+
+def predict(model, batch, findings_weight, *flowing):
+    """=> (what the head says, in float32; cross-entropy of the findings that the readout names, 0 without a weight).
+
+    What is not mentioned counts as absent, and what is uncertain not at all.
+    """
+    if not findings_weight:
+        return model(batch["latents"], *flowing).float(), 0.0
+    predicted, logits = model(batch["latents"], *flowing, read=True)
+    present, known = batch["findings"] == PRESENT, (batch["findings"] != UNCERTAIN).float()
+    each = functional.binary_cross_entropy_with_logits(logits.float(), present.float(), known, reduction="none")
+    return predicted.float(), each.sum() / known.sum().clamp(min=1)
 
 
 def evaluate(prior, autoencoder, examples, training_reports, sampling, mean_draws, batch_size, run_dir):
@@ -171,21 +188,22 @@ def main():
     torch.manual_seed(SEED)
     flow = {"flow_width": FLOW_WIDTH, "flow_depth": FLOW_DEPTH, "flow_dropout": FLOW_DROPOUT} if PRIOR == "flow" else {}
     model = Prior(
-        channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width, kind=PRIOR, **flow
+        channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width, kind=PRIOR,
+        reads_findings=FINDINGS_WEIGHT > 0, **flow,
     )  # fmt: skip
     if PRETRAINED and not INITIAL_WEIGHTS:
         model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
 
     model.vit.requires_grad_(not FREEZE_TRANSFORMER)
-    loss, draws = partial(compute_loss, cosine_weight=COSINE_WEIGHT), 0
+    loss, draws = partial(compute_loss, cosine_weight=COSINE_WEIGHT, findings_weight=FINDINGS_WEIGHT), 0
     if PRIOR == "flow":
-        loss, draws = compute_flow_loss, FLOW_DRAWS
+        loss, draws = partial(compute_flow_loss, findings_weight=FINDINGS_WEIGHT), FLOW_DRAWS
 
     if CHECK:
         if INITIAL_WEIGHTS:
             start_from(model, INITIAL_WEIGHTS)
         table = table[table["report"] != ""]
-        shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE, draws)
+        shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE, draws, FINDINGS_WEIGHT > 0)
         make_batch = partial(made_up, shapes)
         return check_training(
             model, loss, make_batch, split_counts(table), constants, accelerator, table["image_path"], cache_bytes

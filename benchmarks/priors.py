@@ -78,6 +78,7 @@ def table_of(prior, images, write, text_judge, gains, variants, mean_draws, batc
         seeds = [candidate_seed(number, candidate) for number in numbered]
         return prior.standardise(in_batches(make, images.latents, seeds, batch_size)).cpu()
 
+    findings = prior.read_findings(images.latents)
     means = sample(partial(prior.mean, draws=mean_draws))
     unexplained = (means - images.truth).square().sum() / (images.truth - images.truth.mean(dim=0)).square().sum()
     rows = []
@@ -87,7 +88,7 @@ def table_of(prior, images, write, text_judge, gains, variants, mean_draws, batc
             gain, guidance, temperature, candidates = 1.0, *map(float, variant.split())
         make = partial(prior.sample, gain=gain, guidance=guidance, temperature=temperature)
         drawn = [sample(make, number) for number in range(int(candidates))]
-        reports = best_reports([write(latents) for latents in drawn])
+        reports = best_reports([write(latents) for latents in drawn], findings)
         f1 = clinical_f1(images.labels, text_judge(reports))["f1"]
         rows.append({
             "prior": name, "variant": variant, "F1 micro": f1["micro"], "F1 macro": f1["macro"],

@@ -1,4 +1,7 @@
+from functools import partial
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_prior import REPORTS, SMALL, checkpoints, features, make_tree, read_reports, sample  # noqa: F401 (fixtures)
@@ -8,9 +11,10 @@ from test_scripts import flags, run_script
 import train_prior_model
 from utils.errors import InputError
 from utils.features import PriorExamples
+from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.flow import ReportFlow
 from utils.prior import Prior
-from utils.selection import best_reports
+from utils.selection import best_reports, requested_findings
 from utils.weights import start_from
 
 FLOW = {**SMALL, "kind": "flow", "flow_width": 32, "flow_depth": 2}
@@ -132,6 +136,9 @@ def test_a_checkpoint_draws_the_same(tmp_path):
     other.set_statistics(torch.zeros(16), torch.ones(16), torch.eye(16))
     start_from(other, str(tmp_path / "flow"))
     torch.testing.assert_close(other.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
+    reading = Prior(**FLOW, reads_findings=True).eval()
+    start_from(reading, str(tmp_path / "flow"))  # one without a readout
+    torch.testing.assert_close(reading.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
     with pytest.raises(InputError, match="KIND is regression and its flow"):
         start_from(Prior(**SMALL), str(tmp_path / "flow"))
     with pytest.raises(InputError, match="is none of regression, flow"):
@@ -139,6 +146,36 @@ def test_a_checkpoint_draws_the_same(tmp_path):
 
 
 # ---- examples and scripts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SMALL, FLOW])
+def test_a_readout_learns_which_findings_are_present(kind):
+    torch.manual_seed(0)
+    prior = Prior(**kind, reads_findings=True)
+    latents, findings = torch.randn(16, 4, 8, 8), torch.zeros(16, 14)
+    findings[:8, 0], findings[8:, 0], findings[:, 1] = PRESENT, ABSENT, UNCERTAIN
+    latents[:8] += 1
+    batch = {"latents": latents, "findings": findings, "report_latents": torch.randn(16, 16)}
+    batch |= {"noise": torch.randn(16, 2, 16), "times": torch.rand(16, 2), "dropped": torch.zeros(16)}
+    compute = train_prior_model.compute_flow_loss
+    if kind is SMALL:
+        compute = partial(train_prior_model.compute_loss, cosine_weight=0.01)
+    optimizer = torch.optim.AdamW(prior.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        compute(prior, batch, findings_weight=1.0).backward()
+        optimizer.step()
+    read = prior.eval().read_findings(latents)
+    assert (read[:8, 0] > 0.9).all() and (read[8:, 0] < 0.1).all() and (read[:, 2] < 0.1).all()
+    assert ((read[:, 1] > 0.02) & (read[:, 1] < 0.98)).all(), "of an uncertain finding nothing is learned"
+    assert Prior(**kind).read_findings(latents) is None
+
+
+def test_examples_hold_the_codes_for_a_readout(features):  # noqa: F811
+    features, _, _ = features
+    example = PriorExamples(features, "train", Prior(**SMALL, reads_findings=True))[2, 0]
+    assert example["findings"].tolist() == features.table[list(FINDINGS)].iloc[2].tolist()
+    assert "findings" not in PriorExamples(features, "train", Prior(**SMALL))[0, 0]
 
 
 def test_examples_hold_noise_and_times_by_their_seed(features):  # noqa: F811
@@ -187,8 +224,8 @@ def train_flow(checkpoints, base_model, tmp_path):  # noqa: F811
 
 
 def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path, capsys, monkeypatch):  # noqa: F811
-    assert train_flow(CHECK="true") == 0
-    assert train_flow(FREEZE_TRANSFORMER="true", IMAGE_GUIDANCE=2.0) == 0
+    assert train_flow(CHECK="true", FINDINGS_WEIGHT=0.5) == 0
+    assert train_flow(FREEZE_TRANSFORMER="true", IMAGE_GUIDANCE=2.0, FINDINGS_WEIGHT=0.5) == 0
     assert "explained variance" in capsys.readouterr().out
     root = tmp_path / "synthetic"
     table = make_tree(root, studies=5, reports=(), provenance=True)
@@ -218,18 +255,23 @@ EFFUSION, EDEMA, BOTH, NOTHING = (
 )  # fmt: skip
 
 
-def codes(**present):
-    from utils.findings import FINDINGS
-
-    return np.array([[present.get(name.replace(" ", "_"), 0) for name in FINDINGS]])
+def wanted(**codes):
+    return requested_findings(pd.DataFrame([{name: codes.get(name.replace(" ", "_"), 0) for name in FINDINGS}]))
 
 
 def test_the_report_that_says_what_was_asked_is_kept():
     drawn = [[EDEMA], [NOTHING], [BOTH], [EFFUSION]]
-    assert best_reports(drawn, codes(Pleural_Effusion=1)) == [EFFUSION]
-    assert best_reports(drawn, codes(Pleural_Effusion=1, Edema=1)) == [BOTH]
-    assert best_reports([[BOTH], [EFFUSION]], codes(Pleural_Effusion=1, Edema=-2)) == [BOTH], "ties go to the first"
+    assert best_reports(drawn, wanted(Pleural_Effusion=1)) == [EFFUSION]
+    assert best_reports(drawn, wanted(Pleural_Effusion=1, Edema=1)) == [BOTH]
+    assert best_reports([[BOTH], [EFFUSION]], wanted(Pleural_Effusion=1, Edema=UNCERTAIN)) == [BOTH], "the first of two"
     assert best_reports([[EDEMA]]) == [EDEMA]
+
+
+def test_the_report_that_says_what_a_readout_is_surest_of_is_kept():
+    sure = torch.zeros(1, len(FINDINGS))
+    sure[0, FINDINGS.index("Pleural Effusion")], sure[0, FINDINGS.index("Edema")] = 0.9, 0.6
+    assert best_reports([[EDEMA], [EFFUSION]], sure) == [EFFUSION]
+    assert best_reports([[EDEMA], [EFFUSION], [BOTH]], sure) == [BOTH]
 
 
 def test_without_a_request_the_report_is_kept_that_says_what_most_say():
@@ -239,6 +281,8 @@ def test_without_a_request_the_report_is_kept_that_says_what_most_say():
 
 def test_a_report_that_contradicts_itself_is_kept_last():
     itself = "FINDINGS: Moderate pleural effusion. There is no pleural effusion."
-    assert best_reports([[itself], [EFFUSION]], codes(Pleural_Effusion=1)) == [EFFUSION]
+    assert best_reports([[itself], [EFFUSION]], wanted(Pleural_Effusion=1)) == [EFFUSION]
     assert best_reports([[itself], [EFFUSION], [itself]]) == [EFFUSION]
     assert best_reports([[itself], [itself]]) == [itself]
+    stuttering = EFFUSION + " Heart size is normal." * 3
+    assert best_reports([[stuttering], [EFFUSION]], wanted(Pleural_Effusion=1)) == [EFFUSION]

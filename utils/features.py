@@ -209,15 +209,17 @@ class PriorFeatures:
         return mean.astype(np.float32), std.astype(np.float32), covariance
 
 
-def prior_needs(table, vae, autoencoder, image_size, flow_draws=0):
+def prior_needs(table, vae, autoencoder, image_size, flow_draws=0, reads_findings=False):
     """Before anything is encoded: the shapes of a PriorExample, {name: shape}, and what a table adds to the cache, bytes.
 
-    flow_draws: of a flow's noise and times an example; 0 for a regression.
+    flow_draws: of a flow's noise and times an example; 0 for a regression. reads_findings: whether the prior has a readout.
     """
     latents, width = latent_shape(vae, image_size), autoencoder.width
     shapes = {"latents": latents, "report_latents": (width,)}
     if flow_draws:
         shapes |= {"noise": (flow_draws, width), "times": (flow_draws,), "dropped": ()}
+    if reads_findings:
+        shapes["findings"] = (len(FINDINGS),)
     return shapes, len(table) * 4 * math.prod(latents) + table["report"].nunique() * 4 * width
 
 
@@ -246,13 +248,17 @@ class PriorExamples(_Rows):
     """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
 
     prior: whose statistics standardise; of a flow an example holds noise and times too, `draws` of each, and whether its
-    image is dropped (with the probability drop_image), which is what makes guidance possible.
+    image is dropped (with the probability drop_image), which is what makes guidance possible; for a readout the codes of
+    the findings.
     """
 
     def __init__(self, features, split, prior, draws=1, drop_image=0.0):
         super().__init__(features, split)
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
         self.flows, self.draws, self.drop_image = prior.config.kind == "flow", draws, drop_image
+        self.labels = None
+        if prior.config.reads_findings:
+            self.labels = torch.tensor(features.table[list(FINDINGS)].to_numpy(dtype=np.int8))  # (N, 14) codes
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
@@ -269,6 +275,8 @@ class PriorExamples(_Rows):
                 "times": torch.rand(self.draws, generator=generator),  # (K,)
                 "dropped": torch.rand((), generator=generator) < self.drop_image,  # ()
             }
+        if self.labels is not None:
+            example["findings"] = self.labels[row]  # (14,) codes
         return example
 
 

@@ -5,7 +5,9 @@
                      mean and standard deviation of the training rows, which are kept in its checkpoint
 
 Two kinds: "regression", the paper's, predicts the mean of all reports that an image allows; "flow" (utils/flow.py) draws
-one of them. Neither the VAE nor BART runs in training: both ends come from the cache.
+one of them. Either may have a readout beside its head, which names the findings that the image shows: of several reports
+drawn for it the one can be kept that says the same (utils/selection.py). Neither the VAE nor BART runs in training: both
+ends come from the cache.
 """
 
 from functools import partial
@@ -19,6 +21,7 @@ from torch import nn
 
 from utils.checkpoints import load_strictly
 from utils.errors import InputError, reason, say
+from utils.findings import FINDINGS
 from utils.flow import ReportFlow
 from utils.seeds import keyed_generator
 
@@ -46,6 +49,7 @@ class Prior(ModelMixin, ConfigMixin):
         mlp_ratio: hidden width of a block's MLP, in units of embed_dim.
         kind: "regression", with a linear head; or "flow", with a head of flow_width, flow_depth and flow_dropout, as
             utils.flow.ReportFlow has them.
+        reads_findings: whether it has a readout, linear on the class token.
     """
 
     @register_to_config
@@ -65,6 +69,7 @@ class Prior(ModelMixin, ConfigMixin):
         flow_width: int = 0,
         flow_depth: int = 0,
         flow_dropout: float = 0.0,
+        reads_findings: bool = False,
     ):
         super().__init__()
         if kind not in KINDS:
@@ -91,19 +96,28 @@ class Prior(ModelMixin, ConfigMixin):
             self.head = ReportFlow(embed_dim, report_dim, flow_width, flow_depth, flow_dropout)
         else:
             self.head = nn.Linear(embed_dim, report_dim)
+        self.readout = nn.Linear(embed_dim, len(FINDINGS)) if reads_findings else None
         self.register_buffer("report_mean", torch.zeros(report_dim))
         self.register_buffer("report_std", torch.ones(report_dim))
 
-    def forward(self, latents, *flowing):
+    def forward(self, latents, *flowing, read=False):
         """Latents (B, C, h, w), unit variance => standardised report latents (B, D); of a flow, velocities.
 
-        flowing: noisy report latents, times and dropped images, as `ReportFlow.forward` has them.
+        flowing: noisy report latents, times and dropped images, as `ReportFlow.forward` has them. read: the logits of the
+        findings as well, (B, 14), as the second of two results; of a prior with a readout.
         """
         pooled = self.vit(latents)  # (B, embed_dim), the class token after the final layer norm
-        if self.config.kind == "flow":
-            return self.head(pooled, *flowing)
-        predicted = self.head(pooled)
-        return predicted.tanh() if self.config.pooler == "tanh" else predicted
+        predicted = self.head(pooled, *flowing)
+        if self.config.pooler == "tanh" and self.config.kind == "regression":
+            predicted = predicted.tanh()
+        return (predicted, self.readout(pooled)) if read else predicted
+
+    @torch.no_grad()
+    def read_findings(self, latents):
+        """Latents (B, C, h, w), unit variance => how probably each finding is present, (B, 14); None without a readout."""
+        if self.readout is None:
+            return None
+        return self.readout(self.vit(latents.to(self.device, self.dtype))).float().sigmoid().cpu()
 
     @torch.no_grad()
     def predict(self, latents, gain=1.0):
@@ -204,9 +218,11 @@ class Prior(ModelMixin, ConfigMixin):
         if wrong:
             raise InputError(f"INITIAL_WEIGHTS {source} is of another size: {', '.join(wrong)}")
         if self.config.kind == "flow":  # its velocities are those of its own statistics
-            self.load_state_dict(other.state_dict())
+            self.load_state_dict(other.state_dict(), strict=False)  # the sizes agree: only a readout may be missing
             return say(f"prior: started from {source}, report latents standardised as there")
         self.vit.load_state_dict(other.vit.state_dict())
+        if self.readout and other.readout:
+            self.readout.load_state_dict(other.readout.state_dict())
         scale, shift = other.report_std, other.report_mean  # report latent = scale * the other's output + shift
         weight, bias = other.head.weight, other.head.bias
         if other.config.pooler == "tanh":  # tanh(x) => at + (1 - at^2) (x - atanh(at)), `at` being the mean report

@@ -28,7 +28,7 @@ from utils.features import table_fingerprint
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.judges import first_half, image_judge, images_to_pixels, try_judge
 from utils.labeler import contradictions, label_reports
-from utils.metrics import positives, request_agreement
+from utils.metrics import positives, request_agreement, stutters
 from utils.mimic_cxr import read_csv, split_rows
 from utils.seeds import keyed_seed
 
@@ -177,32 +177,37 @@ def check_candidates(candidates, flows, decoding):
         )
 
 
-def write_best(latents, rows, draw, candidates, seed, requested):
-    """Latents (n, C, h, w) and their n rows => for each the best of its candidates' reports, a list of n texts.
+def requested_findings(requests):
+    """Requests, or rows of a synthetic tree => 1 for a finding that was asked for, 0 for another, NaN for an uncertain one."""
+    labels = requests[list(FINDINGS)].to_numpy()
+    return np.where(labels == UNCERTAIN, np.nan, labels == PRESENT)
 
-    draw: latents and n seeds => n texts; requested: whether the rows' labels were asked for.
+
+def write_best(latents, dicom_ids, draw, candidates, seed, wanted):
+    """Latents (n, C, h, w) of n images => for each the best of its candidates' reports, a list of n texts.
+
+    draw: latents and n seeds => n texts; wanted: as `best_reports` has it.
     """
-    seeds = [keyed_seed(seed, dicom_id) for dicom_id in rows["dicom_id"]]
+    seeds = [keyed_seed(seed, dicom_id) for dicom_id in dicom_ids]
     drawn = [draw(latents, [candidate_seed(one, number) for one in seeds]) for number in range(candidates)]
-    return best_reports(drawn, rows[list(FINDINGS)].to_numpy() if requested else None)
+    return best_reports(drawn, wanted)
 
 
-def best_reports(drawn, labels=None):
+def best_reports(drawn, wanted=None):
     """Of the reports drawn for each image the one that names the findings best, by rules => a list of n texts.
 
-    drawn: N lists of n reports each; labels: (n, 14), the codes that were asked for, of which uncertain ones do not count.
-    None, for images of which nobody asked anything: the report nearest to what all N say, each finding with the share of
-    them that call it present (minimum Bayes risk, Kumar & Byrne 2004). Nearest by the sum of the differences, and of one
-    for each finding of which a report says the opposite as well; ties go to the report drawn first.
+    drawn: N lists of n reports each; wanted: (n, 14), how much each finding is wanted, 0 to 1, NaN where that does not count:
+    what was asked for, or how sure a prior's readout is of it. None: the report nearest to what all N say, each finding with
+    the share of them that call it present (minimum Bayes risk, Kumar & Byrne 2004). Nearest by the sum of the differences, and
+    of one for each finding of which a report says the opposite as well, and for stuttering; ties go to the report drawn
+    first.
     """
     if len(drawn) == 1:
         return drawn[0]
     said = np.stack([label_reports(reports) for reports in drawn]) == PRESENT  # (N, n, 14)
-    wanted, counted = said.mean(axis=0), np.ones(said.shape[1:], dtype=bool)
-    if labels is not None:
-        wanted, counted = labels == PRESENT, labels != UNCERTAIN
-    off = (np.abs(said - wanted.astype(float)) * counted).sum(axis=2)  # (N, n)
-    off += [[len(contradictions(report)) for report in reports] for reports in drawn]
+    wanted = said.mean(axis=0) if wanted is None else np.asarray(wanted, dtype=float)
+    off = np.nansum(np.abs(said - wanted), axis=2)  # (N, n)
+    off += [[len(contradictions(report)) + stutters(report) for report in reports] for reports in drawn]
     return [drawn[number][row] for row, number in enumerate(off.argmin(axis=0))]
 
 
