@@ -187,16 +187,18 @@ def try_judge(settings, device):
     train_classifier(nothing, keys, labels, dataclasses.replace(settings, steps=1), device)
 
 
-def train_classifier(pixels, keys, labels, settings, device):
-    """Trains a timm classifier from random weights; returns it in evaluation mode.
+def train_classifier(pixels, keys, labels, settings, device, start=None):
+    """Trains a timm classifier from random weights, or goes on from another's; returns it in evaluation mode.
 
     pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool. Each batch is moved by up to 5 % of its
-    side, so that no place in the picture is learnt by heart.
+    side, so that no place in the picture is learnt by heart. start: a classifier of the same model, or None.
     """
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(keyed_seed(settings.seed, "judge"))
         model = _classifier(settings.model).to(device).train()
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
         epochs = -(-settings.steps * settings.batch_size // len(keys))
