@@ -16,10 +16,9 @@ are present, as vit_base_patch16_224 has seen photographs and what is on them; B
 
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better; a
 second run goes on where one was cut. What that cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT
-about 115 beside other work (1,200,000 examples), the U-Net 35 (104,000), the decoder's critic 16; all other parts about an
-hour together. Three of the shipped parts are not quite what is made here: the decoder's learning rate began anew when its
-critic came; the U-ViT's when it had seen 456,000 examples, at two thirds of its height; and uvit_unprompted, of patch 2, was
-trained by a loop of its own, on 128,000 examples, 12,000 chests and the same objective.
+about 115 beside other work (1,200,000 examples), the one without prompts 95, the U-Net 35 (104,000), the decoder's critic
+16; all other parts about an hour together. Two of the shipped parts are not quite what is made here: the decoder's learning
+rate began anew when its critic came, and the U-ViT's when it had seen 456,000 examples, at two thirds of its height.
 """
 
 import json
@@ -57,8 +56,7 @@ DRAWN = ""  # a .npz file that keeps them between two runs (a file to write or e
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-# what differs in the training of uvit_unprompted
-_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0", "--PATCH_SIZE", "2", "--MAX_STEPS", "5300")
+_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0")  # what differs in the training of uvit_unprompted
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)
 DECODER_STEPS = 2700  # of 16 images, after them, the encoder left as it is (1 or more)

@@ -28,8 +28,8 @@ SEEDS = (1, 2, 3)  # of training and sampling; the spread needs 3 or more seeds 
 MAX_STEPS = 2600  # optimiser steps a training (0 or more; 0: as CONFIG says)
 MAX_LABELS = 200  # label vectors of the test split, an image each (0 or more; 0: all)
 # further constants of the training: above all a start that saw no prompt of either kind
-TRAINING = "--INITIAL_WEIGHTS assets/demo/uvit_unprompted --PATCH_SIZE 2 --LEARNING_RATE 1e-3"
-SAMPLING = "--TEXT_GUIDANCE 3.5 --REFERENCE_GUIDANCE 3.5 --CANDIDATES 1"  # of the sampling, the same for both
+TRAINING = "--INITIAL_WEIGHTS assets/demo/uvit_unprompted --LEARNING_RATE 1e-3"
+SAMPLING = "--CANDIDATES 1"  # of the sampling, the same for both
 EVALUATION = "--JUDGE_PATIENTS all"  # further constants of the evaluation
 
 _VARIANTS = {  # what differs: constants of the training, constants of the sampling
