@@ -2,6 +2,7 @@
 # make test         sets up .venv and runs the tests
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
 # make ablation     does the reference image help? text only against fused prompts, at the demo's size
+# make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
 # make lint         style checks
 # make lock         writes requirements-tested.txt, the versions in .venv, which the tests ran on
@@ -13,7 +14,7 @@ OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-oldest ablation soak lint lock clean
+.PHONY: demo test test-oldest ablation utility soak lint lock clean
 .DELETE_ON_ERROR:
 
 # a stamp is newer than what it was made from, so that a second call installs nothing
@@ -56,6 +57,9 @@ test-oldest: .venv-oldest/installed
 
 ablation: .venv/installed
 	$(RUN) -m benchmarks.ablation
+
+utility: .venv/installed
+	$(RUN) -m benchmarks.utility
 
 soak: .venv/installed
 	$(RUN) -m benchmarks.soak
