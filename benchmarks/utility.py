@@ -49,7 +49,7 @@ SHARES = (1.0, 0.1)  # of the real training patients (each above 0, 1 at most)
 MAX_LABELS = 0  # label vectors of the training split, a pair each (0 or more; 0: all)
 VIEWS = ()  # ViewPosition of the real images; () for all
 HOLD_OUT = ()  # patient groups that count as the split "test"; those of CONFIG's trainings
-CLASSIFIER = "test_resnet"  # any timm classifier, trained from random weights
+CLASSIFIER_MODEL = "test_resnet"  # any timm classifier, trained from random weights
 CLASSIFIER_IMAGE_SIZE = 64  # pixels (32 to 4096)
 CLASSIFIER_STEPS = 600  # optimiser steps (2 to 1000000)
 CLASSIFIER_BATCH_SIZE = 64  # images a step (2 to 65536)
@@ -195,7 +195,7 @@ def main():
     train, validation, test = (real[real["split"] == split] for split in ("train", "validate", "test"))
     synthetic = read_table(make_pairs(CONFIG, output, MAX_LABELS)).assign(split="train")
     settings = JudgeSettings(
-        CLASSIFIER, CLASSIFIER_IMAGE_SIZE, CLASSIFIER_STEPS, CLASSIFIER_BATCH_SIZE, CLASSIFIER_LEARNING_RATE
+        CLASSIFIER_MODEL, CLASSIFIER_IMAGE_SIZE, CLASSIFIER_STEPS, CLASSIFIER_BATCH_SIZE, CLASSIFIER_LEARNING_RATE
     )
     tables = {"real": train, "synthetic": synthetic}
     classifiers = Classifiers(settings, tables, test, output, accelerator, NUM_WORKERS, BATCH_SIZE)
