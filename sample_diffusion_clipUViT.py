@@ -56,7 +56,7 @@ BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
 SEED = 1234  # of noise and references (0 or more)
 KEEP_LATENTS = True  # keep OUTPUT_ROOT/latents, from which the prior writes reports without the VAE
 # which images are kept: a judge of half the training patients chooses, by whom no evaluation may judge
-CANDIDATES = 1  # images made for a request, of which the one that shows best what was asked is kept (1 to 1000)
+CANDIDATES = 1  # images made for a request at most, until one shows all that was asked (1 to 1000)
 KEEP = "all"  # which pairs the tree lists (all or agreeing; agreeing: whose image shows each finding as it was asked)
 MAX_REQUESTS = 0  # requests at most, with those in place of pairs that KEEP dropped (0 or more; 0: none is replaced)
 SELECTOR_MODEL = "resnet18"  # any timm classifier, trained from random weights
@@ -118,7 +118,7 @@ def main():
         shape = latent_shape(vae, trained["IMAGE_SIZE"])
         if CHECK:
             count = max(len(vectors) * IMAGES_PER_LABEL, MAX_REQUESTS)
-            size = min(BATCH_SIZE, count * CANDIDATES)
+            size = min(BATCH_SIZE, count)
             try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelerator)
             places = {OUTPUT_ROOT: count * bytes_an_image(trained["IMAGE_SIZE"], shape, KEEP_LATENTS)}
             places |= selection.check(cache_dir, device)

@@ -80,9 +80,11 @@ def test_the_first_candidate_is_the_request_s_own_image():
     table = pd.DataFrame(0, index=range(4), columns=list(FINDINGS)).assign(
         subject_id=range(4), split="train", dicom_id=list("abcd"), study_id=1
     )
-    rows = selection.Selection(3, "all", SETTINGS, table).candidates_of(requests)
-    assert rows.dicom_id.tolist() == list("aaabbb") and rows.candidate.tolist() == [0, 1, 2] * 2
-    assert rows.seed[[0, 3]].tolist() == [5, 6] and rows.seed.is_unique and rows.seed.between(0, 2**31 - 1).all()
+    chosen = selection.Selection(3, "all", SETTINGS, table)
+    rows = pd.concat([chosen.candidate(requests, number) for number in range(3)])
+    assert rows.dicom_id.tolist() == list("ababab") and rows.candidate.tolist() == [0, 0, 1, 1, 2, 2]
+    assert rows.seed[rows.candidate == 0].tolist() == [5, 6]
+    assert rows.seed.is_unique and rows.seed.between(0, 2**31 - 1).all()
 
 
 # ---- trees
@@ -125,8 +127,9 @@ class Looks:
 
 
 def brightness(images, requests):
+    """The brighter the better, and never good enough."""
     scores = images.reshape(len(images), -1).mean(axis=1)
-    return scores, np.ones(len(images), dtype=bool)
+    return scores, np.zeros(len(images), dtype=bool)
 
 
 def as_jpeg(image):
@@ -135,24 +138,37 @@ def as_jpeg(image):
     return np.asarray(Image.open(stream)).astype(int)
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(6, [6, 6, 6]), (4, [3] * 6), (2, [2, 1] * 6)])
-def test_the_best_candidate_is_kept(choose, tmp_path, monkeypatch, batch_size, sizes):
+@pytest.mark.parametrize(("batch_size", "sizes"), [(6, [6, 6, 6]), (4, [4, 4, 4, 2, 2, 2])])
+def test_of_candidates_that_do_not_agree_the_best_is_kept(choose, tmp_path, monkeypatch, batch_size, sizes):
     looks = Looks(monkeypatch, brightness)
     assert choose("made", CANDIDATES=3, BATCH_SIZE=batch_size) == 0
-    assert looks.sizes == sizes  # never more than a batch, and few of them
+    assert looks.sizes == sizes
     told, planned, made = provenance(tmp_path / "made"), read_plan(tmp_path / "made"), pictures(tmp_path / "made")
     planned = planned.set_index("dicom_id")
     assert len(told) == len(made) == 6 and len(looks.seen) == 18
     for name, row in told.iterrows():
         candidates = [(score, image) for dicom_id, _, image, score in looks.seen if dicom_id == name]
         best = int(np.argmax([score for score, _ in candidates]))
-        assert (row.candidate, row.candidates, row.agrees) == (best, 3, 1)
+        assert (row.candidate, row.candidates, row.agrees) == (best, 3, 0)
         assert row.score == pytest.approx(candidates[best][0], abs=1e-6)
         assert row.request_seed == planned.seed[name]
         assert row.seed == selection.candidate_seed(planned.seed[name], best)
         np.testing.assert_array_equal(made[name], as_jpeg(candidates[best][1]))
     assert told.candidate.nunique() > 1  # of these seeds
     assert len(list((tmp_path / "made" / "latents").iterdir())) == 6
+
+
+def test_the_first_candidate_that_agrees_is_kept_and_none_is_made_after_it(choose, tmp_path, monkeypatch):
+    def judge(images, requests):  # the request's place in the table says which candidate agrees; later ones score higher
+        agrees = requests.candidate.to_numpy() == requests.index.to_numpy() % 4
+        return requests.candidate.to_numpy() / 10, agrees
+
+    looks = Looks(monkeypatch, judge)
+    assert choose("made", CANDIDATES=3) == 0
+    told = provenance(tmp_path / "made")
+    # of places 0 to 5: agree at candidate 0, 1, 2, never, 0, 1
+    assert sorted(told.candidate) == [0, 0, 1, 1, 2, 2] and sorted(told.agrees) == [0, 1, 1, 1, 1, 1]
+    assert looks.sizes == [6, 4, 2]
 
 
 def test_equal_candidates_leave_the_tree_that_has_one(choose, tmp_path, monkeypatch):
@@ -356,7 +372,7 @@ def test_more_copies_are_asked_for_label_vector_by_label_vector():
 
 def test_the_page_pairs_requests_whose_candidates_differ(choose, tmp_path, monkeypatch):
     for name, sign in (("one", 1), ("two", -1)):
-        Looks(monkeypatch, lambda images, requests, sign=sign: (sign * requests["candidate"], [True] * len(images)))
+        Looks(monkeypatch, lambda images, requests, sign=sign: (sign * requests["candidate"], [False] * len(images)))
         assert choose(name, CANDIDATES=2) == 0
     one, two = (gallery._read_tree(tmp_path / name) for name in ("one", "two"))
     seeds = [set(provenance(tmp_path / name).seed) for name in ("one", "two")]

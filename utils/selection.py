@@ -4,7 +4,9 @@ candidate    one of the images made for a request: the first has the request's o
              from it; prompt and reference are the request's
 selector     an image judge (utils/judges.py) trained on one half of the training patients, `first_half`; an evaluation
              trains its own judge on the other half, or on other patients altogether
-score        how well the selector finds in an image what was asked, `metrics.request_agreement`; the highest is kept
+agrees       whether the selector finds each finding in an image as it was asked, `metrics.request_agreement`; the first
+             candidate that agrees is kept, and no further one is made: the easiest of all would be one of few kinds
+score        how well it finds what was asked; where no candidate agrees, the highest is kept
 
 Which candidate was kept is written into its image file, as a JPEG comment: image and score appear in one step, whatever
 ends a run, and several processes need no common file. The patients of the selector are written beside the tree's
@@ -86,11 +88,9 @@ class Selection:
         images = len(self.train_table) + len(self.validation_table)
         return {cache_dir: images * self.judge_settings.image_size**2}  # one byte a pixel
 
-    def candidates_of(self, requests):
-        """Requests => their candidates, row by row behind each other: further columns `candidate`, and its `seed`."""
-        rows = requests.loc[requests.index.repeat(self.candidates)].reset_index(drop=True)
-        numbers = np.tile(np.arange(self.candidates), len(requests))
-        return rows.assign(candidate=numbers, seed=list(map(candidate_seed, rows["seed"], numbers)))
+    def candidate(self, requests, number):
+        """Requests => the rows of one of their candidates: a further column `candidate`, and its `seed`."""
+        return requests.assign(candidate=number, seed=[candidate_seed(seed, number) for seed in requests["seed"]])
 
     def judge_images(self, images, requests):
         """Images (B, S, S) uint8 and their B requests => scores (B,) and whether they agree, (B,) bool."""

@@ -62,7 +62,7 @@ def make_images(
     if accelerator.is_main_process:
         save_plan(output_root, plan)
         _list_images(output_root, plan, selection)  # finds out before the hours, too, whether the CSVs can be added to
-    batches = _batches(plan, missing, max(1, batch_size // selection.candidates), model, text_encoder)
+    batches = _batches(plan, missing, batch_size, model, text_encoder)
     if pool and batches:
         pool.prepare(pd.concat(batches).reference_dicom_id)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
@@ -76,9 +76,7 @@ def make_images(
             for batch in mine:
                 if stopped():
                     break
-                best = _draw_best(
-                    batch, settings, model, vae, text_encoder, pool, shape, batch_size, selection, accelerator
-                )
+                best = _draw_best(batch, settings, model, vae, text_encoder, pool, shape, selection, accelerator)
                 made = batch[batch.dicom_id.isin(missing)]
                 with writing("synthetic images", output_root):
                     _save_batch(made, best, keep_latents, output_root)
@@ -127,22 +125,25 @@ class _Best:
     comment: str  # of its file, or None
 
 
-def _draw_best(batch, settings, model, vae, text_encoder, pool, shape, batch_size, selection, accelerator):
-    """The best candidate of each request of a batch, {dicom_id: _Best}; of equally good ones the first.
+def _draw_best(batch, settings, model, vae, text_encoder, pool, shape, selection, accelerator):
+    """The best candidate of each request of a batch, {dicom_id: _Best}: the first that agrees, else the highest score.
 
-    No more than batch_size candidates are drawn, decoded and judged at a time, and no others held than the best.
+    Further candidates are drawn of those requests only of which none agrees yet.
     """
-    best, rows = {}, selection.candidates_of(batch)
-    for start in range(0, len(rows), batch_size):
-        part = rows.iloc[start : start + batch_size]
-        latents = draw_batch(part, settings, model, text_encoder, pool, shape, accelerator)
+    best, waiting = {}, batch
+    for number in range(selection.candidates):
+        drawn = selection.candidate(waiting, number)
+        latents = draw_batch(drawn, settings, model, text_encoder, pool, shape, accelerator)
         images = decode_latents(vae, latents)
         kept = latents.cpu().numpy().astype(np.float16)
-        scores, agrees = selection.judge_images(images, part)
-        for place, row in enumerate(part.itertuples()):
-            if row.dicom_id not in best or scores[place] > best[row.dicom_id].score:
-                comment = selection.comment(row.candidate, scores[place], agrees[place])
-                best[row.dicom_id] = _Best(scores[place], images[place].copy(), kept[place].copy(), comment)
+        scores, agrees = selection.judge_images(images, drawn)
+        for place, name in enumerate(drawn.dicom_id):
+            if name not in best or agrees[place] or scores[place] > best[name].score:
+                comment = selection.comment(number, scores[place], agrees[place])
+                best[name] = _Best(scores[place], images[place].copy(), kept[place].copy(), comment)
+        waiting = waiting[~agrees]
+        if waiting.empty:
+            break
     return best
 
 
@@ -191,9 +192,8 @@ def _told_by(path, selection):
 def _batches(plan, missing, batch_size, model, text_encoder):
     """The batches of a plan that hold a missing image; for an authors' denoiser, each with prompts of one length.
 
-    batch_size: requests a batch. A batch is so many neighbours of the plan, those that are there already included: what
-    else is in a batch changes the rounding of an image, and so one that a kill left out is byte for byte the one of an
-    uninterrupted run.
+    A batch is so many neighbours of the plan, those that are there already included: what else is in a batch changes the
+    rounding of an image, and so one that a kill left out is byte for byte the one of an uninterrupted run.
     """
     lengths = np.zeros(len(plan), dtype=int)
     if model.fusion.config.prompting == "authors" and len(plan):
