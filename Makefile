@@ -14,8 +14,13 @@ OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-oldest ablation utility soak lint lock clean
+.PHONY: demo demo/images demo/reports demo/pairs-clipUViT demo/pairs-clipSD test test-oldest ablation utility soak lint lock clean
 .DELETE_ON_ERROR:
+
+# two parts of the demo at a time, each with half of the cores: small networks gain little from more than one
+HALF_THE_CORES = OMP_NUM_THREADS=$$($(RUN) -c "import os; print(max(1, os.cpu_count() // 2))")
+# what one of them prints goes into a file, whose end is shown if it fails
+logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $@.log; exit 1)
 
 # a stamp is newer than what it was made from, so that a second call installs nothing
 .venv/installed: requirements.txt
@@ -35,19 +40,31 @@ export HF_HUB_OFFLINE ?= 1
 
 demo: .venv/installed
 	$(RUN) -m utils.phantom $(DEMO)
+	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/images demo/reports
+	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/pairs-clipUViT demo/pairs-clipSD
+	$(RUN) -m utils.gallery $(DEMO)
+
+demo/images:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)
 	$(RUN) sample_diffusion_clipUViT.py $(DEMO)
 	$(RUN) train_diffusion_clipSD.py $(DEMO)
 	$(RUN) sample_diffusion_clipSD.py $(DEMO)
-	$(RUN) train_bart.py $(DEMO)
-	$(RUN) train_prior_model.py $(DEMO)
+
+demo/reports:
+	@$(call logged,\
+	    $(RUN) train_bart.py $(DEMO) && \
+	    $(RUN) train_prior_model.py $(DEMO) && \
+	    $(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written)
+
+demo/pairs-clipUViT:
 	$(RUN) sample_prior_model.py $(DEMO)
-	$(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/synthetic/clipSD
-	$(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written
 	$(RUN) evaluate_pairs.py $(DEMO) --WRITTEN demo/written
-	$(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \
-	    --PAGE demo/synthetic/clipSD.html
-	$(RUN) -m utils.gallery $(DEMO)
+
+demo/pairs-clipSD:
+	@$(call logged,\
+	    $(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/synthetic/clipSD && \
+	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \
+	        --PAGE demo/synthetic/clipSD.html)
 
 test: .venv/installed-test
 	$(RUN) -m pytest

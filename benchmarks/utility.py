@@ -176,7 +176,9 @@ def table_of(results):
     rows = []
     for (share, name), group in frame.groupby(["share", "trained on"], sort=False):
         spread = {score: f"{group[score].mean():.3f} ± {group[score].std():.3f}" for score in scores}
-        rows.append({"real patients": f"{share:.0%}", "trained on": name, "pairs": round(group["pairs"].mean()), **spread})
+        rows.append(
+            {"real patients": f"{share:.0%}", "trained on": name, "pairs": round(group["pairs"].mean()), **spread}
+        )
     return markdown(pd.DataFrame(rows))
 
 

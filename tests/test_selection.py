@@ -159,7 +159,8 @@ def test_of_candidates_that_do_not_agree_the_best_is_kept(choose, tmp_path, monk
 
 
 def test_the_first_candidate_that_agrees_is_kept_and_none_is_made_after_it(choose, tmp_path, monkeypatch):
-    def judge(images, requests):  # the request's place in the table says which candidate agrees; later ones score higher
+    def judge(images, requests):
+        """A request's place in the table says which candidate agrees; later ones score higher."""
         agrees = requests.candidate.to_numpy() == requests.index.to_numpy() % 4
         return requests.candidate.to_numpy() / 10, agrees
 

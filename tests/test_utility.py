@@ -1,5 +1,7 @@
 """What `make utility` rests on: shares of patients, trees of links, training in stages, the table."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,7 +40,7 @@ def test_a_tree_of_links_is_read_as_the_rows_that_it_was_made_of(make_table, tmp
     assert found.split.tolist() == ["train"] * 6 + ["validate"] * (len(table) - 6)
     pd.testing.assert_frame_equal(found[[*FINDINGS]], table[[*FINDINGS]], check_dtype=False)
     for linked, path in zip(found.image_path, table.image_path):
-        assert open(linked, "rb").read() == open(path, "rb").read()
+        assert Path(linked).read_bytes() == Path(path).read_bytes()
     assert all(f"Image {row}." in report for row, report in enumerate(found.report))
 
 
