@@ -76,10 +76,18 @@ def save_array(path, values):
         np.save(file, values)
 
 
+@lru_cache(None)
+def _layout(path):
+    """What a shard's header says, as np.memmap takes it: to read it takes longer than all else of a look-up."""
+    values = np.lib.format.open_memmap(path, mode="r")
+    order = "C" if values.flags.c_contiguous else "F"
+    return {"dtype": values.dtype, "offset": values.offset, "shape": values.shape, "order": order}
+
+
 @lru_cache(OPEN_SHARDS)
 def _values(path):
     """The memory map of a shard. It is shared by all caches of a process, and closed when it is not used for long."""
-    return np.lib.format.open_memmap(path, mode="r")
+    return np.memmap(path, mode="r", **_layout(path))
 
 
 class FeatureCache:
