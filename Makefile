@@ -3,6 +3,7 @@
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
 # make ablation     does the reference image help? text only against fused prompts, at the demo's size
 # make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
+# make bench        how many times quicker than the same done naively? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
 # make lint         style checks
 # make lock         writes requirements-tested.txt, the versions in .venv, which the tests ran on
@@ -14,7 +15,7 @@ OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo/images demo/reports demo/pairs-clipUViT demo/pairs-clipSD test test-oldest ablation utility soak lint lock clean
+.PHONY: demo demo/images demo/reports demo/pairs-clipUViT demo/pairs-clipSD test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, each with half of the cores: small networks gain little from more than one
@@ -77,6 +78,9 @@ ablation: .venv/installed
 
 utility: .venv/installed
 	$(RUN) -m benchmarks.utility
+
+bench: .venv/installed
+	$(RUN) -m benchmarks.bench $(if $(filter cuda%,$(DEVICE)),--DEVICE $(DEVICE) --SIZES paper)
 
 soak: .venv/installed
 	$(RUN) -m benchmarks.soak

@@ -1,0 +1,81 @@
+"""Images a second of the vision module, from noise to pixels.
+
+naive       PNDM, the paper's 50 steps, guidance at every noise level, float32
+ours        DPM-Solver++ (2M), 25 steps, in the precision of sample_diffusion_*.py; and the same with guidance only between
+            two noise levels
+
+What an image is worth in each way is not measured here (benchmarks.fidelity does). Prompts and references are random
+numbers: encoding them takes as long in each. The VAE decodes in float32, as the samplers do.
+"""
+
+from contextlib import nullcontext
+
+import torch
+
+from benchmarks.bench_clock import precision_of, result, speeds, synchronise, take_turns, timed
+from utils.diffusion import EVERYWHERE, sample_latents, sampling_scheduler
+from utils.latents import decode_latents
+
+GUIDANCE = 7.5  # of text and reference, the paper's
+BACKBONES = {"U-ViT": "train_diffusion_clipUViT", "SD's U-Net": "train_diffusion_clipSD"}
+
+
+class Sampler:
+    """Draws a batch of images in one way; afterwards `decoding` has the seconds of the VAE, `calls` the network's rows."""
+
+    def __init__(self, parts, model, texts, images, scheduler, steps, guided, precision):
+        self.model, self.vae, self.shape = model.eval(), parts.vae, parts.shape
+        self.name, self.steps, self.guided, self.precision = scheduler, steps, guided, precision
+        self.images, self.device = images, parts.device
+        self.null = texts.encode([""])[0]
+        self.text = self.null + torch.randn(images, *self.null.shape, device=self.null.device)
+        self.reference = torch.randn(images, parts.references.width, device=self.null.device)
+        self.decoding, self.calls = [], 0
+
+    def __call__(self):
+        scheduler = sampling_scheduler(self.name, self.model.schedule)
+        self.calls = 0
+        counter = self.model.register_forward_pre_hook(self._count)
+        try:
+            with self.precision():
+                latents = sample_latents(
+                    self.model, scheduler, self.text, self.reference, self.null, range(self.images), self.shape, self.steps,
+                    GUIDANCE, GUIDANCE, guided=self.guided,
+                )  # fmt: skip
+        finally:
+            counter.remove()
+        synchronise(self.device)
+        self.decoding.append(timed(lambda: decode_latents(self.vae, latents), self.device))
+
+    def _count(self, _, inputs):
+        self.calls += len(inputs[0])
+
+
+def measure(parts, accelerator, images, guided, turns, enough):
+    """images: of a batch; guided: (lowest, highest) noise level of the limited guidance => results, for both backbones."""
+    results = []
+    for title, script in BACKBONES.items():
+        model, texts = parts.vision(script), parts.token_texts if script.endswith("SD") else parts.pooled_texts
+        recipes = {
+            "naive": ("PNDM", 50, EVERYWHERE, nullcontext),
+            "DPM-Solver++ 25": ("DPMSolverMultistep", 25, EVERYWHERE, accelerator.autocast),
+            f"DPM-Solver++ 25, guidance {guided[0]:g} to {guided[1]:g}": (
+                "DPMSolverMultistep", 25, guided, accelerator.autocast
+            ),
+        }  # fmt: skip
+        samplers = {name: Sampler(parts, model, texts, images, *recipe) for name, recipe in recipes.items()}
+        seconds = take_turns(samplers, turns, parts.device, enough=enough)
+        for name in list(recipes)[1:]:
+            calls = [f"{samplers[which].calls / images:.0f}" for which in ("naive", name)]
+            note = f"batches of {images}; {' and '.join(calls)} network calls an image; float32 and {precision_of(accelerator)}"
+            speed = {which: speeds(images, seconds[which]) for which in ("naive", name)}
+            results.append(result("sampling", f"{title}, {name}", "images/s", speed[name], speed["naive"], True, note))
+        # of the last of ours, and of naive; the first turn was the warm-up
+        share = {
+            which: [100 * part / whole for part, whole in zip(samplers[which].decoding[1:], seconds[which])]
+            for which in ("naive", name)
+        }
+        results.append(
+            {**result("sampling", f"{title}, the VAE's share", "%", share[name], share["naive"]), "ratio": float("nan")}
+        )
+    return results

@@ -1,0 +1,112 @@
+"""Training examples a second, and the memory of it: the frozen encoders in every step, against cached features.
+
+naive   float32, each step encodes its images with the VAE, its prompts and references with CLIP, its reports with BART;
+        reports are padded to the longest that BART can read; AdamW, and nothing else
+ours    the features come from the cache; reports are padded to the longest of their batch, of a like length as train_bart.py
+        batches them; the precision, checkpointing, clipping and averaging that the script's constants say
+
+Both take the script's own compute_loss, BATCH_SIZE and ACCUMULATION, train the same network, and get their batches from
+the CPU. Reading files is not in it (benchmarks.bench_data), so pixels and features are random numbers.
+
+Memory is of a GPU the allocator's peak, without what belongs to the other recipe; of a CPU the peak of a process of its
+own, without what it holds when all is imported and nothing made. The share of the ceiling is of the operations that a step
+really does, those that checkpointing does again included, over those of a large product of bf16 matrices in the same time.
+Compiled is the denoiser, where a script has COMPILE.
+"""
+
+import gc
+import subprocess
+import sys
+from functools import partial
+
+import torch
+
+from benchmarks.bench_clock import (
+    ceiling,
+    memory_of_this_process,
+    peak_of_a_step,
+    precision_of,
+    result,
+    speeds,
+    take_turns,
+)
+from benchmarks.bench_parts import Parts
+from benchmarks.bench_trainers import TRAINERS, make_trainer
+from utils.constants import REPOSITORY
+from utils.diffusion import PromptedDenoiser
+from utils.errors import reason, say
+from utils.training import make_accelerator
+
+
+def print_peak(script, recipe, sizes, report_tokens):
+    """Does two steps on the CPU and prints the MiB that they, and all that they need, have taken at most."""
+    before = memory_of_this_process("VmRSS")
+    trainer = make_trainer(script, Parts(sizes, "cpu"), make_accelerator("cpu", "auto"), report_tokens)
+    for _ in range(2):
+        getattr(trainer, recipe)()
+    print(f"\n{memory_of_this_process('VmHWM') - before}")
+
+
+def peaks(trainer, parts, report_tokens):
+    """{"naive", "ours"}: [MiB of memory at most]."""
+    if parts.device.type == "cuda":
+        step = {recipe: getattr(trainer, recipe) for recipe in ("naive", "ours")}
+        return {recipe: [peak_of_a_step(step[recipe], trainer.resident(recipe), parts.device)] for recipe in step}
+    found = {}
+    for recipe in ("naive", "ours"):
+        call = f"print_peak({trainer.script!r}, {recipe!r}, {parts.sizes!r}, {report_tokens})"
+        command = [sys.executable, "-c", f"from benchmarks.bench_training import print_peak; {call}"]
+        done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+        found[recipe] = [float(done.stdout.split()[-1])]
+    return found
+
+
+def compiled(trainer):
+    """{"compiled": our step with the denoiser compiled}, or nothing, with a word why, where it cannot be."""
+    if trainer.denoiser is None or trainer.device.type != "cuda":
+        return {}
+    own = trainer.model
+    model = PromptedDenoiser(torch.compile(trainer.denoiser), own.fusion, own.schedule)
+    try:
+        trainer.ours(model)
+    except Exception as error:  # a compiler fails in whatever it meets
+        say(f"{trainer.title} cannot be compiled here: {reason(error)}")
+        trainer._our_optimizer.zero_grad()
+        return {}
+    return {"compiled": partial(trainer.ours, model)}
+
+
+def measure(parts, accelerator, report_tokens, turns, enough):
+    """=> results: speed and memory of all four trainers; on a GPU also the shares of its ceiling."""
+    results, cuda = [], parts.device.type == "cuda"
+    most = ceiling(parts.device) if cuda else None
+    if cuda:
+        what = f"product of bf16 matrices, {most / 1e12:.0f} x 10^12 operations a second"
+        results.append(result("training", what, "%", [100.0], note="the ceiling"))
+    for script in TRAINERS:
+        trainer = make_trainer(script, parts, accelerator, report_tokens)
+        title, size = trainer.title, trainer.constants["BATCH_SIZE"]
+        note = f"batches of {size}, in {trainer.passes} passes, float32 and {precision_of(accelerator)}"
+        variants = {"naive": trainer.naive, "ours": trainer.ours, **compiled(trainer)}
+        seconds = take_turns(variants, turns, parts.device, warm_up=2, enough=enough)
+        speed = {name: speeds(size, values) for name, values in seconds.items()}
+        note = "; ".join(filter(None, (note, getattr(trainer, "note", ""))))
+        results.append(result("training", title, "examples/s", speed["ours"], speed["naive"], True, note))
+        if "compiled" in speed:
+            results.append(
+                result("training", f"{title}, compiled", "examples/s", speed["compiled"], speed["naive"], True)
+            )
+        memory = peaks(trainer, parts, report_tokens)
+        results.append(result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"]))
+        if cuda:
+            operations = trainer.operations()
+            for name in [name for name in seconds if name != "naive"]:
+                share = [100 * operations / each / most for each in seconds[name]]
+                what = f"{title}, share of the ceiling" + (", compiled" if name == "compiled" else "")
+                results.append(
+                    result("training", what, "%", share, note=f"{operations / 1e12:.3g} x 10^12 operations a step")
+                )
+        del trainer, variants
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing happens where there is no GPU
+    return results
