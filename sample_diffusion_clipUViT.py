@@ -15,6 +15,7 @@ from utils.constants import check_command_line, override_constants, save_constan
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 from utils.checkpoints import check_encoders, weights_fingerprint
+from utils.distillation import student_settings
 from utils.errors import run
 from utils.features import encoder_fingerprints
 from utils.first_images import picture_first
@@ -96,6 +97,7 @@ def main():
         "image_size": trained["IMAGE_SIZE"],
         "precision": accelerator.mixed_precision,
         **encoders,
+        **student_settings(training),
     }
     check_settings(settings, model.schedule)
     table, pool = None, None

@@ -1,8 +1,8 @@
 """Images a second of the vision module, from noise to pixels.
 
 naive       PNDM, the paper's 50 steps, guidance at every noise level, float32
-ours        DPM-Solver++ (2M), 25 steps, in the precision of sample_diffusion_*.py; and the same with guidance only between
-            two noise levels
+ours        DPM-Solver++ (2M), 25 steps, in the precision of sample_diffusion_*.py; the same with guidance only between two
+            noise levels; and what a student of distill_diffusion.py does, 4 steps of DDIM without guidance
 
 What an image is worth in each way is not measured here (benchmarks.fidelity does). Prompts and references are random
 numbers: encoding them takes as long in each. The VAE decodes in float32, as the samplers do.
@@ -23,9 +23,10 @@ BACKBONES = {"U-ViT": "train_diffusion_clipUViT", "SD's U-Net": "train_diffusion
 class Sampler:
     """Draws a batch of images in one way; afterwards `decoding` has the seconds of the VAE, `calls` the network's rows."""
 
-    def __init__(self, parts, model, texts, images, scheduler, steps, guided, precision):
+    def __init__(self, parts, model, texts, images, scheduler, steps, guidance, guided, precision):
         self.model, self.vae, self.shape = model.eval(), parts.vae, parts.shape
-        self.name, self.steps, self.guided, self.precision = scheduler, steps, guided, precision
+        self.name, self.steps, self.precision = scheduler, steps, precision
+        self.guidance, self.guided = guidance, guided
         self.images, self.device = images, parts.device
         self.null = texts.encode([""])[0]
         self.text = self.null + torch.randn(images, *self.null.shape, device=self.null.device)
@@ -40,7 +41,7 @@ class Sampler:
             with self.precision():
                 latents = sample_latents(
                     self.model, scheduler, self.text, self.reference, self.null, range(self.images), self.shape, self.steps,
-                    GUIDANCE, GUIDANCE, guided=self.guided,
+                    self.guidance, self.guidance, guided=self.guided,
                 )  # fmt: skip
         finally:
             counter.remove()
@@ -57,11 +58,12 @@ def measure(parts, accelerator, images, guided, turns, enough):
     for title, script in BACKBONES.items():
         model, texts = parts.vision(script), parts.token_texts if script.endswith("SD") else parts.pooled_texts
         recipes = {
-            "naive": ("PNDM", 50, EVERYWHERE, nullcontext),
-            "DPM-Solver++ 25": ("DPMSolverMultistep", 25, EVERYWHERE, accelerator.autocast),
+            "naive": ("PNDM", 50, GUIDANCE, EVERYWHERE, nullcontext),
+            "DPM-Solver++ 25": ("DPMSolverMultistep", 25, GUIDANCE, EVERYWHERE, accelerator.autocast),
             f"DPM-Solver++ 25, guidance {guided[0]:g} to {guided[1]:g}": (
-                "DPMSolverMultistep", 25, guided, accelerator.autocast
+                "DPMSolverMultistep", 25, GUIDANCE, guided, accelerator.autocast
             ),
+            "a student's 4 steps": ("DDIM", 4, 1.0, EVERYWHERE, accelerator.autocast),
         }  # fmt: skip
         samplers = {name: Sampler(parts, model, texts, images, *recipe) for name, recipe in recipes.items()}
         seconds = take_turns(samplers, turns, parts.device, enough=enough)

@@ -309,7 +309,9 @@ def test_a_free_text_is_a_constant():
     assert len(WITH_CONSTANTS) >= 15
 
 
-TRAINERS = ("train_diffusion_clipSD", "train_diffusion_clipUViT", "train_bart", "train_prior_model")
+TRAINERS = (
+    "train_diffusion_clipSD", "train_diffusion_clipUViT", "train_bart", "train_prior_model", "distill_diffusion"
+)  # fmt: skip
 DIFFUSION_TRAINERS, DIFFUSION_SAMPLERS = TRAINERS[:2], ("sample_diffusion_clipSD", "sample_diffusion_clipUViT")
 EVERY_SCRIPT = (*TRAINERS, *DIFFUSION_SAMPLERS, "sample_prior_model", "evaluate_pairs")
 REFUSED = {  # constant => (scripts, values that are refused)
@@ -319,7 +321,10 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "EMBED_DIM": (("train_diffusion_clipUViT", "train_prior_model"), ["0", "-1", "1000000000000", "130"]),
     "NUM_HEADS": (("train_diffusion_clipUViT", "train_prior_model"), ["0", "-1", "1000000000000", "5"]),
     "DEPTH": (("train_diffusion_clipUViT", "train_prior_model"), ["0", "-1", "1000000000000"]),
-    "ENCODE_BATCH_SIZE": ((*DIFFUSION_TRAINERS, "train_prior_model"), ["0", "-1", "1000000000000"]),
+    "ENCODE_BATCH_SIZE": (
+        (*DIFFUSION_TRAINERS, "train_prior_model", "distill_diffusion"),
+        ["0", "-1", "1000000000000"],
+    ),
     "IMAGE_SIZE": ((*DIFFUSION_TRAINERS, "train_prior_model", "evaluate_pairs"), ["0", "-1", "1000000000000"]),
     "CHECKPOINT_EVERY": (TRAINERS, ["0", "-1"]),
     "LOG_EVERY": (TRAINERS, ["0", "-1"]),
@@ -339,7 +344,7 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "NUM_WORKERS": (EVERY_SCRIPT, ["-1", "1000000"]),
     "SEED": (EVERY_SCRIPT, ["1e30", "-1", "1" + 30 * "0"]),
     "PREDICTION": (DIFFUSION_TRAINERS, ["sample", ""]),
-    "DROP_TEXT": (DIFFUSION_TRAINERS, ["-0.1", "1.1"]),
+    "DROP_TEXT": ((*DIFFUSION_TRAINERS, "distill_diffusion"), ["-0.1", "1.1"]),
     "PREVIEW_STEPS": (DIFFUSION_TRAINERS, ["0", "-1", "2000"]),
     "PREVIEW_GUIDANCE": (DIFFUSION_TRAINERS, ["1e999", "-1", "1e9"]),
     "LATENT_NOISE": (("train_bart",), ["-1", "1e999"]),
@@ -348,8 +353,10 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "HEAD_ROWS": (("train_prior_model",), ["-1"]),
     "COSINE_WEIGHT": (("train_prior_model",), ["-1", "1e999"]),
     "STEPS": (DIFFUSION_SAMPLERS, ["0", "-1", "2000"]),
-    "TEXT_GUIDANCE": (DIFFUSION_SAMPLERS, ["1e999", "nan", "-1", "1e9"]),
-    "REFERENCE_GUIDANCE": (DIFFUSION_SAMPLERS, ["1e999", "nan", "-1", "1e9"]),
+    "STUDENT_STEPS": (("distill_diffusion",), ["0", "-1", "251"]),
+    "TEACHER_STEPS": (("distill_diffusion",), ["0", "-1", "251"]),
+    "TEXT_GUIDANCE": ((*DIFFUSION_SAMPLERS, "distill_diffusion"), ["1e999", "nan", "-1", "1e9"]),
+    "REFERENCE_GUIDANCE": ((*DIFFUSION_SAMPLERS, "distill_diffusion"), ["1e999", "nan", "-1", "1e9"]),
     "IMAGES_PER_LABEL": (DIFFUSION_SAMPLERS, ["0", "-1", "1000000000000"]),
     "MAX_LABELS": (DIFFUSION_SAMPLERS, ["-1"]),
     "CONDITION": (DIFFUSION_SAMPLERS, ["none", ""]),

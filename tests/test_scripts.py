@@ -19,9 +19,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.numpy import load_file
 
+from utils.checkpoints import weights_fingerprint
 from utils.findings import FINDINGS, to_prompt
 from utils.mimic_cxr import read_table
 from utils.phantom import draw_tree
+from utils.weights import load_vision
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = {"clipUViT": "UViT", "clipSD": "UNet2DConditionModel"}
@@ -215,6 +217,47 @@ def test_resumed_training_is_bit_identical(backbone, config, runs, tmp_path):
     assert run_script(f"train_diffusion_{backbone}", "--config", config, *run, "--MAX_STEPS", "2") == 0
     assert run_script(f"train_diffusion_{backbone}", "--config", config, *run) == 0
     assert_same_weights(tmp_path / "run" / "last", runs / backbone / "last")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, config, runs, tmp_path):
+    constants = flags(CHECKPOINT=runs / backbone / "best", STUDENT_STEPS=2, TEACHER_STEPS=2)
+    distil = "distill_diffusion", "--config", config, *constants
+    assert run_script(*distil, "--CHECK", True, *flags(RUN_DIR=tmp_path / "whole")) == 0
+    assert not list((tmp_path / "whole").glob("last*"))
+    assert run_script(*distil, *flags(RUN_DIR=tmp_path / "whole")) == 0
+    assert run_script(*distil, *flags(RUN_DIR=tmp_path / "cut", MAX_STEPS=2)) == 0
+    assert run_script(*distil, *flags(RUN_DIR=tmp_path / "cut")) == 0
+    assert_same_weights(tmp_path / "cut" / "last", tmp_path / "whole" / "last")
+    assert (tmp_path / "whole" / "previews" / "step-00000004.png").exists()
+    message = run_script(*distil, *flags(RUN_DIR=tmp_path / "cut", TEXT_GUIDANCE=3.0))
+    assert "TEXT_GUIDANCE" in message or "student" in message
+
+    student = flags(CHECKPOINT=tmp_path / "whole" / "best", RUN_DIR=tmp_path / "again")
+    assert "is a student itself" in run_script("distill_diffusion", "--config", config, *student)
+
+    made = tmp_path / "made"
+    assert sample(backbone, config, tmp_path, made, CHECKPOINT=tmp_path / "whole" / "best", SPLIT="validate") == 0
+    told = pd.read_csv(made / "synthetic.csv")
+    assert len(told) and (told[["text_guidance", "reference_guidance"]] == 1).all(axis=None)
+    assert set(told.steps) == {2} and set(told.scheduler) == {"DDIM"}
+    facts = json.loads(told.student[0])
+    teacher, _ = load_vision(runs / backbone / "best", BACKBONES[backbone])
+    assert (facts["guidance_text"], facts["steps"]) == (2.0, 2)
+    assert facts["teacher"] == weights_fingerprint(teacher)
+
+
+def test_what_is_no_teacher_is_refused(config, tmp_path):
+    (tmp_path / "file.ckpt").write_bytes(b"nothing")
+    for place, words in (
+        (tmp_path / "absent", "there is no checkpoint"),
+        (tmp_path / "file.ckpt", "no checkpoint of this"),
+    ):
+        message = run_script(
+            "distill_diffusion", "--config", config, *flags(CHECKPOINT=place, RUN_DIR=tmp_path / "run")
+        )
+        assert words in message and str(place) in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_goes_on_from_a_checkpoint_of_ones_own(config, runs, tmp_path):

@@ -176,7 +176,8 @@ def sampling_scheduler(name, schedule, steps=0):
     if scheduler_class is None:
         raise InputError(f"SCHEDULER {name!r} is none of diffusers' schedulers; {_GOOD_SCHEDULERS}")
     config = dict(schedule.config)
-    del config["timestep_spacing"]  # the training schedule's own; each sampler has its default
+    if config["timestep_spacing"] == "leading":  # a training schedule's default; each sampler has its own
+        del config["timestep_spacing"]
     config["skip_prk_steps"] = True  # PNDM as Stable Diffusion runs it: without the Runge-Kutta steps at the start
     for count, way_out in ((TRIAL_STEPS, _GOOD_SCHEDULERS), (steps or TRIAL_STEPS, "take other STEPS, e.g. 25")):
         why = "it does not arrive at the images"
@@ -233,7 +234,7 @@ def noise_level(schedule, timestep):
     return float(np.interp(float(timestep), np.arange(len(levels)), levels))
 
 
-class _Conditions:
+class Conditions:
     """What the network is asked for at one step, and with which weights the answers are added up."""
 
     def __init__(self, text, reference, null_text, no_reference, text_guidance, reference_guidance):
@@ -247,9 +248,10 @@ class _Conditions:
         self.references = None if reference is None else torch.cat(references)
 
     def predict(self, model, inputs, timestep):
-        """inputs (B, C, h, w), a timestep => the guided prediction, (B, C, h, w)."""
+        """inputs (B, C, h, w), a timestep or (B,) of them => the guided prediction, (B, C, h, w)."""
+        timesteps = timestep.expand(len(inputs)).repeat(len(self.weights))
         inputs = torch.cat([inputs] * len(self.weights))
-        answers = model(inputs, timestep.expand(len(inputs)), self.texts, self.references).float()
+        answers = model(inputs, timesteps, self.texts, self.references).float()
         return sum(weight * answer for weight, answer in zip(self.weights, answers.chunk(len(self.weights))))
 
 
@@ -300,7 +302,7 @@ def sample_latents(
         reference = reference.to(device)
         no_reference = torch.zeros_like(reference) + (0 if null_reference is None else null_reference.to(device))
     prompts = text, reference, null_text, no_reference
-    plainly, with_guidance = _Conditions(*prompts, 1, 1), _Conditions(*prompts, text_guidance, reference_guidance)
+    plainly, with_guidance = Conditions(*prompts, 1, 1), Conditions(*prompts, text_guidance, reference_guidance)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(device)
     scheduler.set_timesteps(steps, device=device)

@@ -24,7 +24,7 @@ PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "seed", "reference_dicom_id", "checkpoint")
 SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
-    "checkpoint_sha256",
+    "checkpoint_sha256", "student",
 )  # fmt: skip
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 
@@ -139,7 +139,7 @@ def save_plan(output_root, plan):
 def _as_rows(plan, settings, output_root):
     """A plan with the columns that follow from it: those of a tree's table, and the settings."""
     plan = plan.assign(
-        study_id=plan.subject_id, split="train", report="", **{name: settings[name] for name in SETTINGS}
+        study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
     )
     paths = [image_file(output_root, *ids) for ids in zip(plan.subject_id, plan.study_id, plan.dicom_id)]
     return plan.assign(image_path=list(map(str, paths)))

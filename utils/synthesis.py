@@ -238,8 +238,9 @@ class Preview:
     Prompts, references and noise are the same at every step, so that the pictures can be compared.
     """
 
-    def __init__(self, validation, vae, schedule, steps, guidance, seed, count=8):
+    def __init__(self, validation, vae, schedule, steps, guidance, seed, count=8, scheduler="DPMSolverMultistep"):
         self.vae, self.schedule, self.steps, self.guidance = vae, schedule, steps, guidance
+        self.scheduler = scheduler
         count = min(count, len(validation))
         # drawn, for the first rows are all of the first patient group
         rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:count].tolist()
@@ -251,7 +252,7 @@ class Preview:
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
     def __call__(self, model, path):
-        scheduler = sampling_scheduler("DPMSolverMultistep", self.schedule, self.steps)
+        scheduler = sampling_scheduler(self.scheduler, self.schedule, self.steps)
         made = sample_latents(
             model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
             self.guidance, self.guidance,
