@@ -15,7 +15,8 @@ OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo/images demo/reports demo/pairs-clipUViT demo/pairs-clipSD test test-oldest ablation utility bench soak lint lock clean
+.PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/pairs-clipUViT demo/pairs-clipSD
+.PHONY: demo test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, each with half of the cores: small networks gain little from more than one
@@ -41,21 +42,23 @@ logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $
 
 demo: .venv/installed
 	$(RUN) -m utils.phantom $(DEMO)
-	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/images demo/reports
+	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/clipUViT demo/bart demo/clipSD demo/prior
 	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/pairs-clipUViT demo/pairs-clipSD
 	$(RUN) -m utils.gallery $(DEMO)
 
-demo/images:
+demo/clipUViT:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)
 	$(RUN) sample_diffusion_clipUViT.py $(DEMO)
-	$(RUN) train_diffusion_clipSD.py $(DEMO)
-	$(RUN) sample_diffusion_clipSD.py $(DEMO)
 
-demo/reports:
-	@$(call logged,\
-	    $(RUN) train_bart.py $(DEMO) && \
-	    $(RUN) train_prior_model.py $(DEMO) && \
-	    $(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written)
+demo/bart:
+	@$(call logged,$(RUN) train_bart.py $(DEMO))
+
+demo/clipSD:
+	@$(call logged,$(RUN) train_diffusion_clipSD.py $(DEMO) && $(RUN) sample_diffusion_clipSD.py $(DEMO))
+
+demo/prior: demo/bart
+	$(RUN) train_prior_model.py $(DEMO)
+	$(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written
 
 demo/pairs-clipUViT:
 	$(RUN) sample_prior_model.py $(DEMO)
