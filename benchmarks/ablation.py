@@ -41,19 +41,21 @@ _CLAIM = {"FID": "15.84 % lower", "AUROC": "1.84 % higher"}  # of the paper: fus
 
 def measure(folder, config, seed, training, sampling, evaluation):
     """Trains, samples and evaluates one variant with one seed => {"FID", "AUROC"}; the last three: further arguments."""
-    run_script(
-        "train_diffusion_clipUViT.py", "--config", config, "--RUN_DIR", folder / "run", "--SEED", seed, *training
-    )
-    run_script(
-        "sample_diffusion_clipUViT.py", "--config", config, "--CHECKPOINT", folder / "run/last",
-        "--OUTPUT_ROOT", folder / "synthetic", "--SEED", seed, *sampling,
-    )  # fmt: skip
-    # the evaluation's own seed stays: one judge for all
-    run_script(
-        "evaluate_pairs.py", "--config", config, "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
-        "--DOWNSTREAM", False, "--PAGE", folder / "index.html", *evaluation,
-    )  # fmt: skip
-    found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    done = folder / "evaluation" / "evaluation.json"
+    if not done.exists():
+        run_script(
+            "train_diffusion_clipUViT.py", "--config", config, "--RUN_DIR", folder / "run", "--SEED", seed, *training
+        )
+        run_script(
+            "sample_diffusion_clipUViT.py", "--config", config, "--CHECKPOINT", folder / "run/last",
+            "--OUTPUT_ROOT", folder / "synthetic", "--SEED", seed, *sampling,
+        )  # fmt: skip
+        # the evaluation's own seed stays: one judge for all
+        run_script(
+            "evaluate_pairs.py", "--config", config, "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
+            "--DOWNSTREAM", False, "--PAGE", folder / "index.html", *evaluation,
+        )  # fmt: skip
+    found = json.loads(done.read_text())
     auroc = found["auroc"]["synthetic"]["mean"]["auroc"]
     return {"FID": found["image_quality"][0]["FID"], "AUROC": np.nan if auroc is None else auroc}
 
