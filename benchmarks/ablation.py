@@ -8,7 +8,8 @@ DROP_REFERENCE 0.9 and DROP_BOTH 0.1: no training example has its reference, the
 fused training, and CONDITION text samples without a reference.
 
 Reads:  CONFIG, and what train_diffusion_clipUViT.py reads
-Writes: OUTPUT/{text,fused}-SEED/{run,synthetic,evaluation}, OUTPUT/ablation.md; a second run goes on where one was cut
+Writes: OUTPUT/{text,fused}-SEED/{run,synthetic,evaluation}, OUTPUT/ablation.md; a second run goes on where one was cut, and makes
+        nothing again that has been evaluated: other constants want another OUTPUT
 Prints: the table, with the spread over the seeds and the paper's claim beside it
 """
 

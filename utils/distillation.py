@@ -45,7 +45,8 @@ def student_settings(training):
     facts = training.get("student")
     if facts is None:
         return {}
-    if not isinstance(facts, dict) or not isinstance(facts.get("steps"), int) or "teacher" not in facts:
+    right = isinstance(facts, dict) and isinstance(facts.get("steps"), int) and isinstance(facts.get("teacher"), str)
+    if not right:
         raise InputError("the checkpoint's training.json is damaged: it does not say what its student is; take another")
     say(
         f"a student of {facts['teacher'][:12]}: {facts['steps']} steps of {STUDENT_SCHEDULER}, guidance is in its weights"
@@ -71,10 +72,11 @@ class Teacher:
                 f"STUDENT_STEPS {student_steps} x TEACHER_STEPS {teacher_steps} are more than the {longest} steps of the "
                 "noise schedule: lower one of them"
             )
-        self.model, self.null_text, self.guidance = model.eval().requires_grad_(False), null_text, guidance
+        self.model, self.guidance = model.eval().requires_grad_(False), guidance
         self.student_steps, self.teacher_steps = student_steps, teacher_steps
         left = torch.cat([self.schedule.alphas_cumprod, torch.ones(1)])  # at a timestep; at -1, after the last one, all
-        left = left.to(next(model.parameters()).device)
+        device = next(model.parameters()).device
+        left, self.null_text = left.to(device), null_text.to(device)
         self.left, self.added = left.sqrt(), (1 - left).sqrt()  # shares of the image and of the noise
 
     def describe(self, fingerprint):
@@ -110,7 +112,7 @@ class Teacher:
         output = torch.empty_like(noisy)
         for rows, guidances in ((inside, self.guidance[:2]), (~inside, (1, 1))):
             if rows.any():
-                null_text = self.null_text.to(noisy.device).expand_as(text[rows])
+                null_text = self.null_text.expand_as(text[rows])
                 prompts = text[rows], reference[rows], null_text, torch.zeros_like(reference[rows])
                 output[rows] = Conditions(*prompts, *guidances).predict(self.model, noisy[rows], timesteps[rows])
         return self.clean(output, noisy, timesteps)
@@ -149,11 +151,11 @@ def distillation_loss(student, batch, teacher):
     first being that of pure noise.
     """
     first, last = teacher.edges(batch["timesteps"])
-    left, added = teacher.levels(first)
-    noisy = left * batch["latents"] + added * batch["noise"]
+    noisy = teacher.schedule.add_noise(batch["latents"], batch["noise"], first)
     from_noise = (batch["timesteps"] == 0)[:, None, None, None]  # a sampler begins with noise alone
     noisy = torch.where(from_noise, batch["noise"], noisy)
     target = teacher.target(noisy, first, last, batch["text"], batch["reference"])
     guess = teacher.clean(student(noisy, first, batch["text"], batch["reference"]).float(), noisy, first)
+    left, added = teacher.levels(first)
     error = F.mse_loss(guess, target, reduction="none").mean(dim=(1, 2, 3))
     return (error * (left / added).square().clamp(min=1)[:, 0, 0, 0]).mean()

@@ -43,7 +43,7 @@ class Selection:
     """How many images are made for a request, and which of them is kept.
 
     Args:
-        candidates: images a request, 1 or more; keep: "all", or "agreeing": a pair whose best candidate does not agree
+        candidates: images a request at most, 1 or more; keep: "all", or "agreeing": a pair whose best candidate does not agree
             with its request is not listed.
         judge_settings: JudgeSettings of the selector.
         table: real rows, whose split "train" the selector learns from; None is allowed where nothing is selected.
