@@ -60,6 +60,11 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
     assert not set(first.values()) & set(other.values())
 
 
+def test_several_processes_draw_the_same_bytes(tree, tmp_path):
+    phantom.draw_tree(tmp_path, studies=STUDIES, image_size=IMAGE_SIZE, seed=SEED, processes=2)
+    assert digests(tmp_path) == digests(tree)
+
+
 def test_a_larger_tree_holds_the_files_of_a_smaller_one(tree, tmp_path):
     phantom.draw_tree(tmp_path, studies=9, image_size=IMAGE_SIZE, seed=SEED)
     small, large = digests(tmp_path), digests(tree)
