@@ -26,6 +26,7 @@ from utils.features import (
     check_dropout,
     diffusion_needs,
     encoder_fingerprints,
+    set_aside,
     table_fingerprint,
 )
 from utils.latents import load_vae
@@ -118,6 +119,7 @@ def main():
     features = DiffusionFeatures(
         table, vae, text_encoder, reference_encoder, image_size, cache_dir, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )
+    set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     # the "timesteps" of an example are the student's steps
     examples = DiffusionExamples(features, "train", STUDENT_STEPS, DROP_TEXT, DROP_REFERENCE, 0)

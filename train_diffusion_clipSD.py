@@ -23,7 +23,14 @@ from utils.diffusion import (
     training_target,
 )
 from utils.errors import run, say
-from utils.features import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, table_fingerprint
+from utils.features import (
+    DiffusionExamples,
+    DiffusionFeatures,
+    check_dropout,
+    diffusion_needs,
+    set_aside,
+    table_fingerprint,
+)
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.preflight import check_training, made_up, split_counts
@@ -44,7 +51,7 @@ BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
 INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from BASE_MODEL's U-Net
-GRADIENT_CHECKPOINTING = True  # True: less memory, about a third more time
+GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
 COMPILE = False  # True: torch.compile the denoiser
 # the noise and the prompt
 PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
@@ -53,7 +60,7 @@ DROP_REFERENCE = 0.05  # probability that it loses its reference (0 to 1; paper:
 DROP_BOTH = 0.05  # probability that it loses both (0 to 1; paper: 0)
 # optimisation
 BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
-ACCUMULATION = 8  # passes an optimiser step: more need less memory (1 to 65536)
+ACCUMULATION = 1  # passes an optimiser step: more need less memory, 8 ten times the time (1 to 65536)
 EPOCHS = 10  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
 LEARNING_RATE = 5e-5  # of AdamW, after the warm-up (above 0, 1 at most)
@@ -122,6 +129,7 @@ def main():
     features = DiffusionFeatures(
         table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )
+    set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     steps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)

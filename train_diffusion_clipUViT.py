@@ -23,7 +23,14 @@ from utils.diffusion import (
     training_target,
 )
 from utils.errors import run, say
-from utils.features import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, table_fingerprint
+from utils.features import (
+    DiffusionExamples,
+    DiffusionFeatures,
+    check_dropout,
+    diffusion_needs,
+    set_aside,
+    table_fingerprint,
+)
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table
 from utils.preflight import check_training, made_up, split_counts
@@ -128,6 +135,7 @@ def main():
     features = DiffusionFeatures(
         table, vae, text_encoder, reference_encoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )
+    set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     steps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)

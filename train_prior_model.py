@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from utils.checkpoints import check_hold_out
 from utils.errors import InputError, run, say, writing
-from utils.features import PriorExamples, PriorFeatures, prior_needs, table_fingerprint
+from utils.features import PriorExamples, PriorFeatures, prior_needs, set_aside, table_fingerprint
 from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import latent_shape, load_vae
 from utils.metrics import constant_report, rouge_l
@@ -142,6 +142,7 @@ def evaluate(prior, autoencoder, examples, training_reports, sampling, mean_draw
 
     sampling: of what is decoded, by the names that `Prior.sample` has.
     """
+    autoencoder.to(next(prior.parameters()).device)
     rows = [examples[row, row] for row in range(len(examples))]
     truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
     reports = examples.features.table["report"].iloc[examples.rows].tolist()
@@ -211,6 +212,7 @@ def main():
     features = PriorFeatures(
         table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
     )
+    set_aside(vae, autoencoder)
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -451,6 +452,24 @@ def test_sigterm_finishes_the_step_and_the_next_run_goes_on_bit_for_bit(train, t
     assert names(whole) == names(tmp_path / "stopped")
 
 
+def test_sigterm_to_a_whole_job_stops_no_process_that_loads_batches(train, tmp_path):
+    """As Slurm and `timeout` send it: to the run and to its loaders alike."""
+
+    def compute_loss(model, batch):
+        if model.training and not (tmp_path / "told").exists():
+            (tmp_path / "told").touch()
+            loaders = psutil.Process().children(recursive=True)
+            assert loaders
+            told = [str(process.pid) for process in [*loaders, psutil.Process()]]
+            subprocess.run(["kill", "-TERM", *told], check=True)  # by somebody else: from its parent a loader bears it
+            time.sleep(0.5)
+        return squared_error(model, batch)
+
+    with pytest.raises(Stopped, match="stopped after step 1 of 8"):
+        train("stopped", compute_loss, NUM_WORKERS=2)
+    assert_same_run(train("whole", NUM_WORKERS=2), train("stopped", NUM_WORKERS=2))
+
+
 def names(run):
     return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
 
@@ -473,6 +492,7 @@ def test_one_training_a_folder(train, tmp_path):
 WORKER = """
 import os, signal, sys
 from pathlib import Path
+import psutil
 import torch
 from test_training import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
 

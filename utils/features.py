@@ -64,6 +64,12 @@ def _readable_rows(table, *features):
     return table[readable].reset_index(drop=True), *columns
 
 
+def set_aside(*models):
+    """Moves frozen networks, whose features are cached, to the CPU: the GPU's memory is for the training."""
+    for model in models:
+        model.to("cpu")
+
+
 class _Rows(Dataset):
     """The rows of one split of some features, each by its position."""
 

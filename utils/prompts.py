@@ -139,14 +139,13 @@ class ReferenceEncoder:
         check_finite(tower, name)
         tower.proj = None  # pooled, after the final layer norm, before the projection
         self.tower = tower.eval().requires_grad_(False).to(device)
-        self.device = device
         self.image_size = tower.image_size[0]
         self.width = tower.ln_post.normalized_shape[0]
 
     @torch.no_grad()
     def encode(self, pixels):
         """pixels (B, 3, S, S) in [-1, 1], S = image_size => (B, R)."""
-        return self.tower(pixels.to(self.device))
+        return self.tower(pixels.to(self.tower.ln_post.weight.device))
 
     def cache(self, table, cache_dir, accelerator, batch_size, threads, keys=None):
         """The embeddings of every image of a table => (cache, keys, readable), as `latents.cache_moments` has them."""

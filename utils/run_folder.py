@@ -3,7 +3,7 @@
 last/  best/  step-NNNNNNNN/    checkpoints: the model with its averaged weights (EMA) as `save_pretrained` writes it,
                                 `raw/` the weights without averaging, `training.json` step, losses and constants;
                                 `last/` also `optimizer.pt`, for resuming
-metrics.csv  loss.png           losses, learning rate, gradient norm and speed over the steps
+metrics.csv  loss.png           losses, learning rate, gradient norm, speed and a GPU's memory over the steps
 previews/                       what the averaged model makes, every so often
 constants.json                  the resolved constants of the script
 """
@@ -18,7 +18,8 @@ import pandas as pd
 from utils.errors import InputError, reason, remove_leftovers, replacing, say, writing
 
 METRICS = (
-    "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second"
+    "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second",
+    "peak_gpu_mib",
 )  # fmt: skip
 MAY_CHANGE = {  # constants that a resumed run may have otherwise: how it is run and optimised, where its parts lie now
     "RUN_DIR", "RESUME", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "REFERENCE_ENCODER", "BART_CHECKPOINT",
@@ -144,6 +145,8 @@ class MetricsLog:
             pd.DataFrame(self.rows, columns=METRICS).to_csv(temporary, index=False)
         if self.board:
             for name, value in row.items():
+                if value is None:
+                    continue
                 self.board.add_scalar(name, value, row["step"])
         if row.get("validation_loss") is not None:
             self._draw()

@@ -257,5 +257,7 @@ class Preview:
             model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
             self.guidance, self.guidance,
         )  # fmt: skip
+        self.vae.to(made.device)
         rows = [np.concatenate(list(decode_latents(self.vae, latents)), axis=1) for latents in (self.real, made)]
+        self.vae.to("cpu")
         Image.fromarray(np.concatenate(rows)).save(path.with_suffix(".png"))

@@ -9,14 +9,16 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
+from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -40,7 +42,7 @@ NAMED_EXAMPLES = 8  # examples of such a step that are named
 
 def make_accelerator(device, precision):
     """An Accelerator. device: "" (the best there is), "cpu", "cuda:1" ...; precision: "auto" (bf16 where the device has
-    it), "no", "bf16" or "fp16"."""
+    it), "no", "bf16" or "fp16". What stays float32 beside bf16 and fp16 is multiplied in TF32 where a GPU has it."""
     if precision not in ("auto", "no", "bf16", "fp16"):
         raise InputError(f"PRECISION {precision!r} is none of 'auto', 'no', 'bf16', 'fp16'")
     try:
@@ -62,7 +64,10 @@ def make_accelerator(device, precision):
     if precision == "auto":
         cuda = device != "cpu" and torch.cuda.is_available()
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    torch.set_float32_matmul_precision("highest" if precision == "no" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "no"
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # one copy of the gradients less
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[buckets])
 
 
 def fit(
@@ -80,7 +85,8 @@ def fit(
     """Trains a model and leaves its checkpoints, metrics and pictures in RUN_DIR.
 
     A second call goes on from RUN_DIR/last with the optimisation that the constants say now; a changed experiment is
-    refused. SIGTERM ends it after the step in hand with a checkpoint, from which the run goes on bit for bit.
+    refused. SIGTERM ends it after the step in hand with a checkpoint, from which the run goes on bit for bit. Between two
+    rows of metrics.csv nothing waits for a GPU: whether a step's gradient was a number is looked at one step later.
 
     Args:
         model: nn.Module with save_pretrained(folder) and a class method from_pretrained(folder).
@@ -88,8 +94,8 @@ def fit(
             head)` => positions of one epoch, the first `head` of which fill the batch before (a random permutation
             otherwise), and `examples.name(position)`, what an example is called in a message.
         compute_loss: (model, batch) => scalar, a mean over the batch.
-        terms: batch => how many terms that mean is over (the examples, where it is not given): a step's loss is the mean
-            over the terms of all of its passes and processes, however they share them.
+        terms: batch, on the CPU => how many terms that mean is over (the examples, where it is not given): a step's loss is
+            the mean over the terms of all of its passes and processes, however they share them.
         constants: the script's constants, of which fit reads FIT_CONSTANTS. BATCH_SIZE counts the examples of one
             optimiser step over all processes; ACCUMULATION splits a process's share into so many passes.
         preview: (model, path without suffix) => None; writes what the averaged model makes. On the main process.
@@ -161,10 +167,9 @@ class _Run:
         if self.total_steps < 1:
             raise InputError(f"EPOCHS {get('EPOCHS')} and MAX_STEPS {get('MAX_STEPS')} leave no step to train")
         self.step, self.best, self.validation_loss = 0, math.inf, math.nan
-        self.pending, self.skipped = (
-            [],
-            0,
-        )  # (loss, norm) of each step since the last row of metrics.csv; steps in a row
+        self.pending = []  # (loss, norm) of each step since the last row of metrics.csv
+        self.unseen = deque()  # (step, loss, norm, whether it was applied) of steps that may still be running on a GPU
+        self.skipped = 0  # steps in a row that were not applied
 
         self.raw_model = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -173,7 +178,7 @@ class _Run:
             self._load_weights(checkpoint / "raw")
         model.to(accelerator.device)
         optimizer = torch.optim.AdamW(
-            self.parameters, lr=get("LEARNING_RATE"), betas=get("BETAS"), weight_decay=get("WEIGHT_DECAY")
+            self.parameters, lr=get("LEARNING_RATE"), betas=get("BETAS"), weight_decay=get("WEIGHT_DECAY"), fused=True
         )
         try:
             schedule = get_scheduler(
@@ -215,7 +220,7 @@ class _Run:
         since = time.perf_counter()
         with stoppable() as asked_to_stop:
             while self.step < self.total_steps:
-                self._optimiser_step(loader)
+                self._optimiser_step(loader, asked_to_stop())
                 self.step += 1
                 progress.update()
                 checkpoint = self.step == self.total_steps or self.step % constants["CHECKPOINT_EVERY"] == 0
@@ -231,65 +236,85 @@ class _Run:
                         per_s=f"{row['examples_per_second']:.0f}",
                     )
                     since = time.perf_counter()
-                if self.step < self.total_steps and self._any_process(asked_to_stop()):
+                if self.step < self.total_steps and self._has_to_stop(asked_to_stop()):
                     self._stop(checkpoint)
         progress.close()
         say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
         accelerator.wait_for_everyone()
 
-    def _optimiser_step(self, loader):
+    def _optimiser_step(self, loader, asked_to_stop):
         """One step; a gradient that is no number is not applied, and BAD_STEPS of them in a row end the run."""
         constants, accelerator = self.constants, self.accelerator
-        set_seed(keyed_seed(constants["SEED"], "dropout", self.step, accelerator.process_index) % 2**32)
+        torch.manual_seed(keyed_seed(constants["SEED"], "dropout", self.step, accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = constants["LEARNING_RATE"] * self.rate_at(self.step)
             group["betas"], group["weight_decay"] = tuple(constants["BETAS"]), constants["WEIGHT_DECAY"]
         self.model.train()
-        batches = [_to_device(next(loader), accelerator.device) for _ in range(constants["ACCUMULATION"])]
+        batches = [next(loader) for _ in range(constants["ACCUMULATION"])]
         terms = [self.terms(batch) for batch in batches]
-        everyones = accelerator.reduce(torch.tensor(float(sum(terms)), device=accelerator.device), "sum")
+        self.everyones = self._sum_over_processes(sum(terms), asked_to_stop)
         total = torch.zeros((), device=accelerator.device)
         for part, batch in enumerate(batches):
             synchronise = part == constants["ACCUMULATION"] - 1
             with nullcontext() if synchronise else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, so each has its share of the terms, times how many
-                    share = terms[part] * accelerator.num_processes / everyones
-                    loss = self.compute_loss(self.model, batch) * share
+                    share = terms[part] * accelerator.num_processes / self.everyones[0]
+                    loss = self.compute_loss(self.model, _to_device(batch, accelerator.device)) * share
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, constants["CLIP_NORM"] or math.inf))
-        scaled = accelerator.scaler is not None  # fp16: the scaler itself skips what overflows, and lowers its scale
-        if torch.isfinite(norm) or scaled:
-            self.optimizer.step()
-        applied = not accelerator.optimizer_step_was_skipped if scaled else bool(torch.isfinite(norm))
-        self.optimizer.zero_grad()
-        if applied:
-            self.ema.step(self.parameters)
-            self.pending.append((total, norm.detach().to(total.device)))
-        self._count_skipped(applied, norm)
+        applied = self._apply(norm)
+        self.ema.step(self.parameters)  # of weights that may not have moved
+        self.unseen.append((self.step, total, norm.detach().to(total.device), applied))
+        self._look_at_steps(but=1 if accelerator.device.type == "cuda" else 0)
 
-    def _count_skipped(self, applied, norm):
-        self.skipped = 0 if applied else self.skipped + 1
-        if applied:
-            return
-        positions = [position for position, _ in self.batches.step(self.step)]
+    def _apply(self, norm):
+        """AdamW's step, which leaves the weights as they are if the gradient's norm is no number => whether it did not.
+
+        fp16: the scaler itself skips what overflows, and lowers its scale.
+        """
+        applied = torch.isfinite(norm)
+        if self.accelerator.scaler is None:
+            self.optimizer.optimizer.found_inf = (~applied).float()  # what the fused AdamW itself asks, on its device
+        self.optimizer.step()
+        if self.accelerator.scaler is not None:
+            applied = not self.accelerator.optimizer_step_was_skipped
+        self.optimizer.zero_grad()
+        return applied
+
+    def _look_at_steps(self, but=0):
+        """Asks of all steps, but the last so many, whether they were applied: their losses count, or their examples are named.
+
+        Asking waits for the GPU until it has done the step.
+        """
+        while len(self.unseen) > but:
+            step, loss, norm, applied = self.unseen.popleft()
+            if applied:
+                self.pending.append((loss, norm))
+                self.skipped = 0
+            else:
+                self.skipped += 1
+                self._name_examples(step, norm.item())
+
+    def _name_examples(self, step, norm):
+        """Of a step that was not applied; InputError after BAD_STEPS of them."""
+        positions = [position for position, _ in self.batches.step(step)]
         names = [str(getattr(self.examples, "name", str)(position)) for position in positions]
         shown = ", ".join(names[:NAMED_EXAMPLES]) + (
             f" and {len(names) - NAMED_EXAMPLES} more" * (len(names) > NAMED_EXAMPLES)
         )
-        say(
-            f"step {self.step + 1} is not applied, its gradient is {norm.item()} ({self.skipped} in a row); it saw {shown}"
-        )
+        say(f"step {step + 1} is not applied, its gradient is {norm} ({self.skipped} in a row); it saw {shown}")
         if self.skipped == BAD_STEPS:
             raise InputError(
-                f"the gradients of {BAD_STEPS} steps in a row are no numbers, up to step {self.step + 1}; the last good "
+                f"the gradients of {BAD_STEPS} steps in a row are no numbers, up to step {step + 1}; the last good "
                 f"checkpoint is kept in {self.folder}: lower LEARNING_RATE or set PRECISION to 'no', and run the same "
                 "command again"
             )
 
     def _row(self, seconds):
         """A row of metrics.csv, means over the steps since the last one."""
+        self._look_at_steps()
         losses, norms = zip(*self.pending) if self.pending else ((torch.tensor(math.nan),), (torch.tensor(math.nan),))
         count, self.pending = len(self.pending), []
         mean = torch.stack(losses).mean().to(self.accelerator.device)
@@ -300,16 +325,34 @@ class _Run:
             "learning_rate": self.constants["LEARNING_RATE"] * self.rate_at(self.step),
             "gradient_norm": torch.stack(norms).mean().item(),
             "examples_per_second": count * self.constants["BATCH_SIZE"] / seconds,
+            "peak_gpu_mib": self._peak_memory(),
         }
 
-    def _any_process(self, flag):
-        """Whether the flag is set in any process of the launch; all agree."""
+    def _peak_memory(self):
+        """MiB that this process has taken of its GPU since the last row, with what PyTorch holds ready; None without one."""
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_reserved(device) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        return round(peak)
+
+    def _sum_over_processes(self, *values):
+        """The sums of these numbers over all processes, of which no GPU is waited for."""
         if self.accelerator.num_processes == 1:
-            return flag
-        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum").item() > 0
+            return values
+        device = self.accelerator.device
+        return self.accelerator.reduce(
+            torch.stack([torch.full((), float(value), device=device) for value in values]), "sum"
+        )
+
+    def _has_to_stop(self, asked):
+        """Whether this process was asked to, or with several, whether any was when the step began; all agree."""
+        return asked if self.accelerator.num_processes == 1 else self.everyones[1].item() > 0
 
     def _stop(self, saved):
         """Ends the run after SIGTERM: saves where it is, unless that was just done."""
+        self._look_at_steps()
         if not saved and self.accelerator.is_main_process:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
@@ -325,6 +368,7 @@ class _Run:
             data,
             batch_sampler=batches,
             num_workers=self.constants["NUM_WORKERS"],
+            worker_init_fn=_outlive_sigterm,
             pin_memory=self.accelerator.device.type == "cuda",
             collate_fn=self.collate,
         )
@@ -336,6 +380,7 @@ class _Run:
 
         log: a MetricsLog, on the main process.
         """
+        self._compare_processes()
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         self.model.eval()
@@ -364,6 +409,21 @@ class _Run:
         self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
 
+    def _compare_processes(self):
+        """InputError unless all processes have the same weights, which the same gradients have made of the same start."""
+        accelerator = self.accelerator
+        if accelerator.num_processes == 1:
+            return
+        sums = torch.stack([parameter.detach().sum(dtype=torch.float32) for parameter in self.parameters])
+        everyones = accelerator.gather(sums[None]).nan_to_num()  # (processes, tensors)
+        others = [number for number, row in enumerate(everyones) if not torch.equal(row, everyones[0])]
+        if others:
+            raise InputError(
+                f"after step {self.step} the weights of process {others[0]} are not those of process 0: a device or the "
+                f"link between them computes wrongly; nothing of it is saved, and the last good checkpoint is kept in "
+                f"{self.folder}; run the same command again, without that device if it happens again"
+            )
+
     def _draw_preview(self):
         if self.preview:
             (self.folder / "previews").mkdir(exist_ok=True)
@@ -380,13 +440,12 @@ class _Run:
         size = max(1, constants["BATCH_SIZE"] // (constants["ACCUMULATION"] * accelerator.num_processes))
         batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
         batches = batches[accelerator.process_index :: accelerator.num_processes]
-        sums = [0.0, 0.0]  # of losses, of terms
+        losses, terms = [torch.zeros((), device=accelerator.device)], [0]
         for batch in self._loader(self.validation, batches):
-            batch = _to_device(batch, accelerator.device)
+            terms.append(self.terms(batch))
             with accelerator.autocast():
-                loss = self.compute_loss(self.raw_model, batch)
-            sums[0] += loss.item() * self.terms(batch)
-            sums[1] += self.terms(batch)
+                losses.append(self.compute_loss(self.raw_model, _to_device(batch, accelerator.device)))
+        sums = [sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), terms)), sum(terms)]
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")
         return (total[0] / total[1]).item()
@@ -437,6 +496,8 @@ class _Run:
         compare_with(checkpoint, training, self.constants, self.facts)
         try:
             state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = True  # in older checkpoints it was not
             self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
             self.validation_loss = float(training["validation_loss"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -457,6 +518,11 @@ class _Run:
         self.ema.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
         self.ema.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
+
+
+def _outlive_sigterm(_):
+    """In a process that loads batches: what stops a whole job (Slurm, `timeout`) tells it too, and the step needs its batch."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _to_device(batch, device):
