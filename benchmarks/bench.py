@@ -13,7 +13,7 @@ Each of them says what is naive. All figures are medians of turns that alternate
 before a clock is read. They hold for the machine they were taken on; the ratios travel better. Networks are the demo's, or
 of the paper's sizes with random weights: no quality is measured here.
 
-Writes: OUTPUT/<machine>.json and .md, after each section; a temporary folder
+Writes: OUTPUT/<machine>.json and .md, after each line; a temporary folder
 Prints: the table
 """
 
@@ -85,8 +85,9 @@ def main():
         }  # fmt: skip
         for name in SECTIONS:
             say(f"{name} ...")
-            results += sections[name]()
-            text = save(results, {**about, "constants": constants}, OUTPUT)
+            for one in sections[name]():
+                results.append(one)
+                text = save(results, {**about, "constants": constants}, OUTPUT)
     print(text)
 
 

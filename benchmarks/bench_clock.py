@@ -17,6 +17,7 @@ import platform
 import re
 import statistics
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +44,17 @@ def timed(variant, device):
     variant()
     synchronise(device)
     return time.perf_counter() - start
+
+
+@contextmanager
+def plain_float32():
+    """Float32 as PyTorch has it by itself: no TF32 in products of matrices."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def take_turns(variants, turns, device, warm_up=1, enough=math.inf):

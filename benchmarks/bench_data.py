@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from benchmarks.bench_clock import result, take_turns
+from benchmarks.bench_clock import plain_float32, result, take_turns
 from benchmarks.bench_parts import constants_of
 from utils.cache import SHARD_ROWS, FeatureCache
 from utils.features import Column, DiffusionExamples, DiffusionFeatures
@@ -114,6 +114,7 @@ class NaiveExamples:
         self.table, self.vae, self.text_encoder, self.reference_encoder = table, vae, text_encoder, reference_encoder
         self.image_size, self.num_timesteps, self.edges = image_size, num_timesteps, np.cumsum(dropout)
 
+    @plain_float32()
     def batch(self, places):
         examples = [self._read(row, seed) for row, seed in places]
         pixels, references, kept, prompts, draws, noise, timesteps = (list(column) for column in zip(*examples))
@@ -166,14 +167,14 @@ class CachedExamples:
 
 
 def measure(parts, folder, accelerator, rows, films, film_size, label_sets, batches, turns, enough):
-    """rows: sizes of the table; batches: samples of a turn, {"naive", "ours"} => results, one a size."""
+    """rows: sizes of the table; batches: samples of a turn, {"naive", "ours"}; yields results, one a size."""
     table = draw_films(f"{folder}/films", films, film_size)
     encoders = parts.vae, parts.pooled_texts, parts.references
     cache = f"{folder}/cache"
     features = DiffusionFeatures(table, *encoders, parts.image_size, cache, batches["naive"], 0, accelerator)
     vectors = draw_vectors(label_sets)
     constants = constants_of(SCRIPT, parts.sizes)
-    dropout, steps, results = [constants[name] for name in DROPOUT], 1000, []
+    dropout, steps = [constants[name] for name in DROPOUT], 1000
     for count in rows:
         stretched = Stretched(features, count, vectors, parts.pooled_texts, cache, accelerator)
         naive = NaiveExamples(stretched.table, *encoders, parts.image_size, steps, dropout)
@@ -190,7 +191,4 @@ def measure(parts, folder, accelerator, rows, films, film_size, label_sets, batc
         seconds = take_turns(variants, turns, parts.device, enough=enough)
         milliseconds = {name: [1000 * each / batches[name] for each in seconds[name]] for name in variants}
         note = f"films of {film_size} pixels, {label_sets:,} label vectors"
-        results.append(
-            result("data", f"a sample, {count:,} rows", "ms", milliseconds["ours"], milliseconds["naive"], note=note)
-        )
-    return results
+        yield result("data", f"a sample, {count:,} rows", "ms", milliseconds["ours"], milliseconds["naive"], note=note)

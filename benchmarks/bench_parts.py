@@ -159,5 +159,5 @@ class UntrainedReferences(ReferenceEncoder):
             self.tower = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None, device=device).visual
         self.tower.proj = None
         self.tower.eval().requires_grad_(False)
-        self.device, self.image_size = device, self.tower.image_size[0]
+        self.image_size = self.tower.image_size[0]
         self.width = self.tower.ln_post.normalized_shape[0]

@@ -11,10 +11,11 @@ fewer and no more; that real reports are so long is an assumption, which the tab
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.bench_clock import result, speeds, take_turns
+from benchmarks.bench_clock import plain_float32, result, speeds, take_turns
 
 
 @torch.no_grad()
+@plain_float32()
 def write_naively(autoencoder, latents, tokens):
     """Latents (B, D) => so many token numbers a report, (B, tokens), whether or not it has ended."""
     bart, states = autoencoder.bart, BaseModelOutput(last_hidden_state=latents[:, None])  # (B, 1, D)
@@ -31,8 +32,8 @@ def fix_length(autoencoder, tokens):
 
 
 def measure(parts, batch_sizes, report_tokens, naive_tokens, turns, enough):
-    """report_tokens: of ours; naive_tokens: of naive, as far as BART has places => results, one a batch size."""
-    autoencoder, results = parts.autoencoder().eval(), []
+    """report_tokens: of ours; naive_tokens: of naive, as far as BART has places; yields results, one a batch size."""
+    autoencoder = parts.autoencoder().eval()
     naive_tokens = min(naive_tokens, autoencoder.max_tokens - 1)
     fix_length(autoencoder, report_tokens)
     for size in batch_sizes:
@@ -46,5 +47,4 @@ def measure(parts, batch_sizes, report_tokens, naive_tokens, turns, enough):
         seconds = take_turns(variants, turns, parts.device, warm_up=0, enough=enough)
         speed = {name: speeds(size, values) for name, values in seconds.items()}
         note = f"{naive_tokens} tokens each, and the {report_tokens} at which ours is made to end"
-        results.append(result("reports", f"batches of {size}", "reports/s", speed["ours"], speed["naive"], True, note))
-    return results
+        yield result("reports", f"batches of {size}", "reports/s", speed["ours"], speed["naive"], True, note)

@@ -74,7 +74,7 @@ def until_step(step, *command):
 
 
 def measure(folder, steps, turns, enough):
-    """steps: of the run that is resumed => results."""
+    """steps: of the run that is resumed; yields results."""
     folder = Path(folder)
     tree, cache, run = (str(folder / name) for name in ("tree", "cache", "run"))
     draw_tree(tree, STUDIES, IMAGE_SIZE)
@@ -83,7 +83,7 @@ def measure(folder, steps, turns, enough):
         "ours": lambda: call(SCRIPT, "--help"),
     }
     seconds = take_turns(helps, turns, "cpu", enough=enough)
-    results = [result("startup", "--help", "s", seconds["ours"], seconds["naive"])]
+    yield result("startup", "--help", "s", seconds["ours"], seconds["naive"])
 
     call(*arguments(tree, cache, run, steps))  # the run that is resumed
     written = (Path(run) / "metrics.csv").read_text()
@@ -99,5 +99,4 @@ def measure(folder, steps, turns, enough):
 
     seconds = take_turns({"naive": from_nothing, "ours": resumed}, turns, "cpu", warm_up=0, enough=enough)
     note = f"{STUDIES} studies of {IMAGE_SIZE} pixels; resumed at step {steps}; {os.cpu_count()} cores"
-    results.append(result("startup", "first step", "s", seconds["ours"], seconds["naive"], note=note))
-    return results
+    yield result("startup", "first step", "s", seconds["ours"], seconds["naive"], note=note)

@@ -15,6 +15,7 @@ import train_bart
 import train_diffusion_clipSD
 import train_diffusion_clipUViT
 import train_prior_model
+from benchmarks.bench_clock import plain_float32
 from benchmarks.bench_parts import constants_of
 from utils.features import ReportExamples
 from utils.findings import to_prompt
@@ -53,15 +54,17 @@ class Trainer:
     encoders = ()
     denoiser = None  # what the script's GRADIENT_CHECKPOINTING and COMPILE are about
 
-    def __init__(self, parts, accelerator):
+    def __init__(self, parts, accelerator, **otherwise):
+        """otherwise: constants that are not the script's."""
         self.parts, self.accelerator, self.device = parts, accelerator, parts.device
-        self.constants = constants_of(self.script, parts.sizes)
+        self.constants = constants_of(self.script, parts.sizes) | otherwise
         self.passes = self.constants["ACCUMULATION"]
         self.size = self.constants["BATCH_SIZE"] // self.passes  # examples a pass
 
-    def _optimizer(self):
+    def _optimizer(self, **settings):
         names = {"lr": "LEARNING_RATE", "betas": "BETAS", "weight_decay": "WEIGHT_DECAY"}
-        return torch.optim.AdamW(self._trained(), **{name: self.constants[its] for name, its in names.items()})
+        settings |= {name: self.constants[its] for name, its in names.items()}
+        return torch.optim.AdamW(self._trained(), **settings)
 
     def _trained(self):
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -72,12 +75,13 @@ class Trainer:
 
     @cached_property
     def _our_optimizer(self):
-        return self._optimizer()
+        return self._optimizer(fused=True)
 
     @cached_property
     def _average(self):
         return EMAModel(self._trained(), decay=self.constants["EMA_DECAY"], foreach=True)
 
+    @plain_float32()
     def naive(self):
         self._checkpoint_gradients(False)
         self.model.train()
@@ -129,10 +133,12 @@ class Trainer:
 class VisionTrainer(Trainer):
     module = None  # the script
 
-    def __init__(self, parts, accelerator):
-        super().__init__(parts, accelerator)
+    def __init__(self, parts, accelerator, **otherwise):
+        super().__init__(parts, accelerator, **otherwise)
         self.model = parts.vision(self.script)
         self.denoiser = self.model.denoiser
+        if self.constants.get("CHANNELS_LAST"):
+            self.denoiser.to(memory_format=torch.channels_last)
         if hasattr(self.denoiser, "enable_gradient_checkpointing"):
             self.denoiser.enable_gradient_checkpointing()
         self.loss = partial(self.module.compute_loss, schedule=self.model.schedule)
@@ -233,6 +239,9 @@ class PriorTrainer(Trainer):
 TRAINERS = {trainer.script: trainer for trainer in (UViTTrainer, UNetTrainer, BartTrainer, PriorTrainer)}
 
 
-def make_trainer(script, parts, accelerator, report_tokens):
+def make_trainer(script, parts, accelerator, report_tokens, **otherwise):
+    """otherwise: constants of the vision module's scripts that are to be other than theirs."""
     trainer = TRAINERS[script]
-    return trainer(parts, accelerator, *(() if issubclass(trainer, VisionTrainer) else (report_tokens,)))
+    if issubclass(trainer, VisionTrainer):
+        return trainer(parts, accelerator, **otherwise)
+    return trainer(parts, accelerator, report_tokens)

@@ -37,24 +37,29 @@ from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
 from utils.training import make_accelerator
 
+WHOLE = {"ACCUMULATION": 1, "GRADIENT_CHECKPOINTING": False}
+OTHERWISE = {  # besides what the script's constants say, at the paper's sizes: for a GPU that has the memory
+    "train_diffusion_clipSD": {"in one pass": WHOLE, "in one pass, channels last": {**WHOLE, "CHANNELS_LAST": True}},
+}
 
-def print_peak(script, recipe, sizes, report_tokens):
+
+def print_peak(script, recipe, sizes, report_tokens, otherwise):
     """Does two steps on the CPU and prints the MiB that they, and all that they need, have taken at most."""
     before = memory_of_this_process("VmRSS")
-    trainer = make_trainer(script, Parts(sizes, "cpu"), make_accelerator("cpu", "auto"), report_tokens)
+    trainer = make_trainer(script, Parts(sizes, "cpu"), make_accelerator("cpu", "auto"), report_tokens, **otherwise)
     for _ in range(2):
         getattr(trainer, recipe)()
     print(f"\n{memory_of_this_process('VmHWM') - before}")
 
 
-def peaks(trainer, parts, report_tokens):
+def peaks(trainer, parts, report_tokens, otherwise):
     """{"naive", "ours"}: [MiB of memory at most]."""
     if parts.device.type == "cuda":
         step = {recipe: getattr(trainer, recipe) for recipe in ("naive", "ours")}
         return {recipe: [peak_of_a_step(step[recipe], trainer.resident(recipe), parts.device)] for recipe in step}
     found = {}
     for recipe in ("naive", "ours"):
-        call = f"print_peak({trainer.script!r}, {recipe!r}, {parts.sizes!r}, {report_tokens})"
+        call = f"print_peak({trainer.script!r}, {recipe!r}, {parts.sizes!r}, {report_tokens}, {otherwise})"
         command = [sys.executable, "-c", f"from benchmarks.bench_training import print_peak; {call}"]
         done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
         found[recipe] = [float(done.stdout.split()[-1])]
@@ -63,7 +68,12 @@ def peaks(trainer, parts, report_tokens):
 
 def compiled(trainer):
     """{"compiled": our step with the denoiser compiled}, or nothing, with a word why, where it cannot be."""
-    if trainer.denoiser is None or trainer.device.type != "cuda":
+    if (
+        trainer.denoiser is None
+        or trainer.device.type != "cuda"
+        or trainer.passes > 1
+        or trainer.constants.get("CHANNELS_LAST")
+    ):
         return {}
     own = trainer.model
     model = PromptedDenoiser(torch.compile(trainer.denoiser), own.fusion, own.schedule)
@@ -76,37 +86,40 @@ def compiled(trainer):
     return {"compiled": partial(trainer.ours, model)}
 
 
+def ways(paper):
+    """(script, what its title adds, constants that are other than its own) of each training that is measured."""
+    for script in TRAINERS:
+        yield script, "", {}
+        for way, otherwise in OTHERWISE.get(script, {}).items() if paper else ():
+            yield script, f", {way}", otherwise
+
+
 def measure(parts, accelerator, report_tokens, turns, enough):
-    """=> results: speed and memory of all four trainers; on a GPU also the shares of its ceiling."""
-    results, cuda = [], parts.device.type == "cuda"
+    """Yields results: speed and memory of all four trainers; on a GPU also the shares of its ceiling."""
+    cuda = parts.device.type == "cuda"
     most = ceiling(parts.device) if cuda else None
     if cuda:
         what = f"product of bf16 matrices, {most / 1e12:.0f} x 10^12 operations a second"
-        results.append(result("training", what, "%", [100.0], note="the ceiling"))
-    for script in TRAINERS:
-        trainer = make_trainer(script, parts, accelerator, report_tokens)
-        title, size = trainer.title, trainer.constants["BATCH_SIZE"]
+        yield result("training", what, "%", [100.0], note="the ceiling")
+    for script, way, otherwise in ways(parts.paper):
+        trainer = make_trainer(script, parts, accelerator, report_tokens, **otherwise)
+        title, size = trainer.title + way, trainer.constants["BATCH_SIZE"]
         note = f"batches of {size}, in {trainer.passes} passes, float32 and {precision_of(accelerator)}"
         variants = {"naive": trainer.naive, "ours": trainer.ours, **compiled(trainer)}
         seconds = take_turns(variants, turns, parts.device, warm_up=2, enough=enough)
         speed = {name: speeds(size, values) for name, values in seconds.items()}
         note = "; ".join(filter(None, (note, getattr(trainer, "note", ""))))
-        results.append(result("training", title, "examples/s", speed["ours"], speed["naive"], True, note))
+        yield result("training", title, "examples/s", speed["ours"], speed["naive"], True, note)
         if "compiled" in speed:
-            results.append(
-                result("training", f"{title}, compiled", "examples/s", speed["compiled"], speed["naive"], True)
-            )
-        memory = peaks(trainer, parts, report_tokens)
-        results.append(result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"]))
+            yield result("training", f"{title}, compiled", "examples/s", speed["compiled"], speed["naive"], True)
+        memory = peaks(trainer, parts, report_tokens, otherwise)
+        yield result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"])
         if cuda:
             operations = trainer.operations()
             for name in [name for name in seconds if name != "naive"]:
                 share = [100 * operations / each / most for each in seconds[name]]
                 what = f"{title}, share of the ceiling" + (", compiled" if name == "compiled" else "")
-                results.append(
-                    result("training", what, "%", share, note=f"{operations / 1e12:.3g} x 10^12 operations a step")
-                )
+                yield result("training", what, "%", share, note=f"{operations / 1e12:.3g} x 10^12 operations a step")
         del trainer, variants
         gc.collect()
         torch.cuda.empty_cache()  # nothing happens where there is no GPU
-    return results
