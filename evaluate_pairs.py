@@ -65,7 +65,7 @@ OUTPUT = "evaluation"  # folder of tables and plots (a folder to write)
 PAGE = ""  # the gallery page (a file to write or empty; empty: index.html in the folder that holds SYNTHETIC)
 PAGE_IMAGES = 5000  # synthetic images on the page at most (0 or more; 0: all)
 # image quality
-FEATURES = ("judge",)  # whose features (each judge, inception, torchxrayvision or rad-dino)
+FEATURES = ("judge",)  # whose features (each judge, imagenet, inception, torchxrayvision or rad-dino)
 NEIGHBOURS = 5  # of precision, recall, density and coverage (1 or more)
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 to 1000000)
 IMAGE_SIZE = 256  # pixels, for MS-SSIM and the latents (16 to 4096)

