@@ -532,12 +532,13 @@ def _archive_source(stack, path):
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def write_tree(root, table, provenance=None):
+def write_tree(root, table, provenance=None, provenance_file=PROVENANCE_FILE):
     """Adds rows to a CXR tree, which is made when there is none; reading it back gives the same rows.
 
     table: the columns of `read_table`, but for image_path: the caller has written each image at `image_file(...)`
         before, and Rows and Columns are read from there. Images of one study share their labels and report.
-    provenance: a DataFrame with dicom_id and what made each image, for synthetic.csv.
+    provenance: a DataFrame with dicom_id and what made each image, or where it is from, for synthetic.csv or another
+        provenance_file.
 
     Of an image or a study that is there already, what is given here is replaced and other columns stay, as do all other
     rows. Each file is replaced in one step and the metadata, which makes rows visible, last: a killed run leaves a
@@ -562,7 +563,7 @@ def write_tree(root, table, provenance=None):
             path = root / "files" / f"{_study_folder(subject, study)}.txt"
             _replace_file(path, report_file(*report_sections(report)).encode("utf-8"), root)
     if provenance is not None:
-        _merge_csv(root / PROVENANCE_FILE, provenance, ["dicom_id"], root)
+        _merge_csv(root / provenance_file, provenance, ["dicom_id"], root)
     for kind, frame, keys in (
         ("chexpert", chexpert, ids),
         ("split", table[["dicom_id", "study_id", "subject_id", "split"]], ["dicom_id"]),
