@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from utils import kermany
+from utils import kermany, openi
 from utils.constants import REPOSITORY
 from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.labeler import label_report
 from utils.manifest import OPEN_TREE, read_manifest
 from utils.mimic_cxr import read_table
 from utils.open_tree import PROVENANCE_FILE, make_tree, to_grey
@@ -106,6 +108,161 @@ def test_kermany_leaves_out_what_it_does_not_know_and_says_so(children, tmp_path
     assert "dropped 1 of 70 whose name stands in an earlier folder too, e.g. chest_xray/test/PNEUMONIA" in said
     assert "dropped 1 of 69 that cannot be read, e.g. chest_xray/val/PNEUMONIA/person200_bacteria_200" in said
     assert len(table) == 68
+
+
+# ---- Indiana University's reports ----------------------------------------------------------------------------------
+
+BOTH, PORTABLE, EITHER = "Xray Chest PA and Lateral", "Portable AP chest, single view", "Chest x-XXXX XXXX"
+CLEAR = "The lungs are clear. There is no XXXX of an effusion."
+REPORTS = {  # number => caption, images, findings, impression
+    1: (BOTH, ["CXR1_1_IM-0001-3001", "CXR1_1_IM-0001-4001"], CLEAR, "Normal chest x-XXXX."),
+    2: (BOTH, ["CXR2_IM-0652-1001", "CXR2_IM-0652-2001"], "Cardiomegaly.", "No edema."),
+    3: (PORTABLE, ["CXR3_IM-1384-1001"], "", "Left pleural effusion."),
+    4: (EITHER, ["CXR4_IM-2050-1001", "CXR4_IM-2050-1002", "CXR4_IM-2050-1003"], CLEAR, ""),
+    5: ("CHEST 2V FRONTAL/LATERAL", ["CXR5_IM-2117-1001", "CXR5_IM-2117-2001"], "", ""),
+    6: (BOTH, ["CXR6_IM-2192-1001", "CXR6_IM-2192-2001"], CLEAR, ""),
+    7: (BOTH, [], "No image of it.", ""),
+}
+XML = """<?xml version="1.0" encoding="utf-8"?>
+<eCitation><uId id="CXR{number}"/><MedlineCitation><Article><Abstract>
+ <AbstractText Label="COMPARISON">None.</AbstractText><AbstractText Label="INDICATION">Cough &amp; fever</AbstractText>
+ <AbstractText Label="FINDINGS">{findings}</AbstractText><AbstractText Label="IMPRESSION">{impression}</AbstractText>
+</Abstract></Article></MedlineCitation><MeSH><major>Cardiomegaly/mild</major><major>Cicatrix</major>
+<automatic>scar</automatic></MeSH>{images}</eCitation>"""
+IMAGE = """<parentImage id="{name}"><figureId>F1</figureId><caption> {caption}
+</caption></parentImage>"""
+
+
+@pytest.fixture
+def library(tmp_path):
+    """The form of the National Library of Medicine."""
+    root = tmp_path / "library"
+    (root / "ecgen-radiology").mkdir(parents=True)
+    for number, (caption, names, findings, impression) in REPORTS.items():
+        images = "".join(IMAGE.format(name=name, caption=caption) for name in names)
+        text = XML.format(number=number, images=images, findings=findings, impression=impression)
+        (root / "ecgen-radiology" / f"{number}.xml").write_text(text)
+        for name in names:
+            draw(root / "NLMCXR_png" / f"{name}.png")
+    return root
+
+
+def write_projections(root):
+    """Kaggle's list of views: of two images, the last one is frontal."""
+    rows = [(number, name, names) for number, (_, names, *_) in REPORTS.items() for name in names]
+    frame = pd.DataFrame(
+        {
+            "uid": [number for number, *_ in rows],
+            "filename": [openi._image_key(name).removeprefix("CXR") + ".dcm.png" for _, name, _ in rows],
+            "projection": ["Frontal" if name == names[-1] else "Lateral" for _, name, names in rows],
+        }
+    )
+    root.mkdir(exist_ok=True)
+    frame.to_csv(root / "indiana_projections.csv", index=False)
+    return frame
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    root = tmp_path / "kaggle"
+    for name in write_projections(root)["filename"]:
+        draw(root / "images" / "images_normalized" / name)
+    columns = ["uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression"]
+    rows = [
+        (number, "Cardiomegaly/mild", "Cardiomegaly", caption, "Cough & fever", "None.", findings, impression)
+        for number, (caption, names, findings, impression) in REPORTS.items()
+        if names
+    ]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "indiana_reports.csv", index=False)
+    return root
+
+
+def test_openi(library, tmp_path, capsys):
+    table, provenance = make(tmp_path / "tree", "openi", openi.read, library)
+    assert len(table) == 12 and table["subject_id"].nunique() == 6 == table["study_id"].nunique()
+    assert table["report"]["CXR1_IM-0001-3001"] == f"FINDINGS: {CLEAR} IMPRESSION: Normal chest x-XXXX."
+    assert table["report"]["CXR3_IM-1384-1001"] == "IMPRESSION: Left pleural effusion."
+    assert table["report"]["CXR5_IM-2117-1001"] == ""
+    labels = table[list(FINDINGS)]
+    assert (labels.loc["CXR2_IM-0652-1001"] == label_report("Cardiomegaly. No edema.")).all()
+    assert (labels.loc["CXR5_IM-2117-1001"] == 0).all()
+    views = {1: ["", ""], 2: ["PA", "LATERAL"], 3: ["AP"], 4: ["", "", ""], 5: ["PA", "LATERAL"], 6: ["PA", "LATERAL"]}
+    assert table["view"].sort_index().tolist() == [view for number in sorted(views) for view in views[number]]
+    how = provenance["view_from"]
+    assert how["CXR2_IM-0652-1001"] == "order" and how["CXR3_IM-1384-1001"] == "caption"
+    assert how["CXR5_IM-2117-1001"] == "order; PA assumed" and how["CXR5_IM-2117-2001"] == "order"
+    first = provenance.loc["CXR1_IM-0001-3001"]
+    assert first["file"] == "NLMCXR_png/CXR1_1_IM-0001-3001.png" and first["patient_id"] == "CXR1"
+    assert first["mesh_major"] == "Cardiomegaly/mild;Cicatrix" and first["mesh_automatic"] == "scar"
+    assert first["indication"] == "Cough & fever" and first["caption"] == BOTH
+    written = (tmp_path / "tree").rglob("s20000001.txt")
+    words = " ".join(next(written).read_text().split())
+    assert words == (
+        f"FINAL REPORT INDICATION: Cough & fever COMPARISON: None. FINDINGS: {CLEAR} IMPRESSION: Normal chest x-XXXX."
+    )
+    said = capsys.readouterr().out
+    for line in (
+        "7 reports, of 3955", "name 12, of 7470 that were published; 1 reports have none",
+        "5 of 12 are not known, 6 by order, 1 by caption; 1 frontal ones count as PA",
+        "1 have neither findings nor impression", "12 converted from PNG L",
+    ):  # fmt: skip
+        assert line in said, line
+    with Image.open(table["image_path"]["CXR1_IM-0001-3001"]) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "L", (40, 48))
+
+
+def test_kaggles_form_says_the_same(kaggle, library, tmp_path):
+    one, _ = make(tmp_path / "one", "openi", openi.read, library)
+    other, provenance = make(tmp_path / "other", "openi", openi.read, kaggle)
+    same = ["dicom_id", "subject_id", "study_id", "split", "report", *FINDINGS]
+    pd.testing.assert_frame_equal(one[same], other[same])
+    views = ["LATERAL PA", "LATERAL PA", "AP", "LATERAL LATERAL PA", "LATERAL PA", "LATERAL PA"]
+    assert other["view"].sort_index().tolist() == " ".join(views).split()
+    assert set(provenance["view_from"]) == {"projections", "projections; PA assumed"}
+    write_projections(library)  # beside the XMLs, it says the views
+    third, _ = make(tmp_path / "third", "openi", openi.read, library)
+    assert third["view"].equals(other["view"])
+
+
+def test_openi_names_what_it_leaves_out(library, tmp_path, capsys):
+    (library / "ecgen-radiology/6.xml").write_text(XML[:300])
+    (library / "ecgen-radiology/8.xml").write_text("<eCitation><uId id='PMC8'/></eCitation>")
+    (library / "NLMCXR_png/CXR2_IM-0652-1001.png").unlink()
+    draw(library / "NLMCXR_png/CXR9_IM-0001-1001.png")
+    cut = library / "NLMCXR_png/CXR4_IM-2050-1001.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    Image.fromarray(np.full((40, 48), 4095, dtype=np.uint16)).save(library / "NLMCXR_png/CXR4_IM-2050-1002.png")
+    draw(library / "NLMCXR_png/CXR4_IM-2050-1003.png", "RGBA")
+    table, _ = make(tmp_path / "tree", "openi", openi.read, library)
+    assert len(table) == 8
+    said = capsys.readouterr().out
+    for line in (
+        "dropped 2 of 8 whose XML cannot be read, e.g. 6.xml (",
+        "3 PNGs are left out, since no report names them, e.g. NLMCXR_png/CXR6_IM-2192-1001.png",
+        "dropped 1 of 10 rows whose image is not there, e.g. NLMCXR_png/CXR2_IM-0652-1001.png",
+        "dropped 1 of 9 that cannot be read, e.g. NLMCXR_png/CXR4_IM-2050-1001.png: ",
+        "1 converted from PNG I;16", "1 converted from PNG RGBA", "6 converted from PNG L",
+    ):  # fmt: skip
+        assert line in said, line
+
+
+def test_openi_half_downloaded_is_one_sentence(library, kaggle, tmp_path):
+    (kaggle / "indiana_projections.csv").unlink()
+    with pytest.raises(InputError, match="there is no .*indiana_projections.csv, which says whose image is whose"):
+        openi.read(kaggle)
+    with pytest.raises(
+        InputError, match=r"there is no ecgen-radiology/\*.xml in it; it is in .*library: name that as ROOT"
+    ):
+        openi.read(library / "NLMCXR_png")
+    for path in (library / "NLMCXR_png").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="none of the 12 images is in .*library: is the download whole, and unpacked"):
+        make(tmp_path / "tree", "openi", openi.read, library)
+    assert not (tmp_path / "tree").exists()
+    for path in (library / "ecgen-radiology").iterdir():
+        path.write_text("")
+    with pytest.raises(InputError, match="none of the 7 XMLs in .* is a report: fetch NLMCXR_reports.tgz again"):
+        openi.read(library)
 
 
 # ---- what all sources share ----------------------------------------------------------------------------------------

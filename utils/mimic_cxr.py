@@ -536,7 +536,8 @@ def write_tree(root, table, provenance=None, provenance_file=PROVENANCE_FILE):
     """Adds rows to a CXR tree, which is made when there is none; reading it back gives the same rows.
 
     table: the columns of `read_table`, but for image_path: the caller has written each image at `image_file(...)`
-        before, and Rows and Columns are read from there. Images of one study share their labels and report.
+        before, and Rows and Columns are read from there. Images of one study share their labels and report. Columns
+        indication and comparison, if there are any, become further sections of the report's file.
     provenance: a DataFrame with dicom_id and what made each image, or where it is from, for synthetic.csv or another
         provenance_file.
 
@@ -558,10 +559,12 @@ def write_tree(root, table, provenance=None, provenance_file=PROVENANCE_FILE):
         ViewCodeSequence_CodeMeaning=table["view"].map(VIEW_MEANINGS).fillna(""),
     )
     chexpert = pd.concat([studies[ids], to_physionet(studies)], axis=1)
-    for subject, study, report in zip(studies["subject_id"], studies["study_id"], studies["report"]):
+    further = [name for name in ("indication", "comparison") if name in table]
+    for subject, study, report, *texts in studies[[*ids, "report", *further]].itertuples(index=False):
         if report:
             path = root / "files" / f"{_study_folder(subject, study)}.txt"
-            _replace_file(path, report_file(*report_sections(report)).encode("utf-8"), root)
+            content = report_file(*report_sections(report), dict(zip(map(str.upper, further), texts)))
+            _replace_file(path, content.encode("utf-8"), root)
     if provenance is not None:
         _merge_csv(root / provenance_file, provenance, ["dicom_id"], root)
     for kind, frame, keys in (

@@ -15,7 +15,7 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 
 from pathlib import Path
 
-from utils import kermany
+from utils import kermany, openi
 from utils.errors import InputError, run
 from utils.open_tree import make_tree
 
@@ -29,7 +29,7 @@ SEED = 1234  # of the splits (0 or more)
 NUM_WORKERS = 4  # threads that read and convert images (0 to 256)
 
 
-_READERS = {"kermany": kermany}
+_READERS = {"openi": openi, "kermany": kermany}
 
 
 def main():

@@ -25,6 +25,7 @@ import os
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,20 @@ def place_of(root, wanted, source):
     found = next(filter(fits, near), None)
     way_out = f"it is in {found}: name that as ROOT" if found else "name the folder with what was downloaded as ROOT"
     raise InputError(f"{root} is no folder of {source}: there is no {wanted[0]} in it; {way_out}")
+
+
+def image_places(root, folders, ending):
+    """{file name: its path relative to root} of the images in some folders, patterns below root; says what stands twice."""
+    places, twice = {}, []
+    for folder in dict.fromkeys(found for pattern in folders for found in sorted(glob(pattern, root_dir=root))):
+        if os.path.isdir(f"{root}/{folder}"):
+            for name in sorted(entry.name for entry in os.scandir(f"{root}/{folder}") if entry.name.endswith(ending)):
+                place = os.path.normpath(f"{folder}/{name}")
+                if places.setdefault(name, place) != place:
+                    twice.append(place)
+    if twice:
+        say(f"images: {len(twice)} stand in an earlier folder too and are not read, e.g. {twice[0]}")
+    return places
 
 
 def make_tree(output, table, settings, threads):
