@@ -1,5 +1,6 @@
 """Open sets as they are downloaded => CXR trees: small drawn copies of each layout, bad rows included."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from utils import kermany, openi
+from utils import chexpert, kermany, nih, openi
 from utils.constants import REPOSITORY
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -263,6 +264,242 @@ def test_openi_half_downloaded_is_one_sentence(library, kaggle, tmp_path):
         path.write_text("")
     with pytest.raises(InputError, match="none of the 7 XMLs in .* is a report: fetch NLMCXR_reports.tgz again"):
         openi.read(library)
+
+
+# ---- ChestX-ray14 --------------------------------------------------------------------------------------------------
+
+ENTRIES = [  # image, labels, follow-up, patient, age, sex, view
+    ("00000001_000.png", "Cardiomegaly|Emphysema", 0, 1, 58, "M", "PA"),
+    ("00000001_001.png", "Hernia", 1, 1, 58, "M", "AP"),
+    ("00000002_000.png", "No Finding", 0, 2, 81, "M", "PA"),
+    ("00000003_000.png", "Mass|Nodule|Effusion", 0, 3, 74, "F", "PA"),
+    ("00000003_001.png", "Infiltration|Pleural_Thickening", 0, 3, 75, "F", "PA"),
+    *((f"{patient:08d}_000.png", "No Finding", 0, patient, 50, "F", "PA") for patient in range(4, 24)),
+]
+HEADER = [
+    "Image Index",
+    "Finding Labels",
+    "Follow-up #",
+    "Patient ID",
+    "Patient Age",
+    "Patient Gender",
+    "View Position",
+]
+TEST_PATIENTS = (3, 5, 6)
+
+
+@pytest.fixture
+def chestxray14(tmp_path):
+    root = tmp_path / "nih"
+    for row, (name, *_) in enumerate(ENTRIES):
+        draw(root / f"images_{1 + row % 2:03d}" / "images" / name)
+    frame = pd.DataFrame(ENTRIES, columns=HEADER).assign(
+        **{"OriginalImage[Width": 2682, "Height]": 2749, "Unnamed: 11": ""}
+    )
+    frame.to_csv(root / "Data_Entry_2017.csv", index=False)
+    test = frame["Patient ID"].isin(TEST_PATIENTS)
+    (root / "test_list.txt").write_text("\n".join(frame["Image Index"][test]))
+    (root / "train_val_list.txt").write_text("\n".join(frame["Image Index"][~test]) + "\n")
+    return root
+
+
+def test_nih(chestxray14, tmp_path, capsys):
+    table, provenance = make(tmp_path / "tree", "nih", nih.read, chestxray14)
+    found = {name: {column for column in FINDINGS if row[column] == 1} for name, row in table.iterrows()}
+    assert found["00000001_000"] == {"Cardiomegaly"} and found["00000001_001"] == set()
+    assert found["00000003_000"] == {"Lung Lesion", "Pleural Effusion"}
+    assert found["00000003_001"] == {"Lung Opacity", "Pleural Other"} and found["00000002_000"] == {"No Finding"}
+    assert table[list(FINDINGS)].isin([0, 1]).all(axis=None)
+    assert table["view"]["00000001_001"] == "AP" and table["view"].drop("00000001_001").eq("PA").all()
+    assert set(provenance["patient_id"][table["split"] == "test"]) == {str(patient) for patient in TEST_PATIENTS}
+    assert set(table["split"]) == {"train", "validate", "test"}
+    assert provenance["labels"]["00000001_001"] == "Hernia" and provenance["sex"]["00000003_000"] == "F"
+    assert provenance["file"]["00000001_001"] == "images_002/images/00000001_001.png"
+    said = capsys.readouterr().out
+    assert "25 images of 23 patients; 112120 of 30805 patients were published" in said
+    assert "labels: dropped Emphysema of 1, Hernia of 1 images; 1 images have no other label" in said
+
+
+def test_the_edition_of_2020_and_flat_images(chestxray14, tmp_path):
+    one, _ = make(tmp_path / "one", "nih", nih.read, chestxray14)
+    frame = pd.read_csv(chestxray14 / "Data_Entry_2017.csv").rename(columns={"Patient Gender": "Patient Sex"})
+    frame.drop(columns="Unnamed: 11").to_csv(chestxray14 / "Data_Entry_2017_v2020.csv", index=False)
+    (chestxray14 / "Data_Entry_2017.csv").unlink()
+    (chestxray14 / "images").mkdir()
+    for path in chestxray14.glob("images_*/images/*.png"):
+        path.rename(chestxray14 / "images" / path.name)
+    other, provenance = make(tmp_path / "other", "nih", nih.read, chestxray14)
+    pd.testing.assert_frame_equal(one.drop(columns="image_path"), other.drop(columns="image_path"))
+    assert provenance["sex"]["00000003_000"] == "F" and provenance["file"]["00000003_000"] == "images/00000003_000.png"
+
+
+def test_nih_without_lists_draws_the_test_patients(chestxray14, tmp_path, capsys):
+    for path in chestxray14.glob("*_list.txt"):
+        path.unlink()
+    table, _ = make(tmp_path / "tree", "nih", nih.read, chestxray14)
+    assert set(table["split"]) == {"train", "validate", "test"}
+    assert "has no train_val_list.txt and no test_list.txt: the test patients are drawn" in capsys.readouterr().out
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "test_list.txt").unlink(), "has train_val_list.txt and no test_list.txt: fetch it as well"),
+        (lambda root: edit(root / "train_val_list.txt", "00000002_000.png", "00000003_000.png"), "1 images stand in both"),
+        (lambda root: edit(root / "Data_Entry_2017.csv", "Hernia", "Hernia|Rickets"), "'Rickets' in Finding Labels is none"),
+        (lambda root: edit(root / "Data_Entry_2017.csv", "00000002_000.png", "00000003_002.png"), "data row 3: Image Index"),
+        (lambda root: edit(root / "Data_Entry_2017.csv", "00000001_001.png", "00000001_000.png"), "or stands there twice"),
+        (lambda root: edit(root / "Data_Entry_2017.csv", "Patient ID", "Patient"), "has no column 'Patient ID'"),
+        (lambda root: (root / "Data_Entry_2017.csv").unlink(), r"no Data_Entry_2017\*.csv\* in it; name the folder"),
+        (
+            lambda root: [edit(root / "test_list.txt", "00000003_001.png", ""), edit(root / "train_val_list.txt", "\n", "\n00000003_001.png\n")],
+            "give 1 patients more than one split: .* e.g. .*00000003_000.png and .*00000003_001.png; mend the lists",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_lists_of_nih_are_one_sentence(chestxray14, tmp_path, damage, message):
+    damage(chestxray14)
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "tree", "nih", nih.read, chestxray14)
+    assert not (tmp_path / "tree").exists()
+
+
+def test_nih_names_what_it_leaves_out(chestxray14, tmp_path, capsys):
+    edit(chestxray14 / "train_val_list.txt", "00000002_000.png", "")
+    edit(chestxray14 / "Data_Entry_2017.csv", "M,AP", "M,")
+    (chestxray14 / "images_001/images/00000003_001.png").unlink()
+    draw(chestxray14 / "images_002/images/00000001_000.png", key=1)
+    table, provenance = make(tmp_path / "tree", "nih", nih.read, chestxray14)
+    said = capsys.readouterr().out
+    assert "dropped 1 of 25 images that stand in no list, e.g. 00000002_000.png" in said
+    assert "1 images have a view that is neither PA nor AP" in said and table["view"]["00000001_001"] == ""
+    assert "dropped 1 of 24 rows whose image is not there, e.g. images/00000003_001.png" in said
+    assert "1 stand in an earlier folder too and are not read, e.g. images_002/images/00000001_000.png" in said
+    assert provenance["file"]["00000001_000"] == "images_001/images/00000001_000.png" and len(table) == 23
+
+
+# ---- CheXpert ------------------------------------------------------------------------------------------------------
+
+FILMS = {  # list => (path below the folder, side, position, codes on disk of its study)
+    "train.csv": [
+        ("train/patient00001/study1/view1_frontal.jpg", "Frontal", "AP", {"No Finding": 1.0, "Pneumothorax": 0.0}),
+        ("train/patient00002/study1/view1_frontal.jpg", "Frontal", "PA", {"Edema": 1.0, "Pneumonia": -1.0}),
+        ("train/patient00002/study1/view2_lateral.jpg", "Lateral", "", {"Edema": 1.0, "Pneumonia": -1.0}),
+        ("train/patient00002/study11/view1_frontal.jpg", "Frontal", "LL", {}),
+        *((f"train/patient{n:05d}/study1/view1_frontal.jpg", "Frontal", "AP", {"Edema": 1.0}) for n in range(3, 23)),
+    ],
+    "valid.csv": [("valid/patient64541/study1/view1_frontal.jpg", "Frontal", "AP", dict.fromkeys(FINDINGS, 0.0))],
+    "test.csv": [("test/patient64741/study1/view1_frontal.jpg", "", "", dict.fromkeys(FINDINGS, 0.0))],
+}
+
+
+@pytest.fixture
+def films(tmp_path):
+    root = tmp_path / "CheXpert-v1.0-small"
+    for name, rows in FILMS.items():
+        frame = pd.DataFrame([codes for *_, codes in rows], columns=sorted(FINDINGS, key=len))
+        frame.insert(0, "Path", [f"CheXpert-v1.0-small/{path}" for path, *_ in rows])
+        if name != "test.csv":
+            sides, positions = zip(*((side, position) for _, side, position, _ in rows))
+            frame = frame.assign(**{"Sex": "Female", "Age": 60, "Frontal/Lateral": sides, "AP/PA": positions})
+        for path, *_ in rows:
+            draw(root / path)
+        frame.to_csv(root / name, index=False)
+    return root
+
+
+def test_chexpert(films, tmp_path, capsys):
+    table, provenance = make(tmp_path / "tree", "chexpert", chexpert.read, films)
+    assert len(table) == 26 and table["subject_id"].nunique() == 24 and table["study_id"].nunique() == 25
+    first, second = table.loc["patient00001_study1_view1_frontal"], table.loc["patient00002_study1_view2_lateral"]
+    assert (first["No Finding"], first["Pneumothorax"], first["Edema"]) == (1, -1, 0)
+    assert (second["Edema"], second["Pneumonia"], second["view"]) == (1, -2, "LATERAL")
+    assert table["view"]["patient00002_study1_view1_frontal"] == "PA" and first["view"] == "AP"
+    blank = ["patient00002_study11_view1_frontal", "patient64741_study1_view1_frontal"]
+    assert (table.loc[blank, "view"] == "").all() and (table["view"] == "").sum() == 2
+    assert set(provenance["list"][table["split"] == "test"]) == {"valid.csv", "test.csv"}
+    assert set(table["split"][provenance["list"] == "train.csv"]) == {"train", "validate"}
+    assert provenance["patient_id"]["patient00001_study1_view1_frontal"] == "patient00001"
+    said = capsys.readouterr().out
+    assert "24 images; 223414 were published" in said and "1 frontal images are neither PA nor AP" in said
+    assert all(os.path.islink(path) for path in table["image_path"])
+
+
+def test_chexpert_in_batches_and_as_png(films, tmp_path, capsys):
+    one, _ = make(tmp_path / "one", "chexpert", chexpert.read, films)
+    (films / "test.csv").unlink()
+    first = films / "CheXpert-v1.0 batch 1 (validate & csv)"
+    first.mkdir()
+    for name in ("train.csv", "valid.csv", "valid"):
+        (films / name).rename(first / name)
+    for number, patients in ((2, "patient0000*"), (3, "patient000[12]*")):
+        batch = films / f"CheXpert-v1.0 batch {number} (train {number - 1})"
+        batch.mkdir()
+        for folder in sorted((films / "train").glob(patients)):
+            folder.rename(batch / folder.name)
+    jpeg = next(films.glob("*(train 1)/patient00001/study1/*.jpg"))
+    draw(jpeg.with_suffix(".png"))
+    jpeg.unlink()
+    other, provenance = make(tmp_path / "other", "chexpert", chexpert.read, films)
+    assert len(other) == 25
+    pd.testing.assert_frame_equal(one.loc[other.index].drop(columns="image_path"), other.drop(columns="image_path"))
+    file = provenance["file"]["patient00001_study1_view1_frontal"]
+    assert file == "CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/view1_frontal.png"
+    said = capsys.readouterr().out
+    assert "has no test.csv\n" in said and "1 converted from PNG L" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "train/patient00001",
+            "valid/patient64541",
+            "1 rows of the CSVs in .* repeat an image, e.g. CheXpert-v1.0-small/",
+        ),
+        ("train/patient00003", "valid/patient64541/study2/x/", "data row 5: Path .* names no image, such as CheXpert"),
+        ("patient00003/study1", "patient64741/study2", "give 1 patients more than one split: what is trained on"),
+        ("Edema", "Oedema", "has no column 'Edema'"),
+        ("60", "60,7.0", "cannot be read as a CSV: its rows have more cells than its header"),
+    ],
+)
+def test_bad_lists_of_chexpert_are_one_sentence(films, tmp_path, old, new, message):
+    edit(films / "train.csv", old, new)
+    draw(films / "train/patient64741/study2/view1_frontal.jpg")
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "tree", "chexpert", chexpert.read, films)
+    assert not (tmp_path / "tree").exists()
+
+
+def test_a_study_with_two_sets_of_labels_is_refused(films, tmp_path):
+    frame = pd.read_csv(films / "train.csv")
+    frame.loc[2, "Edema"] = 0.0
+    frame.to_csv(films / "train.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"give 1 studies more than one set of labels; e.g. .*view1_frontal.jpg and .*view2"
+    ):
+        make(tmp_path / "tree", "chexpert", chexpert.read, films)
+
+
+def test_chexpert_half_downloaded(films, tmp_path, capsys):
+    (films / "valid.csv").unlink()
+    (films / "test.csv").unlink()
+    for path in (films / "train/patient00005").rglob("*.jpg"):
+        path.unlink()
+    table, _ = make(tmp_path / "tree", "chexpert", chexpert.read, films)
+    said = capsys.readouterr().out
+    assert "has no valid.csv and no test.csv; the test patients are drawn" in said and "test" in set(table["split"])
+    assert "dropped 1 of 24 rows whose image is not there, e.g. train/patient00005/study1/view1_frontal.jpg" in said
+    with pytest.raises(
+        InputError, match=r"there is no train.csv in it; it is in .*CheXpert-v1.0-small: name that as ROOT"
+    ):
+        chexpert.read(films / "train")
 
 
 # ---- what all sources share ----------------------------------------------------------------------------------------

@@ -306,13 +306,14 @@ def _find_csv(root, kind):
     return max(found, default=None)  # the newest version
 
 
-def read_csv(path, columns, texts=()):
+def read_csv(path, columns, texts=(), optional=()):
     """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are.
 
+    optional: further columns, which are read where they are there.
     InputError for a file that is none, for a column that is missing, and for ids that are none (see the contract).
     """
     frame = _parse_csv(
-        path, usecols=lambda name: name in columns, dtype={name: str for name in texts}, low_memory=False
+        path, usecols=lambda name: name in (*columns, *optional), dtype={name: str for name in texts}, low_memory=False
     )
     missing = [name for name in columns if name not in frame]
     if missing:
@@ -329,7 +330,10 @@ def read_csv(path, columns, texts=()):
 
 def _parse_csv(path, **options):
     try:
-        return pd.read_csv(path, **options)
+        frame = pd.read_csv(path, **options)
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
+            raise ValueError("its rows have more cells than its header")
+        return frame
     except FileNotFoundError:
         raise InputError(f"there is no {path}") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:

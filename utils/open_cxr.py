@@ -15,7 +15,7 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 
 from pathlib import Path
 
-from utils import kermany, openi
+from utils import chexpert, kermany, nih, openi
 from utils.errors import InputError, run
 from utils.open_tree import make_tree
 
@@ -29,15 +29,13 @@ SEED = 1234  # of the splits (0 or more)
 NUM_WORKERS = 4  # threads that read and convert images (0 to 256)
 
 
-_READERS = {"openi": openi, "kermany": kermany}
+_READERS = {"openi": openi, "nih": nih, "kermany": kermany, "chexpert": chexpert}
 
 
 def main():
     override_constants(globals())
     if not ROOT:
         raise InputError("ROOT is empty: name the folder as downloaded")
-    if SOURCE not in _READERS:
-        raise InputError(f"{SOURCE} is not read yet")
     settings = {
         "source": SOURCE,
         "root": str(Path(ROOT).resolve()),

@@ -98,7 +98,8 @@ def make_tree(output, table, settings, threads):
     table = _keep_existing(table, root)
     table = _with_ids(table, settings["source"])
     table = table.assign(split=_splits(table, settings))
-    _check_whole_patients(table, root)
+    _check_one_each(table, "patient", ["split"], root, "patients", "split: what is trained on would be evaluated on")
+    _check_one_each(table, "study_id", list(FINDINGS), root, "studies", "set of labels")
     with making(OPEN_TREE, output, settings, constant="OUTPUT"):
         table = _place_images(Path(output).resolve(), root, table, settings["images"], threads)
         further = [name for name in table if name not in (*_PROVENANCE, *_OF_A_TREE)]
@@ -141,15 +142,15 @@ def _splits(table, settings):
     return table["split"].where(table["split"] != "", table["patient"].map(drawn))
 
 
-def _check_whole_patients(table, root):
-    """InputError for a patient in two splits, as lists of others may have it."""
-    found = table[["patient", "split"]].drop_duplicates()
-    several = found.loc[found.duplicated("patient"), "patient"].unique()
+def _check_one_each(table, key, columns, root, whose, what):
+    """InputError where the lists of a source give a patient two splits, or a study two sets of labels."""
+    found = table[[key, *columns]].drop_duplicates()
+    several = found.loc[found.duplicated(key), key].unique()
     if len(several):
-        splits = " and ".join(found.loc[found["patient"] == several[0], "split"])
+        files = table.loc[table[key] == several[0]].drop_duplicates(columns)["file"]
         raise InputError(
-            f"the lists in {root} have {len(several)} patients in more than one split, e.g. {several[0]} in {splits}: what "
-            "is trained on would be evaluated on, so mend the lists"
+            f"the lists in {root} give {len(several)} {whose} more than one {what}; e.g. {files.iloc[0]} "
+            f"and {files.iloc[1]}; mend the lists, or fetch them again"
         )
 
 
