@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_scripts import config, flags, run_script, tree  # noqa: F401
 
 from utils import chexpert, kermany, nih, openi
 from utils.constants import REPOSITORY
 from utils.errors import InputError
+from utils.features import reported_rows
 from utils.findings import FINDINGS
 from utils.labeler import label_report
 from utils.manifest import OPEN_TREE, read_manifest
@@ -223,6 +225,31 @@ def test_kaggles_form_says_the_same(kaggle, library, tmp_path):
     write_projections(library)  # beside the XMLs, it says the views
     third, _ = make(tmp_path / "third", "openi", openi.read, library)
     assert third["view"].equals(other["view"])
+
+
+def test_bad_rows_of_kaggles_form(kaggle, tmp_path, capsys):
+    edit(kaggle / "indiana_projections.csv", "Lateral", "Oblique")
+    edit(kaggle / "indiana_projections.csv", "2,2_IM", "8,2_IM")
+    edit(kaggle / "indiana_projections.csv", "6_IM-2192-1001", "cover")
+    table, _ = make(tmp_path / "tree", "openi", openi.read, kaggle)
+    said = capsys.readouterr().out
+    assert "dropped 1 of 12 rows that say neither Frontal nor Lateral, e.g. 'Oblique'" in said
+    assert "dropped 1 of 11 whose name is none or stands twice, e.g. 'cover.dcm.png'" in said
+    assert "dropped 1 of 10 whose report is not there" in said and len(table) == 9
+    edit(kaggle / "indiana_reports.csv", "\n2,", "\n3,")
+    with pytest.raises(InputError, match="has 1 reports with the number of another, e.g. 3; remove one of them"):
+        openi.read(kaggle)
+    edit(kaggle / "indiana_reports.csv", "\n3,", "\nthree,")
+    with pytest.raises(InputError, match="data row 2: uid 'three' is no number of a report"):
+        openi.read(kaggle)
+
+
+def test_a_caption_tells_the_view_of_a_single_image_only(library, tmp_path):
+    name = "CXR3_IM-1384-2001"
+    draw(library / f"NLMCXR_png/{name}.png")
+    edit(library / "ecgen-radiology/3.xml", "</eCitation>", IMAGE.format(name=name, caption=PORTABLE) + "</eCitation>")
+    table, _ = make(tmp_path / "tree", "openi", openi.read, library)
+    assert table["view"]["CXR3_IM-1384-1001"] == table["view"][name] == ""
 
 
 def test_openi_names_what_it_leaves_out(library, tmp_path, capsys):
@@ -506,17 +533,17 @@ def test_chexpert_half_downloaded(films, tmp_path, capsys):
 
 
 def test_a_second_run_changes_nothing_and_adds_what_came(children, tmp_path):
-    tree, late = tmp_path / "tree", children / "chest_xray/train/PNEUMONIA/person1_bacteria_1.jpeg"
+    root, late = tmp_path / "tree", children / "chest_xray/train/PNEUMONIA/person1_bacteria_1.jpeg"
     picture = late.read_bytes()
     late.unlink()
-    before, _ = make(tree, "kermany", kermany.read, children)
-    first = contents(tree)
-    make(tree, "kermany", kermany.read, children)
-    assert contents(tree) == first
+    before, _ = make(root, "kermany", kermany.read, children)
+    first = contents(root)
+    make(root, "kermany", kermany.read, children)
+    assert contents(root) == first
     late.write_bytes(picture)
-    after, provenance = make(tree, "kermany", kermany.read, children)
+    after, provenance = make(root, "kermany", kermany.read, children)
     assert set(after.index) - set(before.index) == {"person1_bacteria_1"} == set(provenance.index) - set(before.index)
-    columns = ["subject_id", "split"]  # neither hangs on what else is there
+    columns = ["subject_id", "study_id", "split"]  # none hangs on what else is there
     pd.testing.assert_frame_equal(after.loc[before.index, columns], before[columns])
 
 
@@ -531,17 +558,17 @@ def test_splits_hang_on_seed_and_patient_alone(children, tmp_path):
 
 
 def test_a_folder_of_others_is_refused_and_nothing_is_written(children, tmp_path):
-    tree = tmp_path / "tree"
-    make(tree, "kermany", kermany.read, children)
+    root = tmp_path / "tree"
+    make(root, "kermany", kermany.read, children)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="was begun with seed = 1, this run has 2; set OUTPUT to another folder"):
-        make(tree, "kermany", kermany.read, children, seed=2)
+        make(root, "kermany", kermany.read, children, seed=2)
     with pytest.raises(InputError, match=r"is not empty and has no manifest.json.*name a new folder as OUTPUT"):
         make(children, "kermany", kermany.read, children)
     with pytest.raises(InputError, match="lies inside the CXR tree"):
-        make(tree / "files" / "p99", "kermany", kermany.read, children)
+        make(root / "files" / "p99", "kermany", kermany.read, children)
     assert contents(tmp_path) == before
-    assert read_manifest(tree)[OPEN_TREE]["source"] == "kermany"
+    assert read_manifest(root)[OPEN_TREE]["source"] == "kermany"
 
 
 @pytest.mark.parametrize("level", ["..", "chest_xray", "chest_xray/train"])
@@ -576,19 +603,44 @@ def test_images_are_linked_or_copied_as_they_are(children, tmp_path):
             assert link.is_symlink() and copy.read() == link.read_bytes()
 
 
-def test_torchxrayvision_reads_an_open_tree(children, tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "source", "view", "count", "finding", "values"),
+    [
+        ("children", kermany, "AP", 71, "Pneumonia", {0.0, 1.0}),
+        ("library", openi, "PA", 3, "Edema", {0.0, np.nan}),
+        ("chestxray14", nih, "PA", 24, "Effusion", {0.0, 1.0, np.nan}),  # 0.0: of No Finding, by their rule
+        ("films", chexpert, "AP", 22, "Pneumothorax", {0.0, np.nan}),
+    ],
+)
+def test_torchxrayvision_reads_an_open_tree(request, tmp_path, folder, source, view, count, finding, values):
     datasets = pytest.importorskip("torchxrayvision.datasets")
-    tree = tmp_path / "tree"
-    make(tree, "kermany", kermany.read, children)
+    root = tmp_path / "tree"
+    make(root, source.__name__.removeprefix("utils."), source.read, request.getfixturevalue(folder))
     dataset = datasets.MIMIC_Dataset(
-        imgpath=str(tree / "files"),
-        csvpath=str(tree / "mimic-cxr-2.0.0-chexpert.csv.gz"),
-        metacsvpath=str(tree / "mimic-cxr-2.0.0-metadata.csv.gz"),
-        views=["AP"],
+        imgpath=str(root / "files"),
+        csvpath=str(root / "mimic-cxr-2.0.0-chexpert.csv.gz"),
+        metacsvpath=str(root / "mimic-cxr-2.0.0-metadata.csv.gz"),
+        views=[view],
         unique_patients=False,
     )
-    assert len(dataset) == 71 and dataset[0]["img"].shape == (1, 48, 40)
-    assert set(dataset.labels[:, dataset.pathologies.index("Pneumonia")]) == {0.0, 1.0}
+    assert len(dataset) == count and {dataset[row]["img"].shape for row in range(count)} == {(1, 48, 40)}
+    assert set(map(str, dataset.labels[:, dataset.pathologies.index(finding)])) == set(map(str, values))
+
+
+def test_a_tree_without_reports_trains_and_samples_images(children, tmp_path, config, capfd):  # noqa: F811
+    root, run = tmp_path / "tree", tmp_path / "run"
+    make(root, "kermany", kermany.read, children)
+    constants = {"DATA_ROOT": root, "CACHE_DIR": tmp_path / "cache", "RUN_DIR": run, "MAX_STEPS": 2}
+    assert run_script("train_diffusion_clipUViT", "--config", config, *flags(**constants)) == 0
+    constants = {"CHECKPOINT": run / "best", "OUTPUT_ROOT": tmp_path / "made", "SPLIT": "test", "MAX_LABELS": 2}
+    assert run_script("sample_diffusion_clipUViT", "--config", config, *flags(DATA_ROOT=root, **constants)) == 0
+    made = read_table(tmp_path / "made")
+    assert len(made) == 2 and set(made["Pneumonia"]) <= {1, -1}
+    said = "not one study has a report; set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has"
+    refused = run_script("train_bart", "--config", config, *flags(DATA_ROOT=root, RUN_DIR=tmp_path / "bart"))
+    assert said in refused and "0 of 71 studies have one" in capfd.readouterr().out
+    with pytest.raises(InputError, match="not one image has a report; set REPORTS_ROOT"):
+        reported_rows(read_table(root))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from utils.open_tree import place_of
 PUBLISHED_IMAGES = {"train.csv": 223_414, "valid.csv": 234, "test.csv": 668}
 _SPLITS = {"train.csv": "", "valid.csv": "test", "test.csv": "test"}  # "": drawn
 _PATH = (
-    r"^(?:[^/\\]+/)?(?P<part>train|valid|test)/(?P<folder>patient(?P<patient>\d{1,5}))/study(?P<study>\d{1,2})/"
+    r"^(?:[^/\\]+/)?(?P<part>train|valid|test)/(?P<folder>patient(?P<patient>\d{1,5}))/study(?P<visit>\d{1,2})/"
     r"(?P<image>[^/\\]+)\.(?:jpg|png)$"
 )
 _LIST_PLACES = ("{}", "* batch * (*/{}")  # where a CSV may lie in ROOT
@@ -57,7 +57,7 @@ def read(root):
             f"{twice.sum()} rows of the CSVs in {root} repeat an image, e.g. {table['path'][twice].iloc[0]}"
         )
     table["file"] = _files(table, root)
-    return table.drop(columns=["folder", "part", "image", "path"])
+    return table.drop(columns=["folder", "part", "visit", "image", "path"])
 
 
 def _read_list(path):
@@ -79,10 +79,10 @@ def _read_list(path):
     if (view == "").any():
         say(f"{path}: {(view == '').sum()} frontal images are neither PA nor AP; their view is left blank")
     return pd.concat([frame[["path", "sex", "age"]], parts, from_physionet(frame, path)], axis=1).assign(
-        dicom_id=parts["folder"] + "_study" + parts["study"] + "_" + parts["image"],
+        dicom_id=parts["folder"] + "_study" + parts["visit"] + "_" + parts["image"],
         patient_id=parts["folder"],
         patient=parts["patient"].astype(int),
-        study=parts["study"].astype(int),
+        study=100 * parts["patient"].astype(int) + parts["visit"].astype(int),
         view=view,
         split=_SPLITS[path.name],
         report="",
@@ -99,8 +99,8 @@ def _files(table, root):
                 names = (entry.name for entry in os.scandir(place) if entry.name.startswith("patient"))
                 folders = {**{(part, name): place.relative_to(root) for name in names}, **folders}
     files = []
-    for part, folder, study, image in zip(table["part"], table["folder"], table["study"], table["image"]):
-        name = f"{folders.get((part, folder), part)}/{folder}/study{study}/{image}"
+    for part, folder, visit, image in zip(table["part"], table["folder"], table["visit"], table["image"]):
+        name = f"{folders.get((part, folder), part)}/{folder}/study{visit}/{image}"
         is_png = not os.path.isfile(f"{root}/{name}.jpg") and os.path.isfile(f"{root}/{name}.png")
         files.append(f"{name}.png" if is_png else f"{name}.jpg")
     return files

@@ -23,15 +23,16 @@ from utils.open_tree import place_of
 PUBLISHED_IMAGES = 5856
 _PARTS, _CLASSES = ("train", "val", "test"), ("NORMAL", "PNEUMONIA")
 _NAMES = {  # class => what its files are called
-    "NORMAL": r"(?P<series>(?:NORMAL2-)?IM)-(?P<number>\d+)-\d+(?:-\d+)?\.jpe?g",
-    "PNEUMONIA": r"person(?P<number>\d+)_(?P<series>bacteria|virus)_\d+(?:_\d+)?\.jpe?g",
+    "NORMAL": r"(?P<series>(?:NORMAL2-)?IM)-(?P<number>\d{1,4})-0*(?P<film>\d{1,2})(?:-0*(?P<copy>\d))?\.jpe?g",
+    "PNEUMONIA": r"person(?P<number>\d{1,4})_(?P<series>bacteria|virus)_(?P<film>\d{1,4})(?:_(?P<copy>\d))?\.jpe?g",
 }
+_FIRST_STUDIES = {"bacteria": 0, "virus": 100_000, "IM": 1_000_000, "NORMAL2-IM": 11_000_000}  # of each series
 
 
 def read(root):
     """The table of the folder as downloaded, see utils.open_tree; InputError for a folder that is none."""
     root = place_of(root, ("chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"), "Kermany's chest X-rays")
-    table = pd.DataFrame(_files(root), columns=["file", "part", "class", "number", "series"])
+    table = _files(root)
     if table.empty:
         raise InputError(f"{root}/chest_xray has no image whose name tells a child, such as person1_virus_6.jpeg")
     table["dicom_id"] = table["file"].str.extract(r"([^/]+)\.\w+$")[0]
@@ -49,30 +50,39 @@ def read(root):
     labels = pd.DataFrame(NOT_MENTIONED, index=table.index, columns=list(FINDINGS), dtype="int8")
     labels["No Finding"] = normal.map({True: PRESENT, False: NOT_MENTIONED}).astype("int8")
     labels["Pneumonia"] = normal.map({True: ABSENT, False: PRESENT}).astype("int8")
-    table = table.assign(study=table.groupby("patient").cumcount(), view="AP", split="", report="")
-    return pd.concat([table.rename(columns={"number": "patient_id"}), labels], axis=1)
+    table = table.assign(study=_studies(table), view="AP", split="", report="")
+    table = table.drop(columns=["film", "copy"]).rename(columns={"number": "patient_id"})
+    return pd.concat([table, labels], axis=1)
 
 
 def _files(root):
-    """(file, part, class, number, series) of each image; says which files and parts it left out."""
+    """A row an image: file, part, class, and what its name tells; says which files and parts are left out."""
     found, strange, absent = [], [], []
     for part in _PARTS:
         for name in _CLASSES:
-            folder = root / "chest_xray" / part / name
-            if not folder.is_dir():
+            folder = f"chest_xray/{part}/{name}"
+            if not (root / folder).is_dir():
                 absent.append(f"{part}/{name}")
                 continue
-            names = pd.Series(sorted(entry.name for entry in os.scandir(folder)), dtype=str)
-            read = names.str.extract(rf"^{_NAMES[name]}$")
-            known = read["number"].notna()
-            strange += [f"{folder}/{other}" for other in names[~known]]
-            for file, number, series in zip(names[known], read["number"][known], read["series"][known]):
-                found.append((f"chest_xray/{part}/{name}/{file}", part, name, int(number), series))
+            names = pd.Series(sorted(entry.name for entry in os.scandir(root / folder) if entry.is_file()), dtype=str)
+            rows = names.str.extract(rf"^{_NAMES[name]}$").assign(file=f"{folder}/" + names, part=part)
+            known = rows["number"].notna()
+            strange += rows["file"][~known].tolist()
+            found.append(rows[known].assign(**{"class": name}))
     if absent:
         say(f"{root}/chest_xray has no {', no '.join(absent)}: is the download whole?")
     if strange:
         say(f"files: dropped {len(strange)} whose name tells no child, e.g. {strange[0]}")
-    return found
+    numbers = {"number": int, "film": int, "copy": int}
+    return pd.concat(found, ignore_index=True).fillna({"copy": 0}).astype(numbers)
+
+
+def _studies(table):
+    """A number for each image, by its name alone."""
+    number = table["number"].where(
+        table["class"] == "NORMAL", 0
+    )  # in the other names the film's number is nobody else's
+    return table["series"].map(_FIRST_STUDIES) + 1000 * number + 10 * table["film"] + table["copy"]
 
 
 def _digest(path):

@@ -53,6 +53,7 @@ _ALSO = {
     "Patient Sex": "sex",
 }  # as editions differ
 _NAME = r"(\d{8})_(\d{3})\.png"  # patient and number of the image
+_IMAGES_A_PATIENT = 300  # at most: the largest number is 183
 
 
 def read(root):
@@ -77,17 +78,20 @@ def _read_entries(path):
     frame = frame.rename(columns={**_READ, **_ALSO})
     ids = frame["name"].str.extract(f"^{_NAME}$")
     wrong = ids[0].isna() | (ids[0].str.lstrip("0") != frame["patient_id"].str.strip().str.lstrip("0"))
-    wrong |= frame.duplicated("name")
+    wrong |= frame.duplicated("name") | (ids[1].astype(float) >= _IMAGES_A_PATIENT)
     if wrong.any():
         row = frame.index[wrong][0]
         raise InputError(
             f"{path}, data row {row + 1}: Image Index {frame['name'][row]!r} of Patient ID {frame['patient_id'][row]!r} is no "
             "image of that patient, such as 00000001_000.png of 1, or stands there twice; fetch the file again"
         )
+    patient = ids[0].astype(int)
     strange = ~frame["view"].isin(["PA", "AP"])
     if strange.any():
         say(f"{path}: {strange.sum()} images have a view that is neither PA nor AP; it is left blank")
-    return frame.assign(patient=ids[0].astype(int), study=ids[1].astype(int), view=frame["view"].mask(strange, ""))
+    return frame.assign(
+        patient=patient, study=_IMAGES_A_PATIENT * patient + ids[1].astype(int), view=frame["view"].mask(strange, "")
+    )
 
 
 def _with_splits(table, root):

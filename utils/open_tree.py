@@ -5,7 +5,7 @@ A source (utils/kermany.py and its like) reads the files as they are downloaded 
     file          the image, relative to the folder as downloaded
     dicom_id      its name in the tree, without an ending
     patient       number of the patient in the source, 1 or more
-    study         number of the study within the patient, 0 or more
+    study         number of the study in the source, 0 or more: the same whatever else has been downloaded
     view          ViewPosition, "" where nobody says it
     patient_id    what the source calls the patient
     split         "train", "validate" or "test" where the source gives it, else "": it is drawn here, by patient
@@ -40,11 +40,11 @@ from utils.seeds import keyed_seed
 
 PROVENANCE_FILE = "provenance.csv"
 JPEG_QUALITY = 95  # of converted images
-_NUMBERS = {  # source => what is added to a patient's number, its first study_id, and how many studies a patient may have
-    "openi": (0, 20_000_000, 1),
-    "kermany": (10_000, 30_000_000, 100),
-    "nih": (100_000, 60_000_000, 300),
-    "chexpert": (200_000, 70_000_000, 100),
+_NUMBERS = {  # source => what is added to a patient's number, its first study_id, and how many there may be of it
+    "openi": (0, 20_000_000, 2_000_000),
+    "kermany": (10_000, 22_000_000, 28_000_000),  # MIMIC-CXR's own begin at 50,000,000
+    "nih": (100_000, 60_000_000, 10_000_000),
+    "chexpert": (200_000, 70_000_000, 10_000_000),
 }
 _PROVENANCE = ("dicom_id", "subject_id", "study_id", "split", "view", "file", "patient_id")  # first columns of it
 _OF_A_TREE = ("patient", "study", "report", *FINDINGS)  # what it does not repeat
@@ -95,11 +95,11 @@ def make_tree(output, table, settings, threads):
     Prints what each step dropped. InputError when nothing is left, or for a folder that is not ours to write.
     """
     root = Path(settings["root"])
-    table = _keep_existing(table, root)
     table = _with_ids(table, settings["source"])
-    table = table.assign(split=_splits(table, settings))
+    table = table.assign(split=_splits(table, settings))  # before anything is dropped: so that it changes no split
     _check_one_each(table, "patient", ["split"], root, "patients", "split: what is trained on would be evaluated on")
-    _check_one_each(table, "study_id", list(FINDINGS), root, "studies", "set of labels")
+    _check_one_each(table, "study_id", ["patient", *FINDINGS], root, "studies", "set of labels")
+    table = _keep_existing(table, root)
     with making(OPEN_TREE, output, settings, constant="OUTPUT"):
         table = _place_images(Path(output).resolve(), root, table, settings["images"], threads)
         further = [name for name in table if name not in (*_PROVENANCE, *_OF_A_TREE)]
@@ -127,7 +127,7 @@ def _with_ids(table, source):
     groups = {patient: 10 + keyed_seed("group", source, patient) % 10 for patient in table["patient"].unique()}
     return table.assign(
         subject_id=table["patient"].map(groups) * 1_000_000 + first_patient + table["patient"],
-        study_id=first_study + most * table["patient"] + table["study"],
+        study_id=first_study + table["study"],
     )
 
 
@@ -186,25 +186,24 @@ def _place_images(output, root, table, how, threads):
 
 def _place_image(source, target, how):
     """Puts an image into the tree => (how, and what it was, in words; "" or why it cannot be read)."""
+    grey = None
     try:
         with Image.open(source) as image:
-            kind, jpeg = f"{image.format} {image.mode}", image.format == "JPEG"
-            if not jpeg:
-                kind = f"converted from {kind}"
-                if not target.is_file():
-                    grey = to_grey(image)
-            elif not _is_in_place(source, target, how):
+            kind, is_jpeg = f"{image.format} {image.mode}", image.format == "JPEG"
+            if is_jpeg and not _is_in_place(source, target, how):
                 image.draft("L", (1, 1))  # decodes an eighth of the size: enough to meet a file that was cut short
                 image.load()
+            elif not is_jpeg and not target.is_file():
+                grey = to_grey(image)
     except Exception as error:  # a decoder meets a broken file with whatever its code runs into
         return "", reason(error)
-    if jpeg:
+    if is_jpeg:
         _put(source, target, how)
         return f"{'linked' if how == 'link' else 'copied'}, {kind}", ""
-    if not target.is_file():
+    if grey:
         with replacing(target) as temporary:
             grey.save(temporary, format="JPEG", quality=JPEG_QUALITY)
-    return kind, ""
+    return f"converted from {kind}", ""
 
 
 def _is_in_place(source, target, how):
@@ -217,11 +216,13 @@ def _put(source, target, how):
     """Links or copies a file, in one step."""
     if _is_in_place(source, target, how):
         return
-    with replacing(target) as temporary:
-        if how == "link":
-            os.symlink(os.path.relpath(source, target.parent), temporary)
-        else:
+    if how == "copy":
+        with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # a link to something else
+    os.symlink(os.path.relpath(source, target.parent), target)
 
 
 def to_grey(image):

@@ -12,10 +12,10 @@ report   Findings and impression, with the collection's marks XXXX; whatever tra
 labels   What the rules of utils.labeler read in the report. The collection's MeSH terms stand in provenance.csv.
 view     `view_from` in provenance.csv says how it is known:
              projections    Frontal or Lateral in indiana_projections.csv, which somebody looked at
-             caption        the report's caption names a frontal view, no lateral one, no two views and no abdomen
+             caption        one image, and the report's caption names a frontal view, no lateral one and no two views
              order          two images, a caption that names a lateral view or two views, and a first image whose number
-                            ends in -1001: the first is frontal, the other lateral. Of the 539 such reports of which a
-                            DICOM header names a lateral view, this is right in 534
+                            ends in -1001: the first is frontal, the other lateral. Of the 534 such reports of which a
+                            DICOM header names a lateral view, this is right in 530
          Else it is not known, and "". A frontal view is AP where the caption says AP or portable and not PA, else PA;
          "; PA assumed" where the caption does not say PA either.
 """
@@ -39,20 +39,12 @@ _XML_FOLDERS = ("ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "NLMCXR_rep
 _IMAGE_FOLDERS = ("NLMCXR_png", "images", "images/images_normalized", ".")
 _SECTIONS = ("comparison", "indication", "findings", "impression")
 _OF_A_REPORT = (
-    "patient",
-    "patient_id",
-    *_SECTIONS,
-    "caption",
-    "mesh_major",
-    "mesh_automatic",
-    "problems",
-    "report_source",
-)
+    "patient", "patient_id", *_SECTIONS, "caption", "mesh_major", "mesh_automatic", "problems", "report_source"
+)  # fmt: skip
 _NAME = re.compile(r"(?:CXR)?(?P<uid>\d+)_(?:(?P=uid)_)?(?P<number>IM-[\d-]+)(?:\.dcm)?")  # CXR1_1_IM-0001-3001
 
 _AP, _PA = re.compile(r"\b(?:AP|portable)\b", re.IGNORECASE), re.compile(r"\bPA\b", re.IGNORECASE)
 _FRONTAL = re.compile(r"\b(?:PA|AP|portable|frontal|single view|1 view)\b", re.IGNORECASE)
-_ABDOMEN = re.compile(r"\babdomen\b", re.IGNORECASE)
 _SIDE_OR_TWO = re.compile(
     r"\blat(?:eral)?\b|\b(?:2|two)\b(?: \(2\))?[ -]*(?:v\b|views?\b|images?\b|radiographs?\b|X{3,})", re.IGNORECASE
 )
@@ -83,7 +75,7 @@ def read(root):
         )
     places, texts = pd.factorize(table["report"])
     labels = pd.DataFrame(label_reports(texts)[places], columns=list(FINDINGS), index=table.index)
-    table = table.drop(columns=["findings", "impression"]).assign(study=0, split="")
+    table = table.drop(columns=["findings", "impression"]).assign(study=table["patient"], split="")
     return pd.concat([table, labels], axis=1)
 
 
@@ -197,11 +189,12 @@ def _with_images(reports, images, root):
     if strange.any():
         first = images["name"][strange].iloc[0]
         say(f"images: dropped {strange.sum()} of {len(images)} whose name is none or stands twice, e.g. {first!r}")
-    table = images[~strange].drop(columns=["name", "projection"], errors="ignore").merge(reports, on="patient")
-    say(
-        f"images: the reports name {len(table)}, of {PUBLISHED_IMAGES} that were published; "
-        f"{(~reports['patient'].isin(table['patient'])).sum()} reports have none"
-    )
+    images = images[~strange].drop(columns=["name", "projection"], errors="ignore")
+    table = images.merge(reports, on="patient")
+    if len(table) < len(images):
+        say(f"images: dropped {len(images) - len(table)} of {len(images)} whose report is not there")
+    bare = (~reports["patient"].isin(table["patient"])).sum()
+    say(f"images: the reports name {len(table)}, of {PUBLISHED_IMAGES} that were published; {bare} reports have none")
     unnamed = sorted(set(files) - set(table["dicom_id"]))
     if unnamed:
         say(f"images: {len(unnamed)} PNGs are left out, since no report names them, e.g. {files[unnamed[0]]}")
@@ -222,11 +215,7 @@ def _with_views(table, projections):
     ordered = both & (count == 2) & first.str.endswith(_FIRST_FRONTAL)
     for known, what, source in (
         (ordered, place.map({0: "frontal", 1: "lateral"}), "order"),
-        (
-            caption.str.contains(_FRONTAL) & ~both & ~caption.str.contains(_ABDOMEN),
-            pd.Series("frontal", index=table.index),
-            "caption",
-        ),
+        (caption.str.contains(_FRONTAL) & ~both & (count == 1), "frontal", "caption"),
         (*_projection_of(table, projections), "projections"),
     ):
         kind, how = kind.mask(known, what), how.mask(known, source)
