@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from utils.checkpoints import check_hold_out
 from utils.errors import InputError, run, say, writing
-from utils.features import PriorExamples, PriorFeatures, prior_needs, set_aside, table_fingerprint
+from utils.features import PriorExamples, PriorFeatures, prior_needs, reported_rows, set_aside, table_fingerprint
 from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import latent_shape, load_vae
 from utils.metrics import constant_report, rouge_l
@@ -203,7 +203,7 @@ def main():
     if CHECK:
         if INITIAL_WEIGHTS:
             start_from(model, INITIAL_WEIGHTS)
-        table = table[table["report"] != ""]
+        table = reported_rows(table)
         shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE, draws, FINDINGS_WEIGHT > 0)
         make_batch = partial(made_up, shapes)
         return check_training(

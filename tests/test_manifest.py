@@ -10,6 +10,7 @@ from utils.errors import InputError
 from utils.manifest import (
     DRAWN_TREE,
     MANIFEST_FILE,
+    OPEN_TREE,
     SYNTHETIC_TREE,
     WRITTEN_REPORTS,
     is_same_folder,
@@ -71,7 +72,7 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("part", [SYNTHETIC_TREE, DRAWN_TREE, WRITTEN_REPORTS])
+@pytest.mark.parametrize("part", [SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE, WRITTEN_REPORTS])
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("real", [True, False])
 def test_nothing_is_written_into_a_tree_of_others(tmp_path, part, spelling, real):

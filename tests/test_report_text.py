@@ -90,6 +90,17 @@ def test_report_file_reads_back_and_is_narrow():
     assert report.splitlines()[0].strip() == "FINAL REPORT"
 
 
+def test_further_sections_of_a_file_are_not_read():
+    further = {"INDICATION": "Cough. " * 20, "COMPARISON": ""}
+    report = report_file("Clear lungs.", "Normal.", further)
+    assert report_sections(report) == ("Clear lungs.", "Normal.")
+    assert (
+        report.index("INDICATION: ") < report.index("Cough.") < report.index("FINDINGS: ")
+        and "COMPARISON" not in report
+    )
+    assert report_file("Clear lungs.", "", {"INDICATION": "FINDINGS: Edema."}) == report_file("Clear lungs.", "")
+
+
 @pytest.mark.parametrize(
     "text, wanted",
     [

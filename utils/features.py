@@ -28,6 +28,7 @@ from utils.report_text import clean_report
 
 STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
 POOL_BATCHES = 50  # batches of reports that are sorted by length together
+_WHERE_REPORTS_ARE = "set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has reports"
 
 
 class Column:
@@ -176,6 +177,16 @@ class DiffusionExamples(_Rows):
 # ---- the prior -----------------------------------------------------------------------------------------------------
 
 
+def reported_rows(table):
+    """The rows of a table that have a report, which is cleaned. Prints what was dropped; InputError if none has one."""
+    table = table.assign(report=table["report"].map(clean_report))
+    reported = table["report"] != ""
+    say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
+    if not reported.any():
+        raise InputError(f"not one image has a report; {_WHERE_REPORTS_ARE}")
+    return table[reported].reset_index(drop=True)
+
+
 class PriorFeatures:
     """Both ends of the prior for each row of a table, computed once; rows without a report or an image are dropped.
 
@@ -184,12 +195,7 @@ class PriorFeatures:
     """
 
     def __init__(self, table, vae, autoencoder, image_size, cache_dir, batch_size, threads, accelerator):
-        table = table.assign(report=table["report"].map(clean_report))
-        reported = table["report"] != ""
-        say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
-        if not reported.any():
-            raise InputError("not one image has a report; set REPORTS_ROOT to where the .txt files are")
-        table = table[reported].reset_index(drop=True)
+        table = reported_rows(table)
         moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads)
         self.table, self.moments = _readable_rows(table, moments)
         self.report_latents = cache_report_latents(
@@ -304,7 +310,7 @@ def study_reports(table):
         "which de-identification left no sentence"
     )
     if kept.empty:
-        raise InputError("not one study has a report; set REPORTS_ROOT to where the .txt files are")
+        raise InputError(f"not one study has a report; {_WHERE_REPORTS_ARE}")
     return kept
 
 

@@ -14,28 +14,31 @@ from utils.errors import InputError, reason, replacing, writing
 from utils.folders import locked
 
 MANIFEST_FILE = "manifest.json"
-SYNTHETIC_TREE, DRAWN_TREE, WRITTEN_REPORTS = "synthetic tree", "drawn tree", "written reports"  # the parts there are
+SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE, WRITTEN_REPORTS = (  # the parts there are
+    "synthetic tree", "drawn tree", "open tree", "written reports"
+)  # fmt: skip
 
 
 @contextmanager
-def making(part, folder, settings, inside="", main_process=True):
+def making(part, folder, settings, inside="", main_process=True, constant="OUTPUT_ROOT"):
     """Holds a folder while a part of it is made: compared first, then locked, then its manifest written.
 
-    part: one of the three; inside: the part that the folder has to be already, "" for a part with a folder of its own.
-    settings: a flat dict. main_process: the others of a launch only compare. InputError, and nothing is written, for a
-    folder that was not begun by this project, for another part or other settings, and while another run writes there.
+    part: one of the four; inside: the part that the folder has to be already, "" for a part with a folder of its own.
+    settings: a flat dict. main_process: the others of a launch only compare. constant: what names the folder.
+    InputError, and nothing is written, for a folder that was not begun by this project, for another part or other
+    settings, and while another run writes there.
     """
     folder = Path(folder)
     settings = json.loads(json.dumps(settings))
-    _check(folder, part, settings, inside)
+    _check(folder, part, settings, inside, constant)
     with locked(folder, f"the {part}") if main_process else nullcontext():
         if main_process:
-            _begin(folder, part, settings, inside)
+            _begin(folder, part, settings, inside, constant)
         yield
 
 
-def read_manifest(folder):
-    """The manifest of a folder, {} where there is none; InputError for a damaged one."""
+def read_manifest(folder, constant="OUTPUT_ROOT"):
+    """The manifest of a folder that a constant names, {} where there is none; InputError for a damaged one."""
     path = Path(folder) / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +48,7 @@ def read_manifest(folder):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is damaged ({reason(error)}), so it cannot be said what the folder holds: name another OUTPUT_ROOT"
+            f"{path} is damaged ({reason(error)}), so it cannot be said what the folder holds: name another {constant}"
         ) from error
     return manifest
 
@@ -55,8 +58,8 @@ def is_same_folder(one, other):
     return bool(one) and bool(other) and _real(one) == _real(other)
 
 
-def _begin(folder, part, settings, inside):
-    manifest = _check(folder, part, settings, inside)  # once more: another run may have been quicker
+def _begin(folder, part, settings, inside, constant):
+    manifest = _check(folder, part, settings, inside, constant)  # once more: another run may have been quicker
     with writing(MANIFEST_FILE, folder):
         for left in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
             if left.is_file():
@@ -66,35 +69,35 @@ def _begin(folder, part, settings, inside):
                 temporary.write_text(json.dumps({**manifest, part: settings}, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(folder, part, settings, inside):
+def _check(folder, part, settings, inside, constant):
     """The manifest of a folder that a part may be made in; InputError for any other folder."""
     real = _real(folder)
     if real.exists() and not real.is_dir():
-        raise InputError(f"{folder} is no folder: name another OUTPUT_ROOT")
+        raise InputError(f"{folder} is no folder: name another {constant}")
     around = next((parent for parent in real.parents if any(parent.glob("mimic-cxr-2.*-metadata.csv*"))), None)
     if around:
         raise InputError(
             f"{folder} lies inside the CXR tree {around}, into which nothing is written: name a folder outside"
         )
-    manifest = read_manifest(real)
+    manifest = read_manifest(real, constant)
     if not manifest and any(map(_is_foreign, _names(real))):
         raise InputError(
             f"{folder} is not empty and has no {MANIFEST_FILE}, so this version of the scripts did not begin it and writes "
-            "nothing into it: name a new folder as OUTPUT_ROOT (whatever reads trees still reads this one, as DATA_ROOT)"
+            f"nothing into it: name a new folder as {constant} (whatever reads trees still reads this one, as DATA_ROOT)"
         )
     if inside and inside not in manifest:
         raise InputError(
             f"{folder} is no {inside}, so there are no images for the {part}: name their tree as DATA_ROOT"
         )
     if manifest and not inside and part not in manifest:
-        raise InputError(f"{folder} holds a {' and '.join(manifest)}, and no {part}: name a new folder as OUTPUT_ROOT")
+        raise InputError(f"{folder} holds a {' and '.join(manifest)}, and no {part}: name a new folder as {constant}")
     found = manifest.get(part, settings)
     different = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
     if different and any(name != MANIFEST_FILE and _is_foreign(name) for name in _names(real)):
         name = different[0]
         raise InputError(
             f"the {part} in {folder} was begun with {name} = {found.get(name)!r}, this run has {settings.get(name)!r}; set "
-            "OUTPUT_ROOT to another folder"
+            f"{constant} to another folder"
         )
     return manifest
 

@@ -306,13 +306,14 @@ def _find_csv(root, kind):
     return max(found, default=None)  # the newest version
 
 
-def read_csv(path, columns, texts=()):
+def read_csv(path, columns, texts=(), optional=()):
     """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are.
 
+    optional: further columns, which are read where they are there.
     InputError for a file that is none, for a column that is missing, and for ids that are none (see the contract).
     """
     frame = _parse_csv(
-        path, usecols=lambda name: name in columns, dtype={name: str for name in texts}, low_memory=False
+        path, usecols=lambda name: name in (*columns, *optional), dtype={name: str for name in texts}, low_memory=False
     )
     missing = [name for name in columns if name not in frame]
     if missing:
@@ -329,7 +330,10 @@ def read_csv(path, columns, texts=()):
 
 def _parse_csv(path, **options):
     try:
-        return pd.read_csv(path, **options)
+        frame = pd.read_csv(path, **options)
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
+            raise ValueError("its rows have more cells than its header")
+        return frame
     except FileNotFoundError:
         raise InputError(f"there is no {path}") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:
@@ -532,12 +536,14 @@ def _archive_source(stack, path):
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def write_tree(root, table, provenance=None):
+def write_tree(root, table, provenance=None, provenance_file=PROVENANCE_FILE):
     """Adds rows to a CXR tree, which is made when there is none; reading it back gives the same rows.
 
     table: the columns of `read_table`, but for image_path: the caller has written each image at `image_file(...)`
-        before, and Rows and Columns are read from there. Images of one study share their labels and report.
-    provenance: a DataFrame with dicom_id and what made each image, for synthetic.csv.
+        before, and Rows and Columns are read from there. Images of one study share their labels and report. Columns
+        indication and comparison, if there are any, become further sections of the report's file.
+    provenance: a DataFrame with dicom_id and what made each image, or where it is from, for synthetic.csv or another
+        provenance_file.
 
     Of an image or a study that is there already, what is given here is replaced and other columns stay, as do all other
     rows. Each file is replaced in one step and the metadata, which makes rows visible, last: a killed run leaves a
@@ -557,12 +563,14 @@ def write_tree(root, table, provenance=None):
         ViewCodeSequence_CodeMeaning=table["view"].map(VIEW_MEANINGS).fillna(""),
     )
     chexpert = pd.concat([studies[ids], to_physionet(studies)], axis=1)
-    for subject, study, report in zip(studies["subject_id"], studies["study_id"], studies["report"]):
+    further = [name for name in ("indication", "comparison") if name in table]
+    for subject, study, report, *texts in studies[[*ids, "report", *further]].itertuples(index=False):
         if report:
             path = root / "files" / f"{_study_folder(subject, study)}.txt"
-            _replace_file(path, report_file(*report_sections(report)).encode("utf-8"), root)
+            content = report_file(*report_sections(report), dict(zip(map(str.upper, further), texts)))
+            _replace_file(path, content.encode("utf-8"), root)
     if provenance is not None:
-        _merge_csv(root / PROVENANCE_FILE, provenance, ["dicom_id"], root)
+        _merge_csv(root / provenance_file, provenance, ["dicom_id"], root)
     for kind, frame, keys in (
         ("chexpert", chexpert, ids),
         ("split", table[["dicom_id", "study_id", "subject_id", "split"]], ["dicom_id"]),

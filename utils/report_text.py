@@ -90,20 +90,26 @@ def join_sections(findings, impression):
     return " ".join(f"{heading}: {text}" for heading, text in sections.items() if text)
 
 
-def report_file(findings, impression):
+def report_file(findings, impression, further=None):
     """(findings, impression) => the text of a report file in MIMIC's layout, lines of at most 78 characters.
 
     The inverse of `report_sections`, white space aside. (A text in which FINDINGS: or another heading in capitals
-    stands itself has no inverse.)
+    stands itself has no inverse.) further: {heading in capitals: text} of sections that stand first, for other readers;
+    they are left out where one of them would be read as findings or impression.
     """
-    sections = {"FINDINGS": _collapse(findings), "IMPRESSION": _collapse(impression)}
-    sections = {heading: text for heading, text in sections.items() if text}
-    title = " " * 33 + "FINAL REPORT\n"
-    wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
-    report = title + " \n".join(wrapped)
-    if report_text(report) != join_sections(findings, impression):
+    last = {"FINDINGS": findings, "IMPRESSION": impression}
+    for first in (further or {}, {}):
+        sections = {heading: _collapse(text) for heading, text in {**first, **last}.items()}
+        sections = {heading: text for heading, text in sections.items() if text}
+        title = " " * 33 + "FINAL REPORT\n"
+        wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
+        report = title + " \n".join(wrapped)
+        if report_text(report) == join_sections(findings, impression):
+            return report
         # a line break has made a heading of a word such as "Comparison:"; without line breaks it stays a word
         report = title + " \n".join(f" {heading}: {text}\n" for heading, text in sections.items())
+        if report_text(report) == join_sections(findings, impression):
+            return report
     return report
 
 
