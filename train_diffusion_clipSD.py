@@ -3,7 +3,8 @@
     python train_diffusion_clipSD.py --DATA_ROOT /data/mimic-cxr-jpg --RUN_DIR runs/clipSD
     accelerate launch --num_processes 4 train_diffusion_clipSD.py --config my.toml
 
-Reads:  DATA_ROOT (a CXR tree), BASE_MODEL (VAE, text encoder, U-Net), REFERENCE_ENCODER, CACHE_DIR (filled on the first run)
+Reads:  DATA_ROOT (a CXR tree; for PROMPT impression its reports, too), BASE_MODEL (VAE, text encoder, U-Net),
+        REFERENCE_ENCODER, CACHE_DIR (filled on the first run)
 Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
 """
 
@@ -24,6 +25,7 @@ from utils.diffusion import (
 )
 from utils.errors import run, say
 from utils.features import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, table_fingerprint
+from utils.free_text import with_prompts
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.preflight import check_training, made_up, split_counts
@@ -34,6 +36,7 @@ from utils.weights import start_from
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
+REPORTS_ROOT = ""  # where its reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
 VIEWS = ("PA",)  # ViewPosition of the images; () for all
 HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
 IMAGE_SIZE = 256  # pixels, the side of the square image (8 to 4096)
@@ -47,6 +50,7 @@ INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from 
 GRADIENT_CHECKPOINTING = True  # True: less memory, about a third more time
 COMPILE = False  # True: torch.compile the denoiser
 # the noise and the prompt
+PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
 PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
 DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0, so its guidance was never trained)
 DROP_REFERENCE = 0.05  # probability that it loses its reference (0 to 1; paper: 0)
@@ -96,7 +100,10 @@ def main():
     device = accelerator.device
     check_dropout(DROP_TEXT, DROP_REFERENCE, DROP_BOTH)
 
-    table = read_table(DATA_ROOT, views=VIEWS, splits=("train", "validate"), hold_out=HOLD_OUT, with_reports=False)
+    table = read_table(
+        DATA_ROOT, REPORTS_ROOT, VIEWS, ("train", "validate"), HOLD_OUT, with_reports=PROMPT == "impression"
+    )
+    table = with_prompts(table, PROMPT)
     vae = load_vae(BASE_MODEL, device)
     text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)

@@ -306,17 +306,24 @@ def _find_csv(root, kind):
     return max(found, default=None)  # the newest version
 
 
-def read_csv(path, columns, texts=()):
+def read_csv(path, columns, texts=(), optional=()):
     """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are.
+
+    optional: texts that older files do not have, "" there.
 
     InputError for a file that is none, for a column that is missing, and for ids that are none (see the contract).
     """
     frame = _parse_csv(
-        path, usecols=lambda name: name in columns, dtype={name: str for name in texts}, low_memory=False
+        path,
+        usecols=lambda name: name in columns or name in optional,
+        dtype={name: str for name in (*texts, *optional)},
+        low_memory=False,
     )
     missing = [name for name in columns if name not in frame]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
+    for name in optional:
+        frame[name] = frame[name].fillna("") if name in frame else ""
     for name in frame.columns.intersection(texts):
         frame[name] = frame[name].fillna("")
     for name in frame.columns.difference(texts):

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
-from utils.errors import InputError
+from utils.errors import InputError, say
 from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # what stands for a dropped text
@@ -53,14 +53,45 @@ class TextEncoder:
         self.model.eval().requires_grad_(False).to(device)
         self.pooled = pooled
         self.width = self.model.config.hidden_size
+        self.longest = self.model.config.max_position_embeddings  # tokens of a prompt, start and end included
 
     def encode(self, prompts, length=0):
         """A list of prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
-        length = length or self.model.config.max_position_embeddings
-        return self._encode_tokens(
-            self.tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).input_ids
+        return self._encode_tokens(self._tokenise(list(prompts), length or self.longest))
+
+    def _tokenise(self, prompts, length):
+        """(n, length) ids, padded. A character that the tokenizer does not know is left out, for its id is the end token's.
+
+        At the end of a text it makes no difference; before it, the pooled output would be of the words up to it.
+        """
+        ids = self.tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        end = self.tokenizer.eos_token_id
+        ended_before = (ids[:, :-1] == end) & (ids[:, 1:] != end) & (ids[:, 1:] != self.tokenizer.pad_token_id)
+        for row in ended_before.any(dim=1).nonzero().ravel().tolist():
+            words, _ = self._words(prompts[row])
+            words = [self.tokenizer.bos_token_id, *words[: length - 2], end]
+            ids[row] = torch.tensor(words + [self.tokenizer.pad_token_id] * (length - len(words)))
+        return ids
+
+    def _words(self, prompt):
+        """The ids of a text, start, end and unknown characters left out, and how many of these there are."""
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        known = [number for number in ids if number != self.tokenizer.eos_token_id]
+        return known, len(ids) - len(known)
+
+    def tell(self, prompts):
+        """Prints how long the distinct prompts are, how many of them are cut, and what of them is not read."""
+        distinct = sorted({*prompts})
+        words = [self._words(prompt) for prompt in distinct]
+        lengths = np.array([len(ids) + 2 for ids, _ in words])
+        unknown = sum(count for _, count in words)
+        say(
+            f"prompts: {len(distinct)} distinct, {lengths.mean():.0f} tokens on average; {(lengths > self.longest).sum()} of "
+            f"them cut at {self.longest}"
+            + f"; {unknown} signs that the tokenizer does not know left out"
+            * bool(unknown)
         )
 
     @torch.no_grad()
@@ -70,8 +101,8 @@ class TextEncoder:
 
     def lengths(self, prompts):
         """Tokens of each prompt, start and end included, 77 at most."""
-        longest = self.model.config.max_position_embeddings
-        return [len(tokens) for tokens in self.tokenizer(list(prompts), truncation=True, max_length=longest).input_ids]
+        tokens = self.tokenizer(list(prompts), truncation=True, max_length=self.longest).input_ids
+        return list(map(len, tokens))
 
     def null_prompt(self, prompting, length=0):
         """What guidance leads away from => text, (D,) or (77, D), and reference, (D,), or None for the zero vector.
@@ -81,15 +112,15 @@ class TextEncoder:
         """
         if prompting == "own":
             return self.encode([NULL_PROMPT])[0], None
-        longest = self.model.config.max_position_embeddings
         if self.pooled:
-            text = self._encode_tokens(torch.full((1, longest), self.tokenizer.eos_token_id))[0]  # (D,)
+            text = self._encode_tokens(torch.full((1, self.longest), self.tokenizer.eos_token_id))[0]  # (D,)
             return text, text  # the mean of both
-        tokens = self.encode([NULL_PROMPT], min(length + 1, longest))[0]  # (length + 1, D)
+        tokens = self.encode([NULL_PROMPT], min(length + 1, self.longest))[0]  # (length + 1, D)
         return tokens[:length], tokens[-1]  # one behind the other
 
     def cache(self, prompts, cache_dir, accelerator, batch_size=64):
         """The features of the distinct prompts among `prompts`, and of the null prompt => FeatureCache by prompt."""
+        self.tell(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
         fingerprint = {
             "feature": "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens",

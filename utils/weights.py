@@ -484,6 +484,9 @@ def _training(checkpoint, **constants):
         "VIEWS": ["PA"],
         "HOLD_OUT": ["p19"],
         "IMAGE_SIZE": 256,
+        "PROMPT": "findings",
+        "TEXT_ENCODER": "",
+        "REPORTS_ROOT": "",
     }
     return {"source": Path(checkpoint).name, "constants": known | constants, "encoders": {}}
 
