@@ -51,6 +51,7 @@ DATA_ROOT = ""  # a CXR tree, or the authors' CSV; empty: the one the teacher wa
 REPORTS_ROOT = ""  # where its reports are, for a teacher trained on impressions; empty: where they were for the teacher
 CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; empty: the one of the teacher)
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the teacher
+TEXT_ENCODER = ""  # folder or hub id of the text encoder where it was another one; empty: the one of the teacher
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the teacher
 ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
 DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1)
@@ -81,8 +82,8 @@ DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best t
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
 _OF_THE_TEACHER = (
-    "DATA_ROOT", "REPORTS_ROOT", "CACHE_DIR", "BASE_MODEL", "REFERENCE_ENCODER", "PROMPT", "VIEWS", "HOLD_OUT",
-    "IMAGE_SIZE",
+    "DATA_ROOT", "REPORTS_ROOT", "CACHE_DIR", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "PROMPT", "VIEWS",
+    "HOLD_OUT", "IMAGE_SIZE",
 )  # fmt: skip
 
 
@@ -103,7 +104,8 @@ def main():
     )  # fmt: skip
     table = with_prompts(table, constants["PROMPT"])
     vae = load_vae(constants["BASE_MODEL"], device)
-    text_encoder = TextEncoder(constants["BASE_MODEL"], pooled=isinstance(model.fusion, PooledFusion), device=device)
+    pooled = isinstance(model.fusion, PooledFusion)
+    text_encoder = TextEncoder(constants["BASE_MODEL"], pooled, device, constants["TEXT_ENCODER"])
     reference_encoder = ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)

@@ -39,6 +39,7 @@ DATA_ROOT = ""  # the CXR tree of label vectors and references; empty: the one t
 REPORTS_ROOT = ""  # where its reports are, for a model trained on impressions; empty: where they were in the training
 CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; empty: the one of the training)
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the training
+TEXT_ENCODER = ""  # folder or hub id of the text encoder where it was another one; empty: the one of the training
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the training
 # what to make images of: TEXT, else FINDINGS, else LABELS_CSV, else SPLIT
 TEXT = ""  # in the words of an impression, e.g. "Large left pleural effusion.", of a model that was trained on them
@@ -79,11 +80,11 @@ def main():
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
 
-    model, training = load_vision(CHECKPOINT, "UViT", BASE_MODEL, REFERENCE_ENCODER)
+    model, training = load_vision(CHECKPOINT, "UViT", BASE_MODEL, REFERENCE_ENCODER, TEXT_ENCODER)
     trained = training["constants"]
     model = model.to(device).eval()
     vae = load_vae(trained["BASE_MODEL"], device)
-    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device)
+    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device, name=trained["TEXT_ENCODER"])
     reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)

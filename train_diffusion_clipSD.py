@@ -44,6 +44,7 @@ CACHE_DIR = "cache"  # where the frozen encoders' features are kept (a folder to
 ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
 # frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_encoder, tokenizer, scheduler and unet
+TEXT_ENCODER = ""  # folder or hub id of another CLIP, or a BERT, with its tokenizer; empty: BASE_MODEL's text_encoder
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
 INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from BASE_MODEL's U-Net
@@ -105,12 +106,12 @@ def main():
     )
     table = with_prompts(table, PROMPT)
     vae = load_vae(BASE_MODEL, device)
-    text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device)
+    text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device, name=TEXT_ENCODER)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
 
     torch.manual_seed(SEED)  # of the initial weights
-    denoiser = load_unet(BASE_MODEL, text_encoder.width)
-    fusion = TokenFusion(text_encoder.width, reference_encoder.width)
+    denoiser = load_unet(BASE_MODEL, text_encoder.width, TEXT_ENCODER)
+    fusion = TokenFusion(text_encoder.width, reference_encoder.width, token_dim=denoiser.config.cross_attention_dim)
     schedule = noise_schedule(BASE_MODEL, PREDICTION)
     model = PromptedDenoiser(denoiser, fusion, schedule)
     if INITIAL_WEIGHTS:

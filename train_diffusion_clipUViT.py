@@ -44,6 +44,7 @@ CACHE_DIR = "cache"  # where the frozen encoders' features are kept (a folder to
 ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
 # frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_encoder, tokenizer and scheduler
+TEXT_ENCODER = ""  # folder or hub id of another CLIP, or a BERT, with its tokenizer; empty: BASE_MODEL's text_encoder
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
 INITIAL_WEIGHTS = "imagenet256_uvit_large.pth"  # an official U-ViT, a checkpoint folder or authors' .ckpt; "": random
@@ -109,7 +110,7 @@ def main():
     )
     table = with_prompts(table, PROMPT)
     vae = load_vae(BASE_MODEL, device)
-    text_encoder = TextEncoder(BASE_MODEL, pooled=True, device=device)
+    text_encoder = TextEncoder(BASE_MODEL, pooled=True, device=device, name=TEXT_ENCODER)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
 
     torch.manual_seed(SEED)  # of the initial weights

@@ -21,7 +21,7 @@ METRICS = (
     "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second"
 )  # fmt: skip
 MAY_CHANGE = {  # constants that a resumed run may have otherwise: how it is run and optimised, where its parts lie now
-    "RUN_DIR", "RESUME", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "REFERENCE_ENCODER", "BART_CHECKPOINT",
+    "RUN_DIR", "RESUME", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "BART_CHECKPOINT",
     "CHECKPOINT", "TOKENIZER", "INITIAL_WEIGHTS", "PRETRAINED", "PRETRAINED_FILE", "HEAD_ROWS", "ENCODE_BATCH_SIZE",
     "ACCUMULATION", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS",
     "CLIP_NORM", "EMA_DECAY", "PRECISION", "GRADIENT_CHECKPOINTING", "COMPILE", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "VALIDATION_ROWS",
