@@ -20,7 +20,7 @@ WITH_CONSTANTS = sorted(  # all that has constants which a user may set
     or " = override_constants(globals())" in path.read_text()
 )
 FREE_TEXTS = {  # what to read or to ask a library for: nothing here knows all that it may be
-    "DATA_ROOT", "REPORTS_ROOT", "REAL", "SYNTHETIC", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV", "CONFIG", "FINDINGS", "TEXT",
+    "DATA_ROOT", "REPORTS_ROOT", "REAL", "SYNTHETIC", "IMAGES_ROOT", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV", "CONFIG", "FINDINGS", "TEXT",
     "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT", "INITIAL_WEIGHTS", "BASE_MODEL",
     "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER", "JUDGE_MODEL", "SELECTOR_MODEL",
     "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",

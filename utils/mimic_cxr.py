@@ -132,7 +132,7 @@ def split_rows(table, split, root=""):
 
 def is_report_list(path):
     """Whether a path is of a CSV of reports without images: what `read_report_list` reads."""
-    columns = _header(path)
+    columns = csv_header(path)
     return "image_path" not in columns and (columns >= {"findings", "impression"} or columns >= {"split", "text"})
 
 
@@ -144,7 +144,7 @@ def read_report_list(path):
     as the authors trained BART on, of which rows with a blank split are dropped. It names no patients: each row counts
     as one, and no patient group can be held out.
     """
-    if _header(path) >= {"findings", "impression"}:
+    if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
         _check_unique(frame, ["uid"], path)
         tenths = [keyed_seed("split", uid) % 10 for uid in frame["uid"]]
@@ -162,7 +162,7 @@ def read_report_list(path):
     return table
 
 
-def _header(path):
+def csv_header(path):
     """The set of a CSV's column names, empty where there is no CSV to read."""
     if not str(path).endswith((".csv", ".csv.gz")):
         return set()
@@ -313,7 +313,7 @@ def read_csv(path, columns, texts=(), optional=()):
 
     InputError for a file that is none, for a column that is missing, and for ids that are none (see the contract).
     """
-    frame = _parse_csv(
+    frame = parse_csv(
         path,
         usecols=lambda name: name in columns or name in optional,
         dtype={name: str for name in (*texts, *optional)},
@@ -334,7 +334,8 @@ def read_csv(path, columns, texts=(), optional=()):
     return frame
 
 
-def _parse_csv(path, **options):
+def parse_csv(path, **options):
+    """`pandas.read_csv`, but a file that is none is an InputError that names it."""
     try:
         return pd.read_csv(path, **options)
     except FileNotFoundError:
@@ -600,7 +601,7 @@ def _merge_csv(path, frame, keys, root, defaults=None):
 
 
 def _as_text(source):
-    return _parse_csv(source, dtype=str, keep_default_na=False)
+    return parse_csv(source, dtype=str, keep_default_na=False)
 
 
 def _replace_file(path, content, root):
