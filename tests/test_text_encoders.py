@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertModel, ViTConfig, ViTModel
 
 from utils.diffusion import PromptedDenoiser, load_unet
 from utils.errors import InputError
+from utils.findings import parse_findings, to_prompt
 from utils.prompts import NULL_PROMPT, TextEncoder, TokenFusion
 from utils.weights import load_vision
 
@@ -174,3 +175,18 @@ def test_check_counts_the_texts_of_another_encoder(config, encoders, tmp_path, c
 def test_an_authors_file_reads_with_base_models_encoder(uvit_file, base_model, encoders):  # noqa: F811
     with pytest.raises(InputError, match="leave TEXT_ENCODER empty"):
         load_vision(str(uvit_file), "UViT", base_model, text_encoder=encoders["bert"])
+
+
+def test_the_demos_bert_says_of_an_impression_what_its_clip_says_of_the_findings():
+    assets = Path(__file__).parent.parent / "assets" / "demo"
+    bert = TextEncoder("", True, name=str(assets / "bert"))
+    clip = TextEncoder(str(assets / "base_model"), True)
+    assert bert.width == clip.width == 128
+    names = ["Edema", "Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Fracture", "Support Devices"]
+    said = [
+        "Mild pulmonary edema.", "Severe cardiomegaly.", "Small left pleural effusion.", "1. Large right pneumothorax.",
+        "Displaced fracture of the left clavicle.", "Endotracheal tube and right central line.",
+    ]  # fmt: skip
+    prompts = clip.encode([to_prompt(parse_findings(name)) for name in names])
+    distances = torch.cdist(bert.encode(said), prompts)
+    assert distances.argmin(dim=1).tolist() == [*range(len(names))]

@@ -29,7 +29,7 @@ def with_prompts(table, prompt):
     if prompt == "findings":
         return table
     raw = table["report"].map({report: report_sections(report)[1] for report in table["report"].unique()})
-    impressions = raw.map(clean_report)
+    impressions = raw.map({text: clean_report(text) for text in raw.unique()})
     silent, lacking, kept = table["report"] == "", raw == "", impressions != ""
     dropped = (
         f"dropped {silent.sum()} without a report, {(lacking & ~silent).sum()} whose report has no impression and "
@@ -38,10 +38,15 @@ def with_prompts(table, prompt):
     if not kept.any():
         raise InputError(
             f"not one of {len(table)} images has an impression for a prompt ({dropped}): set REPORTS_ROOT to where the "
-            ".txt files are, or PROMPT to findings"
+            ".txt files are, or train with PROMPT findings"
         )
     say(f"impressions: {kept.sum()} of {len(table)} images have one; {dropped}")
     return table[kept].assign(prompt=impressions[kept]).reset_index(drop=True)
+
+
+def impression_of(report):
+    """The impression of a report, without de-identification marks; "" where it has none, or none is left."""
+    return clean_report(report_sections(report)[1])
 
 
 def check_prompt(prompt):

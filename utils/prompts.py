@@ -13,6 +13,8 @@ ViT-B/32, D = R = 768. The CXR-IRGen authors prompted otherwise, and a denoiser 
     reference  the first training row with the same labels; the zero vector when there is none
 """
 
+import hashlib
+
 import numpy as np
 import open_clip
 import torch
@@ -34,6 +36,7 @@ from transformers import (
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
 from utils.errors import InputError, say
+from utils.findings import PROMPT_START
 from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # what stands for a dropped text
@@ -151,7 +154,7 @@ class TextEncoder:
         return tokens[:length], tokens[-1]  # one behind the other
 
     def cache(self, prompts, cache_dir, accelerator, batch_size=64):
-        """The features of the distinct prompts among `prompts`, and of the null prompt => FeatureCache by prompt."""
+        """The features of the distinct prompts among `prompts`, and of the null prompt => TextFeatures."""
         self.tell(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
         fingerprint = {
@@ -164,7 +167,7 @@ class TextEncoder:
             folder += f"_{fingerprint['encoder'][:12]}"
         cache = FeatureCache(f"{cache_dir}/{folder}", fingerprint)
         served = cache.fill(
-            distinct,
+            list(map(_text_key, distinct)),
             lambda row: distinct[row],
             lambda batch: self.encode(batch).cpu().numpy(),
             batch_size,
@@ -173,10 +176,30 @@ class TextEncoder:
         )
         if not served.all():
             raise InputError(f"the text encoder makes no numbers of {(~served).sum()} prompts (named above)")
-        return cache
+        return TextFeatures(cache)
 
     def fingerprint(self):
         return weights_fingerprint(self.model)
+
+
+class TextFeatures:
+    """The features of texts, out of a FeatureCache: features[text] => (D,) or (77, D); stack(texts) => (n, ...)."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __getitem__(self, text):
+        return self.cache[_text_key(text)]
+
+    def stack(self, texts):
+        return self.cache.stack(list(map(_text_key, texts)))
+
+
+def _text_key(text):
+    """What a text lies under in a cache: a sentence of findings itself, any other its SHA-256, so that no report lies there."""
+    if text == NULL_PROMPT or text.startswith(PROMPT_START):
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _load_clip(base_model):
