@@ -29,6 +29,7 @@ from utils.features import (
     set_aside,
     table_fingerprint,
 )
+from utils.free_text import with_prompts
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.preflight import check_training, made_up, split_counts
@@ -48,8 +49,10 @@ STUDENT_STEPS = 4  # network calls an image (1 to 250)
 GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
 # data
 DATA_ROOT = ""  # a CXR tree, or the authors' CSV; empty: the one the teacher was trained on
+REPORTS_ROOT = ""  # where its reports are, for a teacher trained on impressions; empty: where they were for the teacher
 CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; empty: the one of the teacher)
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the teacher
+TEXT_ENCODER = ""  # folder or hub id of the text encoder where it was another one; empty: the one of the teacher
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the teacher
 ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
 DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1)
@@ -79,7 +82,10 @@ LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
-_OF_THE_TEACHER = ("DATA_ROOT", "CACHE_DIR", "BASE_MODEL", "REFERENCE_ENCODER", "VIEWS", "HOLD_OUT", "IMAGE_SIZE")
+_OF_THE_TEACHER = (
+    "DATA_ROOT", "REPORTS_ROOT", "CACHE_DIR", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "PROMPT", "VIEWS",
+    "HOLD_OUT", "IMAGE_SIZE",
+)  # fmt: skip
 
 
 def main():
@@ -94,11 +100,13 @@ def main():
     # the samplers read of a student's constants what they read of its teacher's
     constants |= {name: constants.get(name) or training["constants"][name] for name in _OF_THE_TEACHER}
     table = read_table(
-        constants["DATA_ROOT"], views=constants["VIEWS"], splits=("train", "validate"), hold_out=constants["HOLD_OUT"],
-        with_reports=False,
+        constants["DATA_ROOT"], constants["REPORTS_ROOT"], constants["VIEWS"], ("train", "validate"),
+        constants["HOLD_OUT"], with_reports=constants["PROMPT"] == "impression",
     )  # fmt: skip
+    table = with_prompts(table, constants["PROMPT"])
     vae = load_vae(constants["BASE_MODEL"], device)
-    text_encoder = TextEncoder(constants["BASE_MODEL"], pooled=isinstance(model.fusion, PooledFusion), device=device)
+    pooled = isinstance(model.fusion, PooledFusion)
+    text_encoder = TextEncoder(constants["BASE_MODEL"], pooled, device, constants["TEXT_ENCODER"])
     reference_encoder = ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)

@@ -2,10 +2,12 @@
 
     python evaluate_pairs.py --REAL /data/mimic-cxr-jpg --SYNTHETIC synthetic/clipUViT --OUTPUT evaluation/clipUViT
 
-Reads:  REAL (its split SPLIT is compared with, its split "train" trains the judges unless TRAIN is given), SYNTHETIC,
-        WRITTEN (reports of real images), BASE_MODEL (the VAE in whose latents copies are looked for), CACHE_DIR
+Reads:  REAL (its split SPLIT is compared with, its split "train" trains the judges unless TRAIN is given), SYNTHETIC (a
+        CXR tree, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN (reports of real images), BASE_MODEL (the VAE in
+        whose latents copies are looked for), CACHE_DIR
 Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,memorisation,closest}.png,
-        and PAGE, the gallery page with the main numbers and with what request, image and report say of each finding
+        OUTPUT/{radeval,rexrank_references,rexrank_predictions}.csv of reports that have a real one beside them, and
+        PAGE, the gallery page with the main numbers and with what request, image and report say of each finding
 """
 
 from utils.constants import check_command_line, override_constants
@@ -42,6 +44,7 @@ from utils.evaluation import (
     text_judge_for,
     with_references,
 )
+from utils.foreign_pairs import is_foreign, read_pairs, write_for_others
 from utils.gallery import write_page
 from utils.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
 from utils.latents import latent_shape, load_vae
@@ -54,7 +57,8 @@ from utils.training import make_accelerator
 # what is compared
 REAL = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
 REPORTS_ROOT = ""  # where REAL's reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
-SYNTHETIC = "synthetic/clipUViT"  # a CXR tree
+SYNTHETIC = "synthetic/clipUViT"  # a CXR tree, or somebody else's CSV of images and prompts
+IMAGES_ROOT = ""  # the folder that such a CSV's image names start from; empty: the CSV's own
 TRAIN = ""  # the tree whose split "train" trains the judges and is searched for copies; empty: REAL
 SPLIT = "test"  # the split of REAL to compare with (train, validate or test)
 SYNTHETIC_SPLIT = ""  # of SYNTHETIC (train, validate, test or empty; empty: all, or SPLIT if it is a real tree)
@@ -106,19 +110,22 @@ class Tables:
     train: pd.DataFrame
     validation: pd.DataFrame  # sets the image judge's thresholds
     real_all: pd.DataFrame  # all splits of the real tree
+    shown: object  # of the synthetic rows on the page: the root of their tree, or a table
 
 
-def read_tables(real, reports_root, synthetic, train, split, synthetic_split, views, hold_out):
+def read_tables(real, reports_root, synthetic, images, train, split, synthetic_split, views, hold_out):
     """Reads the trees => Tables; InputError where a part is empty, or nothing can be compared."""
     real_all = read_table(real, reports_root, views=views, hold_out=hold_out)
     train_all = read_table(train, views=views, hold_out=hold_out) if train else real_all
     own_reports = reports_root if synthetic == real else ""
+    rows = read_synthetic(synthetic, images, own_reports, views, hold_out, synthetic_split, split)
     tables = Tables(
-        synthetic=read_synthetic(synthetic, own_reports, views, hold_out, synthetic_split, split),
+        synthetic=rows,
         real=real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
         train=train_all.iloc[split_rows(train_all, "train", train or real)].reset_index(drop=True),
         validation=train_all[train_all["split"] == "validate"].reset_index(drop=True),
         real_all=real_all,
+        shown=rows if "prompt" in rows else synthetic,
     )
     asked, present = (positives(table).any(axis=0) for table in (tables.synthetic, real_all))
     if not (asked & present).any():
@@ -129,12 +136,19 @@ def read_tables(real, reports_root, synthetic, train, split, synthetic_split, vi
     return tables
 
 
-def read_synthetic(root, reports_root, views, hold_out, split, split_of_real):
+def read_synthetic(root, images, reports_root, views, hold_out, split, split_of_real):
     """The synthetic rows, with a column source: the dicom_id of the image that the labels came from, or ""; and with
     score and agrees, what a selector said of it, or NaN.
 
-    Of a real tree the rows of `split_of_real` are taken unless `split` says otherwise; each is its own source.
+    Of a real tree the rows of `split_of_real` are taken unless `split` says otherwise; each is its own source. Of somebody
+    else's CSV all rows are taken; images: the folder that its image names start from.
     """
+    if is_foreign(root):
+        if split:
+            raise InputError(
+                f"SYNTHETIC_SPLIT is {split!r}, and {root}, which is no tree, has no splits: leave it empty"
+            )
+        return read_pairs(root, images).assign(score=np.nan, agrees=np.nan)
     provenance = Path(root) / mimic_cxr.PROVENANCE_FILE
     if not provenance.exists():
         table = read_table(root, reports_root, views, splits=(split or split_of_real,), hold_out=hold_out)
@@ -174,8 +188,11 @@ def load_foreign(features, classifier, text_judge, device):
     return extractors, RulesJudge() if text_judge == "rules" else None
 
 
-def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgraph, seed):
-    """What evaluation.json says of the reports of synthetic images, and of those written for real ones."""
+def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgraph, output, seed):
+    """What evaluation.json says of the reports of synthetic images, and of those written for real ones.
+
+    Both are also written into `output`, for RadEval and ReXrank.
+    """
     reported, references = with_references(synthetic.table, tables.real_all)
     kinds = {("reports", "report_f1"): (reported, references, "synthetic")}
     if written:
@@ -184,6 +201,8 @@ def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgra
     for names, (rows, references, title) in kinds.items():
         found = report_quality(text_judge, rows, references, train.table, title, radgraph, seed)
         result.update(zip(names, found))
+        if synthetic.loading.accelerator.is_main_process:
+            write_for_others(output, rows, references, "written_" if title != "synthetic" else "")
     result["texts"] = report_texts({title: rows for rows, _, title in kinds.values()}, train.table, seed)
     return result
 
@@ -207,7 +226,7 @@ def main():
     accelerator = make_accelerator(DEVICE, "no")
     extractors, ready = load_foreign(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     stopwatch = Stopwatch()
-    tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
+    tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, IMAGES_ROOT, TRAIN, SPLIT, SYNTHETIC_SPLIT, VIEWS, HOLD_OUT)
     check_apart(SYNTHETIC, tables.train.iloc[judge_rows(tables.train, JUDGE_PATIENTS)], TEXT_JUDGE, WRITTEN)
     settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, JUDGE_BATCH_SIZE, JUDGE_LEARNING_RATE, SEED)
     output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
@@ -246,7 +265,7 @@ def main():
 
     text_judge, notes = text_judge_for(synthetic, train, SYNTHETIC, ready)
     if text_judge:
-        result |= evaluate_reports(text_judge, tables, synthetic, train, WRITTEN, real, RADGRAPH, SEED)
+        result |= evaluate_reports(text_judge, tables, synthetic, train, WRITTEN, real, RADGRAPH, output, SEED)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(
@@ -267,7 +286,7 @@ def main():
     if accelerator.is_main_process:  # the others of a launch have helped with the cache
         text = write_evaluation(output, result, stopwatch.seconds, told, nearest, synthetic, train, CLOSEST, IMAGE_SIZE)
         save_constants(output, constants)
-        write_page(page, {name: SYNTHETIC}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)
+        write_page(page, {name: tables.shown}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)
         stopwatch.lap("pictures and page")
         say(text)
         say(f"the evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")

@@ -2,6 +2,7 @@
 
     python sample_diffusion_clipUViT.py --CHECKPOINT runs/clipUViT/best --SPLIT test --OUTPUT_ROOT synthetic/clipUViT
     python sample_diffusion_clipUViT.py --FINDINGS "cardiomegaly, edema, not pneumothorax" --IMAGES_PER_LABEL 8
+    python sample_diffusion_clipUViT.py --CHECKPOINT runs/impressions/best --TEXT "Large left pleural effusion."
     accelerate launch --num_processes 4 sample_diffusion_clipUViT.py --config my.toml
 
 Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
@@ -22,8 +23,7 @@ from utils.first_images import picture_first
 from utils.judges import JudgeSettings
 from utils.latents import latent_shape, load_vae
 from utils.manifest import SYNTHETIC_TREE, making
-from utils.mimic_cxr import read_table
-from utils.plan import label_vectors, plan_requests
+from utils.plan import label_vectors, plan_requests, real_rows
 from utils.preflight import check_run
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import ReferencePool
@@ -36,13 +36,16 @@ from utils.weights import load_vision
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of train_diffusion_clipUViT.py, or the authors' .ckpt
 OUTPUT_ROOT = "synthetic/clipUViT"  # the synthetic CXR tree (a folder to write; new, or made with the same settings)
 DATA_ROOT = ""  # the CXR tree of label vectors and references; empty: the one trained on
+REPORTS_ROOT = ""  # where its reports are, for a model trained on impressions; empty: where they were in the training
 CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; empty: the one of the training)
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the training
+TEXT_ENCODER = ""  # folder or hub id of the text encoder where it was another one; empty: the one of the training
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the training
-# what to make images of: FINDINGS, else LABELS_CSV, else SPLIT
-FINDINGS = ""  # one label vector in words, e.g. "cardiomegaly, edema, not pneumothorax"
-LABELS_CSV = ""  # a CSV with PhysioNet's 14 columns, or with the authors' `label` column
-SPLIT = "test"  # whose label vectors, of DATA_ROOT (train, validate, test or empty)
+# what to make images of: TEXT, else FINDINGS, else LABELS_CSV, else SPLIT
+TEXT = ""  # in the words of an impression, e.g. "Large left pleural effusion.", of a model that was trained on them
+FINDINGS = ""  # one label vector in words, e.g. "cardiomegaly, edema, not pneumothorax"; beside TEXT: that of TEXT
+LABELS_CSV = ""  # a CSV with PhysioNet's 14 columns, with the authors' `label`, or with a free text a row in `prompt`
+SPLIT = "test"  # whose label vectors, or impressions, of DATA_ROOT (train, validate, test or empty)
 MAX_LABELS = 0  # label vectors at most, drawn at random (0 or more; 0: all)
 IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and reference (1 to 1000000)
 # how to sample
@@ -77,11 +80,11 @@ def main():
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
 
-    model, training = load_vision(CHECKPOINT, "UViT", BASE_MODEL, REFERENCE_ENCODER)
+    model, training = load_vision(CHECKPOINT, "UViT", BASE_MODEL, REFERENCE_ENCODER, TEXT_ENCODER)
     trained = training["constants"]
     model = model.to(device).eval()
     vae = load_vae(trained["BASE_MODEL"], device)
-    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device)
+    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device, name=trained["TEXT_ENCODER"])
     reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)
@@ -101,9 +104,11 @@ def main():
     }
     check_settings(settings, model.schedule)
     table, pool = None, None
-    if CONDITION != "text" or not (FINDINGS or LABELS_CSV) or needs_selector(CANDIDATES, KEEP):
-        root, views, hold_out = DATA_ROOT or trained["DATA_ROOT"], trained["VIEWS"], trained["HOLD_OUT"]
-        table = read_table(root, views=views, hold_out=hold_out, with_reports=False)
+    by_split = not (TEXT or FINDINGS or LABELS_CSV)
+    if CONDITION != "text" or by_split or needs_selector(CANDIDATES, KEEP):
+        table = real_rows(trained, DATA_ROOT, REPORTS_ROOT, with_prompts=by_split)
+    vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED, TEXT, trained["PROMPT"])
+    text_encoder.tell(vectors["prompt"])
     selector = JudgeSettings(
         SELECTOR_MODEL, SELECTOR_IMAGE_SIZE, SELECTOR_STEPS, SELECTOR_BATCH_SIZE, SELECTOR_LEARNING_RATE
     )
@@ -116,7 +121,6 @@ def main():
             pool = ReferencePool(
                 table, reference_encoder, model.fusion, cache_dir, BATCH_SIZE, NUM_WORKERS, accelerator
             )
-        vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED)
         shape = latent_shape(vae, trained["IMAGE_SIZE"])
         if CHECK:
             count = max(len(vectors) * IMAGES_PER_LABEL, MAX_REQUESTS)

@@ -3,7 +3,8 @@
     python train_diffusion_clipSD.py --DATA_ROOT /data/mimic-cxr-jpg --RUN_DIR runs/clipSD
     accelerate launch --num_processes 4 train_diffusion_clipSD.py --config my.toml
 
-Reads:  DATA_ROOT (a CXR tree), BASE_MODEL (VAE, text encoder, U-Net), REFERENCE_ENCODER, CACHE_DIR (filled on the first run)
+Reads:  DATA_ROOT (a CXR tree; for PROMPT impression its reports, too), BASE_MODEL (VAE, text encoder, U-Net),
+        REFERENCE_ENCODER, CACHE_DIR (filled on the first run)
 Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
 """
 
@@ -31,6 +32,7 @@ from utils.features import (
     set_aside,
     table_fingerprint,
 )
+from utils.free_text import with_prompts
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.preflight import check_training, made_up, split_counts
@@ -41,6 +43,7 @@ from utils.weights import start_from
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
+REPORTS_ROOT = ""  # where its reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
 VIEWS = ("PA",)  # ViewPosition of the images; () for all
 HOLD_OUT = ("p19",)  # patient groups that are never trained on (they count as the split "test")
 IMAGE_SIZE = 256  # pixels, the side of the square image (8 to 4096)
@@ -48,12 +51,14 @@ CACHE_DIR = "cache"  # where the frozen encoders' features are kept (a folder to
 ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
 # frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae, text_encoder, tokenizer, scheduler and unet
+TEXT_ENCODER = ""  # folder or hub id of another CLIP, or a BERT, with its tokenizer; empty: BASE_MODEL's text_encoder
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
 INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from BASE_MODEL's U-Net
 GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
 COMPILE = False  # True: torch.compile the denoiser
 # the noise and the prompt
+PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
 PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
 DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0, so its guidance was never trained)
 DROP_REFERENCE = 0.05  # probability that it loses its reference (0 to 1; paper: 0)
@@ -103,14 +108,17 @@ def main():
     device = accelerator.device
     check_dropout(DROP_TEXT, DROP_REFERENCE, DROP_BOTH)
 
-    table = read_table(DATA_ROOT, views=VIEWS, splits=("train", "validate"), hold_out=HOLD_OUT, with_reports=False)
+    table = read_table(
+        DATA_ROOT, REPORTS_ROOT, VIEWS, ("train", "validate"), HOLD_OUT, with_reports=PROMPT == "impression"
+    )
+    table = with_prompts(table, PROMPT)
     vae = load_vae(BASE_MODEL, device)
-    text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device)
+    text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device, name=TEXT_ENCODER)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
 
     torch.manual_seed(SEED)  # of the initial weights
-    denoiser = load_unet(BASE_MODEL, text_encoder.width)
-    fusion = TokenFusion(text_encoder.width, reference_encoder.width)
+    denoiser = load_unet(BASE_MODEL, text_encoder.width, TEXT_ENCODER)
+    fusion = TokenFusion(text_encoder.width, reference_encoder.width, token_dim=denoiser.config.cross_attention_dim)
     schedule = noise_schedule(BASE_MODEL, PREDICTION)
     model = PromptedDenoiser(denoiser, fusion, schedule)
     if INITIAL_WEIGHTS:

@@ -6,13 +6,14 @@
 Reads:  nothing but drawn chests (utils/phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
         FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
-        FOLDER/vit (timm local-dir), FOLDER/bart (transformers); WORK, which the denoisers' trainings go on from
+        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, which the denoisers' trainings go on from
 
 What each part has seen, as its model in the paper's setting has seen the world before it meets a chest X-ray:
 the VAE only pixels; the image tower and the text encoder images with their prompts (and, as a training aid, the
 findings); U-Net and U-ViT drawn chests with prompts, as Stable Diffusion's U-Net had, and no reference images;
 uvit_unprompted, with which the ablation begins, chests *without* prompts; the prior's ViT latents and which findings
-are present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise.
+are present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise; BERT
+impressions, and what the text encoder says of the prompts of their findings.
 
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better; a
 second run goes on where one was cut. What that cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT
@@ -41,6 +42,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels, train
 from assets.demo_bart import make_bart
+from assets.demo_bert import make_bert
 from utils.constants import override_constants
 from utils.diffusion import PromptedDenoiser
 from utils.errors import run
@@ -50,7 +52,7 @@ from utils.launch import run_script
 from utils.phantom import random_chest, random_findings, write_report
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("vae", "decoder", "clip", "uvit", "unprompted", "unet", "vit", "bart")  # which to make, in this order
+PARTS = ("vae", "decoder", "clip", "uvit", "unprompted", "unet", "vit", "bart", "bert")  # which to make, in this order
 CONFIG = "assets/parts.toml"  # how the denoisers are pretrained
 WORK = "parts"  # where they are while they train: drawn chests, cache and runs (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
@@ -69,6 +71,7 @@ CLIP_STEPS = 1200  # of 64 pairs (1 or more)
 VIT_STEPS = 4000  # of 64 latents (1 or more)
 REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them (1 or more)
 BART_STEPS = 5000  # of 32 reports (1 or more)
+BERT_STEPS = 3000  # of 64 impressions (1 or more)
 THREADS = 2  # CPU threads (1 to 256)
 
 
@@ -87,9 +90,10 @@ def draw_chests(count, image_size, seed, keep):
 
 
 def write_reports(count, seed):
-    """Reports of chests that are never drawn, a list of texts."""
+    """Reports of chests that are never drawn, a list of texts, and their labels, (count, 14) int8."""
     rngs = (np.random.default_rng((seed, 1, number)) for number in range(count))
-    return [write_report(*random_findings(rng), rng) for rng in rngs]
+    found = [(*random_findings(rng), rng) for rng in rngs]
+    return [write_report(*study) for study in found], np.stack([labels for _, labels, _ in found])
 
 
 def make_tokenizer(folder, prompts):
@@ -283,7 +287,9 @@ def main():
     if "vit" in PARTS:
         make_vit(folder, images, labels, VIT_STEPS)
     if "bart" in PARTS:
-        make_bart(folder / "bart", write_reports(REPORTS, SEED), BART_STEPS, SEED)
+        make_bart(folder / "bart", write_reports(REPORTS, SEED)[0], BART_STEPS, SEED)
+    if "bert" in PARTS:
+        make_bert(folder / "bert", folder / "base_model", *write_reports(REPORTS, SEED), BERT_STEPS, SEED)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ from utils.metrics import (
     neighbourhood_metrics,
     positives,
 )
-from utils.mimic_cxr import read_table
-from utils.plan import label_vectors, plan_requests
+from utils.plan import label_vectors, plan_requests, real_rows
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import ReferencePool
 from utils.report import markdown
@@ -90,13 +89,13 @@ class Module:
         self.model = model.to(device).eval()
         self.vae = load_vae(trained["BASE_MODEL"], device)
         pooled = type(self.model.denoiser).__name__ == "UViT"
-        self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device)
+        self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled, device, trained["TEXT_ENCODER"])
         encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
         self.pool = ReferencePool(table, encoder, self.model.fusion, cache_dir, batch_size, threads, accelerator)
         self.image_size = trained["IMAGE_SIZE"]
         self.settings = {"steps": steps, "scheduler": scheduler, "checkpoint_sha256": ""}
         self.shape = latent_shape(self.vae, self.image_size)
-        vectors = label_vectors("", "", table, split, count, seed)
+        vectors = label_vectors("", "", table, split, count, seed, prompt=trained["PROMPT"])
         settings = {**self.settings, **_guidance("both 1")}
         requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
         self.pool.prepare(requests.reference_dicom_id)
@@ -150,9 +149,7 @@ def main():
     override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
     model, trained = PromptedDenoiser.from_pretrained(CHECKPOINT), read_training(CHECKPOINT)["constants"]
-    table = read_table(
-        DATA_ROOT or trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False
-    )
+    table = real_rows(trained, DATA_ROOT, "", with_prompts=True)
     train, validation = (table[table.split == split].reset_index(drop=True) for split in ("train", "validate"))
     settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED)
     judge = image_judge(train, validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)

@@ -20,10 +20,11 @@ WITH_CONSTANTS = sorted(  # all that has constants which a user may set
     or " = override_constants(globals())" in path.read_text()
 )
 FREE_TEXTS = {  # what to read or to ask a library for: nothing here knows all that it may be
-    "DATA_ROOT", "REPORTS_ROOT", "ROOT", "REAL", "SYNTHETIC", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV", "CONFIG", "FINDINGS",
-    "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT", "INITIAL_WEIGHTS", "BASE_MODEL",
-    "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER", "JUDGE_MODEL", "SELECTOR_MODEL",
-    "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION", "DATA_ROOTS", "ASSETS",
+    "DATA_ROOT", "REPORTS_ROOT", "ROOT", "REAL", "SYNTHETIC", "IMAGES_ROOT", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV",
+    "CONFIG", "FINDINGS", "TEXT", "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT", "INITIAL_WEIGHTS",
+    "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
+    "JUDGE_MODEL", "SELECTOR_MODEL", "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
+    "DATA_ROOTS", "ASSETS",
 }  # fmt: skip
 
 SCRIPT = '''"""Trains nothing.
@@ -344,6 +345,7 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "NUM_WORKERS": (EVERY_SCRIPT, ["-1", "1000000"]),
     "SEED": (EVERY_SCRIPT, ["1e30", "-1", "1" + 30 * "0"]),
     "PREDICTION": (DIFFUSION_TRAINERS, ["sample", ""]),
+    "PROMPT": (DIFFUSION_TRAINERS, ["report", "", "Impression"]),
     "DROP_TEXT": ((*DIFFUSION_TRAINERS, "distill_diffusion"), ["-0.1", "1.1"]),
     "PREVIEW_STEPS": (DIFFUSION_TRAINERS, ["0", "-1", "2000"]),
     "PREVIEW_GUIDANCE": (DIFFUSION_TRAINERS, ["1e999", "-1", "1e9"]),

@@ -979,7 +979,7 @@ def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, t
 
     model, _ = load_vision(path, "UViT", base_model)
     model.check_fits(TEXT, (4, 64, 64))
-    with pytest.raises(InputError, match=f"texts of width {TEXT}, and the text encoder of BASE_MODEL makes 24"):
+    with pytest.raises(InputError, match=f"texts of width {TEXT}, and this text encoder makes 24"):
         model.check_fits(24, (4, 64, 64))
     small = save_lightning(tmp_path / "small.ckpt", uvit_state())
     with pytest.raises(

@@ -1,13 +1,14 @@
 """Tiny random models, saved in the on-disk formats of the real ones: a Stable-Diffusion-like folder, an open_clip folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 from utils.findings import FINDINGS, PROMPT_PARTS, PROMPT_START
 
@@ -123,3 +124,41 @@ def save_reference_encoder(folder, width=WIDTH):
         json.dumps({"model_cfg": config, "preprocess_cfg": {"size": [32, 32]}})
     )
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "open_clip_model.safetensors")
+
+
+def save_bert(folder, width=24, pooler=True, kind="bert", **sizes):
+    """A BERT of its own width with the tokenizer of a few words; pooler: False leaves its weights out of the file.
+
+    kind: its model_type, such as "cxr-bert", which transformers does not know.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    letters = "abcdefghijklmnopqrstuvwxyz.,-0123456789"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        initializer_range=0.5, **{"max_position_embeddings": 90, **sizes},
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=pooler).save_pretrained(folder)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "model_type": kind}))
+    if kind != "bert":  # which brings code of its own
+        for name, parts in (
+            ("config.json", ("AutoConfig", "AutoModel")),
+            ("tokenizer_config.json", ("AutoTokenizer",)),
+        ):
+            told = json.loads((folder / name).read_text())
+            told["auto_map"] = {part: "code.Own" for part in parts}
+            (folder / name).write_text(json.dumps({**told, "tokenizer_class": "OwnTokenizer"}))
+        (folder / "code.py").write_text("raise SystemExit('code of a model was run')\n")
+    return str(folder)
+
+
+def save_clip(folder, base_model):
+    """A CLIP text model and its tokenizer side by side, those of a Stable-Diffusion-like folder."""
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(Path(base_model) / part, folder, dirs_exist_ok=True)
+    return str(folder)

@@ -14,11 +14,12 @@ LARGEST_SIZE = 1_000_000  # of any number in a configuration: words, channels, t
 LARGEST_DEPTH = 1_000  # layers
 _CONSTANTS = {  # what a sampler reads of a training's constants
     "BASE_MODEL": str, "REFERENCE_ENCODER": str, "BART_CHECKPOINT": str, "DATA_ROOT": str, "CACHE_DIR": str,
-    "VIEWS": list, "HOLD_OUT": list, "IMAGE_SIZE": int,
+    "REPORTS_ROOT": str, "PROMPT": str, "TEXT_ENCODER": str, "VIEWS": list, "HOLD_OUT": list, "IMAGE_SIZE": int,
 }  # fmt: skip
+_OLDER = {"PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": ""}  # what stands for a constant that came later
 _WAYS_OUT = {  # frozen model => what to do about another one than the checkpoint was trained with
     "vae": "set BASE_MODEL to the one it was trained with",
-    "text_encoder": "set BASE_MODEL to the one it was trained with",
+    "text_encoder": "set BASE_MODEL, or TEXT_ENCODER where it was trained with one, to the one it was trained with",
     "reference_encoder": "set REFERENCE_ENCODER to the one it was trained with",
     "bart": "set BART_CHECKPOINT to the one it was trained with, or train the prior again",
     "pooling": "set BART_CHECKPOINT to the one it was trained with",
@@ -166,7 +167,7 @@ def read_training(checkpoint):
     for name, value in constants.items():
         if name in _CONSTANTS and (not isinstance(value, _CONSTANTS[name]) or value is True):
             raise InputError(f"{path} is damaged: it says {name} = {value!r}; take another checkpoint")
-    training["constants"] = _Constants(path, constants)
+    training["constants"] = _Constants(path, {**_OLDER, **constants})
     return training
 
 

@@ -68,8 +68,8 @@ class PromptedDenoiser(nn.Module):
         """InputError unless texts of this width and latents of this shape, (C, h, w), are what it was trained with."""
         if text_width != self.fusion.config.text_dim:
             raise InputError(
-                f"the checkpoint was trained with texts of width {self.fusion.config.text_dim}, and the text encoder of "
-                f"BASE_MODEL makes {text_width}: set it to the one it was trained with"
+                f"the checkpoint was trained with texts of width {self.fusion.config.text_dim}, and this text encoder "
+                f"makes {text_width}: set BASE_MODEL and TEXT_ENCODER to those it was trained with"
             )
         config = self.denoiser.config
         if isinstance(self.denoiser, UViT):
@@ -124,10 +124,19 @@ class PromptedDenoiser(nn.Module):
         )
 
 
-def load_unet(base_model, text_width):
-    """The U-Net of a Stable-Diffusion-like folder or hub id; InputError unless it attends to texts of text_width."""
+def load_unet(base_model, text_width, text_encoder=""):
+    """The U-Net of a Stable-Diffusion-like folder or hub id.
+
+    InputError unless it attends to texts of text_width; those of another text_encoder (TEXT_ENCODER) the fusion projects.
+    """
     unet = load_strictly(UNet2DConditionModel, base_model, subfolder="unet")
-    if unet.config.cross_attention_dim != text_width:
+    attended = unet.config.cross_attention_dim
+    if text_encoder and isinstance(attended, int):
+        if attended != text_width:
+            say(
+                f"texts of width {text_width} are projected to {attended}, which the U-Net attends to, by what is learned"
+            )
+    elif attended != text_width:
         raise InputError(
             f"the U-Net of BASE_MODEL {base_model!r} attends to tokens of width {unet.config.cross_attention_dim}, but its "
             f"text encoder makes {text_width}: they are not of one model"

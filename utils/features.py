@@ -92,7 +92,7 @@ class DiffusionFeatures:
     """What the frozen encoders say of each row of a table, computed once; rows with an unreadable image are dropped.
 
     Attributes: table (its rows have an image that could be read), prompts, and the columns `moments` and
-    `embeddings` (of the row's own image as a reference), `texts`, the FeatureCache by prompt, and `encoders`, the
+    `embeddings` (of the row's own image as a reference), `texts`, the TextFeatures of the prompts, and `encoders`, the
     fingerprints of the frozen models.
     """
 

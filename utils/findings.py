@@ -59,7 +59,9 @@ def to_prompt(labels):
 
 
 def prompts_of(table):
-    """The prompt of each row of a table, a list of texts."""
+    """The prompt of each row of a table, a list of texts: its column `prompt`, or without one the sentence of its labels."""
+    if "prompt" in table:
+        return table["prompt"].tolist()
     vectors, inverse = np.unique(table[list(FINDINGS)].to_numpy(dtype=np.int8), axis=0, return_inverse=True)
     sentences = [to_prompt(vector) for vector in vectors]
     return [sentences[index] for index in inverse.ravel()]

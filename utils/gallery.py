@@ -48,7 +48,8 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
     """Writes the page and copies what it needs; returns the page's path.
 
     page: the .html file to write; every address in it is relative and stays inside the page's folder.
-    trees: {column title: root of a CXR tree}; a tree without synthetic.csv is shown with its labels' prompt.
+    trees: {column title: root of a CXR tree, or a table with a column `prompt`}; a tree without synthetic.csv is shown with
+        its labels' prompt.
     references: the table (utils.mimic_cxr.read_table) in which reference_dicom_id is looked up; None: not shown.
     agreement: DataFrame with dicom_id, finding, asked, image, report (True, False, or NaN where it cannot be told),
         or {column title: such a DataFrame} where trees share dicom_ids.
@@ -70,7 +71,6 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
     lookup = _reference_rows(references, rows)
     marks = _marks(agreement, trees)
     made = {column: _made_with(table) for column, table in tables.items()}
-    first = {column: Path(root) / PICTURE for column, root in trees.items()}
     unreadable, shown_references, cards = [], {}, []
     for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
         pictures = []
@@ -96,7 +96,7 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
                 "title": column,
                 "images": sum(card["pictures"][index] is not None for card in cards),
                 "reports": sum(bool((card["pictures"][index] or {}).get("report")) for card in cards),
-                "first": _place(first[column], page, unreadable, _PICTURE_SIDE) if first[column].exists() else None,
+                "first": _first_picture(trees[column], page, unreadable),
                 "made": {
                     key: ", ".join(values[:4]) + ", …" * (len(values) > 4) for key, values in made[column].items()
                 },
@@ -114,6 +114,12 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
     with writing("the page", page.parent):
         page.write_text(text, encoding="utf-8", errors="replace")
     return page
+
+
+def _first_picture(root, page, unreadable):
+    """The picture of the first images of a tree, as `_place` has it; None where there is none."""
+    path = None if isinstance(root, pd.DataFrame) else Path(root) / PICTURE
+    return _place(path, page, unreadable, _PICTURE_SIDE) if path and path.exists() else None
 
 
 def _say_what_is_absent(page, cards, lookup, references, unreadable):
@@ -140,6 +146,8 @@ def _caption(row, made):
 
 def _read_tree(root):
     """A tree's table with synthetic.csv's columns as text; images it does not name have their labels' prompt."""
+    if isinstance(root, pd.DataFrame):
+        return root.assign(**dict.fromkeys(("seed", "reference_dicom_id", *_MADE_WITH), ""))
     table = read_table(root)
     if table.empty:
         raise InputError(f"the tree {root} holds no images, so there is nothing to show")

@@ -132,7 +132,7 @@ def split_rows(table, split, root=""):
 
 def is_report_list(path):
     """Whether a path is of a CSV of reports without images: what `read_report_list` reads."""
-    columns = _header(path)
+    columns = csv_header(path)
     return "image_path" not in columns and (columns >= {"findings", "impression"} or columns >= {"split", "text"})
 
 
@@ -144,7 +144,7 @@ def read_report_list(path):
     as the authors trained BART on, of which rows with a blank split are dropped. It names no patients: each row counts
     as one, and no patient group can be held out.
     """
-    if _header(path) >= {"findings", "impression"}:
+    if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
         _check_unique(frame, ["uid"], path)
         tenths = [keyed_seed("split", uid) % 10 for uid in frame["uid"]]
@@ -162,7 +162,7 @@ def read_report_list(path):
     return table
 
 
-def _header(path):
+def csv_header(path):
     """The set of a CSV's column names, empty where there is no CSV to read."""
     if not str(path).endswith((".csv", ".csv.gz")):
         return set()
@@ -309,15 +309,20 @@ def _find_csv(root, kind):
 def read_csv(path, columns, texts=(), optional=()):
     """The named columns of a CSV: `texts` as str ("" where blank), *_id otherwise as integers, the rest as they are.
 
-    optional: further columns, which are read where they are there.
+    optional: further texts, "" where the file has no such column.
     InputError for a file that is none, for a column that is missing, and for ids that are none (see the contract).
     """
-    frame = _parse_csv(
-        path, usecols=lambda name: name in (*columns, *optional), dtype={name: str for name in texts}, low_memory=False
+    frame = parse_csv(
+        path,
+        usecols=lambda name: name in columns or name in optional,
+        dtype={name: str for name in (*texts, *optional)},
+        low_memory=False,
     )
     missing = [name for name in columns if name not in frame]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
+    for name in optional:
+        frame[name] = frame[name].fillna("") if name in frame else ""
     for name in frame.columns.intersection(texts):
         frame[name] = frame[name].fillna("")
     for name in frame.columns.difference(texts):
@@ -328,7 +333,8 @@ def read_csv(path, columns, texts=(), optional=()):
     return frame
 
 
-def _parse_csv(path, **options):
+def parse_csv(path, **options):
+    """`pandas.read_csv`, but a file that is none is an InputError that names it."""
     try:
         frame = pd.read_csv(path, **options)
         if not isinstance(frame.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
@@ -601,7 +607,7 @@ def _merge_csv(path, frame, keys, root, defaults=None):
 
 
 def _as_text(source):
-    return _parse_csv(source, dtype=str, keep_default_na=False)
+    return parse_csv(source, dtype=str, keep_default_na=False)
 
 
 def _replace_file(path, content, root):

@@ -1,4 +1,4 @@
-"""Label vectors => requests => the plan: all images that were ever asked for in a synthetic tree.
+"""Label vectors and their prompts => requests => the plan: all images that were ever asked for in a synthetic tree.
 
 A *request* is one image to make: its label vector, prompt, seed, reference and its place in the tree. The plan is written
 (plan.csv) before the first image. A request stays as it was planned, its number and its reference with it, so that several
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.errors import InputError, reason, replacing, writing
+from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
-from utils.mimic_cxr import authors_codes, drop_blank, image_file, read_csv, split_rows
+from utils.free_text import check_prompt, free_requests, with_prompts
+from utils.mimic_cxr import authors_codes, drop_blank, image_file, read_csv, read_table, split_rows
 from utils.seeds import keyed_seed
 
 NOBODY = -1  # the subject_id of a label vector that is no patient's
@@ -21,7 +22,7 @@ CONDITIONS = ("both", "text", "reference")  # what prompts an image
 FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
 TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; above the last are 2 million
 PLAN_FILE = "plan.csv"
-PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "seed", "reference_dicom_id", "checkpoint")
+PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
 SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
     "checkpoint_sha256", "student",
@@ -29,45 +30,97 @@ SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: th
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 
 
-def label_vectors(findings, labels_csv, table, split, limit, seed):
-    """What to make images of: a DataFrame with the 14 findings, `source` (a text), `subject_id`, `view`.
+def real_rows(trained, data_root, reports_root, with_prompts):
+    """The table of the tree that a model was trained on, or of data_root, with what its training left out left out.
 
-    findings: plain text such as "cardiomegaly, not edema"; else labels_csv: a CSV with PhysioNet's 14 columns, or with
-    the authors' `label` column; else the rows of one split of the table. limit: so many of them, drawn at random
-    (a larger limit keeps them); 0: all.
+    trained: the constants of its training; with_prompts: whether the rows' own prompts are asked for, and so, where it was
+    trained on impressions, their reports, of the training's or of reports_root.
     """
-    if findings:
+    return read_table(
+        data_root or trained["DATA_ROOT"],
+        reports_root or trained["REPORTS_ROOT"],
+        views=trained["VIEWS"],
+        hold_out=trained["HOLD_OUT"],
+        with_reports=with_prompts and trained["PROMPT"] != "findings",
+    )
+
+
+def label_vectors(findings, labels_csv, table, split, limit, seed, text="", prompt="findings"):
+    """What to make images of: a DataFrame with the 14 findings, `prompt`, `prompt_kind`, `source` (texts), `subject_id`, `view`.
+
+    text: a free text, whose label vector is findings where they are given, else read by rules; else findings: plain text
+    such as "cardiomegaly, not edema"; else labels_csv: a CSV with PhysioNet's 14 columns, or with the authors' `label`
+    column, or with a column `prompt` of free texts beside or in place of them; else the rows of one split of the table.
+    limit: so many of them, drawn at random (a larger limit keeps them); 0: all. prompt: what the model was trained on;
+    InputError for requests in other words than those.
+    """
+    check_prompt(prompt)
+    if text and labels_csv:
+        raise InputError(f"TEXT and LABELS_CSV {labels_csv} both say what to make images of: set one of them")
+    if text:
+        vectors = free_requests(pd.Series([text]), lambda _: "TEXT", prompt).assign(source="text")
+        if findings:
+            vectors[[*FINDINGS]] = parse_findings(findings)
+    elif findings:
+        _check_words(prompt, "FINDINGS gives no text")
         vectors = pd.DataFrame([parse_findings(findings)], columns=FINDINGS).assign(source="findings")
     elif labels_csv:
-        vectors = _read_labels(Path(labels_csv))
+        vectors = _read_labels(Path(labels_csv), prompt)
     else:
-        vectors = table.iloc[split_rows(table, split)]
-        vectors = vectors[[*FINDINGS, "subject_id", "view"]].assign(source=vectors.dicom_id)
+        vectors = with_prompts(table.iloc[split_rows(table, split)], prompt)
+        kept = [name for name in (*FINDINGS, "subject_id", "view", "prompt") if name in vectors]
+        vectors = vectors[kept].assign(source=vectors.dicom_id, prompt_kind=prompt)
     if vectors.empty:
         raise InputError(f"{labels_csv or 'the split'} has no rows, so there is nothing to make images of")
     vectors = vectors.reset_index(drop=True)
-    for column, default in (("subject_id", NOBODY), ("view", "PA")):
+    for column, default in (("subject_id", NOBODY), ("view", "PA"), ("prompt_kind", "findings")):
         vectors[column] = vectors.get(column, default)
+    vectors["prompt"] = prompts_of(vectors)
     if limit:
         vectors = vectors.iloc[np.random.default_rng(keyed_seed(seed, "limit")).permutation(len(vectors))[:limit]]
     return vectors
 
 
-def _read_labels(path):
+def _check_words(prompt, what):
+    """InputError for requests without words, which a model that was trained on impressions has not learned to read."""
+    if prompt != "findings":
+        raise InputError(
+            f"{what}, and CHECKPOINT was trained on impressions: ask in the words of one, with TEXT or with a column "
+            "`prompt` of LABELS_CSV, or for a SPLIT"
+        )
+
+
+def _read_labels(path, prompt):
+    """The requests of LABELS_CSV. Labels that it states hold, and those of a column that it has not are read in `prompt`."""
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read LABELS_CSV {path}: {reason(error)}") from error
-    rows = frame.index
-    if "label" in frame:
-        labels = drop_blank(frame[["label"]].fillna("").astype(str), ["label"], path)["label"]
-        vectors, rows = authors_codes(labels, path), labels.index
-    elif set(FINDINGS) <= set(frame):
-        vectors = from_physionet(frame, path)
+    for name in ("prompt", "label"):
+        if name in frame:
+            frame = drop_blank(frame.assign(**{name: frame[name].fillna("").astype(str)}), [name], path)
+    stated = [name for name in FINDINGS if name in frame]
+    labelled = "label" in frame or len(stated) == len(FINDINGS)
+    if "prompt" in frame and labelled and prompt == "findings":
+        say(
+            f"{path}: its column `prompt` is not used, for CHECKPOINT was trained on prompts of findings: its labels are"
+        )
+        frame = frame.drop(columns="prompt")
+    if "prompt" in frame:
+        vectors = free_requests(frame["prompt"], lambda row: f"{path}, data row {row + 1}", prompt)
+    elif labelled:
+        _check_words(prompt, f"{path} has no column `prompt`")
+        vectors = pd.DataFrame(0, columns=FINDINGS, index=frame.index)
     else:
         missing = sorted(set(FINDINGS) - set(frame))
-        raise InputError(f"{path} has neither a column `label` nor PhysioNet's 14 columns: {missing} are missing")
-    return vectors.assign(source=[f"{path.name} {row}" for row in rows])
+        raise InputError(
+            f"{path} has neither a column `prompt`, nor `label`, nor PhysioNet's 14 columns: {missing} are missing"
+        )
+    if "label" in frame:
+        vectors[[*FINDINGS]] = authors_codes(frame["label"], path).to_numpy()
+    elif stated:
+        vectors[stated] = from_physionet(frame.reindex(columns=FINDINGS), path)[stated]
+    return vectors.assign(source=[f"{path.name} {row}" for row in frame.index])
 
 
 def plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root):
@@ -80,7 +133,6 @@ def plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root
     counts = np.broadcast_to(copies, len(vectors))
     numbers = np.concatenate([np.arange(count) for count in counts])
     requests = vectors.loc[vectors.index.repeat(counts)].reset_index(drop=True)
-    requests["prompt"] = prompts_of(requests)
     keys = list(zip(requests.source, requests.prompt, numbers))
     requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
     requests["dicom_id"] = [_dicom_id(*key, seed, settings["checkpoint_sha256"]) for key in keys]
@@ -114,8 +166,10 @@ def read_plan(output_root):
     path = Path(output_root) / PLAN_FILE
     if not path.exists():
         return pd.DataFrame(columns=[*_PLAN_COLUMNS]).astype({"subject_id": "int64", "seed": "int64"})
-    texts = [name for name in PROVENANCE if name not in ("subject_id", "seed")]
-    plan = read_csv(path, _PLAN_COLUMNS, texts=[*texts, "view"])
+    texts = [name for name in (*PROVENANCE, "view") if name not in ("subject_id", "seed", "prompt_kind")]
+    columns = [name for name in _PLAN_COLUMNS if name != "prompt_kind"]
+    plan = read_csv(path, columns, texts=texts, optional=["prompt_kind"])  # older plans are all of findings
+    plan["prompt_kind"] = plan["prompt_kind"].replace("", "findings")
     in_range = plan.subject_id.between(FIRST_ID, LAST_ID)
     codes = plan[[*FINDINGS]].isin([1, -1, -2, 0]).all(axis=1)
     for name, right in (

@@ -1,6 +1,6 @@
-"""Frozen CLIP text and image encoders, the two fusions of their outputs, and the null prompt.
+"""Frozen text and image encoders, the two fusions of their outputs, and the null prompt.
 
-    prompt sentence  => text       (D,) pooled, or (77, D) tokens, always padded to 77
+    prompt           => text       (D,) pooled, or (77, D) tokens, always padded to 77; of CLIP, or of TEXT_ENCODER
     reference image  => reference  (R,) CLIP image tower, pooled, after its final layer norm, before the projection
     (text, reference) => the denoiser's prompt tokens, by PooledFusion (U-ViT) or TokenFusion (Stable Diffusion)
 
@@ -13,65 +13,131 @@ ViT-B/32, D = R = 768. The CXR-IRGen authors prompted otherwise, and a denoiser 
     reference  the first training row with the same labels; the zero vector when there is none
 """
 
+import hashlib
+
 import numpy as np
 import open_clip
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PretrainedConfig,
+)
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
-from utils.errors import InputError
+from utils.errors import InputError, say
+from utils.findings import PROMPT_START
 from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # what stands for a dropped text
 PROMPTINGS = ("own", "authors")  # whose prompts a denoiser was trained with
+LONGEST = 77  # tokens of a prompt: a BERT that reads 512 would fill cache and attention with padding
+_TRIAL = "A chest X ray image"
 
 
 class TextEncoder:
-    """The frozen CLIP text encoder and tokenizer of a Stable-Diffusion-like folder (or hub id).
+    """A frozen text encoder and its tokenizer: the CLIP of a Stable-Diffusion-like folder (or hub id), or another one.
 
-    pooled: True for the pooled output, (D,) a prompt; False for all tokens, (77, D).
+    pooled: True for the pooled output, (D,) a prompt (of a BERT without a trained pooler the state of its first token);
+        False for all tokens, (77, D), or as many as a smaller model reads.
+    name: TEXT_ENCODER, a folder or hub id of another CLIP or of a BERT; "": base_model's.
     """
 
-    def __init__(self, base_model, pooled, device="cpu"):
-        try:
-            self.tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
-            check_config(base_model, "text_encoder")
-            self.model, info = CLIPTextModel.from_pretrained(
-                base_model, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
-            )
-            check_loaded({**info, "unexpected_keys": []}, base_model)  # a whole CLIP has an image tower besides
-            check_finite(self.model, base_model)
-        except Exception as error:  # a broken file fails in whatever reads it
-            raise InputError(
-                f"no CLIP tokenizer and text_encoder in {base_model!r}: {why_unloaded(base_model, error)}; "
-                "set BASE_MODEL to a Stable Diffusion folder"
-            ) from error
+    name = ""
+
+    def __init__(self, base_model, pooled, device="cpu", name=""):
+        self.pooled, self.name = pooled, name
+        self.tokenizer, self.model = _load_text_model(name) if name else _load_clip(base_model)
         self.model.eval().requires_grad_(False).to(device)
-        self.pooled = pooled
         self.width = self.model.config.hidden_size
+        if name:
+            self._try()
+
+    def _try(self):
+        """InputError for a model that is no text encoder: one that fails, or that makes the same of every text."""
+        try:
+            text, nothing = self.encode([_TRIAL, NULL_PROMPT])
+            if torch.allclose(text, nothing):
+                raise ValueError(f"it is a {type(self.model).__name__}, which makes the same of every text")
+        except Exception as error:  # a model of another kind fails in whatever it does
+            raise _no_text_encoder(self.name, error) from error
+        if self.pooled and not self._is_clip and getattr(self.model, "pooler", None) is None:
+            say(f"{self.name} has no trained pooler: a text is the state of its first token")
+
+    @property
+    def _is_clip(self):
+        return isinstance(self.model, CLIPTextModel)
+
+    @property
+    def longest(self):
+        """Tokens of a prompt at most, start and end included."""
+        read = self.model.config.max_position_embeddings
+        return min(read, self.tokenizer.model_max_length, LONGEST) if self.name else read
 
     def encode(self, prompts, length=0):
         """A list of prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
-        length = length or self.model.config.max_position_embeddings
-        return self._encode_tokens(
-            self.tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).input_ids
+        return self._encode_tokens(*self._tokenise(list(prompts), length or self.longest))
+
+    def _tokenise(self, prompts, length):
+        """(n, length) ids, padded, and the mask of what is no padding, None for a CLIP, which attends to all as in SD.
+
+        A character that CLIP's tokenizer does not know is left out, for its id is the end token's: at the end of a text it
+        makes no difference; before it, the pooled output would be of the words up to it.
+        """
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        if not self._is_clip:
+            return tokens.input_ids, tokens.attention_mask
+        ids, end = tokens.input_ids, self.tokenizer.eos_token_id
+        ended_before = (ids[:, :-1] == end) & (ids[:, 1:] != end) & (ids[:, 1:] != self.tokenizer.pad_token_id)
+        for row in ended_before.any(dim=1).nonzero().ravel().tolist():
+            words, _ = self._words(prompts[row])
+            words = [self.tokenizer.bos_token_id, *words[: length - 2], end]
+            ids[row] = torch.tensor(words + [self.tokenizer.pad_token_id] * (length - len(words)))
+        return ids, None
+
+    def _words(self, prompt):
+        """The ids of a text, start, end and unknown characters left out, and how many of these there are."""
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        known = [number for number in ids if number != self.tokenizer.eos_token_id]
+        return known, len(ids) - len(known)
+
+    def tell(self, prompts):
+        """Prints how long the distinct prompts are, how many of them are cut, and what of them is not read."""
+        distinct = sorted({*prompts})
+        words = [self._words(prompt) for prompt in distinct]
+        lengths = np.array([len(ids) + 2 for ids, _ in words])
+        unknown = sum(count for _, count in words)
+        say(
+            f"prompts: {len(distinct)} distinct, {lengths.mean():.0f} tokens on average; {(lengths > self.longest).sum()} of "
+            f"them cut at {self.longest}"
+            + f"; {unknown} signs that the tokenizer does not know left out"
+            * bool(unknown)
         )
 
     @torch.no_grad()
-    def _encode_tokens(self, tokens):
-        output = self.model(tokens.to(self.model.device))
-        return output.pooler_output if self.pooled else output.last_hidden_state
+    def _encode_tokens(self, tokens, mask=None):
+        device = next(self.model.parameters()).device
+        masked = {} if mask is None else {"attention_mask": mask.to(device)}
+        output = self.model(tokens.to(device), **masked)
+        if not self.pooled:
+            return output.last_hidden_state
+        pooled = getattr(output, "pooler_output", None)
+        return output.last_hidden_state[:, 0] if pooled is None else pooled
 
     def lengths(self, prompts):
         """Tokens of each prompt, start and end included, 77 at most."""
-        longest = self.model.config.max_position_embeddings
-        return [len(tokens) for tokens in self.tokenizer(list(prompts), truncation=True, max_length=longest).input_ids]
+        tokens = self.tokenizer(list(prompts), truncation=True, max_length=self.longest).input_ids
+        return list(map(len, tokens))
 
     def null_prompt(self, prompting, length=0):
         """What guidance leads away from => text, (D,) or (77, D), and reference, (D,), or None for the zero vector.
@@ -81,23 +147,27 @@ class TextEncoder:
         """
         if prompting == "own":
             return self.encode([NULL_PROMPT])[0], None
-        longest = self.model.config.max_position_embeddings
         if self.pooled:
-            text = self._encode_tokens(torch.full((1, longest), self.tokenizer.eos_token_id))[0]  # (D,)
+            text = self._encode_tokens(torch.full((1, self.longest), self.tokenizer.eos_token_id))[0]  # (D,)
             return text, text  # the mean of both
-        tokens = self.encode([NULL_PROMPT], min(length + 1, longest))[0]  # (length + 1, D)
+        tokens = self.encode([NULL_PROMPT], min(length + 1, self.longest))[0]  # (length + 1, D)
         return tokens[:length], tokens[-1]  # one behind the other
 
     def cache(self, prompts, cache_dir, accelerator, batch_size=64):
-        """The features of the distinct prompts among `prompts`, and of the null prompt => FeatureCache by prompt."""
+        """The features of the distinct prompts among `prompts`, and of the null prompt => TextFeatures."""
+        self.tell(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
         fingerprint = {
             "feature": "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens",
             "encoder": self.fingerprint(),
         }
-        cache = FeatureCache(f"{cache_dir}/text_{'pooled' if self.pooled else 'tokens'}", fingerprint)
+        folder = f"text_{'pooled' if self.pooled else 'tokens'}"
+        if self.name:  # several may share a cache of images
+            fingerprint["feature"] = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
+            folder += f"_{fingerprint['encoder'][:12]}"
+        cache = FeatureCache(f"{cache_dir}/{folder}", fingerprint)
         served = cache.fill(
-            distinct,
+            list(map(_text_key, distinct)),
             lambda row: distinct[row],
             lambda batch: self.encode(batch).cpu().numpy(),
             batch_size,
@@ -105,11 +175,88 @@ class TextEncoder:
             "prompts",
         )
         if not served.all():
-            raise InputError(f"BASE_MODEL's text encoder makes no numbers of {(~served).sum()} prompts (named above)")
-        return cache
+            raise InputError(f"the text encoder makes no numbers of {(~served).sum()} prompts (named above)")
+        return TextFeatures(cache)
 
     def fingerprint(self):
         return weights_fingerprint(self.model)
+
+
+class TextFeatures:
+    """The features of texts, out of a FeatureCache: features[text] => (D,) or (77, D); stack(texts) => (n, ...)."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __getitem__(self, text):
+        return self.cache[_text_key(text)]
+
+    def stack(self, texts):
+        return self.cache.stack(list(map(_text_key, texts)))
+
+
+def _text_key(text):
+    """What a text lies under in a cache: a sentence of findings itself, any other its SHA-256, so that no report lies there."""
+    if text == NULL_PROMPT or text.startswith(PROMPT_START):
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _load_clip(base_model):
+    """The tokenizer and the CLIP text model of a Stable-Diffusion-like folder."""
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
+        check_config(base_model, "text_encoder")
+        model, info = CLIPTextModel.from_pretrained(
+            base_model, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
+        )
+        check_loaded({**info, "unexpected_keys": []}, base_model)  # a whole CLIP has an image tower besides
+        check_finite(model, base_model)
+    except Exception as error:  # a broken file fails in whatever reads it
+        raise InputError(
+            f"no CLIP tokenizer and text_encoder in {base_model!r}: {why_unloaded(base_model, error)}; "
+            "set BASE_MODEL to a Stable Diffusion folder"
+        ) from error
+    return tokenizer, model
+
+
+def _load_text_model(name):
+    """The tokenizer and the text model of any folder or hub id that transformers reads; code that it brings is not run.
+
+    A pooler that the weights do not hold is taken away, for it would be random. A model of a kind of its own whose name ends
+    in "bert", such as CXR-BERT, is read as a BERT: what it has beside one is left over.
+    """
+    try:
+        check_config(name)
+        told, _ = PretrainedConfig.get_config_dict(name)
+        kind, options = str(told.get("model_type")), {}
+        model_class, tokenizer_class = AutoModel, AutoTokenizer
+        if kind in ("clip", "clip_text_model"):
+            model_class = CLIPTextModel
+        elif kind not in CONFIG_MAPPING and kind.endswith("bert"):
+            model_class, tokenizer_class = BertModel, BertTokenizer
+            options["config"] = BertConfig.from_dict({**told, "model_type": "bert"})
+        tokenizer = tokenizer_class.from_pretrained(name, trust_remote_code=False)
+        model, info = model_class.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
+        )
+        missing = [key for key in info["missing_keys"] if "pooler." not in key]
+        check_loaded({**info, "unexpected_keys": [], "missing_keys": missing}, name)
+        if model_class is not CLIPTextModel:
+            model = getattr(model, "text_model", model)  # of two towers
+        if len(missing) < len(info["missing_keys"]):
+            model.pooler = None
+        check_finite(model, name)
+    except Exception as error:  # a broken file, or one of another kind, fails in whatever reads it
+        raise _no_text_encoder(name, error) from error
+    return tokenizer, model
+
+
+def _no_text_encoder(name, error):
+    return InputError(
+        f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP or of a "
+        "BERT with its tokenizer, or leave it empty for BASE_MODEL's"
+    )
 
 
 class ReferenceEncoder:
@@ -195,18 +342,22 @@ class TokenFusion(ModelMixin, ConfigMixin):
     """Stable Diffusion's fusion (CXR-IRGen, section 3): the 77 text tokens, then the reference as token 78.
 
     The reference passes a learned projection without a bias (no reference stays zero), which starts as the identity
-    when the widths agree. prompting: one of PROMPTINGS.
+    when the widths agree. prompting: one of PROMPTINGS. token_dim: the width that the U-Net attends to, 0: text_dim; texts
+    of another width pass a learned projection, too.
     """
 
     @register_to_config
-    def __init__(self, text_dim: int = 768, reference_dim: int = 768, prompting: str = "own"):
+    def __init__(self, text_dim: int = 768, reference_dim: int = 768, prompting: str = "own", token_dim: int = 0):
         super().__init__()
-        self.project = nn.Linear(reference_dim, text_dim, bias=False)
-        if reference_dim == text_dim:
+        token_dim = token_dim or text_dim
+        self.project = nn.Linear(reference_dim, token_dim, bias=False)
+        if reference_dim == token_dim:
             nn.init.eye_(self.project.weight)
+        self.project_text = nn.Identity() if text_dim == token_dim else nn.Linear(text_dim, token_dim)
 
     def forward(self, text, reference=None):
-        """text (B, 77, D), reference (B, R) or None (no token then) => (B, 78 or 77, D)."""
+        """text (B, 77, D), reference (B, R) or None (no token then) => (B, 78 or 77, token_dim)."""
+        text = self.project_text(text)
         if reference is None:
             return text
         return torch.cat((text, self.project(reference)[:, None]), dim=1)

@@ -99,7 +99,7 @@ def make_images(
 def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelerator):
     """Makes one batch in as few steps as a sampler can do, without references, and keeps none of it.
 
-    vectors: the label vectors to make images of; the batch, of `size` images, is of the one with the longest prompt.
+    vectors: what to make images of; the batch, of `size` images, is of the one with the longest prompt.
     """
     model.check_fits(text_encoder.width, shape)
     prompt = max(prompts_of(vectors), key=len)

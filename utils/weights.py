@@ -79,10 +79,11 @@ _VIT_NAMES = (  # timm's names => Hugging Face's of 2023
 # A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
 
 
-def load_vision(checkpoint, denoiser, base_model="", reference_encoder="", head_width=HEAD_WIDTH):
+def load_vision(checkpoint, denoiser, base_model="", reference_encoder="", text_encoder="", head_width=HEAD_WIDTH):
     """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
 
-    denoiser: the class name it has to be of. base_model, reference_encoder: where they lie now; empty: where they were.
+    denoiser: the class name it has to be of. base_model, reference_encoder, text_encoder: where they lie now; empty: where
+    they were.
     head_width: channels an attention head of a U-ViT's file.
     """
     if not is_foreign(checkpoint, "CHECKPOINT"):
@@ -94,9 +95,14 @@ def load_vision(checkpoint, denoiser, base_model="", reference_encoder="", head_
             model = _uvit(checkpoint, read_tensors(checkpoint, "uvit"), base, head_width)
         else:
             model = _unet(checkpoint, read_tensors(checkpoint, "unet"), base)
-    for name, place in (("BASE_MODEL", base_model), ("REFERENCE_ENCODER", reference_encoder)):
+    places = {"BASE_MODEL": base_model, "REFERENCE_ENCODER": reference_encoder, "TEXT_ENCODER": text_encoder}
+    for name, place in places.items():
         training["constants"][name] = place or training["constants"][name]
     if model.fusion.config.prompting == "authors":
+        if training["constants"]["TEXT_ENCODER"]:
+            raise InputError(
+                f"{checkpoint} is its authors', who read texts with BASE_MODEL's: leave TEXT_ENCODER empty"
+            )
         say(f"{checkpoint} samples as its authors trained it: {_AUTHORS_PROMPTING[denoiser]}")
     return model, training
 
@@ -484,6 +490,9 @@ def _training(checkpoint, **constants):
         "VIEWS": ["PA"],
         "HOLD_OUT": ["p19"],
         "IMAGE_SIZE": 256,
+        "PROMPT": "findings",
+        "TEXT_ENCODER": "",
+        "REPORTS_ROOT": "",
     }
     return {"source": Path(checkpoint).name, "constants": known | constants, "encoders": {}}
 
@@ -512,7 +521,7 @@ def main():
         model, training = load_prior(CHECKPOINT, BART_CHECKPOINT, HEAD_WIDTH)
     else:
         denoiser = {"uvit": "UViT", "unet": "UNet2DConditionModel"}[kind]
-        model, training = load_vision(CHECKPOINT, denoiser, BASE_MODEL, REFERENCE_ENCODER, HEAD_WIDTH)
+        model, training = load_vision(CHECKPOINT, denoiser, BASE_MODEL, REFERENCE_ENCODER, head_width=HEAD_WIDTH)
     with writing("the checkpoint", OUTPUT), replacing(OUTPUT) as temporary:
         model.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n")

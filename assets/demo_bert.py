@@ -1,0 +1,86 @@
+"""The demo's BERT: a small one that reads the impressions of drawn chests, as CXR-BERT reads those of real ones.
+
+It learns to say of an impression what the demo's CLIP says of the prompt of its findings, so that a denoiser which was
+pretrained on prompts understands it at once, and which words stand in it, so that side and size are in it, too. A text is the
+state of its first token: there is no pooler.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import BertWordPieceTokenizer
+from torch import nn
+from tqdm import trange
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from utils.findings import ABSENT, NOT_MENTIONED, to_prompt
+from utils.free_text import impression_of
+from utils.prompts import TextEncoder
+from utils.report_text import report_text
+
+VOCABULARY = 500  # tokens: the five signs, letters, whole words or pieces
+LAYERS = 2  # of the encoder
+MAX_POSITIONS = 128  # tokens an impression
+WORDS_WEIGHT = 0.05  # of the words against the findings (0 or more)
+BATCH_SIZE = 64  # impressions an optimiser step
+LEARNING_RATE = 1e-3  # of AdamW, falling to zero along a cosine
+
+
+def make_bert(folder, base_model, reports, labels, steps, seed):
+    """Trains a tokenizer and a small BERT on the impressions of reports; saves it in float16.
+
+    folder: where to; base_model: the folder of the CLIP; reports: a list of N texts; labels: their (N, 14) codes; steps: of
+    the optimiser. Returns the mean loss of the last tenth of the steps.
+    """
+    texts = [impression_of(report_text(report)) for report in reports]
+    asked = np.where(labels == ABSENT, NOT_MENTIONED, labels)  # an impression names what there is
+    clip = TextEncoder(str(base_model), pooled=True)
+    vectors, rows = np.unique(asked, axis=0, return_inverse=True)
+    prompts = [to_prompt(vector) for vector in vectors]
+    wanted = torch.cat([clip.encode(prompts[start : start + 64]) for start in range(0, len(prompts), 64)])
+    wanted = wanted[torch.from_numpy(rows.ravel())]  # (N, D)
+
+    tokenizer = make_tokenizer(folder, texts)
+    torch.manual_seed(seed)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=clip.width, intermediate_size=2 * clip.width, num_hidden_layers=LAYERS,
+            num_attention_heads=4, max_position_embeddings=MAX_POSITIONS, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+    )  # fmt: skip
+    words = nn.Linear(clip.width, len(tokenizer))
+    optimizer = torch.optim.AdamW([*bert.parameters(), *words.parameters()], lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng, losses = np.random.default_rng(seed), []
+    for _ in trange(steps, desc="impressions"):
+        batch = rng.integers(len(texts), size=BATCH_SIZE)
+        tokens = tokenizer([texts[row] for row in batch], padding=True, return_tensors="pt")
+        text = bert(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[:, 0]  # (B, D)
+        present = torch.zeros(len(batch), len(tokenizer)).scatter_(1, tokens.input_ids, 1.0)  # (B, V)
+        loss = (
+            F.mse_loss(text, wanted[batch])
+            + WORDS_WEIGHT
+            * F.binary_cross_entropy_with_logits(words(text), present, reduction="none").sum(dim=1).mean()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(F.mse_loss(text, wanted[batch]).item())
+    bert.half().save_pretrained(folder)
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def make_tokenizer(folder, texts):
+    """A WordPiece tokenizer, in lower case, trained on texts and saved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = BertWordPieceTokenizer(lowercase=True)
+    pieces.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
+    vocabulary = sorted(pieces.get_vocab(), key=pieces.get_vocab().get)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"), model_max_length=MAX_POSITIONS)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
