@@ -1,4 +1,5 @@
 # make demo         sets up .venv, draws chests, trains, samples, and writes one page to look at
+# make demo-open    the same on real films: OPEN=folder with kermany as downloaded, PAIRS=a CXR tree with reports, if any
 # make test         sets up .venv and runs the tests
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
 # make ablation     does the reference image help? text only against fused prompts, at the demo's size
@@ -7,16 +8,18 @@
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
 # make lint         style checks
 # make lock         writes requirements-tested.txt, the versions in .venv, which the tests ran on
-# make clean        removes the demo's results (not .venv)
+# make clean        removes the demos' results (not .venv)
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
+OPEN ?= downloads
+PAIRS ?=
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/pairs-clipUViT demo/pairs-clipSD
-.PHONY: demo test test-oldest ablation utility bench soak lint lock clean
+.PHONY: demo demo-open test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, each with half of the cores: small networks gain little from more than one
@@ -70,6 +73,17 @@ demo/pairs-clipSD:
 	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \
 	        --PAGE demo/synthetic/clipSD.html)
 
+demo-open: .venv/installed-imagenet
+	$(RUN) -m utils.open_cxr --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany
+	$(RUN) train_diffusion_clipUViT.py --config open.toml
+	$(RUN) sample_diffusion_clipUViT.py --config open.toml
+ifdef PAIRS
+	$(RUN) train_bart.py --config open.toml --DATA_ROOT $(PAIRS)
+	$(RUN) train_prior_model.py --config open.toml --DATA_ROOT $(PAIRS)
+	$(RUN) sample_prior_model.py --config open.toml
+endif
+	$(RUN) evaluate_pairs.py --config open.toml
+
 test: .venv/installed-test
 	$(RUN) -m pytest
 
@@ -96,4 +110,4 @@ lock: .venv/installed-test
 	$(RUN) -m pip freeze --exclude-editable > requirements-tested.txt
 
 clean:
-	rm -rf demo
+	rm -rf demo open
