@@ -14,8 +14,8 @@ import pandas as pd
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.free_text import check_prompt, free_requests, with_prompts
-from utils.mimic_cxr import authors_codes, drop_blank, image_file, read_csv, read_table, split_rows
-from utils.seeds import keyed_seed
+from utils.mimic_cxr import authors_codes, drop_blank, image_files, read_csv, read_table, split_rows
+from utils.seeds import keyed_seed, numbered_seeds
 
 NOBODY = -1  # the subject_id of a label vector that is no patient's
 CONDITIONS = ("both", "text", "reference")  # what prompts an image
@@ -195,11 +195,11 @@ def _as_rows(plan, settings, output_root):
     plan = plan.assign(
         study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
     )
-    paths = [image_file(output_root, *ids) for ids in zip(plan.subject_id, plan.study_id, plan.dicom_id)]
-    return plan.assign(image_path=list(map(str, paths)))
+    return plan.assign(image_path=image_files(Path(output_root), plan))
 
 
 def _dicom_id(*key):
     """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
-    digits = "".join(f"{keyed_seed('dicom_id', part, *map(str, key)) % 16**8:08x}" for part in range(5))
+    seeds = numbered_seeds("dicom_id", 5, *map(str, key))
+    digits = "".join(f"{seed % 16**8:08x}" for seed in seeds)
     return "-".join(digits[start : start + 8] for start in range(0, 40, 8))
