@@ -5,6 +5,7 @@ A *request* is one image to make: its label vector, prompt, seed, reference and 
 processes, or a second run, agree on it and make only what is missing; other requests get the numbers that follow.
 """
 
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -188,6 +189,14 @@ def save_plan(output_root, plan):
     """Writes plan.csv, in one step."""
     with writing(PLAN_FILE, output_root), replacing(Path(output_root) / PLAN_FILE) as temporary:
         plan[[*_PLAN_COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def plan_digest(output_root, plan):
+    """What tells two processes apart that have another plan, or see another plan.csv in their OUTPUT_ROOT."""
+    rows = pd.util.hash_pandas_object(plan[["dicom_id", "subject_id", "seed", "reference_dicom_id"]], index=False)
+    path = Path(output_root) / PLAN_FILE
+    written = path.read_bytes() if path.exists() else b""
+    return hashlib.sha256(rows.to_numpy().tobytes() + written).hexdigest()
 
 
 def _as_rows(plan, settings, output_root):

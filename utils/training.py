@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -194,6 +194,7 @@ class _Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if checkpoint:
             self._load_progress(checkpoint)
+        self._compare_starts()
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -486,6 +487,16 @@ class _Run:
             remove_unfinished(self.folder, found)
         self.accelerator.wait_for_everyone()
         return found
+
+    def _compare_starts(self):
+        """InputError unless all processes begin at one step: on another machine, RUN_DIR may be another folder."""
+        steps = gather_object([self.step])
+        others = [number for number, step in enumerate(steps) if step != steps[0]]
+        if others:
+            raise InputError(
+                f"process {others[0]} would go on from step {steps[others[0]]}, and process 0 from step {steps[0]}: put "
+                f"RUN_DIR {self.folder} onto storage that all machines share, and run the same command again"
+            )
 
     def _load_weights(self, folder):
         loaded = type(self.raw_model).from_pretrained(folder).state_dict()
