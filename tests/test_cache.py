@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from utils import cache as cache_module
+from utils import folders
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError
@@ -526,3 +527,38 @@ def test_two_processes_of_a_launch_share_the_work(tmp_path, small_shards):
     assert results[0] == results[1] == (True, [2.0 * (number % 7) for number in range(12)])
     stored = [key for path in (tmp_path / "c").glob("*.keys.json") for key in json.loads(path.read_text())["keys"]]
     assert sorted(stored) == list("0123456")
+
+
+@pytest.mark.parametrize("places", [("shared", "shared"), ("one", "other")])
+def test_each_machine_with_a_cache_of_its_own_is_refused(tmp_path, monkeypatch, places):
+    """There each process sees its own half of the features, and would train on the rows of that half."""
+    keys, barrier, told, place = list("0123"), threading.Barrier(2), [None, None], threading.local()
+
+    def gather(values):
+        told[place.index] = values
+        barrier.wait()
+        everyones = told[0] + told[1]
+        barrier.wait()
+        return everyones
+
+    monkeypatch.setattr(folders, "gather_object", gather)
+    monkeypatch.setattr(folders, "VISIBLE_WITHIN", 1)
+    results = [None, None]
+
+    def process(index):
+        place.index = index
+        accelerator = SimpleNamespace(
+            process_index=index, num_processes=2, is_main_process=index == 0, wait_for_everyone=barrier.wait
+        )
+        try:
+            cache = FeatureCache(tmp_path / places[index], FINGERPRINT)
+            results[index] = fill(cache, keys, Doubling(), accelerator).tolist()
+        except InputError as error:
+            results[index] = "do not see the same features" in str(error)
+
+    threads = [threading.Thread(target=process, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert results == [[True] * 4] * 2 if places[0] == places[1] else results == [True, True]

@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from utils import folders
 from utils.errors import InputError
-from utils.folders import locked
+from utils.folders import locked, seen_alike
 
 HOLDS = """
 import multiprocessing, os, sys, time
@@ -59,3 +61,20 @@ def test_a_place_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(InputError, match="cannot write the lock under"), locked(tmp_path, "a training"):
         pass
+
+
+@pytest.mark.parametrize(("shown_after", "alike"), [(0, True), (2, True), (5, False)])
+def test_what_a_file_server_shows_late_is_waited_for(monkeypatch, shown_after, alike):
+    """The other process has seen 7 all the time; this one sees 7 from its third, or its sixth, look on."""
+    monkeypatch.setattr(folders, "VISIBLE_WITHIN", 4)
+    monkeypatch.setattr(folders.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(folders, "gather_object", lambda values: [*values, 7])
+    looks = []
+
+    def look():
+        looks.append(7 if len(looks) >= shown_after else 6)
+        return looks[-1]
+
+    assert seen_alike(look, SimpleNamespace(num_processes=2)) is alike
+    assert len(looks) == min(shown_after + 1, 4)
+    assert seen_alike(None, SimpleNamespace(num_processes=1))  # alone, nobody looks

@@ -534,6 +534,16 @@ def test_a_killed_worker_ends_the_launch_and_nothing_is_lost(train, tmp_path):
     assert [row["step"] for row in metrics(one)] == [row["step"] for row in metrics(two)]
 
 
+def test_a_process_that_finds_no_checkpoint_where_another_does_ends_the_run(train, monkeypatch):
+    """As on a second machine whose RUN_DIR is another folder."""
+    last = train("run", MAX_STEPS=4) / "last"
+    before = read_training(last)
+    monkeypatch.setattr(training, "gather_object", lambda values: [*values, 0])
+    with pytest.raises(InputError, match="process 1 would go on from step 0, and process 0 from step 4: put RUN_DIR"):
+        train("run")
+    assert read_training(last) == before
+
+
 class Opens:
     """Unpickled, it makes a file."""
 

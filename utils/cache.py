@@ -9,7 +9,8 @@ text the text. A changed input therefore has another key and its old value is ne
 the same keys. Shards are only ever added: values first, keys last, each under a temporary name and then renamed, so
 that a shard without keys does not count. A killed run loses at most one shard, a stopped or interrupted one nothing.
 
-The processes of one launch share the missing keys among them, each writing its own shards. Launches may share a cache:
+The processes of one launch share the missing keys among them, each writing its own shards, and go on when all of them see
+all shards; on several machines the folder has to be on storage that they share. Launches may share a cache:
 what both are missing at the same time is computed by both, and either value serves. A shard that is damaged is named,
 removed and made again.
 """
@@ -37,6 +38,7 @@ from utils.errors import (
     stoppable,
     writing,
 )
+from utils.folders import seen_alike
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
 OPEN_SHARDS = 64  # memory maps at a time, a process: each holds a file descriptor, of which a process may have 256
@@ -263,8 +265,20 @@ class FeatureCache:
                 raise Stopped(
                     f"stopped; the {what} computed so far are in {self.folder}: the same command goes on from there"
                 )
+        if not seen_alike(lambda: self._digest_served(keys), accelerator):
+            raise InputError(
+                f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and CACHE_DIR onto "
+                "storage that all machines share, or a copy of one filled cache onto each"
+            )
+        return self._serves(keys)
+
+    def _serves(self, keys):
         self.refresh()
         return np.array([key in self for key in keys], dtype=bool)
+
+    def _digest_served(self, keys):
+        """What tells two processes apart that have other keys, or are served others of them."""
+        return hashlib.sha256(repr(keys).encode() + self._serves(keys).tobytes()).hexdigest()
 
 
 class _Pending:

@@ -1,11 +1,29 @@
-"""One lock a folder: who writes in it, writes alone."""
+"""One lock a folder: who writes in it, writes alone. And one folder for all machines of a launch."""
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from utils.errors import InputError, writing
+
+VISIBLE_WITHIN = 60  # seconds that a file server may take to show one machine what another one has written
+
+
+def seen_alike(look, accelerator):
+    """Whether all processes of a launch see the same, at once or within VISIBLE_WITHIN; all of them have to ask.
+
+    look: () => what a process sees, to be compared with what the others see; it is called again each second.
+    """
+    if accelerator.num_processes == 1:
+        return True
+    for _ in range(VISIBLE_WITHIN):  # a number of looks, so that all give up together
+        if len({*gather_object([look()])}) == 1:
+            return True
+        time.sleep(1)
+    return False
 
 
 @contextmanager

@@ -177,6 +177,12 @@ def image_file(root, subject_id, study_id, dicom_id):
     return Path(root, "files", _study_folder(subject_id, study_id), f"{dicom_id}.jpg")
 
 
+def image_files(root, table):
+    """`image_file` of each row of a table, a list of str: a Path a row would take as long as all the rest of a plan."""
+    ids = zip(table["subject_id"], table["study_id"], table["dicom_id"])
+    return [f"{root}/files/{_study_folder(subject, study)}/{dicom}.jpg" for subject, study, dicom in ids]
+
+
 def _study_folder(subject_id, study_id):
     return f"p{str(subject_id)[:2]}/p{subject_id}/s{study_id}"
 
@@ -212,10 +218,7 @@ def _read_tree(root):
     if table.empty:
         raise InputError(f"{root} has no image with labels and a split: its three CSVs have no row in common")
     table = pd.concat([table, codes.take(table["place"]).reset_index(drop=True)], axis=1)
-    table["image_path"] = [
-        f"{root}/files/{_study_folder(subject, study)}/{dicom}.jpg"
-        for dicom, subject, study in zip(table["dicom_id"], table["subject_id"], table["study_id"])
-    ]
+    table["image_path"] = image_files(root, table)
     table["report"] = ""
     return table
 
@@ -561,7 +564,7 @@ def write_tree(root, table, provenance=None, provenance_file=PROVENANCE_FILE):
     assert table["dicom_id"].is_unique
     assert len(studies) == len(table.drop_duplicates([*ids, "report", *FINDINGS])), "a study has two reports or labels"
 
-    sizes = [_image_size(image_file(root, *row)) for row in zip(*(table[name] for name in (*ids, "dicom_id")))]
+    sizes = list(map(_image_size, image_files(root, table)))
     metadata = table[["dicom_id", *ids]].assign(
         ViewPosition=table["view"],
         Rows=[height for _, height in sizes],

@@ -5,6 +5,7 @@ A *request* is one image to make: its label vector, prompt, seed, reference and 
 processes, or a second run, agree on it and make only what is missing; other requests get the numbers that follow.
 """
 
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import pandas as pd
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.free_text import check_prompt, free_requests, with_prompts
-from utils.mimic_cxr import authors_codes, drop_blank, image_file, read_csv, read_table, split_rows
-from utils.seeds import keyed_seed
+from utils.mimic_cxr import authors_codes, drop_blank, image_files, read_csv, read_table, split_rows
+from utils.seeds import keyed_seed, numbered_seeds
 
 NOBODY = -1  # the subject_id of a label vector that is no patient's
 CONDITIONS = ("both", "text", "reference")  # what prompts an image
@@ -190,16 +191,24 @@ def save_plan(output_root, plan):
         plan[[*_PLAN_COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
 
 
+def plan_digest(output_root, plan):
+    """What tells two processes apart that have another plan, or see another plan.csv in their OUTPUT_ROOT."""
+    rows = pd.util.hash_pandas_object(plan[["dicom_id", "subject_id", "seed", "reference_dicom_id"]], index=False)
+    path = Path(output_root) / PLAN_FILE
+    written = path.read_bytes() if path.exists() else b""
+    return hashlib.sha256(rows.to_numpy().tobytes() + written).hexdigest()
+
+
 def _as_rows(plan, settings, output_root):
     """A plan with the columns that follow from it: those of a tree's table, and the settings."""
     plan = plan.assign(
         study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
     )
-    paths = [image_file(output_root, *ids) for ids in zip(plan.subject_id, plan.study_id, plan.dicom_id)]
-    return plan.assign(image_path=list(map(str, paths)))
+    return plan.assign(image_path=image_files(Path(output_root), plan))
 
 
 def _dicom_id(*key):
     """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
-    digits = "".join(f"{keyed_seed('dicom_id', part, *map(str, key)) % 16**8:08x}" for part in range(5))
+    seeds = numbered_seeds("dicom_id", 5, *map(str, key))
+    digits = "".join(f"{seed % 16**8:08x}" for seed in seeds)
     return "-".join(digits[start : start + 8] for start in range(0, 40, 8))

@@ -1,6 +1,7 @@
 """Requests => images in a synthetic CXR tree, and the previews of a training."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,10 @@ from utils.cache import save_array
 from utils.diffusion import TRIAL_STEPS, sample_latents, sampling_scheduler
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.findings import prompts_of
+from utils.folders import seen_alike
 from utils.latents import decode_latents
 from utils.mimic_cxr import write_tree
-from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, save_plan
+from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, plan_digest, save_plan
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
 from utils.selection import COLUMNS
@@ -61,6 +63,9 @@ def make_images(
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     if accelerator.is_main_process:
         save_plan(output_root, plan)
+    accelerator.wait_for_everyone()
+    _check_shared(lambda: plan_digest(output_root, plan), output_root, accelerator)
+    if accelerator.is_main_process:
         _list_images(output_root, plan, selection)  # finds out before the hours, too, whether the CSVs can be added to
     batches = _batches(plan, missing, batch_size, model, text_encoder)
     if pool and batches:
@@ -82,6 +87,8 @@ def make_images(
                     _save_batch(made, best, keep_latents, output_root)
                 progress.update(len(made))
             accelerator.wait_for_everyone()
+            paths = requests.image_path[requests.dicom_id.isin(missing)]
+            _check_shared(lambda: tuple(map(os.path.exists, paths)), output_root, accelerator)
         finally:
             progress.close()
             if accelerator.is_main_process:
@@ -94,6 +101,15 @@ def make_images(
         if any(gather_object([stopped()])):  # of all processes, so that they end together
             raise Stopped(f"stopped; the images made so far are in {output_root}: the same command goes on from there")
     return listed
+
+
+def _check_shared(look, output_root, accelerator):
+    """InputError unless all processes see the same in OUTPUT_ROOT; look: as `seen_alike` has it."""
+    if not seen_alike(look, accelerator):
+        raise InputError(
+            f"the processes of this launch do not see the same plan and images in {output_root}: put OUTPUT_ROOT onto "
+            "storage that all machines share, and run the same command again"
+        )
 
 
 def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelerator):

@@ -13,12 +13,13 @@ import signal
 import time
 from collections import deque
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -37,6 +38,7 @@ FIT_CONSTANTS = (  # what fit() reads of a script's constants
     "VALIDATION_ROWS", "NUM_WORKERS",
 )  # fmt: skip
 BAD_STEPS = 20  # steps in a row whose gradient is no number, after which a run ends: it does not mend itself
+PATIENCE = 60  # minutes that processes wait for one of them, which may list a million images (NCCL's default: 10)
 NAMED_EXAMPLES = 8  # examples of such a step that are named
 
 
@@ -67,7 +69,8 @@ def make_accelerator(device, precision):
     torch.set_float32_matmul_precision("highest" if precision == "no" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "no"
     buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # one copy of the gradients less
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[buckets])
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=PATIENCE))
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[buckets, patience])
 
 
 def fit(
@@ -194,6 +197,7 @@ class _Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if checkpoint:
             self._load_progress(checkpoint)
+        self._compare_starts()
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -486,6 +490,16 @@ class _Run:
             remove_unfinished(self.folder, found)
         self.accelerator.wait_for_everyone()
         return found
+
+    def _compare_starts(self):
+        """InputError unless all processes begin at one step: on another machine, RUN_DIR may be another folder."""
+        steps = gather_object([self.step])
+        others = [number for number, step in enumerate(steps) if step != steps[0]]
+        if others:
+            raise InputError(
+                f"process {others[0]} would go on from step {steps[others[0]]}, and process 0 from step {steps[0]}: put "
+                f"RUN_DIR {self.folder} onto storage that all machines share, and run the same command again"
+            )
 
     def _load_weights(self, folder):
         loaded = type(self.raw_model).from_pretrained(folder).state_dict()
