@@ -13,12 +13,13 @@ import signal
 import time
 from collections import deque
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -37,6 +38,7 @@ FIT_CONSTANTS = (  # what fit() reads of a script's constants
     "VALIDATION_ROWS", "NUM_WORKERS",
 )  # fmt: skip
 BAD_STEPS = 20  # steps in a row whose gradient is no number, after which a run ends: it does not mend itself
+PATIENCE = 60  # minutes that processes wait for one of them, which may list a million images (NCCL's default: 10)
 NAMED_EXAMPLES = 8  # examples of such a step that are named
 
 
@@ -67,7 +69,8 @@ def make_accelerator(device, precision):
     torch.set_float32_matmul_precision("highest" if precision == "no" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "no"
     buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # one copy of the gradients less
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[buckets])
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=PATIENCE))
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[buckets, patience])
 
 
 def fit(
