@@ -121,13 +121,11 @@ def measure_cache(clock, table, folder, look_ups):
     assert clock(f"{look_ups:,} values read", lambda: [float(cache[keys[row]][0]) for row in rows]) == rows.tolist()
 
 
-def measure(rows, images, label_sets, look_ups, output):
+def measure(rows, images, label_sets, look_ups, folder):
     """One size => {step: seconds} and the process's peak memory, GiB."""
-    clock = Clock()
-    with tempfile.TemporaryDirectory(dir=output or None) as folder:
-        table = make_table(rows, label_sets)
-        measure_tree(clock, table, Path(folder) / "tree", rows <= images)
-        measure_cache(clock, table, Path(folder) / "cache", look_ups)
+    clock, table = Clock(), make_table(rows, label_sets)
+    measure_tree(clock, table, Path(folder) / "tree", rows <= images)
+    measure_cache(clock, table, Path(folder) / "cache", look_ups)
     return clock.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB => GiB
 
 
@@ -135,8 +133,11 @@ def main():
     override_constants(globals())
     found = {}
     for rows in ROWS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process each, for its peak memory
-            seconds, peak = pool.apply(measure, (rows, IMAGES, LABEL_SETS, LOOK_UPS, OUTPUT))
+        with (
+            tempfile.TemporaryDirectory(dir=OUTPUT or None) as folder,
+            multiprocessing.get_context("spawn").Pool(1) as pool,  # a process each, for its peak memory
+        ):
+            seconds, peak = pool.apply(measure, (rows, IMAGES, LABEL_SETS, LOOK_UPS, folder))
         found[f"{rows:,}"] = {**seconds, "peak memory, GiB": peak}
         print(f"{rows:,} rows: {sum(seconds.values()):.0f} s", flush=True)
     print(pd.DataFrame(found).to_string(float_format="{:.2f}".format, na_rep="-"))
