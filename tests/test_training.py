@@ -470,6 +470,30 @@ def test_sigterm_to_a_whole_job_stops_no_process_that_loads_batches(train, tmp_p
     assert_same_run(train("whole", NUM_WORKERS=2), train("stopped", NUM_WORKERS=2))
 
 
+LOADED = """
+import sys
+from test_training import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
+
+def compute_loss(model, batch):
+    if sys.argv[2] == "fails":
+        raise ValueError("of the loss")
+    return squared_error(model, batch)
+
+fit(Line(), Points(), Points(7), compute_loss, {**CONSTANTS, "RUN_DIR": sys.argv[1], "NUM_WORKERS": 2},
+    make_accelerator("cpu", "no"))
+"""
+
+
+@pytest.mark.parametrize("ending", ["ends", "fails"])
+def test_a_run_whose_batches_are_loaded_by_processes_ends(tmp_path, ending):
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    command = [sys.executable, "-c", LOADED, str(tmp_path / "run"), ending]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == (ending == "fails"), done.stderr
+    assert ("ValueError: of the loss" in done.stderr) == (ending == "fails")
+
+
 def names(run):
     return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
 

@@ -7,6 +7,7 @@ there are, for it is drawn for a whole pass at a time: by (SEED, step, process).
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +110,10 @@ def fit(
     folder, main = Path(constants["RUN_DIR"]), accelerator.is_main_process
     with locked(folder, "a training") if main else nullcontext():
         run = _Run(model, examples, validation, compute_loss, constants, accelerator, preview, facts, collate, terms)
-        run.train()
+        try:
+            run.train()
+        finally:
+            run.over.set()
 
 
 class Batches:
@@ -173,6 +178,7 @@ class _Run:
         self.pending = []  # (loss, norm) of each step since the last row of metrics.csv
         self.unseen = deque()  # (step, loss, norm, whether it was applied) of steps that may still be running on a GPU
         self.skipped = 0  # steps in a row that were not applied
+        self.over = multiprocessing.Event()  # for the processes that load batches
 
         self.raw_model = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -372,7 +378,7 @@ class _Run:
             data,
             batch_sampler=batches,
             num_workers=self.constants["NUM_WORKERS"],
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=partial(_outlive_sigterm, self.over),
             pin_memory=self.accelerator.device.type == "cuda",
             collate_fn=self.collate,
         )
@@ -534,9 +540,12 @@ class _Run:
         say(f"resuming {checkpoint} at step {self.step}")
 
 
-def _outlive_sigterm(_):
-    """In a process that loads batches: what stops a whole job (Slurm, `timeout`) tells it too, and the step needs its batch."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_sigterm(over, _):
+    """In a process that loads batches: what stops a whole job (Slurm, `timeout`) tells it too, and the step needs its batch.
+
+    over: an Event, after which SIGTERM ends it: it comes from its own run then, which would wait for it for ever.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if over.is_set() else None)
 
 
 def _to_device(batch, device):
