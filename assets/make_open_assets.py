@@ -3,7 +3,7 @@
     python -m assets.make_open_assets --DATA_ROOTS open/kermany,open/nih
     python -m assets.make_open_assets --DATA_ROOTS open/kermany,open/nih --DEVICE cuda --BATCH_SIZE 64
 
-Reads:  the training images of some CXR trees of films that may be used so (docs/OPEN_DATA.md), ASSETS
+Reads:  the training images of some CXR trees of films that may be used so (docs/open-data.md), ASSETS
 Writes: FOLDER/base_model (vae, and copies of ASSETS' text_encoder, tokenizer and scheduler)
 Prints: how far the VAE's images of held-out films are from the films (PSNR)
 """

@@ -37,9 +37,11 @@ from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
 from utils.training import make_accelerator
 
-WHOLE = {"ACCUMULATION": 1, "GRADIENT_CHECKPOINTING": False}
-OTHERWISE = {  # besides what the script's constants say, at the paper's sizes: for a GPU that has the memory
-    "train_diffusion_clipSD": {"in one pass": WHOLE, "in one pass, channels last": {**WHOLE, "CHANNELS_LAST": True}},
+OTHERWISE = {  # besides what the script's constants say, at the paper's sizes: for a smaller GPU, and what did not pay
+    "train_diffusion_clipSD": {
+        "in 8 passes, checkpointed": {"ACCUMULATION": 8, "GRADIENT_CHECKPOINTING": True},
+        "channels last": {"CHANNELS_LAST": True},
+    },
 }
 
 

@@ -471,6 +471,8 @@ def test_sigterm_to_a_whole_job_stops_no_process_that_loads_batches(train, tmp_p
     assert_same_run(train("whole", NUM_WORKERS=2), train("stopped", NUM_WORKERS=2))
 
 
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
 LOADED = """
 import sys
 from test_training import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
@@ -487,10 +489,8 @@ fit(Line(), Points(), Points(7), compute_loss, {**CONSTANTS, "RUN_DIR": sys.argv
 
 @pytest.mark.parametrize("ending", ["ends", "fails"])
 def test_a_run_whose_batches_are_loaded_by_processes_ends(tmp_path, ending):
-    here = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     command = [sys.executable, "-c", LOADED, str(tmp_path / "run"), ending]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == (ending == "fails"), done.stderr
     assert ("ValueError: of the loss" in done.stderr) == (ending == "fails")
 
@@ -540,9 +540,7 @@ def test_a_killed_worker_ends_the_launch_and_nothing_is_lost(train, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(tmp_path / "worker.py"), str(tmp_path / "two")]
-    here = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    launched = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    launched = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         while not (tmp_path / "two.killed").exists():
             assert launched.poll() is None, "the launch ended before its worker was killed"
@@ -551,7 +549,7 @@ def test_a_killed_worker_ends_the_launch_and_nothing_is_lost(train, tmp_path):
     finally:
         launched.kill()
     assert read_training(tmp_path / "two" / "last")["step"] == 4
-    subprocess.run(command, env=environment, check=True, timeout=400)
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=400)
     one, two = train("one", dropout=0.0), tmp_path / "two"
     for part in (".", "raw"):
         for name, weight in weights(one / "last" / part).items():
