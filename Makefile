@@ -57,7 +57,10 @@ demo/bart:
 	@$(call logged,$(RUN) train_bart.py $(DEMO))
 
 demo/clipSD:
-	@$(call logged,$(RUN) train_diffusion_clipSD.py $(DEMO) && $(RUN) sample_diffusion_clipSD.py $(DEMO))
+	@$(call logged,\
+	    $(RUN) train_diffusion_clipSD.py $(DEMO) && \
+	    $(RUN) sample_diffusion_clipSD.py $(DEMO) && \
+	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --JUDGE_ONLY true)
 
 demo/prior: demo/bart
 	$(RUN) train_prior_model.py $(DEMO)

@@ -92,6 +92,7 @@ COPY_QUANTILE = 0.01  # nearer to a training image than this share of unseen rea
 CLOSEST = 8  # closest pairs in the picture (1 to 100)
 # running
 CHECK = False  # True: only try what the run needs, and say what would end it
+JUDGE_ONLY = False  # True: only train the image judge, for evaluations that later find it in CACHE_DIR
 CACHE_DIR = "cache"  # judges, pixels and latents (a folder to write)
 BATCH_SIZE = 64  # images at a time (1 to 65536)
 SEED = 1234  # of draws, and of the judges' training (0 or more)
@@ -237,9 +238,9 @@ def main():
     synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
     train = Images(tables.train, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)
     result = {
-        "real": {"tree": REAL, "split": SPLIT, "N": len(real), "unreadable": real.unreadable},
-        "synthetic": {"tree": SYNTHETIC, "N": len(synthetic), "unreadable": synthetic.unreadable},
-        "train": {"tree": TRAIN or REAL, "N": len(train), "unreadable": train.unreadable},
+        "real": {"tree": REAL, "split": SPLIT, **real.count()},
+        "synthetic": {"tree": SYNTHETIC, **synthetic.count()},
+        "train": {"tree": TRAIN or REAL, **train.count()},
     }
     stopwatch.lap("trees")
 
@@ -247,6 +248,8 @@ def main():
     judge = image_judge(train.table.iloc[rows], tables.validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
+    if JUDGE_ONLY:
+        return say(f"the image judge is kept in {CACHE_DIR}")
 
     copies = nearest_by_labels(synthetic.table, train.table, SEED)
     seers = [extractors[name] for name in FEATURES]
@@ -268,9 +271,7 @@ def main():
         result |= evaluate_reports(text_judge, tables, synthetic, train, WRITTEN, real, RADGRAPH, output, SEED)
         stopwatch.lap("reports")
     elif WRITTEN:
-        notes.append(
-            f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: there is no text judge to read them"
-        )
+        notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
 
     told, found = pairs(judge, text_judge, synthetic, real, train, BOOTSTRAP, SEED)
     chosen = selection(judge, synthetic)
@@ -288,8 +289,7 @@ def main():
         save_constants(output, constants)
         write_page(page, {name: tables.shown}, tables.train, f"{name}, evaluated", told, summary(result), PAGE_IMAGES)
         stopwatch.lap("pictures and page")
-        say(text)
-        say(f"the evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
+        say(f"{text}\nthe evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
     accelerator.wait_for_everyone()
 
 

@@ -129,9 +129,10 @@ def predict(model, batch, findings_weight, *flowing):
 
     What is not mentioned counts as absent, and what is uncertain not at all.
     """
+    images = batch["tokens"] if "tokens" in batch else batch["latents"]
     if not findings_weight:
-        return model(batch["latents"], *flowing).float(), 0.0
-    predicted, logits = model(batch["latents"], *flowing, read=True)
+        return model(images, *flowing).float(), 0.0
+    predicted, logits = model(images, *flowing, read=True)
     present, known = batch["findings"] == PRESENT, (batch["findings"] != UNCERTAIN).float()
     each = functional.binary_cross_entropy_with_logits(logits.float(), present.float(), known, reduction="none")
     return predicted.float(), each.sum() / known.sum().clamp(min=1)
@@ -217,15 +218,19 @@ def main():
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)
     examples = PriorExamples(features, "train", model, draws, DROP_IMAGE)
+    validation = PriorExamples(features, "validate", model, draws)
     if HEAD_ROWS:
         rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]
         model.to(device).start_head(examples, [(row, keyed_seed(SEED, "head", row)) for row in rows.tolist()])
         say(f"prior: the head starts as a ridge regression on {len(rows)} training images")
+    if FREEZE_TRANSFORMER:
+        for split in (examples, validation):
+            split.freeze(model.to(device).eval(), ENCODE_BATCH_SIZE)
 
     fit(
         model,
         examples,
-        PriorExamples(features, "validate", model, draws),
+        validation,
         loss,
         constants,
         accelerator,

@@ -97,6 +97,14 @@ def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evalu
     assert few in by(found["image_quality"], "images")["synthetic"]["warning"]
 
 
+def test_a_judge_is_trained_beforehand(real, evaluate, tmp_path, monkeypatch):
+    fresh = {"SYNTHETIC": real, "CACHE_DIR": tmp_path / "cache"}
+    with pytest.raises(FileNotFoundError):  # nothing but the judge is made
+        evaluate(**fresh, JUDGE_ONLY=True)
+    monkeypatch.setattr(judges, "train_classifier", None)
+    evaluate(**fresh)
+
+
 def test_rules_read_any_wording_and_learn_nothing(real, evaluate, tmp_path):
     found = evaluate(SYNTHETIC=real, TEXT_JUDGE="rules")
     rows = by(found["reports"], "reports")

@@ -178,6 +178,23 @@ def test_examples_hold_the_codes_for_a_readout(features):  # noqa: F811
     assert "findings" not in PriorExamples(features, "train", Prior(**SMALL))[0, 0]
 
 
+def test_a_frozen_transformer_is_asked_once(features):  # noqa: F811
+    features, _, _ = features
+    prior = Prior(**FLOW).eval()
+    prior.set_statistics(*features.statistics())
+    examples = PriorExamples(features, "train", prior, draws=3)
+    drawn = examples[4, 1]
+    examples.freeze(prior, batch_size=5)
+    frozen, again = examples[4, 1], examples[4, 2]
+    assert "latents" not in frozen and torch.equal(frozen["tokens"], again["tokens"])
+    mean = torch.from_numpy(features.moments[4].astype(np.float32)).chunk(2)[0] * features.scaling_factor
+    torch.testing.assert_close(frozen["tokens"], prior.vit(mean[None])[0])
+    assert not torch.equal(mean, drawn["latents"]), "a draw of the posterior has noise"
+    assert torch.equal(frozen["report_latents"], drawn["report_latents"])
+    flowing = [frozen[name][None] for name in ("noise", "times", "dropped")]
+    torch.testing.assert_close(prior(frozen["tokens"][None], *flowing), prior(mean[None], *flowing))
+
+
 def test_examples_hold_noise_and_times_by_their_seed(features):  # noqa: F811
     features, _, _ = features
     prior = Prior(**FLOW)

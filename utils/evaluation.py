@@ -81,6 +81,9 @@ class Images:
     def __len__(self):
         return len(self.table)
 
+    def count(self):
+        return {"N": len(self), "unreadable": self.unreadable}
+
     def see(self, extractor, rows=None):
         """The features of an extractor, (N, D), or those of some rows only; extracted once, probabilities beside them.
 

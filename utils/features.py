@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import weights_fingerprint
@@ -261,14 +262,14 @@ class PriorExamples(_Rows):
 
     prior: whose statistics standardise; of a flow an example holds noise and times too, `draws` of each, and whether its
     image is dropped (with the probability drop_image), which is what makes guidance possible; for a readout the codes of
-    the findings.
+    the findings. After `freeze` it holds, in place of its latents, what a frozen transformer makes of them.
     """
 
     def __init__(self, features, split, prior, draws=1, drop_image=0.0):
         super().__init__(features, split)
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
         self.flows, self.draws, self.drop_image = prior.config.kind == "flow", draws, drop_image
-        self.labels = None
+        self.labels = self.tokens = None
         if prior.config.reads_findings:
             self.labels = torch.tensor(features.table[list(FINDINGS)].to_numpy(dtype=np.int8))  # (N, 14) codes
 
@@ -277,10 +278,11 @@ class PriorExamples(_Rows):
         row, features = self.rows[position], self.features
         generator = torch.Generator().manual_seed(seed)
         report_latent = torch.from_numpy(features.report_latents[row].astype(np.float32))
-        example = {
-            "latents": draw_posterior(features.moments[row], generator, features.scaling_factor),  # (C, h, w)
-            "report_latents": (report_latent - self.mean) / self.std,  # (D,), standardised
-        }
+        example = {"report_latents": (report_latent - self.mean) / self.std}  # (D,), standardised
+        if self.tokens is None:
+            example["latents"] = draw_posterior(features.moments[row], generator, features.scaling_factor)  # (C, h, w)
+        else:
+            example["tokens"] = self.tokens[position]  # (E,)
         if self.flows:
             example |= {
                 "noise": torch.randn((self.draws, len(report_latent)), generator=generator),  # (K, D)
@@ -290,6 +292,18 @@ class PriorExamples(_Rows):
         if self.labels is not None:
             example["findings"] = self.labels[row]  # (14,) codes
         return example
+
+    @torch.no_grad()
+    def freeze(self, prior, batch_size):
+        """Makes the class token of each row once, by a Prior whose transformer will not change, from its posterior's mean."""
+        starts = tqdm(range(0, len(self), batch_size), desc="class tokens", disable=None)
+        self.tokens = torch.cat([prior.vit(self._means(start, batch_size).to(prior.device)).cpu() for start in starts])
+
+    def _means(self, start, count):
+        rows = self.rows[start : start + count]
+        moments = torch.from_numpy(np.asarray(self.features.moments.stack(rows), dtype=np.float32))
+        mean, _ = moments.chunk(2, dim=1)
+        return mean * self.features.scaling_factor  # (n, C, h, w), unit variance
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def load_vae(base_model, device="cpu"):
         vae = load_strictly(AutoencoderKL, base_model, subfolder="vae")
     except InputError as error:
         raise InputError(f"no VAE in {base_model!r}: {error}; set BASE_MODEL to a Stable Diffusion folder") from error
-    return vae.eval().requires_grad_(False).to(device)
+    return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # quicker convolutions
 
 
 def latent_shape(vae, image_size, patch_size=1):

@@ -100,13 +100,14 @@ class Prior(ModelMixin, ConfigMixin):
         self.register_buffer("report_mean", torch.zeros(report_dim))
         self.register_buffer("report_std", torch.ones(report_dim))
 
-    def forward(self, latents, *flowing, read=False):
+    def forward(self, images, *flowing, read=False):
         """Latents (B, C, h, w), unit variance => standardised report latents (B, D); of a flow, velocities.
 
+        images: these latents, or (B, embed_dim), the class tokens that the transformer made of them.
         flowing: noisy report latents, times and dropped images, as `ReportFlow.forward` has them. read: the logits of the
         findings as well, (B, 14), as the second of two results; of a prior with a readout.
         """
-        pooled = self.vit(latents)  # (B, embed_dim), the class token after the final layer norm
+        pooled = images if images.ndim == 2 else self.vit(images)  # the class token after the final layer norm
         predicted = self.head(pooled, *flowing)
         if self.config.pooler == "tanh" and self.config.kind == "regression":
             predicted = predicted.tanh()
