@@ -1,5 +1,6 @@
 # make demo         sets up .venv, draws chests, trains, samples, and writes one page to look at
-# make demo-open    the same on real films: OPEN=folder with kermany as downloaded, PAIRS=a CXR tree with reports, if any
+# make demo-open    the same on real films: OPEN=folder with kermany as downloaded, PAIRS=a CXR tree with reports, if any,
+#                   OPEN_CONFIG=open-gpu.toml at the paper's sizes, on a GPU
 # make test         sets up .venv and runs the tests
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
 # make ablation     does the reference image help? text only against fused prompts, at the demo's size
@@ -16,6 +17,7 @@ OLDEST := .venv-oldest/bin
 DEMO := --config demo.toml
 OPEN ?= downloads
 PAIRS ?=
+OPEN_CONFIG ?= open.toml
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/pairs-clipUViT demo/pairs-clipSD
@@ -52,15 +54,13 @@ demo: .venv/installed
 demo/clipUViT:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)
 	$(RUN) sample_diffusion_clipUViT.py $(DEMO)
+	$(RUN) evaluate_pairs.py $(DEMO) --JUDGE_ONLY true
 
 demo/bart:
 	@$(call logged,$(RUN) train_bart.py $(DEMO))
 
 demo/clipSD:
-	@$(call logged,\
-	    $(RUN) train_diffusion_clipSD.py $(DEMO) && \
-	    $(RUN) sample_diffusion_clipSD.py $(DEMO) && \
-	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --JUDGE_ONLY true)
+	@$(call logged,$(RUN) train_diffusion_clipSD.py $(DEMO) && $(RUN) sample_diffusion_clipSD.py $(DEMO))
 
 demo/prior: demo/bart
 	$(RUN) train_prior_model.py $(DEMO)
@@ -78,14 +78,14 @@ demo/pairs-clipSD:
 
 demo-open: .venv/installed-imagenet
 	$(RUN) -m utils.open_cxr --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany
-	$(RUN) train_diffusion_clipUViT.py --config open.toml
-	$(RUN) sample_diffusion_clipUViT.py --config open.toml
+	$(RUN) train_diffusion_clipUViT.py --config $(OPEN_CONFIG)
+	$(RUN) sample_diffusion_clipUViT.py --config $(OPEN_CONFIG)
 ifdef PAIRS
-	$(RUN) train_bart.py --config open.toml --DATA_ROOT $(PAIRS)
-	$(RUN) train_prior_model.py --config open.toml --DATA_ROOT $(PAIRS)
-	$(RUN) sample_prior_model.py --config open.toml
+	$(RUN) train_bart.py --config $(OPEN_CONFIG) --DATA_ROOT $(PAIRS)
+	$(RUN) train_prior_model.py --config $(OPEN_CONFIG) --DATA_ROOT $(PAIRS)
+	$(RUN) sample_prior_model.py --config $(OPEN_CONFIG)
 endif
-	$(RUN) evaluate_pairs.py --config open.toml
+	$(RUN) evaluate_pairs.py --config $(OPEN_CONFIG)
 
 test: .venv/installed-test
 	$(RUN) -m pytest

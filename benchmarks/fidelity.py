@@ -15,8 +15,8 @@ All are compared with images of the train split, on which the judge is trained a
 
 Reads:  CHECKPOINT (of either backbone), DATA_ROOT, the frozen encoders that the checkpoint names
 Writes: OUTPUT/fidelity.md, fidelity.png (the first 16 rows of each line, none chosen)
-Prints: the table: network calls an image, FID and KID (features of the judge), AUROC of the asked findings with its 95 %
-        interval, recall, coverage, MS-SSIM of images with the same findings (lower: more diverse)
+Prints: the table: network calls an image; FID, KID, recall and coverage in each of FEATURES; AUROC of the asked findings with
+        its 95 % interval; MS-SSIM of images with the same findings (lower: more diverse)
 """
 
 from pathlib import Path
@@ -30,7 +30,15 @@ from utils.checkpoints import read_training
 from utils.constants import override_constants
 from utils.diffusion import ALL_NOISE, PromptedDenoiser
 from utils.errors import InputError, replacing, run, say, writing
-from utils.judges import JudgeSettings, extract, file_reader, image_judge, images_to_pixels, pixel_reader
+from utils.judges import (
+    JudgeSettings,
+    extract,
+    file_reader,
+    image_judge,
+    images_to_pixels,
+    load_extractor,
+    pixel_reader,
+)
 from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_grey, read_pixels
 from utils.metrics import (
     auroc_table,
@@ -67,6 +75,7 @@ JUDGE_MODEL = "test_resnet"  # any timm classifier
 JUDGE_IMAGE_SIZE = 64  # pixels (32 to 4096)
 JUDGE_STEPS = 300  # optimiser steps (1 to 1000000)
 JUDGE_LEARNING_RATE = 5e-3  # of AdamW (above 0, 1 at most)
+FEATURES = ("judge",)  # whose features (each judge, imagenet, inception, torchxrayvision or rad-dino)
 NEIGHBOURS = 5  # of recall and coverage (1 or more)
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 to 1000000)
 SEED = 1234  # of noise, references, draws and the judge (0 or more)
@@ -145,6 +154,14 @@ def _guidance(variant):
     }  # fmt: skip
 
 
+def distances(truth, features, whose, neighbours, seed):
+    """{"FID", "KID", "recall", "coverage"} of features (N, D) to those of real images (M, D); whose: after each name."""
+    near = neighbourhood_metrics(truth, features, neighbours)
+    found = {"FID": frechet_distance(truth, features), "KID": kernel_distance(truth, features, seed)[0]}
+    found |= {name: near[name] for name in ("recall", "coverage")}
+    return {f"{name}{whose}": value for name, value in found.items()}
+
+
 def main():
     override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
@@ -158,24 +175,31 @@ def main():
         model, trained, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, NUM_WORKERS, SEED, accelerator
     )
 
-    def see(read, count):
-        return extract(judge, read, count, accelerator.device, BATCH_SIZE, NUM_WORKERS)
+    def see(extractor, read, count):
+        return extract(extractor, read, count, accelerator.device, BATCH_SIZE, NUM_WORKERS)
 
-    truth, _ = see(file_reader(compared.image_path.tolist(), JUDGE_IMAGE_SIZE), len(compared))
+    truths = []  # extractors, and their features of the images to compare with
+    for extractor in (judge if name == "judge" else load_extractor(name, accelerator.device) for name in FEATURES):
+        read = file_reader(compared.image_path.tolist(), extractor.image_size)
+        truths.append((extractor, see(extractor, read, len(compared))[0]))
     asked, (alike,) = positives(module.rows), label_set_pairs([module.rows], DIVERSITY_PAIRS, SEED)
     lines, pictures = [], []
 
     def line(name, images, calls=0):
-        features, probabilities = see(images_to_pixels(images, JUDGE_IMAGE_SIZE).__getitem__, len(images))
-        mean = auroc_table(asked, probabilities, judge.known, seed=SEED).loc["mean"]
-        near = neighbourhood_metrics(truth, features, NEIGHBOURS)
-        lines.append({
-            "images": name, "calls": f"{calls:.1f}", "FID": frechet_distance(truth, features),
-            "KID": kernel_distance(truth, features, SEED)[0],
+        def seen_by(extractor):
+            return see(extractor, images_to_pixels(images, extractor.image_size).__getitem__, len(images))
+
+        judged = seen_by(judge)
+        mean = auroc_table(asked, judged[1], judge.known, seed=SEED).loc["mean"]
+        lines.append({"images": name, "calls": f"{calls:.1f}"})
+        for extractor, truth in truths:
+            features, _ = judged if extractor is judge else seen_by(extractor)
+            whose = "" if extractor is judge else f", {extractor.name}"
+            lines[-1] |= distances(truth, features, whose, NEIGHBOURS, SEED)
+        lines[-1] |= {
             "AUROC": f"{mean.auroc:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
-            "recall": near["recall"], "coverage": near["coverage"],
             "MS-SSIM": diversity(pixel_reader(images, range(len(images))), alike),
-        })  # fmt: skip
+        }
         pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
         say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in lines[-1].values()))
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -483,3 +484,12 @@ def test_constants_are_saved_beside_a_result(script, tmp_path):
     save_constants(tmp_path / "run", values)
     saved = json.loads((tmp_path / "run" / "constants.json").read_text())
     assert saved == {**values, "VIEWS": ["PA", "AP"], "BETAS": [0.9, 0.999]}
+
+
+@pytest.mark.parametrize("name", ["demo.toml", "open.toml", "open-gpu.toml"])
+def test_the_repositorys_configs_are_accepted(name):
+    config = constants.REPOSITORY / name
+    for section in set(tomllib.loads(config.read_text())) - {"common"}:
+        places = f"{section}.py", f"utils/{section}.py", f"utils/{section}/__main__.py"
+        script = next(path for path in map(constants.REPOSITORY.joinpath, places) if path.exists())
+        constants._resolve(script, ["--config", str(config)])
