@@ -18,7 +18,7 @@ import torch
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels
 from utils.constants import override_constants
 from utils.errors import run, say
-from utils.latents import decode_latents, draw_latents, encode_moments, read_grey
+from utils.latents import decode_latents, encode_moments, mean_latents, read_grey
 from utils.mimic_cxr import read_table
 from utils.training import make_accelerator
 
@@ -55,7 +55,7 @@ def psnr(vae, films):
     moments = torch.cat(
         [encode_moments(vae, to_pixels(films[start : start + 16])) for start in range(0, len(films), 16)]
     )
-    latents = draw_latents(moments, torch.zeros_like(moments[:, : moments.shape[1] // 2]), vae.config.scaling_factor)
+    latents = mean_latents(moments, vae.config.scaling_factor)
     again = np.concatenate([decode_latents(vae, latents[start : start + 16]) for start in range(0, len(films), 16)])
     return 10 * np.log10(255**2 / np.square(again.astype(float) - films).mean())
 

@@ -39,14 +39,12 @@ from utils.judges import (
     load_extractor,
     pixel_reader,
 )
-from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, read_grey, read_pixels
+from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, mean_latents, read_grey, read_pixels
 from utils.metrics import (
     auroc_table,
     diversity,
-    frechet_distance,
-    kernel_distance,
+    feature_distances,
     label_set_pairs,
-    neighbourhood_metrics,
     positives,
 )
 from utils.plan import label_vectors, plan_requests, real_rows
@@ -132,7 +130,7 @@ class Module:
         """The true latents of one batch of rows, the posterior's mean, (B, C, h, w) at unit variance."""
         paths = self.rows["image_path"].iloc[start : start + self.batch_size]
         moments = encode_moments(self.vae, torch.stack([read_pixels(path, self.image_size) for path in paths]))
-        return moments.chunk(2, dim=1)[0] * self.vae.config.scaling_factor
+        return mean_latents(moments, self.vae.config.scaling_factor)
 
     def through_the_vae(self):
         starts = range(0, len(self.rows), self.batch_size)
@@ -152,14 +150,6 @@ def _guidance(variant):
         "condition": words[0], "text_guidance": guidance, "reference_guidance": guidance, "guidance_low": low,
         "guidance_high": high,
     }  # fmt: skip
-
-
-def distances(truth, features, whose, neighbours, seed):
-    """{"FID", "KID", "recall", "coverage"} of features (N, D) to those of real images (M, D); whose: after each name."""
-    near = neighbourhood_metrics(truth, features, neighbours)
-    found = {"FID": frechet_distance(truth, features), "KID": kernel_distance(truth, features, seed)[0]}
-    found |= {name: near[name] for name in ("recall", "coverage")}
-    return {f"{name}{whose}": value for name, value in found.items()}
 
 
 def main():
@@ -195,7 +185,8 @@ def main():
         for extractor, truth in truths:
             features, _ = judged if extractor is judge else seen_by(extractor)
             whose = "" if extractor is judge else f", {extractor.name}"
-            lines[-1] |= distances(truth, features, whose, NEIGHBOURS, SEED)
+            found = feature_distances(truth, features, NEIGHBOURS, SEED)
+            lines[-1] |= {f"{measure}{whose}": found[measure] for measure in ("FID", "KID", "recall", "coverage")}
         lines[-1] |= {
             "AUROC": f"{mean.auroc:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
             "MS-SSIM": diversity(pixel_reader(images, range(len(images))), alike),

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from utils import judges, metrics
 from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
-from utils.latents import cache_moments, load_vae
+from utils.latents import cache_moments, load_vae, mean_latents
 from utils.manifest import WRITTEN_REPORTS, read_manifest
 from utils.references import References
 from utils.seeds import draw_rows, keyed_generator
@@ -133,7 +133,6 @@ def image_quality(extractors, real, synthetic, train, copies, neighbours, seed):
 
 def _distances(name, features, compared, extractor, wanted, neighbours, seed):
     """One row: features (N, D) against those of the real images (M, D); wanted: N of the synthetic images."""
-    kid, deviation = metrics.kernel_distance(compared, features, seed)
     smaller = min(len(features), len(compared))
     warnings = []
     if smaller < extractor.width:
@@ -145,10 +144,7 @@ def _distances(name, features, compared, extractor, wanted, neighbours, seed):
         "extractor": f"{extractor.name}, D = {extractor.width}",
         "N": len(features),
         "N real": len(compared),
-        "FID": metrics.frechet_distance(compared, features),
-        "KID": kid,
-        "KID deviation": deviation,
-        **metrics.neighbourhood_metrics(compared, features, neighbours),
+        **metrics.feature_distances(compared, features, neighbours, seed),
         "warning": "; ".join(warnings),
     }
 
@@ -495,8 +491,7 @@ def _latent_reader(images, vae, image_size):
     )
 
     def read(start, end):
-        moments = cache.stack(keys[start:end])  # (n, 2C, h, w), means then log variances
-        means = moments[:, : moments.shape[1] // 2].astype(np.float32) * vae.config.scaling_factor
+        means = mean_latents(cache.stack(keys[start:end]).astype(np.float32), vae.config.scaling_factor)
         return means.reshape(len(means), -1)
 
     return read

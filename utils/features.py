@@ -20,7 +20,7 @@ from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, prompts_of
-from utils.latents import cache_moments, draw_posterior, latent_shape
+from utils.latents import cache_moments, draw_posterior, latent_shape, mean_latents
 from utils.mimic_cxr import split_rows
 from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
@@ -296,14 +296,12 @@ class PriorExamples(_Rows):
     @torch.no_grad()
     def freeze(self, prior, batch_size):
         """Makes the class token of each row once, by a Prior whose transformer will not change, from its posterior's mean."""
-        starts = tqdm(range(0, len(self), batch_size), desc="class tokens", disable=None)
-        self.tokens = torch.cat([prior.vit(self._means(start, batch_size).to(prior.device)).cpu() for start in starts])
-
-    def _means(self, start, count):
-        rows = self.rows[start : start + count]
-        moments = torch.from_numpy(np.asarray(self.features.moments.stack(rows), dtype=np.float32))
-        mean, _ = moments.chunk(2, dim=1)
-        return mean * self.features.scaling_factor  # (n, C, h, w), unit variance
+        tokens, features = [], self.features
+        for start in tqdm(range(0, len(self), batch_size), desc="class tokens", disable=None):
+            moments = features.moments.stack(self.rows[start : start + batch_size]).astype(np.float32)
+            latents = torch.from_numpy(mean_latents(moments, features.scaling_factor))
+            tokens.append(prior.vit(latents.to(prior.device)).cpu())
+        self.tokens = torch.cat(tokens)  # (n, E)
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

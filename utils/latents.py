@@ -138,6 +138,11 @@ def draw_latents(moments, noise, scaling_factor):
     return (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise) * scaling_factor
 
 
+def mean_latents(moments, scaling_factor):
+    """moments (..., 2C, h, w), a tensor or an array => the posterior's mean, latents (..., C, h, w), unit variance."""
+    return moments[..., : moments.shape[-3] // 2, :, :] * scaling_factor
+
+
 def draw_posterior(moments, generator, scaling_factor):
     """One image's cached moments, an array (2C, h, w), and a torch.Generator => latents (C, h, w), unit variance."""
     moments = torch.from_numpy(np.asarray(moments, dtype=np.float32))

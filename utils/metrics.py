@@ -118,6 +118,17 @@ def neighbourhood_metrics(real, fake, neighbours=5):
     }
 
 
+def feature_distances(real, fake, neighbours, seed):
+    """FID, KID and its deviation, precision, recall, density and coverage of features (N, D) against real ones (M, D)."""
+    kid, deviation = kernel_distance(real, fake, seed)
+    return {
+        "FID": frechet_distance(real, fake),
+        "KID": kid,
+        "KID deviation": deviation,
+        **neighbourhood_metrics(real, fake, neighbours),
+    }
+
+
 def _radius(features, neighbours):
     """Distance of each row to its k-th neighbour, itself not counted."""
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(features).kneighbors()[0][:, -1]
