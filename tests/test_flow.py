@@ -14,7 +14,8 @@ from utils.features import PriorExamples
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.flow import ReportFlow
 from utils.prior import Prior
-from utils.selection import best_reports, requested_findings
+from utils.seeds import keyed_seed
+from utils.selection import best_reports, candidate_seed, requested_findings, write_best
 from utils.weights import start_from
 
 FLOW = {**SMALL, "kind": "flow", "flow_width": 32, "flow_depth": 2}
@@ -303,3 +304,27 @@ def test_a_report_that_contradicts_itself_is_kept_last():
     assert best_reports([[itself], [itself]]) == [itself]
     stuttering = EFFUSION + " Heart size is normal." * 3
     assert best_reports([[stuttering], [EFFUSION]], wanted(Pleural_Effusion=1)) == [EFFUSION]
+
+
+def test_no_report_is_drawn_of_an_image_whose_report_cannot_be_surpassed():
+    says, drawn = {}, []
+    names, latents = ["a", "b", "c"], torch.arange(3)[:, None]
+    for row, reports in enumerate([(EFFUSION, BOTH, EDEMA), (EDEMA, EFFUSION, NOTHING), (NOTHING, EDEMA, BOTH)]):
+        first = keyed_seed(7, names[row])
+        says |= {(row, candidate_seed(first, number)): report for number, report in enumerate(reports)}
+
+    def draw(latents, seeds):
+        drawn.append(latents[:, 0].tolist())
+        return [says[row, seed] for row, seed in zip(drawn[-1], seeds)]
+
+    asked = np.repeat(wanted(Pleural_Effusion=1), 3, axis=0)
+    assert write_best(latents, names, draw, 3, 7, asked) == [EFFUSION, EFFUSION, BOTH]
+    assert drawn == [[0, 1, 2], [1, 2], [2]], "the first is right at once, and nothing better can come of it"
+    drawn.clear()
+    sure = torch.from_numpy(np.where(asked == 1, 0.8, 0.1))
+    assert write_best(latents, names, draw, 3, 7, sure) == [EFFUSION, EFFUSION, BOTH]
+    assert drawn == [[0, 1, 2], [1, 2], [2]]
+    drawn.clear()
+    every = [[says[row, candidate_seed(keyed_seed(7, names[row]), number)] for row in range(3)] for number in range(3)]
+    assert write_best(latents, names, draw, 3, 7, None) == best_reports(every)
+    assert drawn == [[0, 1, 2]] * 3, "what most say is known when all are there"
