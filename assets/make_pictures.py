@@ -21,8 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.errors import InputError, run, say
-from utils.first_images import PICTURE
-from utils.mimic_cxr import PROVENANCE_FILE, read_table
+from utils.mimic_cxr import PICTURE_FILE, PROVENANCE_FILE, read_table
 
 DATA_ROOT = "demo"  # the folder that `make demo` filled
 BACKBONE = "clipUViT"  # whose images are shown (clipUViT or clipSD)
@@ -98,7 +97,7 @@ def main():
     demo, folder = Path(DATA_ROOT), Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     draw_pairs(demo / "synthetic" / BACKBONE, read_table(demo / "phantom"), PAIRS, folder / "pairs.jpg")
-    enlarge(demo / "synthetic" / BACKBONE / PICTURE, folder / "first.jpg")
+    enlarge(demo / "synthetic" / BACKBONE / PICTURE_FILE, folder / "first.jpg")
     shutil.copyfile(demo / "evaluation" / BACKBONE / "auroc.png", folder / "auroc.png")
     photograph(demo / "synthetic" / f"{BACKBONE}.html", folder / "page.jpg")
     for path in sorted(folder.iterdir()):

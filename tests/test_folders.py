@@ -68,7 +68,7 @@ def test_what_a_file_server_shows_late_is_waited_for(monkeypatch, shown_after, a
     """The other process has seen 7 all the time; this one sees 7 from its third, or its sixth, look on."""
     monkeypatch.setattr(folders, "VISIBLE_WITHIN", 4)
     monkeypatch.setattr(folders.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(folders, "gather_object", lambda values: [*values, 7])
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda values: [*values, 7])
     looks = []
 
     def look():

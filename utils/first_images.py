@@ -7,16 +7,16 @@ from PIL import Image
 
 from utils.errors import replacing, writing
 from utils.latents import read_grey
+from utils.mimic_cxr import PICTURE_FILE
 from utils.plan import NOBODY
 from utils.references import NONE, References
 from utils.seeds import keyed_generator
 
-PICTURE = "first.png"  # in the synthetic tree
 COUNT, ACROSS = 16, 4  # images of each kind, and how many of them stand in a row
 
 
 def picture_first(requests, table, output_root, image_size, seed):
-    """Writes PICTURE: the images of the first COUNT requests at the left, and as many real images at the right.
+    """Writes PICTURE_FILE: the images of the first COUNT requests at the left, and as many real images at the right.
 
     requests: from `plan_requests`; table: real rows; for each request one is drawn that has the same labels, or else the
     nearest ones (None: no real images). Without a request there is no picture. An image that cannot be read stays black.
@@ -31,7 +31,7 @@ def picture_first(requests, table, output_root, image_size, seed):
         blocks.append(["" if row == NONE else table.image_path.iloc[row] for row in rows])
     gap = np.full((-(-len(first) // ACROSS) * image_size, image_size // 8), 255, dtype=np.uint8)
     parts = [part for paths in blocks for part in (gap, _block(paths, image_size))][1:]
-    with writing(PICTURE, output_root), replacing(Path(output_root) / PICTURE) as temporary:
+    with writing(PICTURE_FILE, output_root), replacing(Path(output_root) / PICTURE_FILE) as temporary:
         Image.fromarray(np.concatenate(parts, axis=1)).save(temporary, format="PNG")
 
 

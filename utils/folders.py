@@ -4,7 +4,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from utils.errors import InputError, writing
@@ -19,6 +18,8 @@ def seen_alike(look, accelerator):
     """
     if accelerator.num_processes == 1:
         return True
+    from accelerate.utils import gather_object  # takes seconds, and who is alone, or only wants a lock, needs none
+
     for _ in range(VISIBLE_WITHIN):  # a number of looks, so that all give up together
         if len({*gather_object([look()])}) == 1:
             return True

@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from utils import findings
 from utils.errors import InputError, run, writing
-from utils.first_images import PICTURE
-from utils.mimic_cxr import read_table
+from utils.mimic_cxr import PICTURE_FILE, PROVENANCE_FILE, read_table
 
 TREES = ("demo/synthetic/clipUViT",)  # roots of the CXR trees to show side by side, each under its folder's name
 DATA_ROOT = ""  # the tree that the reference images come from; empty: references are not shown
@@ -118,7 +117,7 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
 
 def _first_picture(root, page, unreadable):
     """The picture of the first images of a tree, as `_place` has it; None where there is none."""
-    path = None if isinstance(root, pd.DataFrame) else Path(root) / PICTURE
+    path = None if isinstance(root, pd.DataFrame) else Path(root) / PICTURE_FILE
     return _place(path, page, unreadable, _PICTURE_SIDE) if path and path.exists() else None
 
 
@@ -152,7 +151,7 @@ def _read_tree(root):
     if table.empty:
         raise InputError(f"the tree {root} holds no images, so there is nothing to show")
     made = pd.DataFrame("", index=table["dicom_id"], columns=[*_ASKED, *_MADE_WITH])
-    source = Path(root) / "synthetic.csv"
+    source = Path(root) / PROVENANCE_FILE
     if source.is_file():
         synthetic = pd.read_csv(source, dtype=str, keep_default_na=False)
         absent = [name for name in ("dicom_id", *_ASKED) if name not in synthetic]

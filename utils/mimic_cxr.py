@@ -69,6 +69,7 @@ NEW_METADATA = {
 VIEW_MEANINGS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral"}
 REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
 PROVENANCE_FILE = "synthetic.csv"
+PICTURE_FILE = "first.png"  # the first images of a synthetic tree, see first_images.py
 _DICOM_ID = r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}"  # what names a file in its study's folder, and nothing elsewhere
 MAX_REPORT_BYTES = 1_000_000  # a report has a few thousand; what is longer is something else
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, NotImplementedError)
