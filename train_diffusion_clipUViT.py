@@ -64,6 +64,8 @@ COMPILE = False  # True: torch.compile the denoiser
 # the noise and the prompt
 PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
 PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
+TIMESTEPS = "uniform"  # how a training timestep is drawn (uniform or logit-normal; paper: uniform)
+TIMESTEP_MEAN = -0.7  # of logit-normal ones, whose deviation is 1; below 0: more of little noise (-10 to 10)
 DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0, so its guidance was never trained)
 DROP_REFERENCE = 0.05  # probability that it loses its reference (0 to 1; paper: 0)
 DROP_BOTH = 0.05  # probability that it loses both (0 to 1; paper: 0)
@@ -145,7 +147,8 @@ def main():
     set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     steps = schedule.config.num_train_timesteps
-    examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH)
+    mean = TIMESTEP_MEAN if TIMESTEPS == "logit-normal" else None
+    examples = DiffusionExamples(features, "train", steps, DROP_TEXT, DROP_REFERENCE, DROP_BOTH, mean)
     validation = DiffusionExamples(features, "validate", steps, 0, 0, 0)
     say(f"references of the training rows: {examples.references.count_kinds(examples.table)}")
     preview = Preview(validation, vae, schedule, PREVIEW_STEPS, PREVIEW_GUIDANCE, SEED)

@@ -346,6 +346,8 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "NUM_WORKERS": (EVERY_SCRIPT, ["-1", "1000000"]),
     "SEED": (EVERY_SCRIPT, ["1e30", "-1", "1" + 30 * "0"]),
     "PREDICTION": (DIFFUSION_TRAINERS, ["sample", ""]),
+    "TIMESTEPS": (DIFFUSION_TRAINERS, ["logit", "", "lognormal"]),
+    "TIMESTEP_MEAN": (DIFFUSION_TRAINERS, ["-11", "1e999", "nan"]),
     "PROMPT": (DIFFUSION_TRAINERS, ["report", "", "Impression"]),
     "DROP_TEXT": ((*DIFFUSION_TRAINERS, "distill_diffusion"), ["-0.1", "1.1"]),
     "PREVIEW_STEPS": (DIFFUSION_TRAINERS, ["0", "-1", "2000"]),

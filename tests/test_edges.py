@@ -37,7 +37,8 @@ def test_the_largest_numbers_of_a_training(config, tmp_path):  # noqa: F811
     }
     kept = {"KEEP_CHECKPOINTS": 2**63 - 1, "VALIDATION_ROWS": 2**63 - 1, "SEED": 2**63 - 1, "MAX_STEPS": 1}
     says(train(config, tmp_path, DROP_TEXT=1, DROP_BOTH=0.05), "DROP_TEXT", "sum up to 1")
-    assert train(config, tmp_path, **largest, **kept, LEARNING_RATE=1, PREVIEW_GUIDANCE=100) == 0
+    noise = {"TIMESTEPS": "logit-normal", "TIMESTEP_MEAN": 10}
+    assert train(config, tmp_path, **largest, **kept, **noise, LEARNING_RATE=1, PREVIEW_GUIDANCE=100) == 0
 
 
 def test_the_edges_of_sampling(config, runs, tmp_path):  # noqa: F811

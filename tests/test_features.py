@@ -61,6 +61,19 @@ def test_an_example_follows_from_its_seed_alone(features):
     assert timesteps.min() < 20 and timesteps.max() > 980 and timesteps.max() < 1000
 
 
+def test_logit_normal_timesteps_lie_where_their_mean_says(features):
+    def shares(mean, count=2000):
+        examples = DiffusionExamples(features, "train", 1000, 0, 0, 0, mean)
+        found = torch.stack([examples[0, seed]["timesteps"] for seed in range(count)])
+        assert found.dtype == torch.int64 and found.min() >= 0 and found.max() < 1000
+        return (found + 0.5) / 1000
+
+    for mean in (0.0, -0.7):
+        logits = shares(mean).logit()
+        assert abs(logits.mean() - mean) < 4 * 2000**-0.5 and abs(logits.std() - 1) < 0.08
+    assert (shares(-10.0, 50) < 0.01).all() and (shares(10.0, 50) > 0.99).all()
+
+
 def test_prompts_are_dropped_as_often_as_asked(features):
     examples = DiffusionExamples(features, "train", 1000, 0.2, 0.3, 0.1)
     null, count = torch.tensor(features.texts[NULL_PROMPT]), 2000

@@ -139,9 +139,11 @@ class DiffusionExamples(_Rows):
 
     drop_text, drop_reference, drop_both: probabilities that an example loses its text, its reference, or both, which
     is what makes guidance possible (Ho & Salimans 2022; two conditions as in Brooks et al. 2023).
+    timestep_mean: None: each of num_timesteps is as probable; else the mean of their logit-normal distribution (Esser et al.
+    2024), of deviation 1: at 0 the middle ones are the most probable, below 0 those of less noise.
     """
 
-    def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both):
+    def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both, timestep_mean=None):
         check_dropout(drop_text, drop_reference, drop_both)
         super().__init__(features, split)
         self.table = features.table.iloc[self.rows]
@@ -149,7 +151,7 @@ class DiffusionExamples(_Rows):
         self.references = References(features.table.iloc[self.train_rows])
         self.labels = features.table[list(FINDINGS)].to_numpy(dtype=np.int8)
         self.subject_ids = features.table.subject_id.to_numpy()
-        self.num_timesteps = num_timesteps
+        self.num_timesteps, self.timestep_mean = num_timesteps, timestep_mean
         self.dropout_edges = np.cumsum([drop_text, drop_reference, drop_both])
 
     def __getitem__(self, row_and_seed):
@@ -158,7 +160,7 @@ class DiffusionExamples(_Rows):
         generator = torch.Generator().manual_seed(seed)
         latents = draw_posterior(features.moments[row], generator, features.scaling_factor)
         noise = torch.randn(latents.shape, generator=generator)
-        timestep = torch.randint(self.num_timesteps, (), generator=generator)
+        timestep = self._draw_timestep(generator)
         reference_row = self.references.draw(self.labels[row], self.subject_ids[row], generator)
         drop = np.searchsorted(self.dropout_edges, torch.rand((), generator=generator).item(), side="right")
 
@@ -173,6 +175,12 @@ class DiffusionExamples(_Rows):
             "text": torch.tensor(text),  # (D,) or (77, D)
             "reference": torch.tensor(reference),  # (R,)
         }
+
+    def _draw_timestep(self, generator):
+        if self.timestep_mean is None:
+            return torch.randint(self.num_timesteps, (), generator=generator)
+        share = (self.timestep_mean + torch.randn((), generator=generator)).sigmoid()  # of the schedule, 0 to 1
+        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
 # ---- the prior -----------------------------------------------------------------------------------------------------
