@@ -87,11 +87,12 @@ ifdef PAIRS
 endif
 	$(RUN) evaluate_pairs.py --config $(OPEN_CONFIG)
 
+# two processes at a time, as above: most tests hold one core
 test: .venv/installed-test
-	$(RUN) -m pytest
+	$(HALF_THE_CORES) $(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 test-oldest: .venv-oldest/installed
-	$(OLDEST)/python -m pytest
+	$(OLDEST)/python -m pytest --numprocesses 2 --dist worksteal
 
 ablation: .venv/installed
 	$(RUN) -m benchmarks.ablation
