@@ -541,7 +541,7 @@ def test_each_machine_with_a_cache_of_its_own_is_refused(tmp_path, monkeypatch, 
         barrier.wait()
         return everyones
 
-    monkeypatch.setattr(folders, "gather_object", gather)
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
     monkeypatch.setattr(folders, "VISIBLE_WITHIN", 1)
     results = [None, None]
 
