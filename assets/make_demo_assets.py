@@ -17,11 +17,12 @@ impressions, and what the text encoder says of the prompts of their findings.
 
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better; a
 second run goes on where one was cut. What that cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT
-about 220 beside other work (1,968,000 examples), the one without prompts 95, the decoder's critic 16; all other parts about
-an hour together. The U-Net saw 1,024,000 examples in 3 minutes of an H200 (at 46 a second, 6 hours of one core). Three of the
-shipped parts are not quite what is made here: the decoder's learning rate began anew when its critic came, the U-ViT's, at two
-thirds of its height, when it had seen 456,000 examples and again at 1,200,000, from which on its timesteps were logit-normal,
-and the U-Net's schedule was shortened on the way: it is of step 2,000.
+about 220 beside other work (1,968,000 examples), the one without prompts 95 (1,200,000), the decoder's critic 16; all other
+parts about an hour together. The U-Net saw 1,024,000 examples in 3 minutes of an H200 (at 46 a second, 6 hours of one core). Four
+of the shipped parts are not quite what is made here: the decoder's learning rate began anew when its critic came; the U-ViT's,
+at two thirds of its height, when it had seen 456,000 examples and again at 1,200,000, from which on its timesteps were
+logit-normal; the U-ViT without prompts is of 50,000 steps of uniform timesteps; and the U-Net's schedule was shortened on the way,
+it is of step 2,000.
 """
 
 import json
@@ -61,9 +62,7 @@ DRAWN = ""  # a .npz file that keeps them between two runs (a file to write or e
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-_UNPROMPTED = (  # what differs in the training of uvit_unprompted
-    "--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0", "--TIMESTEPS", "uniform", "--MAX_STEPS", "50000"
-)  # fmt: skip
+_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0")  # what differs in the training of uvit_unprompted
 VAE_CHANNELS = (16, 32, 64)  # of the autoencoder's three levels: 64 pixels <=> 4 x 16 x 16 latents (each 8 to 4096)
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)
