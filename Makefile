@@ -25,7 +25,7 @@ export HF_HUB_OFFLINE ?= 1
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, each with half of the cores: small networks gain little from more than one
-HALF_THE_CORES = OMP_NUM_THREADS=$$($(RUN) -c "import os; print(max(1, os.cpu_count() // 2))")
+HALF_THE_CORES = OMP_NUM_THREADS=$$($(PYTHON) -c "import os; print(max(1, os.cpu_count() // 2))")
 # what one of them prints goes into a file, whose end is shown if it fails
 logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $@.log; exit 1)
 
@@ -87,12 +87,14 @@ ifdef PAIRS
 endif
 	$(RUN) evaluate_pairs.py --config $(OPEN_CONFIG)
 
-# two processes at a time, as above: most tests hold one core
+# two tests at a time, too: most of them hold one core
+IN_TWO_PROCESSES = --numprocesses 2 --dist worksteal
+
 test: .venv/installed-test
-	$(HALF_THE_CORES) $(RUN) -m pytest --numprocesses 2 --dist worksteal
+	$(HALF_THE_CORES) $(RUN) -m pytest $(IN_TWO_PROCESSES)
 
 test-oldest: .venv-oldest/installed
-	$(OLDEST)/python -m pytest --numprocesses 2 --dist worksteal
+	$(HALF_THE_CORES) $(OLDEST)/python -m pytest $(IN_TWO_PROCESSES)
 
 ablation: .venv/installed
 	$(RUN) -m benchmarks.ablation
