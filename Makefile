@@ -20,7 +20,8 @@ PAIRS ?=
 OPEN_CONFIG ?= open.toml
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/pairs-clipUViT demo/pairs-clipSD
+.PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written
+.PHONY: demo/reports-clipUViT demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
 .PHONY: demo demo-open test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
@@ -47,8 +48,8 @@ logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $
 
 demo: .venv/installed
 	$(RUN) -m utils.phantom $(DEMO)
-	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/clipUViT demo/bart demo/clipSD demo/prior
-	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/pairs-clipUViT demo/pairs-clipSD
+	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/clipUViT demo/bart demo/clipSD demo/prior demo/reports-clipUViT \
+	    demo/written demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
 	$(RUN) -m utils.gallery $(DEMO)
 
 demo/clipUViT:
@@ -64,15 +65,22 @@ demo/clipSD:
 
 demo/prior: demo/bart
 	$(RUN) train_prior_model.py $(DEMO)
-	$(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written
 
-demo/pairs-clipUViT:
+demo/written: demo/prior
+	@$(call logged,\
+	    $(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written)
+
+demo/reports-clipUViT: demo/prior demo/clipUViT
 	$(RUN) sample_prior_model.py $(DEMO)
+
+demo/reports-clipSD: demo/prior demo/clipSD
+	@$(call logged,$(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/synthetic/clipSD)
+
+demo/pairs-clipUViT: demo/reports-clipUViT demo/written
 	$(RUN) evaluate_pairs.py $(DEMO) --WRITTEN demo/written
 
-demo/pairs-clipSD:
+demo/pairs-clipSD: demo/reports-clipSD demo/clipUViT
 	@$(call logged,\
-	    $(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/synthetic/clipSD && \
 	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \
 	        --PAGE demo/synthetic/clipSD.html)
 

@@ -6,7 +6,6 @@ So neither the batch size, nor the number of processes, nor an interruption chan
 import hashlib
 
 import numpy as np
-import torch
 
 
 def keyed_seed(*key):
@@ -27,9 +26,13 @@ def numbered_seeds(name, count, *texts):
 
 def keyed_generator(*key):
     """A CPU torch.Generator seeded by `keyed_seed`."""
+    import torch  # takes seconds, and what only asks for seeds (drawing chests, the gallery) needs none
+
     return torch.Generator().manual_seed(keyed_seed(*key))
 
 
 def draw_rows(count, wanted, *key):
     """`wanted` of `count` rows (all where there are fewer), drawn without repetition by a key, in their order, (n,)."""
+    import torch
+
     return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())
