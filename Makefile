@@ -25,7 +25,8 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo demo-open test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
-# two parts of the demo at a time, each with half of the cores: small networks gain little from more than one
+# two parts of the demo at a time, of those that can begin the first named, each with half of the cores: small networks
+# gain little from more than one
 HALF_THE_CORES = OMP_NUM_THREADS=$$($(PYTHON) -c "import os; print(max(1, os.cpu_count() // 2))")
 # what one of them prints goes into a file, whose end is shown if it fails
 logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $@.log; exit 1)
