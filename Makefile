@@ -80,6 +80,7 @@ demo/reports-clipSD: demo/prior demo/clipSD
 demo/pairs-clipUViT: demo/reports-clipUViT demo/written
 	$(RUN) evaluate_pairs.py $(DEMO) --WRITTEN demo/written
 
+# demo/clipUViT trained the judge of both
 demo/pairs-clipSD: demo/reports-clipSD demo/clipUViT
 	@$(call logged,\
 	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \

@@ -195,7 +195,7 @@ def write_best(latents, dicom_ids, draw, candidates, seed, wanted):
         return draw(latents[rows], [candidate_seed(seeds[row], number) for row in rows])
 
     every = list(range(len(seeds)))
-    if wanted is None or candidates == 1:  # what most of them say is known when all are there
+    if wanted is None or candidates == 1:  # what most say is known when all are there; of one there is no choice
         return best_reports([draw_of(every, number) for number in range(candidates)])
     wanted = np.asarray(wanted, dtype=float)
     least = np.nansum(np.minimum(wanted, 1 - wanted), axis=1)  # (n,) how near a report can be
