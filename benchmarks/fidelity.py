@@ -11,7 +11,8 @@ The same rows of SPLIT, their prompts, references and seeds, in every line of th
                             prompt and no guidance; 100 % differs from sampling only in where it starts
     sampled                 from noise, for each of VARIANTS
 
-All are compared with images of the train split, on which the judge is trained as well; so the first line is no 0.
+All are compared with images of the train split, at the same size, IMAGE_SIZE of the checkpoint; on that split the judge is
+trained as well, so the first line is no 0.
 
 Reads:  CHECKPOINT (of either backbone), DATA_ROOT, the frozen encoders that the checkpoint names
 Writes: OUTPUT/fidelity.md, fidelity.png (the first 16 rows of each line, none chosen)
@@ -33,7 +34,6 @@ from utils.errors import InputError, replacing, run, say, writing
 from utils.judges import (
     JudgeSettings,
     extract,
-    file_reader,
     image_judge,
     images_to_pixels,
     load_extractor,
@@ -165,27 +165,27 @@ def main():
         model, trained, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, NUM_WORKERS, SEED, accelerator
     )
 
-    def see(extractor, read, count):
-        return extract(extractor, read, count, accelerator.device, BATCH_SIZE, NUM_WORKERS)
+    def small(rows):
+        return np.stack([read_grey(path, module.image_size) for path in rows.image_path])
 
-    truths = []  # extractors, and their features of the images to compare with
-    for extractor in (judge if name == "judge" else load_extractor(name, accelerator.device) for name in FEATURES):
-        read = file_reader(compared.image_path.tolist(), extractor.image_size)
-        truths.append((extractor, see(extractor, read, len(compared))[0]))
+    def see(extractor, images):
+        read = images_to_pixels(images, extractor.image_size).__getitem__
+        return extract(extractor, read, len(images), accelerator.device, BATCH_SIZE, NUM_WORKERS)
+
+    extractors = [judge if name == "judge" else load_extractor(name, accelerator.device) for name in FEATURES]
+    truth = small(compared)
+    truths = [(extractor, see(extractor, truth)[0]) for extractor in extractors]
     asked, (alike,) = positives(module.rows), label_set_pairs([module.rows], DIVERSITY_PAIRS, SEED)
     lines, pictures = [], []
 
     def line(name, images, calls=0):
-        def seen_by(extractor):
-            return see(extractor, images_to_pixels(images, extractor.image_size).__getitem__, len(images))
-
-        judged = seen_by(judge)
+        judged = see(judge, images)
         mean = auroc_table(asked, judged[1], judge.known, seed=SEED).loc["mean"]
         lines.append({"images": name, "calls": f"{calls:.1f}"})
-        for extractor, truth in truths:
-            features, _ = judged if extractor is judge else seen_by(extractor)
+        for extractor, true in truths:
+            features, _ = judged if extractor is judge else see(extractor, images)
             whose = "" if extractor is judge else f", {extractor.name}"
-            found = feature_distances(truth, features, NEIGHBOURS, SEED)
+            found = feature_distances(true, features, NEIGHBOURS, SEED)
             lines[-1] |= {f"{measure}{whose}": found[measure] for measure in ("FID", "KID", "recall", "coverage")}
         lines[-1] |= {
             "AUROC": f"{mean.auroc:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
@@ -194,7 +194,7 @@ def main():
         pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
         say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in lines[-1].values()))
 
-    line("real images", np.stack([read_grey(path, module.image_size) for path in module.rows.image_path]))
+    line("real images", small(module.rows))
     line("through the VAE", module.through_the_vae())
     for strength in STRENGTHS:
         line(f"denoised from {strength:.0%}", *module.images("both 1", strength))
