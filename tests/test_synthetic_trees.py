@@ -19,6 +19,7 @@ from utils import plan, synthesis
 from utils.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
 from utils.errors import InputError
 from utils.findings import FINDINGS
+from utils.latents import encode_moments, latent_shape, load_vae, mean_latents, read_pixels
 from utils.manifest import SYNTHETIC_TREE, making, read_manifest
 from utils.mimic_cxr import image_file, read_table
 from utils.prompts import ReferenceEncoder, TextEncoder
@@ -129,6 +130,34 @@ def test_a_killed_tree_goes_on_with_its_own_settings_only(config, runs, killed, 
     message = sample("clipUViT", config, runs, killed, SPLIT="validate", **{name: value})
     says(message, f"{name.lower()} = ", f"this run has {value!r}", "OUTPUT_ROOT")
     assert contents(killed) == before
+
+
+@pytest.mark.parametrize("backbone", ["clipUViT", "clipSD"])
+def test_images_that_begin_with_their_references(backbone, config, runs, tree, tmp_path):  # noqa: F811
+    asked = {"SPLIT": "validate", "MAX_LABELS": 3, "START": "reference"}
+    for size in (1, 2):
+        root = tmp_path / str(size)
+        assert sample(backbone, config, runs, root, BATCH_SIZE=size, CACHE_DIR=tmp_path / "cache", **asked) == 0
+    one, two = pictures(tmp_path / "1"), pictures(tmp_path / "2")
+    assert (
+        one.keys() == two.keys() and max(np.abs(one[name] - two[name]).max() for name in one) <= 1
+    )  # of 255: rounding
+    assert set(provenance(tmp_path / "1").start) == {"reference"}
+    encoded = sum(len(np.load(path)) for path in (tmp_path / "cache" / "moments").glob("*.npy"))
+    assert encoded == provenance(tmp_path / "1").reference_dicom_id.nunique()  # and no others
+    assert sample(backbone, config, runs, tmp_path / "noise", **{**asked, "START": "noise"}) == 0
+    noise = pictures(tmp_path / "noise")
+    assert one.keys() == noise.keys() and all((one[name] != noise[name]).any() for name in one)
+    assert (
+        "start" not in read_manifest(tmp_path / "noise")[SYNTHETIC_TREE]
+    )  # as of a tree from before there was a choice
+    says(sample(backbone, config, runs, tmp_path / "noise", **asked), "start", "OUTPUT_ROOT")
+
+
+def test_a_start_without_a_reference_is_refused(config, runs, tmp_path):  # noqa: F811
+    message = sample("clipUViT", config, runs, tmp_path / "made", START="reference", CONDITION="text")
+    says(message, "START 'reference'", "CONDITION 'text'")
+    assert not (tmp_path / "made").exists()
 
 
 def test_every_setting_of_the_manifest_is_compared(config, runs, killed):  # noqa: F811
@@ -319,18 +348,21 @@ def parts(runs, base_model):  # noqa: F811
 
 
 class OnePool:
-    """References by name: a fixed embedding each."""
+    """References by name: a fixed embedding each, and fixed latents."""
 
     def embeddings(self, names):
         return torch.stack([torch.full((WIDTH,), 3.0 if name == "first" else -3.0) for name in names])
 
+    def latents(self, names, shape):
+        return torch.stack([torch.full(shape, 1.0 if name == "first" else -1.0) for name in names])
 
-def draw(parts, accelerator, condition, prompt, reference):
+
+def draw(parts, accelerator, condition, prompt, reference, **further):
     model, text_encoder = parts
     batch = pd.DataFrame({"prompt": [prompt], "reference_dicom_id": [reference], "seed": [7]})
     settings = {
         "condition": condition, "text_guidance": 2.0, "reference_guidance": 3.0, "steps": 3, "scheduler": "DDIM",
-        "guidance_low": 0.0, "guidance_high": 1000.0,
+        "guidance_low": 0.0, "guidance_high": 1000.0, **further,
     }  # fmt: skip
     return synthesis.draw_batch(batch, settings, model, text_encoder, OnePool(), (4, 8, 8), accelerator)
 
@@ -347,6 +379,25 @@ def test_an_image_hears_what_its_condition_says_and_nothing_else(
     other_reference = draw(parts, accelerator, condition, "A chest X ray image with edema", "second")
     assert torch.equal(made, other_text) != hears_text
     assert torch.equal(made, other_reference) != hears_reference
+
+
+def test_a_start_is_the_noise_of_the_trainings_last_step(parts, accelerator):
+    model, _ = parts
+    prompt, pool = "A chest X ray image with edema", OnePool()
+    made = draw(parts, accelerator, "both", prompt, "first", start="reference")
+    assert not torch.equal(made, draw(parts, accelerator, "both", prompt, "first"))
+    scheduler = sampling_scheduler("DDIM", model.schedule)
+    scheduler.set_timesteps(3)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7))
+    first = scheduler.timesteps[:1]
+    wanted = model.schedule.add_noise(pool.latents(["first"], (4, 8, 8)), noise, first)
+    begun = []
+    hook = model.register_forward_pre_hook(lambda model, inputs: begun.append(inputs[0][:1].clone()))
+    try:
+        draw(parts, accelerator, "both", prompt, "first", start="reference")
+    finally:
+        hook.remove()
+    torch.testing.assert_close(begun[0], wanted)
 
 
 @pytest.mark.parametrize(
@@ -439,6 +490,25 @@ def test_only_drawn_references_are_encoded(pool_of, tree, tmp_path):  # noqa: F8
     drawn = pool.draw(targets(tree))
     assert encoded(tmp_path / "cache") == len(set(drawn)) < len(pool.table)
     assert pool.embeddings([*drawn, ""]).shape == (6, WIDTH) and (pool.embeddings([""]) == 0).all()
+
+
+def test_the_latents_of_references(pool_of, tree, base_model, accelerator, tmp_path):  # noqa: F811
+    vae = load_vae(base_model)
+    pool = pool_of(tree)
+    drawn = pool.draw(targets(tree))
+    pool.prepare_latents([*drawn, ""], vae, 32)
+    pool.prepare_latents(["", drawn[0]], vae, 32)  # which is there
+    shape = latent_shape(vae, 32)
+    found = pool.latents([*drawn, ""], shape)
+    assert found.shape == (6, *shape) and (found[-1] == 0).all()
+    path = pool.table.set_index("dicom_id").image_path[drawn[1]]
+    wanted = mean_latents(encode_moments(vae, read_pixels(path, 32)[None]), vae.config.scaling_factor)[0]
+    torch.testing.assert_close(found[1], wanted, atol=2e-2, rtol=2e-3)  # kept in half precision
+
+    other = pool_of(tree, "other")
+    next(vae.encoder.parameters()).data.fill_(torch.nan)
+    with pytest.raises(InputError, match="no latents of 1 references"):
+        other.prepare_latents([drawn[0]], vae, 32)
 
 
 def test_an_unreadable_reference_is_drawn_anew_and_changes_no_other(pool_of, tree, tmp_path, capsys):  # noqa: F811

@@ -39,7 +39,8 @@ _COPY_SIDE = 512  # pixels; the longer side of a copied image
 _PICTURE_SIDE = 2048  # pixels; the longer side of a copied picture of first images
 _ASKED = ("prompt", "seed", "reference_dicom_id")  # columns that synthetic.csv must have
 _MADE_WITH = (  # and may have
-    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high"
+    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high",
+    "start",
 )  # fmt: skip
 
 

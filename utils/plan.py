@@ -26,7 +26,7 @@ PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
 SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
-    "checkpoint_sha256", "student",
+    "start", "checkpoint_sha256", "student",
 )  # fmt: skip
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 

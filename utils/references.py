@@ -10,6 +10,7 @@ import torch
 
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, PRESENT
+from utils.latents import cache_moments, mean_latents
 from utils.mimic_cxr import split_rows
 from utils.seeds import keyed_generator
 
@@ -123,6 +124,10 @@ class ReferencePool:
         self._row_of = dict(zip(self.table.dicom_id, range(len(self.table))))
         self._encode = lambda rows: reference_encoder.cache(rows, cache_dir, accelerator, batch_size, threads)
         self._embeddings = {}  # dicom_id => embedding, None for an image that cannot be read
+        self._encode_moments = lambda rows, vae, image_size: cache_moments(
+            rows, vae, image_size, cache_dir, batch_size, accelerator, threads
+        )
+        self._moments = {}  # dicom_id => a cache, the key of the image's moments in it, and what scales them
 
     def draw(self, requests):
         """A reference's dicom_id for each request, "" for none; prints how they were found.
@@ -172,10 +177,29 @@ class ReferencePool:
                 f"of DATA_ROOT any more, e.g. {absent[0]}: put them back, or name another OUTPUT_ROOT"
             )
 
+    def prepare_latents(self, dicom_ids, vae, image_size):
+        """Encodes by a VAE, too, what was prepared, at so many pixels; InputError where it makes no numbers of one."""
+        names = sorted({*dicom_ids} - {"", *self._moments})
+        rows = self.table.iloc[[self._row_of[name] for name in names]]
+        cache, keys, whole = self._encode_moments(rows, vae, image_size)
+        if not whole.all():
+            raise InputError(f"the VAE makes no latents of {(~whole).sum()} references (named above): set START to noise")
+        scale = vae.config.scaling_factor
+        self._moments |= {name: (cache, key, scale) for name, key in zip(names, keys)}
+
     def embeddings(self, dicom_ids):
         """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""
         nothing = np.zeros(self.width, dtype=np.float32)
         return torch.from_numpy(np.stack([self._embeddings[name] if name else nothing for name in dicom_ids]))
+
+    def latents(self, dicom_ids, shape):
+        """Latents of references, the posterior's mean, (n, *shape) float32, unit variance; zeros for the dicom_id ""."""
+        latents = torch.zeros(len(dicom_ids), *shape)
+        for place, name in enumerate(dicom_ids):
+            if name:
+                cache, key, scale = self._moments[name]
+                latents[place] = torch.from_numpy(mean_latents(np.asarray(cache[key], dtype=np.float32), scale))
+        return latents
 
     def _draw_rows(self, references, requests, rows, attempt):
         """Rows of the pool's table, or NONE, out of a part of it; rows: where in the table the part's rows stand."""

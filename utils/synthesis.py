@@ -45,6 +45,18 @@ def check_settings(settings, schedule):
     sampling_scheduler(settings["scheduler"], schedule, settings["steps"])  # tries it
 
 
+def start_setting(start, condition, training):
+    """What START adds to the settings: nothing for "noise", so that a tree from before there was another start goes on.
+
+    training: the checkpoint's training.json; a student begins with noise, as it was taught.
+    """
+    if start == "reference" and condition == "text":
+        raise InputError(
+            "START 'reference' needs a reference, and CONDITION 'text' has none: set one of them otherwise"
+        )
+    return {} if start == "noise" or "student" in training else {"start": start}
+
+
 def make_images(
     requests, plan, settings, model, vae, text_encoder, pool, shape, batch_size, keep_latents, selection, output_root,
     accelerator,
@@ -69,7 +81,10 @@ def make_images(
         _list_images(output_root, plan, selection)  # finds out before the hours, too, whether the CSVs can be added to
     batches = _batches(plan, missing, batch_size, model, text_encoder)
     if pool and batches:
-        pool.prepare(pd.concat(batches).reference_dicom_id)
+        references = pd.concat(batches).reference_dicom_id
+        pool.prepare(references)
+        if settings.get("start") == "reference":
+            pool.prepare_latents(references, vae, settings["image_size"])
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(
         total=sum(batch.dicom_id.isin(missing).sum() for batch in mine),
@@ -120,7 +135,10 @@ def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelera
     model.check_fits(text_encoder.width, shape)
     prompt = max(prompts_of(vectors), key=len)
     batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
-    nothing = SimpleNamespace(embeddings=lambda names: torch.zeros(len(names), model.fusion.config.reference_dim))
+    nothing = SimpleNamespace(
+        embeddings=lambda names: torch.zeros(len(names), model.fusion.config.reference_dim),
+        latents=lambda names, shape: torch.zeros(len(names), *shape),
+    )
     few = {**settings, "steps": min(settings["steps"], TRIAL_STEPS)}
     images = decode_latents(vae, draw_batch(batch, few, model, text_encoder, nothing, shape, accelerator))
     say(f"a batch of {size} images can be made: {images.shape[-1]} pixels, in {few['steps']} steps")
@@ -220,7 +238,7 @@ def _batches(plan, missing, batch_size, model, text_encoder):
 
 
 def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, start=None):
-    """The latents (B, C, h, w) of a batch of requests; start: as `sample_latents` has it."""
+    """The latents (B, C, h, w) of a batch of requests; start: as `sample_latents` has it, where the settings say no other."""
     prompting = model.fusion.config.prompting
     text_guidance, reference_guidance = settings["text_guidance"], settings["reference_guidance"]
     length = text_encoder.lengths(batch.prompt[:1])[0] if prompting == "authors" else 0
@@ -231,6 +249,8 @@ def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, s
         reference_guidance = text_guidance
     else:
         reference = pool.embeddings(batch.reference_dicom_id)
+    if settings.get("start") == "reference":
+        start = pool.latents(batch.reference_dicom_id, shape), 1.0
     if settings["condition"] == "reference":
         text, text_guidance = null_text.expand_as(text), reference_guidance
     scheduler = sampling_scheduler(settings["scheduler"], model.schedule)
