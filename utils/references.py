@@ -183,7 +183,9 @@ class ReferencePool:
         rows = self.table.iloc[[self._row_of[name] for name in names]]
         cache, keys, whole = self._encode_moments(rows, vae, image_size)
         if not whole.all():
-            raise InputError(f"the VAE makes no latents of {(~whole).sum()} references (named above): set START to noise")
+            raise InputError(
+                f"the VAE makes no latents of {(~whole).sum()} references (named above): set START to noise"
+            )
         scale = vae.config.scaling_factor
         self._moments |= {name: (cache, key, scale) for name, key in zip(names, keys)}
 
