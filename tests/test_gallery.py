@@ -46,6 +46,7 @@ def draw_tree(root, images, synthetic=True, first=0, size=(16, 16)):
                 "reference_guidance": 3.0,
                 "guidance_low": 0.5,
                 "guidance_high": 1000.0,
+                "start": "reference",
                 "steps": 20,
                 "scheduler": "PNDM",
                 "checkpoint": f"runs/{root.name}",
@@ -99,6 +100,7 @@ def test_the_page_links_each_image_and_copies_a_shared_reference_once(tmp_path):
         "reference_guidance": "3.0",
         "guidance_low": "0.5",
         "guidance_high": "1000.0",
+        "start": "reference",
     }
 
 
