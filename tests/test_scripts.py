@@ -237,8 +237,10 @@ def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, conf
     assert "is a student itself" in run_script("distill_diffusion", "--config", config, *student)
 
     made = tmp_path / "made"
-    assert sample(backbone, config, tmp_path, made, CHECKPOINT=tmp_path / "whole" / "best", SPLIT="validate") == 0
+    best = tmp_path / "whole" / "best"
+    assert sample(backbone, config, tmp_path, made, CHECKPOINT=best, SPLIT="validate", START="reference") == 0
     told = pd.read_csv(made / "synthetic.csv")
+    assert told.start.isna().all()  # it begins with noise, as it was taught
     assert len(told) and (told[["text_guidance", "reference_guidance"]] == 1).all(axis=None)
     assert set(told.steps) == {2} and set(told.scheduler) == {"DDIM"}
     facts = json.loads(told.student[0])
