@@ -54,7 +54,7 @@ TEXT_GUIDANCE = 7.5  # of the text (0 to 100; 1: none; equal guidances: ordinary
 REFERENCE_GUIDANCE = 7.5  # of the reference image (0 to 100; 1: none)
 GUIDANCE_LOW = 0.0  # noise level, sigma, down to which there is guidance (0 to 1000; paper: 0)
 GUIDANCE_HIGH = 1000.0  # noise level up to which there is (0 to 1000; 1000: any; SD ends at 14.6; paper: any)
-START = "noise"  # noise alone, or on the reference, as the last of training's noise is on an image (noise or reference; paper: noise)
+START = "noise"  # noise alone, or training's last noise on the reference (noise or reference; paper: noise)
 SCHEDULER = "DPMSolverMultistep"  # a diffusers scheduler for images, such as DDIM (paper: PNDM)
 STEPS = 25  # denoising steps (1 to 1000; paper: 50)
 BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
@@ -100,7 +100,7 @@ def main():
         "checkpoint_sha256": weights_fingerprint(model),
         "image_size": trained["IMAGE_SIZE"],
         "precision": accelerator.mixed_precision,
-        **start_setting(START, CONDITION, training),
+        **start_setting(START, training),
         **encoders,
         **student_settings(training),
     }

@@ -169,7 +169,9 @@ def main():
         return np.stack([read_grey(path, module.image_size) for path in rows.image_path])
 
     def see(extractor, images):
-        read = images_to_pixels(images, extractor.image_size).__getitem__
+        def read(row):
+            return images_to_pixels(images[row : row + 1], extractor.image_size)[0]
+
         return extract(extractor, read, len(images), accelerator.device, BATCH_SIZE, NUM_WORKERS)
 
     extractors = [judge if name == "judge" else load_extractor(name, accelerator.device) for name in FEATURES]

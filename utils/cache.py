@@ -178,7 +178,7 @@ class FeatureCache:
         return keys
 
     def _path(self, shard):
-        return f"{self.folder}/{shard}.npy"  # not of a Path, which would take a tenth of a training sample's time
+        return f"{self.folder}/{shard}.npy"  # not of a Path, which would take a twentieth of a training sample's time
 
     def _remove_damaged(self, shard, error):
         keys_file = self.folder / f"{shard}.keys.json"

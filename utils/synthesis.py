@@ -33,6 +33,10 @@ def check_settings(settings, schedule):
     """InputError for settings that no image can be made with; to be asked before a tree is begun with them."""
     if settings["condition"] not in CONDITIONS:
         raise InputError(f"CONDITION {settings['condition']!r} is none of {', '.join(CONDITIONS)}")
+    if settings.get("start") == "reference" and settings["condition"] == "text":
+        raise InputError(
+            "START 'reference' needs a reference, and CONDITION 'text' has none: set one of them otherwise"
+        )
     for name in ("text_guidance", "reference_guidance"):
         if not math.isfinite(settings[name]):
             raise InputError(f"{name.upper()} is {settings[name]}; it has to be a finite number, such as 7.5")
@@ -45,15 +49,11 @@ def check_settings(settings, schedule):
     sampling_scheduler(settings["scheduler"], schedule, settings["steps"])  # tries it
 
 
-def start_setting(start, condition, training):
+def start_setting(start, training):
     """What START adds to the settings: nothing for "noise", so that a tree from before there was another start goes on.
 
     training: the checkpoint's training.json; a student begins with noise, as it was taught.
     """
-    if start == "reference" and condition == "text":
-        raise InputError(
-            "START 'reference' needs a reference, and CONDITION 'text' has none: set one of them otherwise"
-        )
     return {} if start == "noise" or "student" in training else {"start": start}
 
 
