@@ -72,7 +72,7 @@ PAGE_IMAGES = 5000  # synthetic images on the page at most (0 or more; 0: all)
 FEATURES = ("judge",)  # whose features (each judge, imagenet, inception, torchxrayvision or rad-dino)
 NEIGHBOURS = 5  # of precision, recall, density and coverage (1 or more)
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 to 1000000)
-IMAGE_SIZE = 256  # pixels, for MS-SSIM and the latents (16 to 4096)
+IMAGE_SIZE = 256  # pixels at which images are compared, those of generated ones; the judge has its own (16 to 4096)
 # clinical efficacy
 CLASSIFIER = "judge"  # of images (judge or torchxrayvision)
 TEXT_JUDGE = "tfidf"  # of reports (tfidf, rules or chexbert)
@@ -233,7 +233,7 @@ def main():
     output, page, name = Path(OUTPUT), Path(PAGE or Path(SYNTHETIC).parent / "index.html"), Path(SYNTHETIC).name
     if CHECK:
         return check(tables, settings, WRITTEN, BASE_MODEL, IMAGE_SIZE, CACHE_DIR, output, page, accelerator)
-    loading = Loading(CACHE_DIR, BATCH_SIZE, NUM_WORKERS, accelerator)
+    loading = Loading(CACHE_DIR, IMAGE_SIZE, BATCH_SIZE, NUM_WORKERS, accelerator)
     real = Images(tables.real, f"{REAL}, {SPLIT}", JUDGE_IMAGE_SIZE, loading)
     synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
     train = Images(tables.train, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from utils import evaluation
 from utils.findings import FINDINGS, UNCERTAIN
-from utils.judges import RulesJudge
-from utils.latents import encode_moments, load_vae, read_pixels
+from utils.judges import Extractor, RulesJudge
+from utils.latents import encode_moments, load_vae, read_grey, read_pixels
 
 
 def test_the_label_only_report_says_each_code():
@@ -142,10 +143,26 @@ def test_the_stopwatch_tells_each_lap(capsys):
 def test_copies_are_looked_for_in_mean_latents_of_unit_variance(make_table, base_model, accelerator, tmp_path):
     """Not in the log variances that lie beside the means in the cache."""
     table, vae = make_table(np.zeros((5, 14)), range(5)), load_vae(base_model, "cpu")
-    loading = evaluation.Loading(str(tmp_path / "cache"), 2, 0, accelerator)
+    loading = evaluation.Loading(str(tmp_path / "cache"), 32, 2, 0, accelerator)
     images = evaluation.Images(table, "drawn", 32, loading)
     found = evaluation._latent_reader(images, vae, 32)(1, 4)  # (3, C h w)
     pixels = torch.stack([read_pixels(path, 32) for path in table.image_path[1:4]])
     means, _ = encode_moments(vae, pixels).chunk(2, dim=1)
     wanted = means.flatten(1).numpy() * vae.config.scaling_factor
     np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())  # the cache holds 16 bits
+
+
+def test_extractors_see_images_at_the_size_of_generated_ones(make_table, accelerator, tmp_path):
+    """A finer film differs from a generated one in nothing that the generated one's size cannot hold."""
+    fine = make_table(np.zeros((4, 14)), range(4), size=(256, 256))
+    coarse = fine.assign(image_path=[str(tmp_path / f"coarse-{row}.png") for row in range(4)])
+    for path, finer in zip(coarse.image_path, fine.image_path):
+        Image.fromarray(read_grey(finer, 16)).save(path)
+    extractor = Extractor("pixels", 48, 48 * 48, lambda pixels: (pixels.flatten(1), None))
+
+    def seen(table, image_size):
+        loading = evaluation.Loading(str(tmp_path / "cache"), image_size, 2, 0, accelerator)
+        return evaluation.Images(table, "drawn", 32, loading).see(extractor)[0]
+
+    np.testing.assert_array_equal(seen(fine, 16), seen(coarse, 16))
+    assert np.abs(seen(fine, 256) - seen(fine, 16)).max() > 0.1

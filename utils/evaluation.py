@@ -53,6 +53,7 @@ class Loading:
     """How images are read, and where what was computed from them is kept."""
 
     cache_dir: str
+    image_size: int  # pixels at which extractors compare them, a generator's: it can draw nothing finer
     batch_size: int  # images at a time
     threads: int  # that decode images
     accelerator: Accelerator
@@ -96,7 +97,7 @@ class Images:
                 read = judges.pixel_reader(self.cache, self.keys)
             else:
                 paths = self.table["image_path"] if some is None else self.table["image_path"].iloc[some]
-                read = judges.file_reader(paths.tolist(), extractor.image_size)
+                read = judges.file_reader(paths.tolist(), extractor.image_size, self.loading.image_size)
             count = len(self) if some is None else len(some)
             self._seen[key] = judges.extract(
                 extractor, read, count, self.device, self.loading.batch_size, self.loading.threads

@@ -257,13 +257,15 @@ def pixel_reader(cache, keys):
     return lambda row: _to_float(cache[keys[row]][None])[0]
 
 
-def file_reader(paths, image_size):
-    """row => pixels (1, S, S) in [-1, 1], out of image files."""
-    return lambda row: read_pixels(paths[row], image_size)[:1]
+def file_reader(paths, image_size, compared_at=0):
+    """row => pixels (1, S, S) in [-1, 1], out of image files; compared_at: a size that they are brought to before (0: none)."""
+    if not compared_at:
+        return lambda row: read_pixels(paths[row], image_size)[:1]
+    return lambda row: images_to_pixels([read_grey(paths[row], compared_at)], image_size)[0]
 
 
 def images_to_pixels(images, image_size):
-    """Images (B, S, S) uint8 in memory => pixels (B, 1, s, s) in [-1, 1] of the judge's size, made smaller as files are."""
+    """Images (B, S, S) uint8 in memory => pixels (B, 1, s, s) in [-1, 1] of the judge's size, resized as files are."""
     size = (image_size, image_size)
     return _to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
 
