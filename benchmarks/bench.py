@@ -53,6 +53,7 @@ GUIDANCE_LOW = 0.2  # noise level, sigma, down to which the limited guidance act
 GUIDANCE_HIGH = 4.0  # noise level up to which it does (0 to 1000)
 # startup
 STEPS = 2  # of the run that is resumed (1 or more)
+STARTUP_ROWS = 100_000  # of the tree on which a run begins with a full cache (100 or more)
 
 
 def main():
@@ -81,7 +82,7 @@ def main():
             "reports": partial(
                 bench_reports.measure, parts, REPORT_BATCHES, REPORT_TOKENS, NAIVE_TOKENS, TURNS, ENOUGH
             ),
-            "startup": partial(bench_startup.measure, f"{folder}/startup", STEPS, TURNS, ENOUGH),
+            "startup": partial(bench_startup.measure, f"{folder}/startup", STEPS, STARTUP_ROWS, TURNS, ENOUGH),
         }  # fmt: skip
         for name in SECTIONS:
             say(f"{name} ...")

@@ -4,12 +4,16 @@
              ours    the script's answer
 first step   naive   from an empty cache and an empty run folder until the first step has been done
              ours    the same command again: from the filled cache, resumed, until the next step has been done
+N rows       naive   from the filled cache of so many images, and an empty run folder
+             ours    the same command again, resumed
 
+The N images are links to the drawn ones under other patients' names, and so are their features in the cache.
 A step has been done when it stands in metrics.csv; the process is then killed, which costs a run nothing but the steps since
 its checkpoint.
 """
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -17,9 +21,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.bench_clock import result, take_turns
+from utils.cache import SHARD_ROWS, FeatureCache, image_keys
 from utils.constants import REPOSITORY
 from utils.errors import InputError
+from utils.mimic_cxr import image_files, read_table, write_tree
 from utils.phantom import draw_tree
 
 SCRIPT = "train_diffusion_clipUViT.py"
@@ -73,8 +81,30 @@ def until_step(step, *command):
         process.wait()
 
 
-def measure(folder, steps, turns, enough):
-    """steps: of the run that is resumed; yields results."""
+def enlarge(tree, cache, large, rows):
+    """Makes `large`, a tree of so many rows whose images are links to those of a drawn tree, and adds their features to the
+    cache, which has the drawn ones'."""
+    table = read_table(tree, splits=("train", "validate"), with_reports=False)
+    numbers = np.arange(rows)
+    repeated = table.iloc[numbers % len(table)].assign(
+        dicom_id=[f"row-{number}" for number in numbers], subject_id=10_000_000 + numbers, study_id=50_000_000 + numbers
+    )
+    for path, link in zip(repeated["image_path"], image_files(large, repeated)):
+        Path(link).parent.mkdir(parents=True)
+        os.link(path, link)
+    write_tree(large, repeated)
+    found, drawn_keys = read_table(large, with_reports=False), image_keys(table)
+    places = found["dicom_id"].str.removeprefix("row-").astype(int).to_numpy() % len(table)
+    keys = image_keys(found)
+    for kind in ("moments", "references"):
+        features = FeatureCache(f"{cache}/{kind}", json.loads(Path(f"{cache}/{kind}/fingerprint.json").read_text()))
+        values = features.stack(drawn_keys)
+        for start in range(0, rows, SHARD_ROWS):
+            features.append(keys[start : start + SHARD_ROWS], values[places[start : start + SHARD_ROWS]])
+
+
+def measure(folder, steps, rows, turns, enough):
+    """steps: of the run that is resumed; rows: of the larger tree; yields results."""
     folder = Path(folder)
     tree, cache, run = (str(folder / name) for name in ("tree", "cache", "run"))
     draw_tree(tree, STUDIES, IMAGE_SIZE)
@@ -86,17 +116,29 @@ def measure(folder, steps, turns, enough):
     yield result("startup", "--help", "s", seconds["ours"], seconds["naive"])
 
     call(*arguments(tree, cache, run, steps))  # the run that is resumed
-    written = (Path(run) / "metrics.csv").read_text()
 
     def from_nothing():
-        for place in (folder / "new-cache", folder / "new-run"):
-            shutil.rmtree(place, ignore_errors=True)
-        until_step(1, *arguments(tree, folder / "new-cache", folder / "new-run", MORE_STEPS))
+        shutil.rmtree(folder / "new-cache", ignore_errors=True)
+        begin(tree, folder / "new-cache")
 
-    def resumed():
-        (Path(run) / "metrics.csv").write_text(written)  # without the step of the turn before
+    def begin(tree, cache):
+        shutil.rmtree(folder / "new-run", ignore_errors=True)
+        until_step(1, *arguments(tree, cache, folder / "new-run", MORE_STEPS))
+
+    def resume(tree, run):
+        metrics = Path(run) / "metrics.csv"
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[: steps + 1]))  # as it ended
         until_step(steps + 1, *arguments(tree, cache, run, MORE_STEPS))
 
-    seconds = take_turns({"naive": from_nothing, "ours": resumed}, turns, "cpu", warm_up=0, enough=enough)
+    variants = {"naive": from_nothing, "ours": lambda: resume(tree, run)}
+    seconds = take_turns(variants, turns, "cpu", warm_up=0, enough=enough)
     note = f"{STUDIES} studies of {IMAGE_SIZE} pixels; resumed at step {steps}; {os.cpu_count()} cores"
     yield result("startup", "first step", "s", seconds["ours"], seconds["naive"], note=note)
+
+    large, run = str(folder / "large"), str(folder / "large-run")
+    enlarge(tree, cache, large, rows)
+    call(*arguments(large, cache, run, steps))
+    variants = {"naive": lambda: begin(large, cache), "ours": lambda: resume(large, run)}
+    seconds = take_turns(variants, turns, "cpu", warm_up=0, enough=enough)
+    note = f"the cache is full: a new run, and one resumed at step {steps}; {os.cpu_count()} cores"
+    yield result("startup", f"first step, {rows:,} rows", "s", seconds["ours"], seconds["naive"], note=note)

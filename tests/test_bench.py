@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_clock, bench_data, bench_reports, bench_trainers
+from benchmarks import bench_clock, bench_data, bench_reports, bench_startup, bench_trainers
 from benchmarks.bench_parts import ASSETS, Parts, constants_of
 from utils.features import DiffusionFeatures
 from utils.latents import load_vae
+from utils.mimic_cxr import read_table
+from utils.phantom import draw_tree
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.report_autoencoder import ReportAutoencoder
 from utils.report_text import clean_report
@@ -48,6 +50,29 @@ def test_shards_are_links_to_one_and_each_row_has_its_film(stretched):
     for row in range(ROWS):
         assert (features.moments[row] == features.moments[row % 16 % 3]).all()
     assert features.table["dicom_id"].is_unique and len(features.prompts) == ROWS
+
+
+def test_the_larger_tree_has_links_and_a_cache_that_misses_nothing(
+    base_model, reference_encoder_name, accelerator, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bench_startup, "SHARD_ROWS", 16)
+    encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
+
+    def features_of(tree):
+        table = read_table(tree, splits=("train", "validate"), with_reports=False)
+        return DiffusionFeatures(table, *encoders, IMAGE_SIZE, tmp_path / "cache", 4, 0, accelerator)
+
+    draw_tree(tmp_path / "tree", 12, IMAGE_SIZE)
+    drawn = features_of(tmp_path / "tree")
+    bench_startup.enlarge(tmp_path / "tree", tmp_path / "cache", tmp_path / "large", ROWS)
+    shards = set((tmp_path / "cache").rglob("*.npy"))
+    large = features_of(tmp_path / "large")
+    assert set((tmp_path / "cache").rglob("*.npy")) == shards
+    assert len(large.table) == large.table["subject_id"].nunique() == ROWS > len(drawn.table) > 1
+    for row, name in enumerate(large.table["dicom_id"]):
+        place = int(name.removeprefix("row-")) % len(drawn.table)
+        assert (large.moments[row] == drawn.moments[place]).all()
+        assert (large.embeddings[row] == drawn.embeddings[place]).all()
 
 
 @pytest.mark.parametrize("script", bench_trainers.TRAINERS)
