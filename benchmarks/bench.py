@@ -5,7 +5,7 @@
 
     data       a training sample of the vision module: everything computed anew, or cached    benchmarks/bench_data.py
     training   a step of each trainer: encoders inside, or before; memory                     benchmarks/bench_training.py
-    sampling   images: PNDM 50 in float32, or DPM-Solver++ 25, or a student's 4 steps          benchmarks/bench_sampling.py
+    sampling   images: PNDM 50 in float32, or DPM-Solver++ 25, or a student's 3 or 4 steps    benchmarks/bench_sampling.py
     reports    BART without and with a cache and an end                                       benchmarks/bench_reports.py
     startup    until a script answers, and until a run goes on                                benchmarks/bench_startup.py
 

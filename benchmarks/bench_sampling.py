@@ -2,7 +2,7 @@
 
 naive       PNDM, the paper's 50 steps, guidance at every noise level, float32
 ours        DPM-Solver++ (2M), 25 steps, in the precision of sample_diffusion_*.py; the same with guidance only between two
-            noise levels; and what a student of distill_diffusion.py does, 4 steps of DDIM without guidance
+            noise levels; and what students of distill_diffusion.py do, 3 or 4 steps of DDIM without guidance
 
 What an image is worth in each way is not measured here (benchmarks.fidelity does). Prompts and references are random
 numbers: encoding them takes as long in each. The VAE decodes in float32, as the samplers do;
@@ -64,6 +64,7 @@ def measure(parts, accelerator, images, guided, turns, enough):
             f"DPM-Solver++ 25, guidance {guided[0]:g} to {guided[1]:g}": (
                 "DPMSolverMultistep", 25, GUIDANCE, guided, accelerator.autocast
             ),
+            "a student's 3 steps": ("DDIM", 3, 1.0, EVERYWHERE, accelerator.autocast),
             "a student's 4 steps": ("DDIM", 4, 1.0, EVERYWHERE, accelerator.autocast),
         }  # fmt: skip
         samplers = {name: Sampler(parts, model, texts, images, *recipe) for name, recipe in recipes.items()}

@@ -20,7 +20,7 @@ from utils.findings import FINDINGS
 from utils.judges import JudgeSettings, first_half
 from utils.mimic_cxr import read_table
 from utils.phantom import draw_tree
-from utils.plan import read_plan
+from utils.plan import SELECTED, read_plan
 
 SELECTOR = {"SELECTOR_MODEL": "test_resnet", "SELECTOR_IMAGE_SIZE": 32, "SELECTOR_STEPS": 6, "SELECTOR_BATCH_SIZE": 8}
 SETTINGS = JudgeSettings("test_resnet", 32, 6, 8)
@@ -385,7 +385,7 @@ def test_the_page_pairs_requests_whose_candidates_differ(choose, tmp_path, monke
 def test_a_tree_without_these_columns_is_read_and_added_to(choose, tmp_path):
     assert choose("made", MAX_LABELS=2) == 0
     path = tmp_path / "made" / "synthetic.csv"
-    older = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(selection.COLUMNS))
+    older = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(SELECTED))
     older.to_csv(path, index=False)
     assert len(gallery._read_tree(tmp_path / "made")) == 2
     assert choose("made") == 0

@@ -28,6 +28,7 @@ SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: th
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
     "start", "checkpoint_sha256", "student",
 )  # fmt: skip
+SELECTED = ("request_seed", "candidates", "candidate", "score", "agrees")  # of synthetic.csv, too: utils/selection.py's
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 
 

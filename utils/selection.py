@@ -35,7 +35,6 @@ from utils.mimic_cxr import read_csv, split_rows
 from utils.seeds import keyed_seed
 
 SELECTOR_FILE = "selector.csv"  # in the synthetic tree: the selector's training patients
-COLUMNS = ("request_seed", "candidates", "candidate", "score", "agrees")  # of synthetic.csv
 _NOT_JUDGED = {"candidate": 0, "score": "", "agrees": ""}
 
 
@@ -121,7 +120,7 @@ class Selection:
         return told
 
     def tell(self, plan, told):
-        """Rows of a plan with what `read_comment` says of each image => the columns COLUMNS, the seed the kept image's."""
+        """Rows of a plan with what `read_comment` says of each image => plan.SELECTED's columns, the seed the kept image's."""
         told = pd.DataFrame(told, index=plan.index, columns=list(_NOT_JUDGED))
         seeds = list(map(candidate_seed, plan["seed"], told["candidate"]))
         return plan.assign(request_seed=plan["seed"], candidates=self.candidates, **told, seed=seeds)

@@ -20,10 +20,9 @@ from utils.findings import prompts_of
 from utils.folders import seen_alike
 from utils.latents import decode_latents
 from utils.mimic_cxr import write_tree
-from utils.plan import CONDITIONS, PROVENANCE, SETTINGS, plan_digest, save_plan
+from utils.plan import CONDITIONS, PROVENANCE, SELECTED, SETTINGS, plan_digest, save_plan
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
-from utils.selection import COLUMNS
 
 JPEG_QUALITY = 95
 BYTES_OF_ROWS = 2000  # of an image, in all tables of a tree
@@ -195,7 +194,7 @@ def _list_images(output_root, plan, selection):
     made = selection.tell(plan.loc[found.index], found.tolist())
     listed = made[[selection.is_listed(told) for told in found]]
     if len(listed):
-        write_tree(output_root, listed, provenance=listed[[*PROVENANCE, *COLUMNS, *SETTINGS]])
+        write_tree(output_root, listed, provenance=listed[[*PROVENANCE, *SELECTED, *SETTINGS]])
     return len(made), len(listed)
 
 
