@@ -265,7 +265,7 @@ def file_reader(paths, image_size, compared_at=0):
 
 
 def images_to_pixels(images, image_size):
-    """Images (B, S, S) uint8 in memory => pixels (B, 1, s, s) in [-1, 1] of the judge's size, resized as files are."""
+    """Images (B, S, S) uint8 in memory => pixels (B, 1, s, s) in [-1, 1] of a network's size, resized as files are."""
     size = (image_size, image_size)
     return _to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
 
