@@ -7,7 +7,7 @@ first step   naive   from an empty cache and an empty run folder until the first
 N rows       naive   from the filled cache of so many images, and an empty run folder
              ours    the same command again, resumed
 
-The N images are links to the drawn ones under other patients' names, and so are their features in the cache.
+The N images are links to the drawn ones under other patients' names; the cache has a copy of their features for each name.
 A step has been done when it stands in metrics.csv; the process is then killed, which costs a run nothing but the steps since
 its checkpoint.
 """
@@ -83,7 +83,7 @@ def until_step(step, *command):
 
 def enlarge(tree, cache, large, rows):
     """Makes `large`, a tree of so many rows whose images are links to those of a drawn tree, and adds their features to the
-    cache, which has the drawn ones'."""
+    cache, copies of the drawn ones', which it has."""
     table = read_table(tree, splits=("train", "validate"), with_reports=False)
     numbers = np.arange(rows)
     repeated = table.iloc[numbers % len(table)].assign(
