@@ -254,7 +254,7 @@ def main():
     copies = nearest_by_labels(synthetic.table, train.table, SEED)
     seers = [extractors[name] for name in FEATURES]
     result["image_quality"] = image_quality(seers, real, synthetic, train, copies, NEIGHBOURS, SEED)
-    result["diversity"] = diversity(synthetic, real, DIVERSITY_PAIRS, IMAGE_SIZE, SEED)
+    result["diversity"] = diversity(synthetic, real, DIVERSITY_PAIRS, SEED)
     stopwatch.lap("image quality")
 
     classifier = extractors[CLASSIFIER]
@@ -278,7 +278,7 @@ def main():
     result |= found | ({"selection": chosen} if chosen else {})
     stopwatch.lap("pairs")
 
-    result["memorisation"], nearest = memorisation(judge, real, synthetic, train, BASE_MODEL, IMAGE_SIZE, COPY_QUANTILE)
+    result["memorisation"], nearest = memorisation(judge, real, synthetic, train, BASE_MODEL, COPY_QUANTILE)
     if not BASE_MODEL:
         notes.append("copies were not looked for in VAE latents: BASE_MODEL is empty")
     result["notes"] = notes

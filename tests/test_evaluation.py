@@ -145,7 +145,7 @@ def test_copies_are_looked_for_in_mean_latents_of_unit_variance(make_table, base
     table, vae = make_table(np.zeros((5, 14)), range(5)), load_vae(base_model, "cpu")
     loading = evaluation.Loading(str(tmp_path / "cache"), 32, 2, 0, accelerator)
     images = evaluation.Images(table, "drawn", 32, loading)
-    found = evaluation._latent_reader(images, vae, 32)(1, 4)  # (3, C h w)
+    found = evaluation._latent_reader(images, vae)(1, 4)  # (3, C h w)
     pixels = torch.stack([read_pixels(path, 32) for path in table.image_path[1:4]])
     means, _ = encode_moments(vae, pixels).chunk(2, dim=1)
     wanted = means.flatten(1).numpy() * vae.config.scaling_factor

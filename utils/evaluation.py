@@ -53,7 +53,7 @@ class Loading:
     """How images are read, and where what was computed from them is kept."""
 
     cache_dir: str
-    image_size: int  # pixels at which extractors compare them, a generator's: it can draw nothing finer
+    image_size: int  # pixels at which they are compared, a generator's: it can draw nothing finer
     batch_size: int  # images at a time
     threads: int  # that decode images
     accelerator: Accelerator
@@ -150,7 +150,7 @@ def _distances(name, features, compared, extractor, wanted, neighbours, seed):
     }
 
 
-def diversity(synthetic, real, count, image_size, seed):
+def diversity(synthetic, real, count, seed):
     """MS-SSIM of up to `count` pairs of images with the same findings present, a row each for synthetic and real.
 
     The findings of the pairs are the same in both rows.
@@ -158,7 +158,7 @@ def diversity(synthetic, real, count, image_size, seed):
     rows, sets = [], (synthetic, real)
     found = metrics.label_set_pairs([images.table for images in sets], count, seed)
     for name, images, pairs in zip(("synthetic", "real"), sets, found):
-        read = judges.file_reader(images.table["image_path"].tolist(), image_size)
+        read = judges.file_reader(images.table["image_path"].tolist(), images.loading.image_size)
         rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(read, pairs)})
     return rows
 
@@ -450,12 +450,11 @@ class Nearest:
     threshold: float  # copies are nearer than this
 
 
-def memorisation(judge, real, synthetic, train, base_model, image_size, quantile):
+def memorisation(judge, real, synthetic, train, base_model, quantile):
     """Distances to the nearest training image in each space => (rows of the table, {space: Nearest})."""
     rows, found = [], {}
-    for space, (of_real, of_synthetic, read_train) in _spaces(
-        judge, real, synthetic, train, base_model, image_size
-    ).items():
+    spaces = _spaces(judge, real, synthetic, train, base_model)
+    for space, (of_real, of_synthetic, read_train) in spaces.items():
         near_real, _ = metrics.nearest(of_real, read_train, len(train), real.device)
         near_synthetic, places = metrics.nearest(of_synthetic, read_train, len(train), real.device)
         result = metrics.memorisation(near_synthetic, near_real, quantile)
@@ -464,7 +463,7 @@ def memorisation(judge, real, synthetic, train, base_model, image_size, quantile
     return rows, found
 
 
-def _spaces(judge, real, synthetic, train, base_model, image_size):
+def _spaces(judge, real, synthetic, train, base_model):
     """{space: (real, synthetic: arrays (N, D), read(start, end) => training rows)}: VAE latents and judge features.
 
     Without a base_model there are no latents.
@@ -472,7 +471,7 @@ def _spaces(judge, real, synthetic, train, base_model, image_size):
     spaces = {}
     if base_model:
         vae = load_vae(base_model, real.device)
-        readers = [_latent_reader(images, vae, image_size) for images in (real, synthetic, train)]
+        readers = [_latent_reader(images, vae) for images in (real, synthetic, train)]
         of_real, of_synthetic, read_train = readers
         spaces["VAE latents"] = of_real(0, len(real)), of_synthetic(0, len(synthetic)), read_train
     features = train.see(judge)[0]
@@ -484,11 +483,11 @@ def _spaces(judge, real, synthetic, train, base_model, image_size):
     return spaces
 
 
-def _latent_reader(images, vae, image_size):
+def _latent_reader(images, vae):
     """read(start, end) => the mean latents of these rows, (end - start, C h w) at unit variance, out of the cache."""
-    loading = images.loading
+    how = images.loading
     cache, keys, _ = cache_moments(
-        images.table, vae, image_size, loading.cache_dir, loading.batch_size, loading.accelerator, loading.threads
+        images.table, vae, how.image_size, how.cache_dir, how.batch_size, how.accelerator, how.threads
     )
 
     def read(start, end):
