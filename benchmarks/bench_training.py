@@ -10,11 +10,13 @@ the CPU. Reading files is not in it (benchmarks.bench_data), so pixels and featu
 
 Memory is of a GPU the allocator's peak, without what belongs to the other recipe; of a CPU the peak of a process of its
 own, without what it holds when all is imported and nothing made. The share of the ceiling is of the operations that a step
-really does, those that checkpointing does again included, over those of a large product of bf16 matrices in the same time.
+really does, those that checkpointing does again included, over those of a large product of bf16 matrices in the same time;
+of the time that a step takes, the profiler says which kind of operation has how much (benchmarks.bench_profile).
 Compiled is the denoiser, where a script has COMPILE.
 """
 
 import gc
+import statistics
 import subprocess
 import sys
 from functools import partial
@@ -31,6 +33,7 @@ from benchmarks.bench_clock import (
     take_turns,
 )
 from benchmarks.bench_parts import Parts
+from benchmarks.bench_profile import PRODUCTS, told, where_time_goes
 from benchmarks.bench_trainers import TRAINERS, make_trainer
 from utils.constants import REPOSITORY
 from utils.diffusion import PromptedDenoiser
@@ -116,12 +119,17 @@ def measure(parts, accelerator, report_tokens, turns, enough):
             yield result("training", f"{title}, compiled", "examples/s", speed["compiled"], speed["naive"], True)
         memory = peaks(trainer, parts, report_tokens, otherwise)
         yield result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"])
-        if cuda:
-            operations = trainer.operations()
-            for name in [name for name in seconds if name != "naive"]:
+        operations = trainer.operations() if cuda else 0
+        for name, suffix in {"ours": "", "compiled": ", compiled"}.items():
+            if name not in seconds:
+                continue
+            if cuda:
                 share = [100 * operations / each / most for each in seconds[name]]
-                what = f"{title}, share of the ceiling" + (", compiled" if name == "compiled" else "")
-                yield result("training", what, "%", share, note=f"{operations / 1e12:.3g} x 10^12 operations a step")
+                note = f"{operations / 1e12:.3g} x 10^12 operations a step"
+                yield result("training", f"{title}, share of the ceiling{suffix}", "%", share, note=note)
+            shares = where_time_goes(variants[name], statistics.median(seconds[name]), parts.device)
+            counted = [100 * sum(shares[kind] for kind in PRODUCTS)]
+            yield result("training", f"{title}, products in its time{suffix}", "%", counted, note=told(shares))
         del trainer, variants
         gc.collect()
         torch.cuda.empty_cache()  # nothing happens where there is no GPU

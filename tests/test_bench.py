@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_clock, bench_data, bench_reports, bench_startup, bench_trainers
+from benchmarks import bench_clock, bench_data, bench_profile, bench_reports, bench_startup, bench_trainers
 from benchmarks.bench_parts import ASSETS, Parts, constants_of
 from utils.features import DiffusionFeatures
 from utils.latents import load_vae
@@ -176,3 +176,38 @@ def test_the_table_and_the_json_are_written(tmp_path):
 def test_the_memory_of_this_process():
     most, now = (bench_clock.memory_of_this_process(which) for which in ("VmHWM", "VmRSS"))
     assert math.isnan(most) or most >= 0.9 * now > 0
+
+
+# ---- where a step's time goes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::addmm", "products of matrices"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::native_group_norm", "normalisation"),
+        ("aten::_foreach_norm", "optimiser"),
+        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::copy_", "copies"),
+        ("aten::gelu_backward", "element by element"),
+        ("autograd::engine::evaluate_function: AddmmBackward0", "element by element"),
+    ],
+)
+def test_kinds_of_operations(name, kind):
+    assert bench_profile.kind_of(name) == kind
+
+
+def test_the_time_of_a_step_is_shared_out():
+    square = torch.randn(500, 500)
+
+    def step():
+        square @ square
+
+    seconds = min(bench_clock.timed(step, "cpu") for _ in range(5))
+    shares = bench_profile.where_time_goes(step, seconds, "cpu")
+    assert sum(shares.values()) == pytest.approx(1) and shares["products of matrices"] > 0.5
+    waiting = bench_profile.where_time_goes(step, 100 * seconds, "cpu")
+    assert waiting["nothing"] > 0.5 and waiting["attention"] == 0
+    assert bench_profile.told({"attention": 0.2, "copies": 0.001, "nothing": 0.799}) == "nothing 80 %, attention 20 %"
