@@ -7,6 +7,7 @@
 # make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
 # make bench        how many times quicker than the same done naively? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
+# make parts        the demo's pretrained parts anew, in hours; goes on where it was cut
 # make lint         style checks
 # make lock         writes requirements-tested.txt, the versions in .venv, which the tests ran on
 # make clean        removes the demos' results (not .venv)
@@ -18,11 +19,12 @@ DEMO := --config demo.toml
 OPEN ?= downloads
 PAIRS ?=
 OPEN_CONFIG ?= open.toml
+PARTS := $(addprefix parts/,chests vae decoder clip uvit unprompted unet vit bart bert)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written
 .PHONY: demo/reports-clipUViT demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
-.PHONY: demo demo-open test test-oldest ablation utility bench soak lint lock clean
+.PHONY: demo demo-open parts $(PARTS) test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, of those that can begin the first named, each with half of the cores: small networks
@@ -96,6 +98,17 @@ ifdef PAIRS
 	$(RUN) sample_prior_model.py --config $(OPEN_CONFIG)
 endif
 	$(RUN) evaluate_pairs.py --config $(OPEN_CONFIG)
+
+parts: .venv/installed
+	$(HALF_THE_CORES) $(MAKE) --jobs=2 $(PARTS)
+
+$(PARTS): parts/%:
+	$(RUN) -m assets.make_demo_assets --PARTS $*,
+
+parts/vae parts/clip: parts/chests
+parts/decoder: parts/vae
+parts/bert: parts/clip
+parts/uvit parts/unprompted parts/unet parts/vit: parts/decoder parts/clip
 
 # two tests at a time, too: most of them hold one core
 IN_TWO_PROCESSES = --numprocesses 2 --dist worksteal

@@ -1,12 +1,14 @@
 """Makes assets/demo: tiny pretrained parts for the demo, in the on-disk formats of the real ones.
 
-    python -m assets.make_demo_assets                     # all parts, hours on 2 cores
+    make parts                                            # all of them, two at a time, in hours
+    python -m assets.make_demo_assets                     # one after the other
     python -m assets.make_demo_assets --PARTS vae,clip    # only some
 
 Reads:  nothing but drawn chests (utils/phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
         FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
-        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, which the denoisers' trainings go on from
+        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run goes on: a part
+        that was made is not made again, and the denoisers' trainings go on where they were cut
 
 What each part has seen, as its model in the paper's setting has seen the world before it meets a chest X-ray:
 the VAE only pixels; the image tower and the text encoder images with their prompts (and, as a training aid, the
@@ -15,14 +17,13 @@ uvit_unprompted, with which the ablation begins, chests *without* prompts; the p
 are present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise; BERT
 impressions, and what the text encoder says of the prompts of their findings.
 
-The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better; a
-second run goes on where one was cut. What that cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT
-about 220 beside other work (1,968,000 examples), the one without prompts 95 (1,200,000), the decoder's critic 16; all other
-parts about an hour together. The U-Net saw 1,024,000 examples in 3 minutes of an H200 (at 46 a second, 6 hours of one core). Four
-of the shipped parts are not quite what is made here: the decoder's learning rate began anew when its critic came; the U-ViT's,
-at two thirds of its height, when it had seen 456,000 examples and again at 1,200,000, from which on its timesteps were
-logit-normal; the U-ViT without prompts is of 50,000 steps of uniform timesteps; and the U-Net's schedule was shortened on the way,
-it is of step 2,000.
+The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. What it
+cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT about 220 beside other work (1,968,000 examples), the
+one without prompts 95 (1,200,000), the decoder's critic 16; all other parts about an hour together. The U-Net saw 1,024,000
+examples in 3 minutes of an H200 (at 46 a second, 6 hours of one core). Four of the shipped parts are not quite what is made
+here: the decoder's learning rate began anew when its critic came; the U-ViT's, at two thirds of its height, when it had seen
+456,000 examples and again at 1,200,000, from which on its timesteps were logit-normal; the U-ViT without prompts is of 50,000
+steps of uniform timesteps; and the U-Net's schedule was shortened on the way, it is of step 2,000.
 """
 
 import json
@@ -47,18 +48,17 @@ from assets.demo_bart import make_bart
 from assets.demo_bert import make_bert
 from utils.constants import override_constants
 from utils.diffusion import PromptedDenoiser
-from utils.errors import run
+from utils.errors import InputError, replacing, run, say
 from utils.findings import FINDINGS, PRESENT, to_prompt
 from utils.latents import draw_latents, encode_moments, load_vae
 from utils.launch import run_script
 from utils.phantom import random_chest, random_findings, write_report
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("vae", "decoder", "clip", "uvit", "unprompted", "unet", "vit", "bart", "bert")  # which to make, in this order
+PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unprompted", "unet", "vit", "bart", "bert")  # in this order
 CONFIG = "assets/parts.toml"  # how the denoisers are pretrained
-WORK = "parts"  # where they are while they train: drawn chests, cache and runs (a folder to write)
+WORK = "parts"  # drawn chests, cache, runs and what is made: where it goes on when it was cut (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
-DRAWN = ""  # a .npz file that keeps them between two runs (a file to write or empty; empty: draw afresh)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
@@ -74,26 +74,24 @@ VIT_STEPS = 4000  # of 64 latents (1 or more)
 REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them (1 or more)
 BART_STEPS = 5000  # of 32 reports (1 or more)
 BERT_STEPS = 3000  # of 64 impressions (1 or more)
-THREADS = 2  # CPU threads (1 to 256)
 
 
-def draw_chests(count, image_size, seed, keep):
-    """(images (N, S, S) uint8, labels (N, 14) int8)."""
-    if keep and Path(keep).exists():
-        with np.load(keep) as kept:
-            return kept["images"], kept["labels"]
-    chests = [
-        random_chest(np.random.default_rng((seed, number)), image_size) for number in tqdm(range(count), "chests")
-    ]
-    images, labels = (np.stack(column) for column in list(zip(*chests))[:2])
-    if keep:
-        np.savez_compressed(keep, images=images, labels=labels)
-    return images, labels
+def draw_chests():
+    """(images (N, S, S) uint8, labels (N, 14) int8): drawn once, and kept in WORK."""
+    kept = Path(WORK) / "chests.npz"
+    if not kept.exists():
+        rngs = (np.random.default_rng((SEED, number)) for number in range(CHESTS))
+        chests = [random_chest(rng, IMAGE_SIZE) for rng in tqdm(rngs, "chests", total=CHESTS)]
+        images, labels = (np.stack(column) for column in list(zip(*chests))[:2])
+        with replacing(kept) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, images=images, labels=labels)
+    with np.load(kept) as drawn:
+        return drawn["images"], drawn["labels"]
 
 
-def write_reports(count, seed):
-    """Reports of chests that are never drawn, a list of texts, and their labels, (count, 14) int8."""
-    rngs = (np.random.default_rng((seed, 1, number)) for number in range(count))
+def write_reports():
+    """Reports of chests that are never drawn, a list of texts, and their labels, (REPORTS, 14) int8."""
+    rngs = (np.random.default_rng((SEED, 1, number)) for number in range(REPORTS))
     found = [(*random_findings(rng), rng) for rng in rngs]
     return [write_report(*study) for study in found], np.stack([labels for _, labels, _ in found])
 
@@ -198,8 +196,6 @@ def pretrain(script, run, *arguments):
     run: the folder under WORK that it trains in, and goes on in when it was cut.
     """
     work = Path(WORK)
-    if not list(work.glob("phantom/*-split.csv*")):  # of all that is drawn the tables come last
-        run_script("-m", "utils.phantom", "--config", CONFIG, "--OUTPUT_ROOT", work / "phantom")
     places = {"--DATA_ROOT": work / "phantom", "--CACHE_DIR": work / "cache", "--RUN_DIR": work / run}
     run_script(script, "--config", CONFIG, *(part for place in places.items() for part in place), *arguments)
     return PromptedDenoiser.from_pretrained(work / run / "best")
@@ -213,11 +209,11 @@ def make_uvit(folder, run, *arguments):
 
 
 def make_unet(folder):
-    """The U-Net of the Stable-Diffusion-like folder."""
-    start = Path(WORK) / "base_model"  # the same folder, with an untrained U-Net
+    """The U-Net of folder's Stable-Diffusion-like folder."""
+    start = Path(WORK) / "base_model"  # the same, with an untrained U-Net
     if not start.exists():
         whole = start.with_name(".base_model.tmp")
-        shutil.copytree(folder, whole, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
+        shutil.copytree(folder / "base_model", whole, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
         UNet2DConditionModel(
             sample_size=IMAGE_SIZE // 4,
             in_channels=4,
@@ -231,7 +227,8 @@ def make_unet(folder):
             norm_num_groups=8,
         ).save_pretrained(whole / "unet")
         whole.rename(start)
-    save_half(pretrain("train_diffusion_clipSD.py", "clipSD", "--BASE_MODEL", start).denoiser, folder / "unet")
+    trained = pretrain("train_diffusion_clipSD.py", "clipSD", "--BASE_MODEL", start)
+    save_half(trained.denoiser, folder / "base_model" / "unet")
 
 
 def make_vit(folder, images, labels, steps):
@@ -262,36 +259,51 @@ def make_vit(folder, images, labels, steps):
     save_for_hf(vit.half(), folder / "vit", model_args=sizes, safe_serialization=True)
 
 
+def make(part, folder):
+    """Makes one of PARTS; what it needs of those before it lies in folder and in WORK."""
+    torch.manual_seed(SEED)
+    base_model = folder / "base_model"
+    match part:
+        case "chests":
+            draw_chests()
+            run_script("-m", "utils.phantom", "--config", CONFIG, "--OUTPUT_ROOT", Path(WORK) / "phantom")
+        case "vae":
+            PNDMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+            ).save_pretrained(base_model / "scheduler")
+            save_half(make_vae(draw_chests()[0], VAE_CHANNELS, VAE_STEPS, 16, 2e-3, SEED), Path(WORK) / "vae")
+        case "decoder":
+            vae = load_vae(WORK)
+            refine_decoder(vae, draw_chests()[0], DECODER_STEPS, CRITIC_FROM, CRITIC_WEIGHT, 16, SEED)
+            save_half(vae, base_model / "vae")
+        case "clip":
+            make_clip(folder, *draw_chests(), CLIP_STEPS)
+        case "uvit":
+            make_uvit(folder / "uvit", "clipUViT")
+        case "unprompted":
+            make_uvit(folder / "uvit_unprompted", "unprompted", *_UNPROMPTED)
+        case "unet":
+            make_unet(folder)
+        case "vit":
+            make_vit(folder, *draw_chests(), VIT_STEPS)
+        case "bart":
+            make_bart(folder / "bart", write_reports()[0], BART_STEPS, SEED)
+        case "bert":
+            make_bert(folder / "bert", base_model, *write_reports(), BERT_STEPS, SEED)
+        case _:
+            raise InputError(f"PARTS: there is no part {part!r}; those that there are stand at the top of the script")
+
+
 def main():
     override_constants(globals())
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(SEED)
-    folder = Path(FOLDER)
-    images, labels = draw_chests(CHESTS, IMAGE_SIZE, SEED, DRAWN)
-    PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    ).save_pretrained(folder / "base_model" / "scheduler")
-    if "vae" in PARTS:
-        vae = make_vae(images, VAE_CHANNELS, VAE_STEPS, 16, 2e-3, SEED)
-        save_half(vae, folder / "base_model" / "vae")
-    if "decoder" in PARTS:
-        vae = load_vae(folder / "base_model")
-        refine_decoder(vae, images, DECODER_STEPS, CRITIC_FROM, CRITIC_WEIGHT, 16, SEED)
-        save_half(vae, folder / "base_model" / "vae")
-    if "clip" in PARTS:
-        make_clip(folder, images, labels, CLIP_STEPS)
-    if "uvit" in PARTS:
-        make_uvit(folder / "uvit", "clipUViT")
-    if "unprompted" in PARTS:
-        make_uvit(folder / "uvit_unprompted", "unprompted", *_UNPROMPTED)
-    if "unet" in PARTS:
-        make_unet(folder / "base_model")
-    if "vit" in PARTS:
-        make_vit(folder, images, labels, VIT_STEPS)
-    if "bart" in PARTS:
-        make_bart(folder / "bart", write_reports(REPORTS, SEED)[0], BART_STEPS, SEED)
-    if "bert" in PARTS:
-        make_bert(folder / "bert", folder / "base_model", *write_reports(REPORTS, SEED), BERT_STEPS, SEED)
+    for part in PARTS:
+        made = Path(WORK) / f"{part}.made"
+        if made.exists():
+            say(f"{part}: made before; without {made} it is made anew")
+            continue
+        make(part, Path(FOLDER))
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """The makers of the parts in assets/: what they leave is what the scripts load."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from assets import make_open_assets
+from assets import make_demo_assets, make_open_assets
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels
 from utils import phantom
+from utils.constants import REPOSITORY
+from utils.errors import InputError
 from utils.latents import load_vae
+from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.report_autoencoder import ReportAutoencoder
 
 SIDE = 32
 
@@ -44,3 +50,42 @@ def test_the_open_assets_are_a_base_model_with_a_vae_of_these_films(tmp_path, mo
     made = {path.name for path in (tmp_path / "open" / "base_model").iterdir()}
     assert made == {"scheduler", "text_encoder", "tokenizer", "vae"}
     assert load_vae(tmp_path / "open" / "base_model").config.sample_size == SIDE
+
+
+def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
+    """But for those that scripts of their own train."""
+    for name, value in {
+        "FOLDER": str(tmp_path / "demo"), "WORK": str(tmp_path / "parts"), "PARTS": ("vae", "decoder", "clip", "vit", "bart"),
+        "CHESTS": 80, "VAE_CHANNELS": (8, 16, 16), "VAE_STEPS": 2, "DECODER_STEPS": 3, "CRITIC_FROM": 2, "CLIP_STEPS": 1,
+        "VIT_STEPS": 1, "REPORTS": 80, "BART_STEPS": 1,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(make_demo_assets, name, value)
+    monkeypatch.setattr(make_demo_assets, "override_constants", lambda own: None)
+    make_demo_assets.main()
+    demo = tmp_path / "demo"
+    base_model = str(demo / "base_model")
+    first, refined = (load_vae(root).state_dict() for root in (str(tmp_path / "parts"), base_model))
+    assert {name.split(".")[0] for name in first if (first[name] != refined[name]).any()} == {
+        "decoder",
+        "post_quant_conv",
+    }
+    assert TextEncoder(base_model, pooled=True).width == make_demo_assets.WIDTH
+    assert ReferenceEncoder(f"local-dir:{demo / 'reference_encoder'}").width == make_demo_assets.WIDTH
+    assert ReportAutoencoder.from_pretrained(demo / "bart", "mean").width > 0 and (demo / "vit").is_dir()
+
+    made = {path: path.stat().st_mtime_ns for path in demo.rglob("*.*")}
+    (tmp_path / "parts" / "bart.made").unlink()
+    capsys.readouterr()
+    make_demo_assets.main()
+    assert capsys.readouterr().out.count("made before") == 4
+    anew = {path.relative_to(demo).parts[0] for path in demo.rglob("*.*") if path.stat().st_mtime_ns != made[path]}
+    assert anew == {"bart"}
+
+    monkeypatch.setattr(make_demo_assets, "PARTS", ("vea",))
+    with pytest.raises(InputError, match="there is no part 'vea'"):
+        make_demo_assets.main()
+
+
+def test_make_makes_all_parts():
+    named = re.search(r"^PARTS := .*parts/,(.*)\)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert tuple(named[1].split()) == make_demo_assets.PARTS
