@@ -20,6 +20,7 @@ from benchmarks.bench_parts import constants_of
 from utils.features import ReportExamples
 from utils.findings import to_prompt
 from utils.latents import draw_latents, encode_moments
+from utils.muon import make_optimizer
 from utils.phantom import random_findings, write_report
 from utils.preflight import made_up
 from utils.report_autoencoder import pad_tokens
@@ -61,21 +62,20 @@ class Trainer:
         self.passes = self.constants["ACCUMULATION"]
         self.size = self.constants["BATCH_SIZE"] // self.passes  # examples a pass
 
-    def _optimizer(self, **settings):
+    def _settings(self):
         names = {"lr": "LEARNING_RATE", "betas": "BETAS", "weight_decay": "WEIGHT_DECAY"}
-        settings |= {name: self.constants[its] for name, its in names.items()}
-        return torch.optim.AdamW(self._trained(), **settings)
+        return {name: self.constants[its] for name, its in names.items()}
 
     def _trained(self):
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @cached_property
     def _naive_optimizer(self):
-        return self._optimizer()
+        return torch.optim.AdamW(self._trained(), **self._settings())
 
     @cached_property
     def _our_optimizer(self):
-        return self._optimizer(fused=True)
+        return make_optimizer(self.constants["OPTIMIZER"], self.model, **self._settings())
 
     @cached_property
     def _average(self):

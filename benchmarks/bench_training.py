@@ -40,7 +40,8 @@ from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
 from utils.training import make_accelerator
 
-OTHERWISE = {  # besides what the script's constants say, at the paper's sizes: for a smaller GPU, and what did not pay
+OTHERWISE = {  # besides what the script's constants say, at the paper's sizes: for random weights, a smaller GPU, what did not pay
+    "train_diffusion_clipUViT": {"Muon": {"OPTIMIZER": "muon"}},
     "train_diffusion_clipSD": {
         "in 8 passes, checkpointed": {"ACCUMULATION": 8, "GRADIENT_CHECKPOINTING": True},
         "channels last": {"CHANNELS_LAST": True},

@@ -336,6 +336,7 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "EPOCHS": (TRAINERS, ["0", "-1", "1000000000000"]),
     "WARMUP_STEPS": (TRAINERS, ["-1"]),
     "BETAS": (TRAINERS, ["(1.5, 0.9)", "(0.9,)", "0.9,1", "(-0.1, 0.9)", "()", "(0.9, 0.9, 0.9)"]),
+    "OPTIMIZER": (TRAINERS, ["adam", "", "Muon"]),
     "LEARNING_RATE": (TRAINERS, ["0", "-1", "inf", "nan", "1e999", "1e9"]),
     "WEIGHT_DECAY": (TRAINERS, ["-0.1", "1e999"]),
     "CLIP_NORM": (TRAINERS, ["-1", "1e999"]),

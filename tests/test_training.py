@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.utils.data import Dataset
 
-from utils import training
+from utils import muon, training
 from utils.checkpoints import read_training
 from utils.errors import InputError, Stopped
 from utils.folders import locked
@@ -34,6 +34,7 @@ CONSTANTS = {
     "ACCUMULATION": 1,
     "EPOCHS": 100,
     "MAX_STEPS": 8,
+    "OPTIMIZER": "adamw",
     "LEARNING_RATE": 0.02,
     "BETAS": (0.9, 0.999),
     "WEIGHT_DECAY": 0.01,
@@ -179,6 +180,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(train, steps):
         train("parts", killed_at(steps))
     assert read_training(whole.parent / "parts" / "last")["step"] == steps // 2 * 2
     assert_same_run(whole, train("parts"))
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_with_muon(train, monkeypatch):
+    monkeypatch.setattr(muon, "SMALLEST_SIDE", 1)
+    whole = train("whole", OPTIMIZER="muon")
+    with pytest.raises(Killed):
+        train("parts", killed_at(5), OPTIMIZER="muon")
+    assert_same_run(whole, train("parts", OPTIMIZER="muon"))
+    state = torch.load(whole / "last" / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    assert [sorted(own) for own in state.values()] == [["momentum", "step"], ["exp_avg", "exp_avg_sq", "step"]]
 
 
 def test_resuming_with_more_steps(train):
@@ -419,7 +430,10 @@ def test_a_resumed_run_obeys_its_constants_and_says_what_changed(train, capsys):
     assert "LEARNING_RATE was 0.02, and is 0.001 from here on" in said and "WEIGHT_DECAY was 0.01" in said
 
 
-@pytest.mark.parametrize(("name", "value"), [("SEED", 6), ("BATCH_SIZE", 8), ("DROP_TEXT", 0.5), ("VIEWS", ["AP"])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SEED", 6), ("BATCH_SIZE", 8), ("OPTIMIZER", "muon"), ("DROP_TEXT", 0.5), ("VIEWS", ["AP"])],
+)
 def test_another_experiment_is_not_gone_on_with(train, name, value):
     given = {"DROP_TEXT": 0.05, "VIEWS": ["PA"]}
     run = train("a", MAX_STEPS=4, **given)

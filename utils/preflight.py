@@ -15,11 +15,12 @@ import torch
 from utils.checkpoints import read_training
 from utils.errors import InputError, reason, say, writing
 from utils.latents import read_pixels
+from utils.muon import make_optimizer
 from utils.run_folder import compare_with, find_checkpoint
 from utils.training import Batches
 
 TRIED_IMAGES = 16  # of all, evenly spaced
-BYTES_A_PARAMETER = {"checkpoint": 8, "last": 16}  # averaged and raw weights; `last` also two moments of AdamW
+BYTES_A_PARAMETER = {"checkpoint": 8, "last": 16}  # averaged and raw weights; `last` also two moments (Muon: one)
 
 
 def check_training(model, compute_loss, make_batch, rows, constants, accelerator, image_paths=(), cache_bytes=0):
@@ -79,8 +80,7 @@ def made_up(shapes, size):
 def _try_pass(model, compute_loss, batch, constants, accelerator):
     """One pass and one step of the optimiser; the loss. InputError for one that is no number."""
     model = model.to(accelerator.device).train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, constants["LEARNING_RATE"])
+    optimizer = make_optimizer(constants["OPTIMIZER"], model, lr=constants["LEARNING_RATE"])
     with accelerator.autocast():
         loss = compute_loss(model, {name: value.to(accelerator.device) for name, value in batch.items()})
     loss.backward()

@@ -2,7 +2,7 @@
 
     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
     DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0)
-    LEARNING_RATE = 5e-5  # of AdamW, after the warm-up (above 0, 1 at most)
+    LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
     PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
     FEATURES = ("judge",)  # whose features (each judge, inception or rad-dino)

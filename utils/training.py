@@ -31,12 +31,13 @@ from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, reason, say, stoppable, writing
 from utils.folders import locked
+from utils.muon import make_optimizer
 from utils.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.seeds import draw_rows, keyed_seed
 
 FIT_CONSTANTS = (  # what fit() reads of a script's constants
-    "RUN_DIR", "RESUME", "SEED", "BATCH_SIZE", "ACCUMULATION", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS",
-    "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "LOG_EVERY",
+    "RUN_DIR", "RESUME", "SEED", "BATCH_SIZE", "ACCUMULATION", "EPOCHS", "MAX_STEPS", "OPTIMIZER", "LEARNING_RATE",
+    "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "LOG_EVERY",
     "VALIDATION_ROWS", "NUM_WORKERS",
 )  # fmt: skip
 BAD_STEPS = 20  # steps in a row whose gradient is no number, after which a run ends: it does not mend itself
@@ -186,8 +187,8 @@ class _Run:
         if checkpoint:
             self._load_weights(checkpoint / "raw")
         model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=get("LEARNING_RATE"), betas=get("BETAS"), weight_decay=get("WEIGHT_DECAY"), fused=True
+        optimizer = make_optimizer(
+            get("OPTIMIZER"), model, lr=get("LEARNING_RATE"), betas=get("BETAS"), weight_decay=get("WEIGHT_DECAY")
         )
         try:
             schedule = get_scheduler(
@@ -280,13 +281,13 @@ class _Run:
         self._look_at_steps(but=1 if accelerator.device.type == "cuda" else 0)
 
     def _apply(self, norm):
-        """AdamW's step, which leaves the weights as they are if the gradient's norm is no number => whether it did not.
+        """The optimiser's step, which leaves the weights as they are if the gradient's norm is no number => whether it did not.
 
         fp16: the scaler itself skips what overflows, and lowers its scale.
         """
         applied = torch.isfinite(norm)
         if self.accelerator.scaler is None:
-            self.optimizer.optimizer.found_inf = (~applied).float()  # what the fused AdamW itself asks, on its device
+            self.optimizer.optimizer.found_inf = (~applied).float()  # what the optimiser itself asks, on its device
         self.optimizer.step()
         if self.accelerator.scaler is not None:
             applied = not self.accelerator.optimizer_step_was_skipped
