@@ -40,8 +40,10 @@ from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
 from utils.training import make_accelerator
 
-OTHERWISE = {  # besides what the script's constants say, at the paper's sizes: for random weights, a smaller GPU, what did not pay
+OTHERWISE = {  # besides what the script's constants say
     "train_diffusion_clipUViT": {"Muon": {"OPTIMIZER": "muon"}},
+}
+PAPERS = {  # at the paper's sizes, too: for a smaller GPU, and what did not pay
     "train_diffusion_clipSD": {
         "in 8 passes, checkpointed": {"ACCUMULATION": 8, "GRADIENT_CHECKPOINTING": True},
         "channels last": {"CHANNELS_LAST": True},
@@ -96,7 +98,8 @@ def ways(paper):
     """(script, what its title adds, constants that are other than its own) of each training that is measured."""
     for script in TRAINERS:
         yield script, "", {}
-        for way, otherwise in OTHERWISE.get(script, {}).items() if paper else ():
+        others = OTHERWISE.get(script, {}) | (PAPERS.get(script, {}) if paper else {})
+        for way, otherwise in others.items():
             yield script, f", {way}", otherwise
 
 
