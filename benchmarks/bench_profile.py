@@ -8,7 +8,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bench_clock import synchronise
+from benchmarks.bench_clock import synchronise, timed
 
 STEPS = 3  # that are profiled
 PRODUCTS = ("products of matrices", "attention", "convolutions")  # what a ceiling counts
@@ -32,15 +32,14 @@ def kind_of(name):
 def where_time_goes(step, seconds, device):
     """{kind: share of the time that a step takes}; they add up to 1.
 
-    seconds: that a step takes without a profiler, which makes the calls slower, and not what they ask of a GPU.
+    seconds: that a step takes without a profiler, which slows the calls, and not what they ask of a GPU. On a CPU the calls
+    are the step, and the profiled ones are taken as the whole.
     """
     cuda = torch.device(device).type == "cuda"
     step()
     synchronise(device)
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as profiled:
-        for _ in range(STEPS):
-            step()
-        synchronise(device)
+        wall = sum(timed(step, device) for _ in range(STEPS)) / STEPS
     events = profiled.key_averages()
     spent = dict.fromkeys((*KINDS, OTHER), 0.0)
     for event in events:
@@ -51,7 +50,7 @@ def where_time_goes(step, seconds, device):
         kernels = (event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation)
         busy = sum(event.self_device_time_total for event in kernels) / 1e6 / STEPS
         spent[OTHER] += max(0.0, busy - sum(spent.values()))
-    spent[NOTHING] = max(0.0, seconds - sum(spent.values()))
+    spent[NOTHING] = max(0.0, (seconds if cuda else wall) - sum(spent.values()))
     whole = sum(spent.values())
     return {kind: taken / whole for kind, taken in spent.items()}
 

@@ -121,8 +121,9 @@ def measure(parts, accelerator, report_tokens, turns, enough):
         yield result("training", title, "examples/s", speed["ours"], speed["naive"], True, note)
         if "compiled" in speed:
             yield result("training", f"{title}, compiled", "examples/s", speed["compiled"], speed["naive"], True)
-        memory = peaks(trainer, parts, report_tokens, otherwise)
-        yield result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"])
+        if cuda or not otherwise:  # on a CPU it takes two processes more
+            memory = peaks(trainer, parts, report_tokens, otherwise)
+            yield result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"])
         operations = trainer.operations() if cuda else 0
         for name, suffix in {"ours": "", "compiled": ", compiled"}.items():
             if name not in seconds:
