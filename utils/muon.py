@@ -8,7 +8,6 @@ so LEARNING_RATE and WEIGHT_DECAY mean the same for both.
 import torch
 from torch import nn
 
-OPTIMIZERS = ("adamw", "muon")
 MOMENTUM = 0.95
 SMALLEST_SIDE = 32  # of a matrix: what is thinner goes to AdamW, as the first and the last layer of an image
 ITERATIONS = 5  # of Newton and Schulz
@@ -17,7 +16,7 @@ ADAMS_SIZE = 0.2  # the root mean square of a usual step of AdamW, in learning r
 
 
 def make_optimizer(name, model, **settings):
-    """The optimiser of a model's trained parameters; name: one of OPTIMIZERS; settings: of AdamW, e.g. lr, betas, weight_decay.
+    """The optimiser of a model's trained parameters; name: "adamw" or "muon"; settings: of AdamW, e.g. lr, betas, weight_decay.
 
     It leaves the weights as they are in a step for which `found_inf`, a tensor on their device, is not 0.
     """
@@ -77,11 +76,11 @@ class Muon(torch.optim.AdamW):
 
 def orthogonalise(matrix):
     """A matrix (M, N) with its singular values brought to about 1 (0.7 to 1.2) by Newton-Schulz iteration; on a GPU in bf16."""
-    x = matrix.to(torch.bfloat16 if matrix.is_cuda else matrix.dtype)
-    x = x.T if len(x) > x.shape[1] else x
+    tall = len(matrix) > matrix.shape[1]  # the squares below are of the smaller side
+    x = (matrix.T if tall else matrix).to(torch.bfloat16 if matrix.is_cuda else matrix.dtype)
     x = x / (x.norm() + 1e-7)
     linear, cubic, quintic = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = linear * x + torch.addmm(square, square, square, beta=cubic, alpha=quintic) @ x
-    return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix.dtype)
+    return (x.T if tall else x).to(matrix.dtype)
