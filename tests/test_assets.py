@@ -1,6 +1,5 @@
 """The makers of the parts in assets/: what they leave is what the scripts load."""
 
-import json
 import re
 
 import numpy as np
@@ -85,19 +84,6 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_demo_assets, "PARTS", ("vea",))
     with pytest.raises(InputError, match="there is no part 'vea'"):
         make_demo_assets.main()
-
-
-def test_a_training_that_was_stopped_is_no_part(tmp_path, monkeypatch):
-    last = tmp_path / "clipUViT" / "last"
-    last.mkdir(parents=True)
-    (last / "training.json").write_text(json.dumps({"step": 7, "validation_loss": 0.1, "constants": {"MAX_STEPS": 10}}))
-    monkeypatch.setattr(make_demo_assets, "run_script", lambda *arguments: None)
-    for name, value in {"FOLDER": str(tmp_path / "demo"), "WORK": str(tmp_path), "PARTS": ("uvit",)}.items():
-        monkeypatch.setattr(make_demo_assets, name, value)
-    monkeypatch.setattr(make_demo_assets, "override_constants", lambda own: None)
-    with pytest.raises(InputError, match="was stopped at step 7 of 10; a second run goes on"):
-        make_demo_assets.main()
-    assert not (tmp_path / "uvit.made").exists()
 
 
 def test_make_makes_all_parts():

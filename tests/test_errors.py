@@ -1,13 +1,17 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from utils.constants import REPOSITORY
 from utils.errors import InputError, Stopped, run, stoppable, writing
+from utils.launch import run_script
 
 WRITERS = {
     "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
@@ -113,3 +117,11 @@ def test_sigterm_that_was_heard_comes_once():
     run(main)
     with pytest.raises(Stopped, match="saved"):
         main()
+
+
+def test_who_starts_a_script_learns_that_it_was_stopped(capfd):
+    script = ("-c", "import signal; from utils.errors import run; run(lambda: signal.raise_signal(signal.SIGTERM))")
+    with pytest.raises(InputError, match="failed or was stopped, see above; a second run goes on where this one ended"):
+        run_script(*script)
+    assert "nothing was lost" in capfd.readouterr().out
+    assert subprocess.run([sys.executable, *script], cwd=REPOSITORY).returncode == 0  # to a shell nothing has failed

@@ -16,6 +16,7 @@ REASON_LENGTH = 200  # characters of another library's words in an error of ours
 ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is older belongs to nobody
 _NOTHING_LOST = "stopped between two pieces of work; nothing was lost: the same command goes on from there"
 CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
+STATUS_WHEN_STOPPED = "STATUS_WHEN_STOPPED"  # environment variable: the exit status of a run that SIGTERM ended, else 0
 
 
 class InputError(Exception):
@@ -23,7 +24,7 @@ class InputError(Exception):
 
 
 class Stopped(BaseException):
-    """A run that SIGTERM ended in good order, with exit status 0: its text is one sentence that says how to go on.
+    """A run that SIGTERM ended in good order: its text is one sentence that says how to go on.
 
     No Exception, as KeyboardInterrupt is none: whoever catches what a broken file may raise does not catch it.
     """
@@ -138,8 +139,9 @@ def stoppable():
 def run(main):
     """Runs a script's main(); an InputError, too little memory or Ctrl-C ends it with one line on stderr.
 
-    The exit status is then 1, or 130 for Ctrl-C. SIGTERM ends it with one line and exit status 0, after the piece of work
-    in hand where that would be lost (`stoppable`).
+    The exit status is then 1, or 130 for Ctrl-C. SIGTERM ends it with one line, after the piece of work in hand where that
+    would be lost (`stoppable`), and with exit status 0: nothing failed. Who starts a script and needs it whole asks for
+    another by STATUS_WHEN_STOPPED.
     """
     came = threading.Event()
 
@@ -171,6 +173,8 @@ def _run(main):
         main()
     except Stopped as stop:
         say(f"{Path(sys.argv[0]).name}: {stop}")
+        if STATUS_WHEN_STOPPED in os.environ:
+            sys.exit(int(os.environ[STATUS_WHEN_STOPPED]))
     except InputError as error:
         sys.exit(f"{_program()}: {error}")
     except (MemoryError, RuntimeError) as error:
