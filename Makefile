@@ -7,7 +7,7 @@
 # make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
 # make bench        how many times quicker than the same done naively? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
-# make parts        the demo's pretrained parts anew, in hours; goes on where it was cut
+# make parts        the demo's pretrained parts anew, in two hours or more; goes on where it was cut
 # make lint         style checks
 # make lock         writes requirements-tested.txt, the versions in .venv, which the tests ran on
 # make clean        removes the demos' results (not .venv)
@@ -19,7 +19,7 @@ DEMO := --config demo.toml
 OPEN ?= downloads
 PAIRS ?=
 OPEN_CONFIG ?= open.toml
-PARTS := $(addprefix parts/,chests vae decoder clip uvit unprompted unet vit bart bert)
+PARTS := $(addprefix parts/,chests vae decoder clip uvit unet unprompted vit bart bert)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written

@@ -1,6 +1,6 @@
 """Makes assets/demo: tiny pretrained parts for the demo, in the on-disk formats of the real ones.
 
-    make parts                                            # all of them, two at a time, in hours
+    make parts                                            # all of them, two at a time, in two hours or more
     python -m assets.make_demo_assets                     # one after the other
     python -m assets.make_demo_assets --PARTS vae,clip    # only some
 
@@ -17,13 +17,11 @@ uvit_unprompted, with which the ablation begins, chests *without* prompts; the p
 are present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise; BERT
 impressions, and what the text encoder says of the prompts of their findings.
 
-The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. What it
-cost, in minutes of one core: the chests drawn and encoded 12, the U-ViT about 220 beside other work (1,968,000 examples), the
-one without prompts 95 (1,200,000), the decoder's critic 16; all other parts about an hour together. The U-Net saw 1,024,000
-examples in 3 minutes of an H200 (at 46 a second, 6 hours of one core). Four of the shipped parts are not quite what is made
-here: the decoder's learning rate began anew when its critic came; the U-ViT's, at two thirds of its height, when it had seen
-456,000 examples and again at 1,200,000, from which on its timesteps were logit-normal; the U-ViT without prompts is of 50,000
-steps of uniform timesteps; and the U-Net's schedule was shortened on the way, it is of step 2,000.
+The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. The parts
+in FOLDER are what is made here. It cost, in minutes of one core of an Intel Xeon with AVX-512 beside another part: the chests 5
+(and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 38 (576,000 examples), the U-Net 43
+(192,000), the U-ViT without prompts 38, the ViT 7, BART 21, BERT 4: not two hours of two cores. Cores without AVX-512 took
+more than twice as long.
 """
 
 import json
@@ -55,7 +53,7 @@ from utils.launch import run_script
 from utils.phantom import random_chest, random_findings, write_report
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unprompted", "unet", "vit", "bart", "bert")  # in this order
+PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "bert")  # in this order
 CONFIG = "assets/parts.toml"  # how the denoisers are pretrained
 WORK = "parts"  # drawn chests, cache, runs and what is made: where it goes on when it was cut (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
