@@ -18,10 +18,10 @@ are present, as vit_base_patch16_224 has seen photographs and what is on them; B
 impressions, and what the text encoder says of the prompts of their findings.
 
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. The parts
-in FOLDER are what is made here. It cost, in minutes of one core of an Intel Xeon with AVX-512 beside another part: the chests 5
-(and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 38 (576,000 examples), the U-Net 43
-(192,000), the U-ViT without prompts 38, the ViT 7, BART 21, BERT 4: not two hours of two cores. Cores without AVX-512 took
-more than twice as long.
+in FOLDER are what is made here. It cost, in minutes of one core of an Intel Xeon with AVX-512 while the other made another
+part: the chests 5 (most of it on both; and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6, the
+U-ViT 38 (576,000 examples), the U-Net 43 (192,000), the U-ViT without prompts 38, the ViT 7, BART 21, BERT 4: not two hours
+of two cores. Cores without AVX-512 took more than twice as long.
 """
 
 import json
