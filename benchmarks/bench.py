@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench
     python -m benchmarks.bench --DEVICE cuda --SIZES paper
+    python -m benchmarks.bench --SIZES paper --SECTIONS data,training --TRAINERS uvit, --BATCH_SIZE 2
 
     data       a training sample of the vision module: everything computed anew, or cached    benchmarks/bench_data.py
     training   a step of each trainer: encoders inside, or before; memory                     benchmarks/bench_training.py
@@ -34,6 +35,7 @@ from utils.training import make_accelerator
 SECTIONS = ("data", "training", "sampling", "reports", "startup")  # (each data, training, sampling, reports or startup)
 SIZES = "demo"  # networks (demo or paper; demo: minutes of 2 cores; paper: wants a GPU)
 DEVICE = "cpu"  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+PRECISION = "auto"  # of ours (auto, no, bf16 or fp16; auto: bf16 where the device has it)
 OUTPUT = "benchmarks/results"  # of the figures (a folder to write)
 TURNS = 5  # of each variant (1 or more)
 ENOUGH = 20.0  # seconds of turns, after which a comparison begins no further round (0 or more; 0: one round)
@@ -45,6 +47,8 @@ LABEL_SETS = 2000  # distinct label vectors (1 to 10000)
 NAIVE_SAMPLES = 8  # of a naive turn, encoded together (1 or more)
 OUR_SAMPLES = 512  # of a turn of ours (1 or more)
 # training, sampling, reports
+TRAINERS = ("uvit", "unet", "bart", "prior")  # whose steps (each uvit, unet, bart or prior)
+BATCH_SIZE = 0  # images of a step of the vision module (0 or more; 0: as its script has it, and in other ways)
 REPORT_TOKENS = 128  # of a report, what bart-base's tokenizer makes of about 90 words (2 to 255)
 NAIVE_TOKENS = 512  # that the naive loop writes, as far as BART has places (1 or more)
 REPORT_BATCHES = (1, 8, 64)  # reports at a time (each 1 or more)
@@ -58,12 +62,13 @@ STARTUP_ROWS = 100_000  # of the tree on which a run begins with a full cache (1
 
 def main():
     constants = override_constants(globals())
-    accelerator = make_accelerator(DEVICE, "auto")
+    accelerator = make_accelerator(DEVICE, PRECISION)
     parts = Parts(SIZES, accelerator.device)
     samples = {"naive": NAIVE_SAMPLES, "ours": OUR_SAMPLES}
     about = {
         "machine": machine(accelerator.device),
         "sizes": SIZES,
+        "precision": PRECISION,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "transformers": transformers.__version__,
@@ -75,7 +80,9 @@ def main():
             "data": partial(
                 bench_data.measure, parts, folder, accelerator, ROWS, STUDIES, FILM_SIZE, LABEL_SETS, samples, TURNS, ENOUGH
             ),
-            "training": partial(bench_training.measure, parts, accelerator, REPORT_TOKENS, TURNS, ENOUGH),
+            "training": partial(
+                bench_training.measure, parts, accelerator, TRAINERS, BATCH_SIZE, REPORT_TOKENS, TURNS, ENOUGH
+            ),
             "sampling": partial(
                 bench_sampling.measure, parts, accelerator, IMAGES, (GUIDANCE_LOW, GUIDANCE_HIGH), TURNS, ENOUGH
             ),

@@ -169,8 +169,12 @@ def number(value, unit=""):
 
 
 def save(results, about, output):
-    """Writes OUTPUT/<machine>.json and .md; about: {"machine", "sizes", "constants", ...}. Returns the Markdown."""
-    folder, name = Path(output), slug(about["machine"]) + ("" if about["sizes"] == "paper" else f"-{about['sizes']}")
+    """Writes OUTPUT/<machine>.json and .md; about: {"machine", "sizes", "precision", "constants", ...}. Returns the Markdown.
+
+    The file's name has the sizes and the precision too, where they are not the paper's and the device's own.
+    """
+    unusual = [about[key] for key, usual in (("sizes", "paper"), ("precision", "auto")) if about[key] != usual]
+    folder, name = Path(output), "-".join([slug(about["machine"]), *unusual])
     said = ", ".join(f"{key} {value}" for key, value in about.items() if key != "constants")
     text = f"{said}\n\n{table(results)}\n"
     plain = [

@@ -66,7 +66,7 @@ class Parts:
                 down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
                 block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
             )  # fmt: skip
-        return vae.eval().requires_grad_(False)
+        return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # as load_vae has it
 
     @cached_property
     def pooled_texts(self):

@@ -5,17 +5,18 @@ ours        DPM-Solver++ (2M), 25 steps, in the precision of sample_diffusion_*.
             noise levels; and what students of distill_diffusion.py do, 3 or 4 steps of DDIM without guidance
 
 What an image is worth in each way is not measured here (benchmarks.fidelity does). Prompts and references are random
-numbers: encoding them takes as long in each. The VAE decodes in float32, as the samplers do;
-on a GPU ours multiplies it in TF32.
+numbers: encoding them takes as long in each. The VAE decodes in the network's precision, as in
+the samplers.
 """
 
+import copy
 from contextlib import nullcontext
 
 import torch
 
 from benchmarks.bench_clock import plain_float32, precision_of, result, speeds, synchronise, take_turns, timed
 from utils.diffusion import EVERYWHERE, sample_latents, sampling_scheduler
-from utils.latents import decode_latents
+from utils.latents import decode_in, decode_latents
 
 GUIDANCE = 7.5  # of text and reference, the paper's
 BACKBONES = {"U-ViT": "train_diffusion_clipUViT", "SD's U-Net": "train_diffusion_clipSD"}
@@ -24,8 +25,8 @@ BACKBONES = {"U-ViT": "train_diffusion_clipUViT", "SD's U-Net": "train_diffusion
 class Sampler:
     """Draws a batch of images in one way; afterwards `decoding` has the seconds of the VAE, `calls` the network's rows."""
 
-    def __init__(self, parts, model, texts, images, scheduler, steps, guidance, guided, precision):
-        self.model, self.vae, self.shape = model.eval(), parts.vae, parts.shape
+    def __init__(self, parts, model, vae, texts, images, scheduler, steps, guidance, guided, precision):
+        self.model, self.vae, self.shape = model.eval(), vae, parts.shape
         self.name, self.steps, self.precision = scheduler, steps, precision
         self.guidance, self.guided = guidance, guided
         self.images, self.device = images, parts.device
@@ -47,7 +48,7 @@ class Sampler:
         finally:
             counter.remove()
         synchronise(self.device)
-        with plain_float32() if self.precision is plain_float32 else nullcontext():  # ours: float32, with TF32
+        with plain_float32() if self.precision is plain_float32 else nullcontext():
             self.decoding.append(timed(lambda: decode_latents(self.vae, latents), self.device))
 
     def _count(self, _, inputs):
@@ -56,6 +57,8 @@ class Sampler:
 
 def measure(parts, accelerator, images, guided, turns, enough):
     """images: of a batch; guided: (lowest, highest) noise level of the limited guidance; yields results, for both backbones."""
+    vae = copy.deepcopy(parts.vae)  # of ours
+    decode_in(vae, accelerator.mixed_precision)
     for title, script in BACKBONES.items():
         model, texts = parts.vision(script), parts.token_texts if script.endswith("SD") else parts.pooled_texts
         recipes = {
@@ -67,7 +70,10 @@ def measure(parts, accelerator, images, guided, turns, enough):
             "a student's 3 steps": ("DDIM", 3, 1.0, EVERYWHERE, accelerator.autocast),
             "a student's 4 steps": ("DDIM", 4, 1.0, EVERYWHERE, accelerator.autocast),
         }  # fmt: skip
-        samplers = {name: Sampler(parts, model, texts, images, *recipe) for name, recipe in recipes.items()}
+        samplers = {
+            name: Sampler(parts, model, parts.vae if name == "naive" else vae, texts, images, *recipe)
+            for name, recipe in recipes.items()
+        }
         seconds = take_turns(samplers, turns, parts.device, enough=enough)
         for name in list(recipes)[1:]:
             calls = [f"{samplers[which].calls / images:.0f}" for which in ("naive", name)]

@@ -34,12 +34,15 @@ from benchmarks.bench_clock import (
 )
 from benchmarks.bench_parts import Parts
 from benchmarks.bench_profile import PRODUCTS, told, where_time_goes
-from benchmarks.bench_trainers import TRAINERS, make_trainer
+from benchmarks.bench_trainers import make_trainer
 from utils.constants import REPOSITORY
 from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
 from utils.training import make_accelerator
 
+SCRIPTS = {
+    "uvit": "train_diffusion_clipUViT", "unet": "train_diffusion_clipSD", "bart": "train_bart", "prior": "train_prior_model",
+}  # fmt: skip
 OTHERWISE = {  # besides what the script's constants say
     "train_diffusion_clipUViT": {"Muon": {"OPTIMIZER": "muon"}},
 }
@@ -94,23 +97,29 @@ def compiled(trainer):
     return {"compiled": partial(trainer.ours, model)}
 
 
-def ways(paper):
+def ways(trainers, batch_size, paper):
     """(script, what its title adds, constants that are other than its own) of each training that is measured."""
-    for script in TRAINERS:
+    for script in map(SCRIPTS.get, trainers):
+        if batch_size and "diffusion" in script:
+            yield script, "", {"BATCH_SIZE": batch_size}
+            continue
         yield script, "", {}
         others = OTHERWISE.get(script, {}) | (PAPERS.get(script, {}) if paper else {})
         for way, otherwise in others.items():
             yield script, f", {way}", otherwise
 
 
-def measure(parts, accelerator, report_tokens, turns, enough):
-    """Yields results: speed and memory of all four trainers; on a GPU also the shares of its ceiling."""
+def measure(parts, accelerator, trainers, batch_size, report_tokens, turns, enough):
+    """Yields results: speed and memory of these trainers; on a GPU also the shares of its ceiling.
+
+    batch_size: of the vision module's, instead of their own constants' and of other ways; 0: as they have it.
+    """
     cuda = parts.device.type == "cuda"
     most = ceiling(parts.device) if cuda else None
     if cuda:
         what = f"product of bf16 matrices, {most / 1e12:.0f} x 10^12 operations a second"
         yield result("training", what, "%", [100.0], note="the ceiling")
-    for script, way, otherwise in ways(parts.paper):
+    for script, way, otherwise in ways(trainers, batch_size, parts.paper):
         trainer = make_trainer(script, parts, accelerator, report_tokens, **otherwise)
         title, size = trainer.title + way, trainer.constants["BATCH_SIZE"]
         note = f"batches of {size}, in {trainer.passes} passes, float32 and {precision_of(accelerator)}"
@@ -121,7 +130,7 @@ def measure(parts, accelerator, report_tokens, turns, enough):
         yield result("training", title, "examples/s", speed["ours"], speed["naive"], True, note)
         if "compiled" in speed:
             yield result("training", f"{title}, compiled", "examples/s", speed["compiled"], speed["naive"], True)
-        if cuda or not otherwise:  # on a CPU it takes two processes more
+        if cuda or not way:  # on a CPU it takes two processes more
             memory = peaks(trainer, parts, report_tokens, otherwise)
             yield result("training", f"{title}, memory", "MiB", memory["ours"], memory["naive"])
         operations = trainer.operations() if cuda else 0

@@ -39,7 +39,16 @@ from utils.judges import (
     load_extractor,
     pixel_reader,
 )
-from utils.latents import decode_latents, encode_moments, latent_shape, load_vae, mean_latents, read_grey, read_pixels
+from utils.latents import (
+    decode_in,
+    decode_latents,
+    encode_moments,
+    latent_shape,
+    load_vae,
+    mean_latents,
+    read_grey,
+    read_pixels,
+)
 from utils.metrics import (
     auroc_table,
     diversity,
@@ -78,7 +87,7 @@ NEIGHBOURS = 5  # of recall and coverage (1 or more)
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 to 1000000)
 SEED = 1234  # of noise, references, draws and the judge (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
-PRECISION = "no"  # of the denoiser's arithmetic (auto, no, bf16 or fp16)
+PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16)
 NUM_WORKERS = 0  # threads that decode images (0 to 256)
 
 _PICTURED = 16  # images of each line in the picture
@@ -95,6 +104,7 @@ class Module:
         device = accelerator.device
         self.model = model.to(device).eval()
         self.vae = load_vae(trained["BASE_MODEL"], device)
+        decode_in(self.vae, accelerator.mixed_precision)
         pooled = type(self.model.denoiser).__name__ == "UViT"
         self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled, device, trained["TEXT_ENCODER"])
         encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_clock, bench_data, bench_profile, bench_reports, bench_startup, bench_trainers
+from benchmarks import (
+    bench_clock,
+    bench_data,
+    bench_profile,
+    bench_reports,
+    bench_startup,
+    bench_trainers,
+    bench_training,
+)
 from benchmarks.bench_parts import ASSETS, Parts, constants_of
 from utils.features import DiffusionFeatures
 from utils.latents import load_vae
@@ -131,6 +139,15 @@ def test_networks_of_the_papers_sizes():
     assert parts.prior(768).config.depth == 12
 
 
+def test_trainings_that_are_measured():
+    every = list(bench_training.ways(bench_training.SCRIPTS, 0, paper=True))
+    assert len(every) > 6 and {script for script, *_ in every} == set(bench_trainers.TRAINERS)
+    small = {"BATCH_SIZE": 2}
+    assert list(bench_training.ways(("unet", "prior"), 2, paper=True)) == [
+        ("train_diffusion_clipSD", "", small), ("train_prior_model", "", {})
+    ]  # fmt: skip
+
+
 def test_constants_are_the_scripts_or_the_demos():
     assert constants_of("train_bart", "paper")["BATCH_SIZE"] == 8
     assert constants_of("train_bart", "demo")["BATCH_SIZE"] == 16
@@ -162,7 +179,7 @@ def test_the_table_and_the_json_are_written(tmp_path):
         bench_clock.result("data", "a sample", "ms", ours=[0.25], naive=[1250.0], note="drawn"),
         bench_clock.result("training", "ceiling", "%", [100.0]),
     ]
-    about = {"machine": "Some GPU 80GB", "sizes": "paper", "constants": {"TURNS": 1}}
+    about = {"machine": "Some GPU 80GB", "sizes": "paper", "precision": "auto", "constants": {"TURNS": 1}}
     text = bench_clock.save(results, about, tmp_path / "results")
     assert "| data | a sample | ms | 1,250 | 0.25 | 5,000x | drawn |" in text
     assert "| training | ceiling | % | – | 100 | – |  |" in text and "TURNS" not in text
@@ -170,8 +187,9 @@ def test_the_table_and_the_json_are_written(tmp_path):
     saved = json.loads((tmp_path / "results" / "some-gpu-80gb.json").read_text())
     assert saved["constants"] == {"TURNS": 1} and saved["results"][1]["naive"] is None
     assert saved["results"][0]["all"] == {"naive": [1250.0], "ours": [0.25]}
-    bench_clock.save(results, {**about, "sizes": "demo"}, tmp_path / "results")
-    assert (tmp_path / "results" / "some-gpu-80gb-demo.json").exists()
+    for others in ({"sizes": "demo"}, {"sizes": "demo", "precision": "bf16"}):
+        bench_clock.save(results, {**about, **others}, tmp_path / "results")
+        assert (tmp_path / "results" / "-".join(["some-gpu-80gb", *others.values()])).with_suffix(".json").exists()
 
 
 def test_the_memory_of_this_process():

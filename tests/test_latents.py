@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from utils.errors import InputError
 from utils.latents import (
     cache_moments,
+    decode_in,
     decode_latents,
     draw_latents,
     encode_moments,
@@ -207,6 +208,20 @@ def test_pixels_to_moments_to_latents_to_image(base_model, tmp_path):
     assert image.shape == (1, 32, 32) and image.dtype == np.uint8
     grey = (vae.decode(posterior.mean).sample.mean(dim=1) + 1) * 127.5
     assert np.abs(image - grey.clamp(0, 255).detach().numpy()).max() <= 0.51
+
+
+def test_a_vae_decodes_in_bf16_and_encodes_in_float32(base_model, tmp_path):
+    vae, pixels = load_vae(base_model), read_pixels(save_jpeg(tmp_path / "a.jpg", smooth(64, 64)), 32)[None]
+    moments = encode_moments(vae, pixels)
+    latents = draw_latents(moments, torch.zeros(1, 4, 8, 8), vae.config.scaling_factor)
+    exact = decode_latents(vae, latents).astype(int)
+    decode_in(vae, "fp16")
+    assert (decode_latents(vae, latents) == exact).all()
+    decode_in(vae, "bf16")
+    assert torch.equal(encode_moments(vae, pixels), moments)
+    rounded = decode_latents(vae, latents)
+    assert rounded.dtype == np.uint8 and (rounded != exact).any() and np.abs(rounded - exact).max() <= 3
+    assert vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_vaes_factor_divides_the_image_size(base_model):

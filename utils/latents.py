@@ -112,6 +112,16 @@ def load_vae(base_model, device="cpu"):
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # quicker convolutions
 
 
+def decode_in(vae, precision):
+    """From now on a VAE decodes in bf16, where that is a run's precision, and in float32 otherwise; it encodes in float32.
+
+    fp16 is not taken for it: in the decoders of some of Stable Diffusion's VAEs activations exceed its largest number.
+    """
+    if precision == "bf16":
+        for part in filter(None, (vae.post_quant_conv, vae.decoder)):
+            part.to(torch.bfloat16)
+
+
 def latent_shape(vae, image_size, patch_size=1):
     """(C, h, w) of the latents of a square image; InputError if the VAE cannot halve image_size often enough.
 
@@ -152,8 +162,9 @@ def draw_posterior(moments, generator, scaling_factor):
 
 def decode_latents(vae, latents):
     """latents (B, C, h, w), unit variance => images (B, S, S) uint8 on the CPU."""
+    unscaled = latents.to(vae.device) / vae.config.scaling_factor
     with torch.no_grad():
-        pixels = vae.decode(latents.to(vae.device) / vae.config.scaling_factor).sample  # (B, 3, S, S), about [-1, 1]
+        pixels = vae.decode(unscaled.to(vae.decoder.conv_in.weight.dtype)).sample  # (B, 3, S, S), about [-1, 1]
     grey = pixels.float().mean(dim=1).add(1).mul(127.5).round().clamp(0, 255)
     return grey.to(torch.uint8).cpu().numpy()
 

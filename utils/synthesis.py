@@ -18,7 +18,7 @@ from utils.diffusion import TRIAL_STEPS, sample_latents, sampling_scheduler
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.findings import prompts_of
 from utils.folders import seen_alike
-from utils.latents import decode_latents
+from utils.latents import decode_in, decode_latents
 from utils.mimic_cxr import write_tree
 from utils.plan import CONDITIONS, PROVENANCE, SELECTED, SETTINGS, plan_digest, save_plan
 from utils.prompts import NULL_PROMPT
@@ -69,6 +69,7 @@ def make_images(
     the batch, with all images listed (Stopped).
     """
     model.check_fits(text_encoder.width, shape)
+    decode_in(vae, accelerator.mixed_precision)
     missing = set(requests.dicom_id[_look_at(requests, selection).isna()])
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -132,6 +133,7 @@ def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelera
     vectors: what to make images of; the batch, of `size` images, is of the one with the longest prompt.
     """
     model.check_fits(text_encoder.width, shape)
+    decode_in(vae, accelerator.mixed_precision)
     prompt = max(prompts_of(vectors), key=len)
     batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
     nothing = SimpleNamespace(
