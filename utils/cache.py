@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
@@ -41,7 +42,6 @@ from utils.errors import (
 from utils.folders import seen_alike
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
-OPEN_SHARDS = 64  # memory maps at a time, a process: each holds a file descriptor, of which a process may have 256
 DIGEST_PART = 4096  # bytes that are read at the head, in the middle and at the tail of an image for its key
 LOOK_UP_THREADS = 16  # image files that are opened at a time: the look-up waits for the disk, not for the processor
 LOOK_UP_ROWS = 1024  # images a thread looks up at a time
@@ -79,17 +79,16 @@ def save_array(path, values):
 
 
 @lru_cache(None)
-def _layout(path):
-    """What a shard's header says, as np.memmap takes it: to read it takes longer than all else of a look-up."""
-    values = np.lib.format.open_memmap(path, mode="r")
-    order = "C" if values.flags.c_contiguous else "F"
-    return {"dtype": values.dtype, "offset": values.offset, "shape": values.shape, "order": order}
-
-
-@lru_cache(OPEN_SHARDS)
 def _values(path):
-    """The memory map of a shard. It is shared by all caches of a process, and closed when it is not used for long."""
-    return np.memmap(path, mode="r", **_layout(path))
+    """The values of a shard, mapped into memory once and shared by all caches of a process.
+
+    Torch maps it: numpy's map keeps a file descriptor, of which a process may have 256, and MIMIC-CXR has 750 shards.
+    """
+    like = np.lib.format.open_memmap(path, mode="r")  # reads the header
+    whole = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8).numpy()
+    values = np.ndarray(like.shape, like.dtype, whole, like.offset, like.strides)
+    values.flags.writeable = False
+    return values
 
 
 class FeatureCache:
