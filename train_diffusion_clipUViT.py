@@ -63,7 +63,7 @@ GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
 COMPILE = False  # True: torch.compile the denoiser
 # the noise and the prompt
 PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
-PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
+PREDICTION = "epsilon"  # what is predicted (epsilon or v_prediction; v: better from random weights; paper: epsilon)
 TIMESTEPS = "uniform"  # how a training timestep is drawn (uniform or logit-normal; paper: uniform)
 TIMESTEP_MEAN = -0.7  # of logit-normal ones, whose deviation is 1; below 0: more of little noise (-10 to 10)
 DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0, so its guidance was never trained)
