@@ -1,4 +1,4 @@
-"""Where a training step's time goes, by PyTorch's profiler: what keeps a GPU below its ceiling.
+"""Where a training step's time goes, by PyTorch's profiler, and what its calls move: what keeps a GPU below its ceiling.
 
 A share of the ceiling is the share of the time that products take, times how near to the ceiling they run meanwhile. The
 first is measured here; the second follows.
@@ -7,6 +7,8 @@ first is measured here; the second follows.
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.bench_clock import synchronise, timed
 
@@ -22,11 +24,30 @@ KINDS = {  # kind => what the names of PyTorch's operations of it contain; the f
 }
 OTHER = "element by element"  # what fits none: activations, sums, losses; and what a compiler has fused
 NOTHING = "nothing"  # the device waits for Python
+MOVES_NOTHING = ("aten::_unsafe_view", "aten::empty", "aten::new_empty")  # besides views
 
 
 def kind_of(name):
     """The kind of an operation, by its name: aten::addmm, aten::_fused_adamw_, ..."""
     return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), OTHER)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the calls of PyTorch's operations, views aside, and the bytes of all tensors of those that are no product."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = self.bytes = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        found = operation(*arguments, **(named or {}))
+        name = operation.name()
+        if name.startswith("aten::") and not operation.is_view and not name.startswith(MOVES_NOTHING):
+            self.calls += 1
+            if kind_of(name) not in PRODUCTS:
+                tensors = (leaf for leaf in tree_leaves((arguments, named, found)) if isinstance(leaf, torch.Tensor))
+                self.bytes += sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+        return found
 
 
 def where_time_goes(step, seconds, device):

@@ -226,3 +226,10 @@ def test_the_time_of_a_step_is_shared_out():
     idle = bench_profile.where_time_goes(lambda: time.sleep(0.01), math.nan, "cpu")
     assert idle["nothing"] > 0.9
     assert bench_profile.told({"attention": 0.2, "copies": 0.001, "nothing": 0.799}) == "nothing 80 %, attention 20 %"
+
+
+def test_the_bytes_that_calls_move():
+    square = torch.randn(10, 10)
+    with bench_profile.Traffic() as counter:
+        (square @ square).relu().view(100).add_(square.view(100))
+    assert counter.calls == 3 and counter.bytes == 4 * (200 + 200)  # of the product nothing; what is in place once
