@@ -234,7 +234,8 @@ class Place:
         InputError if it ends otherwise than it should.
         """
         log = self.folder / f"{script}.log"
-        said = log.stat().st_size if log.exists() else 0
+        log.touch()  # a signal may come before the run has opened it
+        said = log.stat().st_size
         process, end = self.start(script), time.monotonic() + after
         ended, status = 0, 0
         while not ended and (kind is None or time.monotonic() < end):

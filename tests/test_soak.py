@@ -71,7 +71,8 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_run_meets_its_signal_or_ends_before(place):
-    assert place.run("waits", signal.SIGKILL, 0.05) is True
+    for after in (0, 0.05):  # before the run has begun, perhaps, and while it waits
+        assert place.run("waits", signal.SIGKILL, after) is True
     assert place.run("ends", signal.SIGKILL, 60) is False
     assert place.run("ends") is False
 
