@@ -122,15 +122,14 @@ def main():
     with torch.device("meta"):
         uvit, unet = denoisers()
     prompts = {
-        "train_diffusion_clipUViT.py": (uvit, (1, uvit.config.embed_dim)),
-        "train_diffusion_clipSD.py": (unet, (78, 768)),
-    }
-    for name, (network, prompt) in prompts.items():
-        counter = traffic(network, train_diffusion_clipUViT.BATCH_SIZE, prompt)
+        train_diffusion_clipUViT: (uvit, (1, uvit.config.embed_dim)), train_diffusion_clipSD: (unet, (78, 768))
+    }  # fmt: skip
+    for script, (network, prompt) in prompts.items():
+        counter = traffic(network, script.BATCH_SIZE, prompt)
         weights = OPTIMISER_BYTES * network.num_parameters()
         between, afterwards = (moved / BANDWIDTH / 1e9 for moved in (counter.bytes, weights))  # milliseconds
         print(
-            f"{name:<32} {counter.calls:,} calls, which move {counter.bytes / 1e9:.1f} x 10^9 bytes outside of the products: "
+            f"{f'{script.__name__}.py':<32} {counter.calls:,} calls, which move {counter.bytes / 1e9:.1f} x 10^9 bytes outside of the products: "
             f"{between:.1f} ms; and {weights / 1e9:.1f} x 10^9 of weights: {afterwards:.1f} ms"
         )
 
