@@ -51,7 +51,7 @@ class Trainer:
     frozen encoders, on the CPU; `encode`, of raw tensors on the device => a batch; `encoders`, what it needs for that.
     """
 
-    script = ""
+    name, script = "", ""  # what benchmarks.bench calls it
     encoders = ()
     denoiser = None  # what the script's GRADIENT_CHECKPOINTING and COMPILE are about
 
@@ -168,11 +168,11 @@ class VisionTrainer(Trainer):
 
 
 class UViTTrainer(VisionTrainer):
-    script, module, title = "train_diffusion_clipUViT", train_diffusion_clipUViT, "U-ViT"
+    name, script, module, title = "uvit", "train_diffusion_clipUViT", train_diffusion_clipUViT, "U-ViT"
 
 
 class UNetTrainer(VisionTrainer):
-    script, module, title = "train_diffusion_clipSD", train_diffusion_clipSD, "SD's U-Net"
+    name, script, module, title = "unet", "train_diffusion_clipSD", train_diffusion_clipSD, "SD's U-Net"
 
 
 def pad_to_the_most(tokens, most, pad):
@@ -182,7 +182,7 @@ def pad_to_the_most(tokens, most, pad):
 
 
 class BartTrainer(Trainer):
-    script, title = "train_bart", "BART"
+    name, script, title = "bart", "train_bart", "BART"
 
     def __init__(self, parts, accelerator, report_tokens):
         super().__init__(parts, accelerator)
@@ -209,7 +209,7 @@ class BartTrainer(Trainer):
 
 
 class PriorTrainer(Trainer):
-    script, title = "train_prior_model", "prior"
+    name, script, title = "prior", "train_prior_model", "prior"
 
     def __init__(self, parts, accelerator, report_tokens):
         super().__init__(parts, accelerator)

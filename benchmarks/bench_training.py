@@ -34,15 +34,13 @@ from benchmarks.bench_clock import (
 )
 from benchmarks.bench_parts import Parts
 from benchmarks.bench_profile import PRODUCTS, told, where_time_goes
-from benchmarks.bench_trainers import make_trainer
+from benchmarks.bench_trainers import TRAINERS, VisionTrainer, make_trainer
 from utils.constants import REPOSITORY
 from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
 from utils.training import make_accelerator
 
-SCRIPTS = {
-    "uvit": "train_diffusion_clipUViT", "unet": "train_diffusion_clipSD", "bart": "train_bart", "prior": "train_prior_model",
-}  # fmt: skip
+SCRIPTS = {trainer.name: script for script, trainer in TRAINERS.items()}
 OTHERWISE = {  # besides what the script's constants say
     "train_diffusion_clipUViT": {"Muon": {"OPTIMIZER": "muon"}},
 }
@@ -100,7 +98,7 @@ def compiled(trainer):
 def ways(trainers, batch_size, paper):
     """(script, what its title adds, constants that are other than its own) of each training that is measured."""
     for script in map(SCRIPTS.get, trainers):
-        if batch_size and "diffusion" in script:
+        if batch_size and issubclass(TRAINERS[script], VisionTrainer):
             yield script, "", {"BATCH_SIZE": batch_size}
             continue
         yield script, "", {}

@@ -71,7 +71,7 @@ def traffic(network, images, prompt):
     return counter
 
 
-def count():
+def count(uvit, unet):
     """{network: 10^12 operations of one forward pass for one image, or report}."""
     latents, timestep = torch.empty(1, 4, 32, 32), torch.empty(1, dtype=torch.long)
     channels = (128, 256, 512, 512)
@@ -79,7 +79,6 @@ def count():
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=channels, layers_per_block=2, latent_channels=4,
     )  # fmt: skip
-    uvit, unet = denoisers()
     bart = BartForConditionalGeneration(
         BartConfig(
             d_model=768, encoder_layers=6, decoder_layers=6, encoder_attention_heads=12, decoder_attention_heads=12,
@@ -101,7 +100,8 @@ def count():
 
 def main():
     with torch.device("meta"):
-        forward = count()
+        uvit, unet = denoisers()
+        forward = count(uvit, unet)
     for name, teraflop in forward.items():
         print(f"{name:<12} {teraflop:.3f} x 10^12 operations a forward pass")
     print(f"\n{IMAGES:,} images, {TFLOPS:g} x 10^12 operations a second:")
@@ -119,8 +119,6 @@ def main():
     for name, teraflop in steps.items():
         print(f"{name:<32} {teraflop:8.1f} x 10^12 an image   {teraflop * IMAGES / TFLOPS / 3600:6.1f} h at least")
     print(f"\na training step, {BANDWIDTH:g} x 10^12 bytes a second:")
-    with torch.device("meta"):
-        uvit, unet = denoisers()
     prompts = {
         train_diffusion_clipUViT: (uvit, (1, uvit.config.embed_dim)), train_diffusion_clipSD: (unet, (78, 768))
     }  # fmt: skip

@@ -62,8 +62,8 @@ def make_images(
 ):  # fmt: skip
     """Makes the requested images that are missing and brings the tree's CSVs up to date => the requests that these list.
 
-    requests, plan: from `plan_requests`; pool: ReferencePool or None; shape: (C, h, w) of the latents; selection: Selection,
-    its selector trained.
+    requests, plan: from `plan_requests`; vae: decodes in the accelerator's precision from now on; pool: ReferencePool or None;
+    shape: (C, h, w) of the latents; selection: Selection, its selector trained.
     Each process makes its share of the batches; an image appears under its name only when it is whole, after its latents.
     Images of the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after
     the batch, with all images listed (Stopped).
