@@ -32,6 +32,7 @@ from utils.features import (
     table_fingerprint,
 )
 from utils.free_text import with_prompts
+from utils.graphs import compiling
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table
 from utils.preflight import check_training, made_up, split_counts
@@ -60,7 +61,7 @@ EMBED_DIM = 1024  # width of a token (2 to 16384; a multiple of NUM_HEADS)
 DEPTH = 20  # blocks: half of them in, half out, one in the middle (1 to 256)
 NUM_HEADS = 16  # attention heads (1 to 1024)
 GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
-COMPILE = False  # True: torch.compile the denoiser
+COMPILE = False  # True: torch.compile the denoiser; half a minute once, then 1.4 times as quick on an H200
 # the noise and the prompt
 PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
 PREDICTION = "epsilon"  # what is predicted (epsilon or v_prediction; v: better from random weights; paper: epsilon)
@@ -134,7 +135,7 @@ def main():
     if GRADIENT_CHECKPOINTING:
         denoiser.enable_gradient_checkpointing()
     if COMPILE:
-        denoiser.compile()
+        denoiser.compile(**compiling(denoiser, ACCUMULATION, accelerator))
 
     if CHECK:
         shapes, cache_bytes = diffusion_needs(table, vae, text_encoder, reference_encoder, IMAGE_SIZE)

@@ -394,7 +394,7 @@ def fresh_accelerator():
 def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch, fresh_accelerator):
     """bf16, processes that load, passes of a step, recomputed activations and a compiled denoiser, all at once."""
     compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compile_module(module, backend="aot_eager"))
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -412,6 +412,21 @@ def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch, 
     assert np.isfinite(metrics[["loss", "validation_loss", "gradient_norm"]]).all(axis=None)
     for tensors in weights(tmp_path / "run" / "last").values():
         assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU nothing is compiled into CUDA graphs")
+@pytest.mark.parametrize("constants", [{}, {"GRADIENT_CHECKPOINTING": True}, {"ACCUMULATION": 2}])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_compiled_training_on_a_gpu_is_the_same(backbone, constants, config, tmp_path, fresh_accelerator):
+    """With validations and previews, which are not compiled, between its steps."""
+    torch._dynamo.reset()
+    metrics = []
+    for compiled in (True, False):
+        run = flags(RUN_DIR=tmp_path / str(compiled), DEVICE="cuda", MAX_STEPS=8, LOG_EVERY=1, COMPILE=compiled)
+        assert run_script(f"train_diffusion_{backbone}", "--config", config, *run, *flags(**constants)) == 0
+        metrics.append(pd.read_csv(tmp_path / str(compiled) / "metrics.csv"))
+    for column in ("loss", "validation_loss", "gradient_norm"):
+        np.testing.assert_allclose(metrics[0][column], metrics[1][column], rtol=2e-3, err_msg=column)
 
 
 # --- bad input: one sentence, no traceback ---------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from utils.diffusion import TRIAL_STEPS, sample_latents, sampling_scheduler
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.findings import prompts_of
 from utils.folders import seen_alike
+from utils.graphs import replay
 from utils.latents import decode_in, decode_latents
 from utils.mimic_cxr import write_tree
 from utils.plan import CONDITIONS, PROVENANCE, SELECTED, SETTINGS, plan_digest, save_plan
@@ -62,7 +63,7 @@ def make_images(
 ):  # fmt: skip
     """Makes the requested images that are missing and brings the tree's CSVs up to date => the requests that these list.
 
-    requests, plan: from `plan_requests`; vae: decodes in the accelerator's precision from now on; pool: ReferencePool or None;
+    requests, plan: from `plan_requests`; model, vae: in the accelerator's precision from now on; pool: ReferencePool or None;
     shape: (C, h, w) of the latents; selection: Selection, its selector trained.
     Each process makes its share of the batches; an image appears under its name only when it is whole, after its latents.
     Images of the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after
@@ -70,6 +71,7 @@ def make_images(
     """
     model.check_fits(text_encoder.width, shape)
     decode_in(vae, accelerator.mixed_precision)
+    replay(model, accelerator)
     missing = set(requests.dicom_id[_look_at(requests, selection).isna()])
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -134,6 +136,7 @@ def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelera
     """
     model.check_fits(text_encoder.width, shape)
     decode_in(vae, accelerator.mixed_precision)
+    replay(model, accelerator)
     prompt = max(prompts_of(vectors), key=len)
     batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
     nothing = SimpleNamespace(

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -200,7 +201,7 @@ class _Run:
         except ValueError as error:
             raise InputError(f"LR_SCHEDULE: {error}; use constant_with_warmup, linear or cosine") from error
         self.rate_at = schedule.lr_lambdas[0]  # step => its learning rate, in units of LEARNING_RATE
-        self.ema = EMAModel(self.parameters, decay=get("EMA_DECAY"), foreach=True)
+        self.ema = Average(self.parameters, decay=get("EMA_DECAY"))
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if checkpoint:
             self._load_progress(checkpoint)
@@ -395,7 +396,8 @@ class _Run:
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         self.model.eval()
-        self.validation_loss = self._validate()
+        with torch.compiler.set_stance("force_eager"):  # a minute of compiling is longer than a validation
+            self.validation_loss = self._validate()
         weights = [self.parameters, self.ema.temp_stored_params]
         if not (
             math.isfinite(self.validation_loss)
@@ -438,7 +440,8 @@ class _Run:
     def _draw_preview(self):
         if self.preview:
             (self.folder / "previews").mkdir(exist_ok=True)
-            with torch.no_grad(), self.accelerator.autocast():
+            eager = torch.compiler.set_stance("force_eager")
+            with torch.no_grad(), self.accelerator.autocast(), eager:
                 self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
 
     @torch.no_grad()
@@ -539,6 +542,16 @@ class _Run:
         self.ema.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
         self.ema.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
+
+
+class Average(EMAModel):
+    """The average of a training's weights, as diffusers makes it; a step reads them once, and copies none."""
+
+    @torch.no_grad()
+    def step(self, parameters):
+        self.optimization_step += 1
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        get_ema_multi_avg_fn(self.cur_decay_value)(self.shadow_params, parameters, self.optimization_step)
 
 
 def _outlive_sigterm(over, _):
