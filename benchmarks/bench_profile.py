@@ -14,22 +14,24 @@ from benchmarks.bench_clock import synchronise, timed
 
 STEPS = 3  # that are profiled
 PRODUCTS = ("products of matrices", "attention", "convolutions")  # what a ceiling counts
-KINDS = {  # kind => what the names of PyTorch's operations of it contain; the first kind that fits
-    "optimiser": ("adamw", "_foreach_", "linalg_vector_norm"),
-    "attention": ("attention",),
-    "convolutions": ("conv",),
-    "products of matrices": ("::mm", "::addmm", "::bmm", "::baddbmm", "::linear", "::_addmm"),
-    "normalisation": ("_norm",),
-    "copies": ("copy", "::cat", "memcpy", "::fill_", "::zero_"),
+KINDS = {  # kind => what the names of PyTorch's operations, or of a GPU's kernels, of it contain; the first kind that fits
+    "optimiser": ("adamw", "_foreach_", "linalg_vector_norm", "multi_tensor_apply"),
+    "attention": ("attention", "sdpa", "flash", "cudnn::fusion"),
+    "convolutions": ("conv", "fprop", "dgrad", "wgrad"),
+    "products of matrices": ("::mm", "::addmm", "::bmm", "::baddbmm", "::linear", "::_addmm", "nvjet", "gemm"),
+    "normalisation": ("_norm", "groupnorm", "rowwisemoments", "gammabeta", "internalgradients"),
+    "copies": ("copy", "::cat", "catarray", "memcpy", "memset", "::fill_", "::zero_", "tonhwc", "tonchw"),
 }
+FUSED = "triton_"  # begins the name of a compiler's kernel, which says what is fused in it or comes before: no products
 OTHER = "element by element"  # what fits none: activations, sums, losses; and what a compiler has fused
 NOTHING = "nothing"  # the device waits for Python
 MOVES_NOTHING = ("aten::_unsafe_view", "aten::empty", "aten::new_empty")  # besides views
 
 
 def kind_of(name):
-    """The kind of an operation, by its name: aten::addmm, aten::_fused_adamw_, ..."""
-    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), OTHER)
+    """The kind of an operation or a kernel, by its name: aten::addmm, aten::_fused_adamw_, nvjet_sm90_..., triton_poi_fused_..."""
+    kinds = [kind for kind in KINDS if not name.startswith(FUSED) or kind not in PRODUCTS]
+    return next((kind for kind in kinds if any(part in name.lower() for part in KINDS[kind])), OTHER)
 
 
 class Traffic(TorchDispatchMode):
@@ -53,8 +55,8 @@ class Traffic(TorchDispatchMode):
 def where_time_goes(step, seconds, device):
     """{kind: share of the time that a step takes}; they add up to 1.
 
-    seconds: that a step takes without a profiler, which slows the calls, and not what they ask of a GPU. On a CPU the calls
-    are the step, and the profiled ones are taken as the whole.
+    seconds: that a step takes without a profiler, which slows the calls, and not what they ask of a GPU, whose kernels are
+    counted. On a CPU the calls are the step, and the profiled ones are taken as the whole.
     """
     cuda = torch.device(device).type == "cuda"
     step()
@@ -64,13 +66,9 @@ def where_time_goes(step, seconds, device):
     events = profiled.key_averages()
     spent = dict.fromkeys((*KINDS, OTHER), 0.0)
     for event in events:
-        if event.device_type == DeviceType.CPU:  # of a GPU: what this operation itself has asked of it
+        if event.device_type == (DeviceType.CUDA if cuda else DeviceType.CPU) and not event.is_user_annotation:
             taken = event.self_device_time_total if cuda else event.self_cpu_time_total
             spent[kind_of(event.key)] += taken / 1e6 / STEPS
-    if cuda:  # kernels that no operation of PyTorch asked for are a compiler's
-        kernels = (event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation)
-        busy = sum(event.self_device_time_total for event in kernels) / 1e6 / STEPS
-        spent[OTHER] += max(0.0, busy - sum(spent.values()))
     spent[NOTHING] = max(0.0, (seconds if cuda else wall) - sum(spent.values()))
     whole = sum(spent.values())
     return {kind: taken / whole for kind, taken in spent.items()}

@@ -5,8 +5,8 @@ ours        DPM-Solver++ (2M), 25 steps, in the precision of sample_diffusion_*.
             noise levels; and what students of distill_diffusion.py do, 3 or 4 steps of DDIM without guidance
 
 What an image is worth in each way is not measured here (benchmarks.fidelity does). Prompts and references are random
-numbers: encoding them takes as long in each. The VAE decodes in the network's precision, as in
-the samplers.
+numbers: encoding them takes as long in each. As in the samplers, the VAE decodes in the network's precision, and a GPU's network
+answers by CUDA graphs.
 """
 
 import copy
@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.bench_clock import plain_float32, precision_of, result, speeds, synchronise, take_turns, timed
 from utils.diffusion import EVERYWHERE, sample_latents, sampling_scheduler
+from utils.graphs import replay
 from utils.latents import decode_in, decode_latents
 
 GUIDANCE = 7.5  # of text and reference, the paper's
@@ -60,7 +61,10 @@ def measure(parts, accelerator, images, guided, turns, enough):
     vae = copy.deepcopy(parts.vae)  # of ours
     decode_in(vae, accelerator.mixed_precision)
     for title, script in BACKBONES.items():
-        model, texts = parts.vision(script), parts.token_texts if script.endswith("SD") else parts.pooled_texts
+        model = parts.vision(script)
+        own = copy.deepcopy(model)
+        replay(own, accelerator)
+        texts = parts.token_texts if script.endswith("SD") else parts.pooled_texts
         recipes = {
             "naive": ("PNDM", 50, GUIDANCE, EVERYWHERE, plain_float32),
             "DPM-Solver++ 25": ("DPMSolverMultistep", 25, GUIDANCE, EVERYWHERE, accelerator.autocast),
@@ -71,7 +75,7 @@ def measure(parts, accelerator, images, guided, turns, enough):
             "a student's 4 steps": ("DDIM", 4, 1.0, EVERYWHERE, accelerator.autocast),
         }  # fmt: skip
         samplers = {
-            name: Sampler(parts, model, parts.vae if name == "naive" else vae, texts, images, *recipe)
+            name: Sampler(parts, *((model, parts.vae) if name == "naive" else (own, vae)), texts, images, *recipe)
             for name, recipe in recipes.items()
         }
         seconds = take_turns(samplers, turns, parts.device, enough=enough)

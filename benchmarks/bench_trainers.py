@@ -8,7 +8,6 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
 import train_bart
@@ -25,6 +24,7 @@ from utils.phantom import random_findings, write_report
 from utils.preflight import made_up
 from utils.report_autoencoder import pad_tokens
 from utils.report_text import clean_report
+from utils.training import Average
 
 BATCHES_OF_REPORTS = 9  # of which the one of middle length is measured
 
@@ -79,7 +79,7 @@ class Trainer:
 
     @cached_property
     def _average(self):
-        return EMAModel(self._trained(), decay=self.constants["EMA_DECAY"], foreach=True)
+        return Average(self._trained(), decay=self.constants["EMA_DECAY"])
 
     @plain_float32()
     def naive(self):
@@ -137,8 +137,6 @@ class VisionTrainer(Trainer):
         super().__init__(parts, accelerator, **otherwise)
         self.model = parts.vision(self.script)
         self.denoiser = self.model.denoiser
-        if self.constants.get("CHANNELS_LAST"):
-            self.denoiser.to(memory_format=torch.channels_last)
         if hasattr(self.denoiser, "enable_gradient_checkpointing"):
             self.denoiser.enable_gradient_checkpointing()
         self.loss = partial(self.module.compute_loss, schedule=self.model.schedule)
@@ -241,7 +239,11 @@ TRAINERS = {trainer.script: trainer for trainer in (UViTTrainer, UNetTrainer, Ba
 
 def make_trainer(script, parts, accelerator, report_tokens, **otherwise):
     """otherwise: constants of the vision module's scripts that are to be other than theirs."""
-    trainer = TRAINERS[script]
-    if issubclass(trainer, VisionTrainer):
-        return trainer(parts, accelerator, **otherwise)
-    return trainer(parts, accelerator, report_tokens)
+    kind = TRAINERS[script]
+    if issubclass(kind, VisionTrainer):
+        trainer = kind(parts, accelerator, **otherwise)
+    else:
+        trainer = kind(parts, accelerator, report_tokens)
+    if trainer.device.type == "cuda":  # as the loader of utils.training
+        trainer.cached = [{name: value.pin_memory() for name, value in batch.items()} for batch in trainer.cached]
+    return trainer

@@ -6,13 +6,14 @@ ours    the features come from the cache; reports are padded to the longest of t
         batches them; the precision, checkpointing, clipping and averaging that the script's constants say
 
 Both take the script's own compute_loss, BATCH_SIZE and ACCUMULATION, train the same network, and get their batches from
-the CPU. Reading files is not in it (benchmarks.bench_data), so pixels and features are random numbers.
+the CPU, on a GPU ours from pinned memory, as utils.training does, and several steps in a row, none of which waits for the one
+before. Reading files is not in it (benchmarks.bench_data), so pixels and features are random numbers.
 
 Memory is of a GPU the allocator's peak, without what belongs to the other recipe; of a CPU the peak of a process of its
 own, without what it holds when all is imported and nothing made. The share of the ceiling is of the operations that a step
 really does, those that checkpointing does again included, over those of a large product of bf16 matrices in the same time;
 of the time that a step takes, the profiler says which kind of operation has how much (benchmarks.bench_profile).
-Compiled is the denoiser, where a script has COMPILE.
+Compiled is the denoiser, as a script's COMPILE does it.
 """
 
 import gc
@@ -38,16 +39,17 @@ from benchmarks.bench_trainers import TRAINERS, VisionTrainer, make_trainer
 from utils.constants import REPOSITORY
 from utils.diffusion import PromptedDenoiser
 from utils.errors import reason, say
+from utils.graphs import compiling
 from utils.training import make_accelerator
 
+STEPS_A_TURN = 4  # of ours on a GPU
 SCRIPTS = {trainer.name: script for script, trainer in TRAINERS.items()}
 OTHERWISE = {  # besides what the script's constants say
     "train_diffusion_clipUViT": {"Muon": {"OPTIMIZER": "muon"}},
 }
-PAPERS = {  # at the paper's sizes, too: for a smaller GPU, and what did not pay
+PAPERS = {  # at the paper's sizes, too: for a smaller GPU
     "train_diffusion_clipSD": {
         "in 8 passes, checkpointed": {"ACCUMULATION": 8, "GRADIENT_CHECKPOINTING": True},
-        "channels last": {"CHANNELS_LAST": True},
     },
 }
 
@@ -77,15 +79,14 @@ def peaks(trainer, parts, report_tokens, otherwise):
 
 def compiled(trainer):
     """{"compiled": our step with the denoiser compiled}, or nothing, with a word why, where it cannot be."""
-    if (
-        trainer.denoiser is None
-        or trainer.device.type != "cuda"
-        or trainer.passes > 1
-        or trainer.constants.get("CHANNELS_LAST")
-    ):
+    if trainer.denoiser is None or trainer.device.type != "cuda" or trainer.passes > 1:
         return {}
     own = trainer.model
-    model = PromptedDenoiser(torch.compile(trainer.denoiser), own.fusion, own.schedule)
+    model = PromptedDenoiser(
+        torch.compile(trainer.denoiser, **compiling(trainer.denoiser, trainer.passes, trainer.accelerator)),
+        own.fusion,
+        own.schedule,
+    )
     try:
         trainer.ours(model)
     except Exception as error:  # a compiler fails in whatever it meets
@@ -93,6 +94,11 @@ def compiled(trainer):
         trainer._our_optimizer.zero_grad()
         return {}
     return {"compiled": partial(trainer.ours, model)}
+
+
+def in_a_row(step, steps):
+    """A variant of so many steps."""
+    return lambda: [step() for _ in range(steps)]
 
 
 def ways(trainers, batch_size, paper):
@@ -122,7 +128,10 @@ def measure(parts, accelerator, trainers, batch_size, report_tokens, turns, enou
         title, size = trainer.title + way, trainer.constants["BATCH_SIZE"]
         note = f"batches of {size}, in {trainer.passes} passes, float32 and {precision_of(accelerator)}"
         variants = {"naive": trainer.naive, "ours": trainer.ours, **compiled(trainer)}
-        seconds = take_turns(variants, turns, parts.device, warm_up=2, enough=enough)
+        steps = {name: STEPS_A_TURN if cuda and name != "naive" else 1 for name in variants}
+        turn = {name: in_a_row(step, steps[name]) for name, step in variants.items()}
+        taken = take_turns(turn, turns, parts.device, warm_up=2, enough=enough)
+        seconds = {name: [value / steps[name] for value in values] for name, values in taken.items()}
         speed = {name: speeds(size, values) for name, values in seconds.items()}
         note = "; ".join(filter(None, (note, getattr(trainer, "note", ""))))
         yield result("training", title, "examples/s", speed["ours"], speed["naive"], True, note)
