@@ -239,7 +239,8 @@ class _Run:
                 if checkpoint or self.step % constants["LOG_EVERY"] == 0:
                     row = self._row(time.perf_counter() - since)
                     if checkpoint:
-                        self._checkpoint(row, log)
+                        with torch.compiler.set_stance("force_eager"):  # compiling for it takes longer than it does
+                            self._checkpoint(row, log)
                     elif log:
                         log.add(row)
                     progress.set_postfix(
@@ -396,8 +397,7 @@ class _Run:
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         self.model.eval()
-        with torch.compiler.set_stance("force_eager"):  # a minute of compiling is longer than a validation
-            self.validation_loss = self._validate()
+        self.validation_loss = self._validate()
         weights = [self.parameters, self.ema.temp_stored_params]
         if not (
             math.isfinite(self.validation_loss)
@@ -440,8 +440,7 @@ class _Run:
     def _draw_preview(self):
         if self.preview:
             (self.folder / "previews").mkdir(exist_ok=True)
-            eager = torch.compiler.set_stance("force_eager")
-            with torch.no_grad(), self.accelerator.autocast(), eager:
+            with torch.no_grad(), self.accelerator.autocast():
                 self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
 
     @torch.no_grad()
