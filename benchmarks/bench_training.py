@@ -47,11 +47,6 @@ SCRIPTS = {trainer.name: script for script, trainer in TRAINERS.items()}
 OTHERWISE = {  # besides what the script's constants say
     "train_diffusion_clipUViT": {"Muon": {"OPTIMIZER": "muon"}},
 }
-PAPERS = {  # at the paper's sizes, too: for a smaller GPU
-    "train_diffusion_clipSD": {
-        "in 8 passes, checkpointed": {"ACCUMULATION": 8, "GRADIENT_CHECKPOINTING": True},
-    },
-}
 
 
 def print_peak(script, recipe, sizes, report_tokens, otherwise):
@@ -79,7 +74,7 @@ def peaks(trainer, parts, report_tokens, otherwise):
 
 def compiled(trainer):
     """{"compiled": our step with the denoiser compiled}, or nothing, with a word why, where it cannot be."""
-    if trainer.denoiser is None or trainer.device.type != "cuda" or trainer.passes > 1:
+    if trainer.denoiser is None or trainer.device.type != "cuda":
         return {}
     own = trainer.model
     model = PromptedDenoiser(
@@ -101,15 +96,14 @@ def in_a_row(step, steps):
     return lambda: [step() for _ in range(steps)]
 
 
-def ways(trainers, batch_size, paper):
+def ways(trainers, batch_size):
     """(script, what its title adds, constants that are other than its own) of each training that is measured."""
     for script in map(SCRIPTS.get, trainers):
         if batch_size and issubclass(TRAINERS[script], VisionTrainer):
             yield script, "", {"BATCH_SIZE": batch_size}
             continue
         yield script, "", {}
-        others = OTHERWISE.get(script, {}) | (PAPERS.get(script, {}) if paper else {})
-        for way, otherwise in others.items():
+        for way, otherwise in OTHERWISE.get(script, {}).items():
             yield script, f", {way}", otherwise
 
 
@@ -123,11 +117,11 @@ def measure(parts, accelerator, trainers, batch_size, report_tokens, turns, enou
     if cuda:
         what = f"product of bf16 matrices, {most / 1e12:.0f} x 10^12 operations a second"
         yield result("training", what, "%", [100.0], note="the ceiling")
-    for script, way, otherwise in ways(trainers, batch_size, parts.paper):
+    for script, way, otherwise in ways(trainers, batch_size):
         trainer = make_trainer(script, parts, accelerator, report_tokens, **otherwise)
         title, size = trainer.title + way, trainer.constants["BATCH_SIZE"]
         note = f"batches of {size}, in {trainer.passes} passes, float32 and {precision_of(accelerator)}"
-        variants = {"naive": trainer.naive, "ours": trainer.ours, **compiled(trainer)}
+        variants = {"naive": trainer.naive, "ours": trainer.ours, **({} if way else compiled(trainer))}
         steps = {name: STEPS_A_TURN if cuda and name != "naive" else 1 for name in variants}
         turn = {name: in_a_row(step, steps[name]) for name, step in variants.items()}
         taken = take_turns(turn, turns, parts.device, warm_up=2, enough=enough)
