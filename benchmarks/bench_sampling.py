@@ -11,6 +11,7 @@ answers by CUDA graphs.
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -60,6 +61,7 @@ def measure(parts, accelerator, images, guided, turns, enough):
     """images: of a batch; guided: (lowest, highest) noise level of the limited guidance; yields results, for both backbones."""
     vae = copy.deepcopy(parts.vae)  # of ours
     decode_in(vae, accelerator.mixed_precision)
+    yield _layout(vae, images, parts, turns, enough)
     for title, script in BACKBONES.items():
         model = parts.vision(script)
         own = copy.deepcopy(model)
@@ -93,3 +95,16 @@ def measure(parts, accelerator, images, guided, turns, enough):
             **result("sampling", f"{title}, the VAE's share", "%", share[name], share["naive"]),
             "ratio": float("nan"),
         }
+
+
+def _layout(vae, images, parts, turns, enough):
+    """What the memory layout that `load_vae` chooses is worth: the same VAE, and one that has PyTorch's own."""
+    other = copy.deepcopy(vae).to(memory_format=torch.contiguous_format)
+    latents = torch.randn(images, *parts.shape, device=parts.device)
+    variants = {name: partial(decode_latents, each, latents) for name, each in {"naive": other, "ours": vae}.items()}
+    speed = {
+        name: speeds(images, seconds)
+        for name, seconds in take_turns(variants, turns, parts.device, warm_up=2, enough=enough).items()
+    }
+    note = f"batches of {images}, {str(vae.decoder.conv_in.weight.dtype).removeprefix('torch.')}"
+    return result("sampling", "the VAE, channels last", "images/s", speed["ours"], speed["naive"], True, note)
