@@ -57,7 +57,7 @@ REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: archit
 # the denoiser
 INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from BASE_MODEL's U-Net
 GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
-COMPILE = False  # True: torch.compile the denoiser; two minutes once, then twice as quick on an H200
+COMPILE = False  # True: torch.compile the denoiser, for a GPU; two minutes before the first step
 # the noise and the prompt
 PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
 PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
