@@ -61,7 +61,7 @@ EMBED_DIM = 1024  # width of a token (2 to 16384; a multiple of NUM_HEADS)
 DEPTH = 20  # blocks: half of them in, half out, one in the middle (1 to 256)
 NUM_HEADS = 16  # attention heads (1 to 1024)
 GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
-COMPILE = False  # True: torch.compile the denoiser; half a minute once, then 1.4 times as quick on an H200
+COMPILE = False  # True: torch.compile the denoiser, for a GPU; half a minute before the first step
 # the noise and the prompt
 PROMPT = "findings"  # what prompts an image (findings or impression; impression: of its own report; paper: findings)
 PREDICTION = "epsilon"  # what is predicted (epsilon or v_prediction; v: better from random weights; paper: epsilon)

@@ -69,9 +69,7 @@ def make_images(
     Images of the plan that an earlier run made and was killed before it listed them are listed too. SIGTERM ends it after
     the batch, with all images listed (Stopped).
     """
-    model.check_fits(text_encoder.width, shape)
-    decode_in(vae, accelerator.mixed_precision)
-    replay(model, accelerator)
+    _make_ready(model, vae, text_encoder, shape, accelerator)
     missing = set(requests.dicom_id[_look_at(requests, selection).isna()])
     say(f"{len(requests)} images asked for, {len(requests) - len(missing)} there already")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -120,6 +118,13 @@ def make_images(
     return listed
 
 
+def _make_ready(model, vae, text_encoder, shape, accelerator):
+    """InputError unless these belong together; from now on both networks answer as quickly as the accelerator lets them."""
+    model.check_fits(text_encoder.width, shape)
+    decode_in(vae, accelerator.mixed_precision)
+    replay(model, accelerator)
+
+
 def _check_shared(look, output_root, accelerator):
     """InputError unless all processes see the same in OUTPUT_ROOT; look: as `seen_alike` has it."""
     if not seen_alike(look, accelerator):
@@ -134,9 +139,7 @@ def try_batch(vectors, settings, model, vae, text_encoder, shape, size, accelera
 
     vectors: what to make images of; the batch, of `size` images, is of the one with the longest prompt.
     """
-    model.check_fits(text_encoder.width, shape)
-    decode_in(vae, accelerator.mixed_precision)
-    replay(model, accelerator)
+    _make_ready(model, vae, text_encoder, shape, accelerator)
     prompt = max(prompts_of(vectors), key=len)
     batch = pd.DataFrame({"prompt": [prompt] * size, "reference_dicom_id": "", "seed": range(size)})
     nothing = SimpleNamespace(
