@@ -20,7 +20,7 @@ impressions, and what the text encoder says of the prompts of their findings.
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. The parts
 in FOLDER are what is made here. It cost, in minutes of one core of an Intel Xeon with AVX-512 while the other made another
 part: the chests 5 (most of it on both; and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6, the
-U-ViT 38 (576,000 examples), the U-Net 43 (192,000), the U-ViT without prompts 38, the ViT 7, BART 21, BERT 4: not two hours
+U-ViT 50 (288,000 examples), the U-Net 43 (192,000), the U-ViT without prompts 25, the ViT 7, BART 21, BERT 4: not two hours
 of two cores. Cores without AVX-512 took more than twice as long.
 """
 
@@ -60,7 +60,8 @@ CHESTS = 12_000  # drawn chests to train on (1 or more)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0")  # what differs in the training of uvit_unprompted
+# what differs in the training of uvit_unprompted, which only has to be a start: half the steps
+_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0", "--MAX_STEPS", "3000")
 VAE_CHANNELS = (16, 32, 64)  # of the autoencoder's three levels: 64 pixels <=> 4 x 16 x 16 latents (each 8 to 4096)
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)
