@@ -1,10 +1,7 @@
 """How much arithmetic each step of the paper's setting is, and how many bytes it moves: of what its time is made on any card.
 
-    python -m benchmarks.compute [TFLOPS] [IMAGES] [BANDWIDTH]
+    python -m benchmarks.compute --TFLOPS 750
 
-TFLOPS: what a card sustains, in 10^12 operations a second (a multiplication and an addition are two): 100 unless given.
-IMAGES: training images, one report each: 96,000 unless given, about MIMIC-CXR's PA films.
-BANDWIDTH: of the card's memory, in 10^12 bytes a second: 4.8 unless given, as NVIDIA states it of an H200.
 Counts:  the operations of the real networks at their full size, with torch's FlopCounterMode on tensors without content;
          a training step is three forward passes, four with gradient checkpointing. Epochs and steps are the scripts' own.
          The bytes of a denoiser's training step in bf16, as a GPU's autocast has it (norms in float32): what all calls
@@ -13,8 +10,6 @@ Counts:  the operations of the real networks at their full size, with torch's Fl
 Prints:  operations an image, and hours if nothing but arithmetic took time; milliseconds a training step if nothing but
          memory did. Reading files comes on top.
 """
-
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +26,17 @@ import train_diffusion_clipSD
 import train_diffusion_clipUViT
 import train_prior_model
 from benchmarks.bench_profile import Traffic
+from utils.constants import override_constants
+from utils.errors import run
 from utils.prior import Prior
 from uvit.model import UViT
 
-TFLOPS = float(sys.argv[1]) if len(sys.argv) > 1 else 100.0
-IMAGES = int(sys.argv[2]) if len(sys.argv) > 2 else 96_000
-BANDWIDTH = float(sys.argv[3]) if len(sys.argv) > 3 else 4.8
-REPORT_TOKENS = 128  # of a report, what bart-base's tokenizer makes of about 90 words
-GUIDED_PASSES = 2  # of the denoiser a sampling step: equal guidances, the default, need no prompt and the whole prompt
-OPTIMISER_BYTES = 4 * (7 + 3 + 3)  # a parameter, float32: AdamW's reads and writes, the clipping's, the average's
+TFLOPS = 100.0  # 10^12 operations a second that a card sustains; a product with its addition is two (0.001 to 1000000)
+BANDWIDTH = 4.8  # 10^12 bytes a second of its memory; 4.8 is what NVIDIA states of an H200 (0.001 to 1000)
+IMAGES = 96_000  # training images, one report each; MIMIC-CXR has about so many PA films (1 or more)
+REPORT_TOKENS = 128  # of a report, what bart-base's tokenizer makes of about 90 words (1 to 1024)
+_GUIDED_PASSES = 2  # of the denoiser a sampling step: equal guidances, the default, need no prompt and the whole prompt
+_OPTIMISER_BYTES = 4 * (7 + 3 + 3)  # a parameter, float32: AdamW's reads and writes, the clipping's, the average's
 
 
 def operations(model, *inputs, **named):
@@ -99,13 +96,14 @@ def count(uvit, unet):
 
 
 def main():
+    override_constants(globals())
     with torch.device("meta"):
         uvit, unet = denoisers()
         forward = count(uvit, unet)
     for name, teraflop in forward.items():
         print(f"{name:<12} {teraflop:.3f} x 10^12 operations a forward pass")
     print(f"\n{IMAGES:,} images, {TFLOPS:g} x 10^12 operations a second:")
-    sampled = sample_diffusion_clipUViT.STEPS * GUIDED_PASSES
+    sampled = sample_diffusion_clipUViT.STEPS * _GUIDED_PASSES
     steps = {
         "VAE moments, once": forward["VAE encoder"],
         "train_diffusion_clipUViT.py": 3 * forward["U-ViT"] * train_diffusion_clipUViT.EPOCHS,
@@ -124,7 +122,7 @@ def main():
     }  # fmt: skip
     for script, (network, prompt) in prompts.items():
         counter = traffic(network, script.BATCH_SIZE, prompt)
-        weights = OPTIMISER_BYTES * network.num_parameters()
+        weights = _OPTIMISER_BYTES * network.num_parameters()
         between, afterwards = (moved / BANDWIDTH / 1e9 for moved in (counter.bytes, weights))  # milliseconds
         print(
             f"{f'{script.__name__}.py':<32} {counter.calls:,} calls, which move {counter.bytes / 1e9:.1f} x 10^9 bytes outside of the products: "
@@ -133,4 +131,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

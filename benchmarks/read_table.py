@@ -1,6 +1,6 @@
 """How long the table of a tree of MIMIC-CXR-JPG's size takes: 377,110 images, 227,835 studies, reports in a zip.
 
-    python -m benchmarks.read_table [STUDIES]
+    python -m benchmarks.read_table
 
 Writes:  the tree's three CSVs and mimic-cxr-reports.zip with drawn content in a temporary folder; no images, so their
          look-up on the disk is timed by itself, on paths that do not exist.
@@ -9,7 +9,6 @@ Prints:  seconds, and the peak of this process's memory, which includes making t
 
 import os
 import resource
-import sys
 import tempfile
 import time
 import zipfile
@@ -18,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.constants import override_constants
+from utils.errors import run
 from utils.findings import FINDINGS
 from utils.mimic_cxr import image_file, read_table
 from utils.report_text import report_file
 
-STUDIES = int(sys.argv[1]) if len(sys.argv) > 1 else 227_835
-IMAGES_PER_STUDY = 377_110 / 227_835
+STUDIES = 227_835  # of the tree (1 or more)
+_IMAGES_PER_STUDY = 377_110 / 227_835
 
 
 def make_tree(root, studies):
@@ -31,21 +32,22 @@ def make_tree(root, studies):
     rng = np.random.default_rng(0)
     subject_id = np.sort(rng.integers(10_000_000, 20_000_000, studies))
     study_id = 50_000_000 + np.arange(studies)
-    images = int(studies * IMAGES_PER_STUDY)
+    images = int(studies * _IMAGES_PER_STUDY)
     study = np.sort(np.concatenate([np.arange(studies), rng.integers(0, studies, images - studies)]))
     dicom_id = [
         f"{a:08x}-{b:08x}-{c:08x}-{d:08x}-{i:08x}" for i, (a, b, c, d) in enumerate(rng.integers(0, 2**32, (images, 4)))
     ]
     rows = pd.DataFrame({"dicom_id": dicom_id, "subject_id": subject_id[study], "study_id": study_id[study]})
     view = rng.choice(["PA", "AP", "LATERAL", "LL", None], images, p=[0.25, 0.39, 0.22, 0.09, 0.05])
-    split = rng.choice(["train", "validate", "test"], images, p=[0.978, 0.008, 0.014])
+    patients = np.unique(subject_id)
+    split_of = dict(zip(patients, rng.choice(["train", "validate", "test"], len(patients), p=[0.978, 0.008, 0.014])))
     metadata = rows.assign(PerformedProcedureStepDescription="CHEST (PA AND LAT)", ViewPosition=view, Rows=3056)
     labels = rng.choice([1.0, 0.0, -1.0, np.nan], (studies, len(FINDINGS)), p=[0.13, 0.06, 0.02, 0.79])
     chexpert = pd.DataFrame(labels, columns=list(FINDINGS))
     chexpert.insert(0, "study_id", study_id)
     chexpert.insert(0, "subject_id", subject_id)
     metadata.to_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", index=False)
-    rows.assign(split=split).to_csv(root / "mimic-cxr-2.0.0-split.csv.gz", index=False)
+    rows.assign(split=rows["subject_id"].map(split_of)).to_csv(root / "mimic-cxr-2.0.0-split.csv.gz", index=False)
     chexpert.to_csv(root / "mimic-cxr-2.0.0-chexpert.csv.gz", index=False)
 
     sentence = "There is no focal consolidation, pleural effusion or pneumothorax. The heart is of normal size. "
@@ -64,16 +66,17 @@ def measure(title, function):
 
 
 def main():
+    override_constants(globals())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         measure("make the files", lambda: make_tree(root, STUDIES))
         measure("table without reports", lambda: read_table(root, with_reports=False, check_images=False))
         table = measure("table with reports", lambda: read_table(root, check_images=False))
         measure("look for the images", lambda: table["image_path"].map(os.path.isfile))
-        assert len(table) == int(STUDIES * IMAGES_PER_STUDY) and (table["report"] != "").all()
+        assert len(table) == int(STUDIES * _IMAGES_PER_STUDY) and (table["report"] != "").all()
         assert table["image_path"][0] == str(image_file(root, *table.loc[0, ["subject_id", "study_id", "dicom_id"]]))
         print(f"{len(table):,} images, {table['study_id'].nunique():,} studies")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

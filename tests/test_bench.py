@@ -1,7 +1,9 @@
-"""What `make bench` compares: that both recipes make the same, and that its figures are what they say."""
+"""What benchmarks/ compares: that both recipes make the same, that figures are what they say, and that all of it still runs."""
 
+import importlib
 import json
 import math
+import re
 import time
 
 import numpy as np
@@ -242,3 +244,26 @@ def test_the_bytes_that_calls_move():
     with bench_profile.Traffic() as counter:
         (square @ square).relu().view(100).add_(square.view(100))
     assert counter.calls == 3 and counter.bytes == 4 * (200 + 200)  # of the product nothing; what is in place once
+
+
+@pytest.mark.parametrize(
+    "module, arguments, told",
+    [
+        ("compute", "--IMAGES 1000", r"U-ViT  +0\.153 x 10\^12(.|\n)*\n1,000 images(.|\n)*clipSD\.py +[\d,]+ calls"),
+        ("decode", "--FILM_SIZE 256 --FILMS 1 --SIZES 32,", r"^256 => 32 pixels: mean difference \d\.\d+,"),
+        ("read_table", "--STUDIES 300", r"496 images, 300 studies$"),
+        (
+            "scale",
+            "--ROWS 60, --IMAGES 5 --LABEL_SETS 8 --LOOK_UPS 9",
+            r"tree read, no images +\d(.|\n)*\n9 values read",
+        ),
+    ],
+    ids=["compute", "decode", "read_table", "scale"],
+)
+def test_what_is_measured_by_hand_runs(module, arguments, told, tmp_path, monkeypatch, capsys):
+    measured = importlib.import_module(f"benchmarks.{module}")
+    monkeypatch.setattr("sys.argv", [module, *arguments.split()])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    measured.main()
+    assert re.search(told, capsys.readouterr().out.strip())
