@@ -1,4 +1,4 @@
-"""What benchmarks/ compares: that both recipes make the same, that figures are what they say, and that all of it still runs."""
+"""What benchmarks/ compares: both recipes make the same, figures are what they say, and what is run by hand still runs."""
 
 import importlib
 import json
