@@ -33,7 +33,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import PNDMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import CharBPETokenizer
@@ -174,12 +174,20 @@ def make_clip(folder, images, labels, steps):
     trained = [*tower.parameters(), projection, *text_encoder.parameters(), *text_projection.parameters()]
     train([*trained, *heads.parameters(), temperature], compute_loss, steps, 1e-3, "clip")
     tower.proj = projection
-    save_half(text_encoder, folder / "base_model" / "text_encoder")
+    save_text_encoder(text_encoder, folder / "base_model" / "text_encoder")
     target = folder / "reference_encoder"
     target.mkdir(parents=True, exist_ok=True)
     (target / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}, indent=2))
     weights = {name: tensor.detach().half().contiguous() for name, tensor in clip.state_dict().items()}
     save_file(weights, target / "open_clip_model.safetensors")
+
+
+def save_text_encoder(model, folder):
+    """By the names that Stable Diffusion's has, which every transformers reads; those of today's are strange to 5.0."""
+    save_half(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    renamed = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def moments_of(images, vae):

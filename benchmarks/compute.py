@@ -81,7 +81,7 @@ def count(uvit, unet):
             d_model=768, encoder_layers=6, decoder_layers=6, encoder_attention_heads=12, decoder_attention_heads=12,
             encoder_ffn_dim=3072, decoder_ffn_dim=3072, attn_implementation="eager",
         )
-    )  # fmt: skip
+    ).eval()  # fmt: skip
     tokens = torch.zeros(1, REPORT_TOKENS, dtype=torch.long)
     pooled = BaseModelOutput(last_hidden_state=torch.empty(1, 1, 768))
     return {

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from utils.constants import tomllib
 from utils.training import FIT_CONSTANTS
@@ -125,6 +126,13 @@ def test_demo_config_names_scripts_and_their_constants():
 def test_assets_are_small():
     total = sum(path.stat().st_size for path in (ROOT / "assets" / "demo").rglob("*") if path.is_file())
     assert 0 < total <= 40_000_000
+
+
+@pytest.mark.parametrize("assets", ["demo", "open"])
+def test_text_encoders_have_the_names_that_every_transformers_reads(assets):
+    file = ROOT / "assets" / assets / "base_model" / "text_encoder" / "model.safetensors"
+    with safe_open(file, "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118 (it is no dict)
 
 
 def test_python_and_requirements_are_said_once():
