@@ -20,8 +20,8 @@ impressions, and what the text encoder says of the prompts of their findings.
 The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. The parts
 in FOLDER are what is made here. It cost, in minutes of one core of an Intel Xeon with AVX-512 while the other made another
 part: the chests 5 (most of it on both; and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6, the
-U-ViT 50 (288,000 examples), the U-Net 43 (192,000), the U-ViT without prompts 25, the ViT 7, BART 21, BERT 4: not two hours
-of two cores. Cores without AVX-512 took more than twice as long.
+U-ViT without prompts 25 (144,000 examples), the U-ViT twice that, the U-Net 43 (192,000), the ViT 7, BART 21, BERT 4: not two
+hours of two cores. Cores without AVX-512 took more than twice as long.
 """
 
 import json
@@ -33,7 +33,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import PNDMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import CharBPETokenizer
@@ -185,9 +185,10 @@ def make_clip(folder, images, labels, steps):
 def save_text_encoder(model, folder):
     """By the names that Stable Diffusion's has, which every transformers reads; those of today's are strange to 5.0."""
     save_half(model, folder)
-    weights = load_file(folder / "model.safetensors")
-    renamed = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in weights.items()}
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": part.half() for name, part in model.state_dict().items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def moments_of(images, vae):

@@ -39,15 +39,15 @@ def make_tree(root, studies):
     ]
     rows = pd.DataFrame({"dicom_id": dicom_id, "subject_id": subject_id[study], "study_id": study_id[study]})
     view = rng.choice(["PA", "AP", "LATERAL", "LL", None], images, p=[0.25, 0.39, 0.22, 0.09, 0.05])
-    patients = np.unique(subject_id)
-    split_of = dict(zip(patients, rng.choice(["train", "validate", "test"], len(patients), p=[0.978, 0.008, 0.014])))
+    patients, patient = np.unique(rows["subject_id"], return_inverse=True)
+    split = rng.choice(["train", "validate", "test"], len(patients), p=[0.978, 0.008, 0.014])[patient]
     metadata = rows.assign(PerformedProcedureStepDescription="CHEST (PA AND LAT)", ViewPosition=view, Rows=3056)
     labels = rng.choice([1.0, 0.0, -1.0, np.nan], (studies, len(FINDINGS)), p=[0.13, 0.06, 0.02, 0.79])
     chexpert = pd.DataFrame(labels, columns=list(FINDINGS))
     chexpert.insert(0, "study_id", study_id)
     chexpert.insert(0, "subject_id", subject_id)
     metadata.to_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", index=False)
-    rows.assign(split=rows["subject_id"].map(split_of)).to_csv(root / "mimic-cxr-2.0.0-split.csv.gz", index=False)
+    rows.assign(split=split).to_csv(root / "mimic-cxr-2.0.0-split.csv.gz", index=False)
     chexpert.to_csv(root / "mimic-cxr-2.0.0-chexpert.csv.gz", index=False)
 
     sentence = "There is no focal consolidation, pleural effusion or pneumothorax. The heart is of normal size. "
