@@ -50,10 +50,10 @@ logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $
 	touch $@
 
 demo: .venv/installed
-	$(RUN) -m utils.phantom $(DEMO)
+	$(RUN) -m phantom $(DEMO)
 	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/clipUViT demo/bart demo/clipSD demo/prior demo/reports-clipUViT \
 	    demo/written demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
-	$(RUN) -m utils.gallery $(DEMO)
+	$(RUN) -m evaluation.gallery $(DEMO)
 
 demo/clipUViT:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)
@@ -89,7 +89,7 @@ demo/pairs-clipSD: demo/reports-clipSD demo/clipUViT
 	        --PAGE demo/synthetic/clipSD.html)
 
 demo-open: .venv/installed-imagenet
-	$(RUN) -m utils.open_cxr --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany
+	$(RUN) -m open_data --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany
 	$(RUN) train_diffusion_clipUViT.py --config $(OPEN_CONFIG)
 	$(RUN) sample_diffusion_clipUViT.py --config $(OPEN_CONFIG)
 ifdef PAIRS

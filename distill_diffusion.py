@@ -16,26 +16,19 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 
 from functools import partial
 
-from utils.checkpoints import check_encoders, read_training, weights_fingerprint
-from utils.diffusion import PromptedDenoiser
-from utils.distillation import STUDENT_SCHEDULER, Guidance, Teacher, begin_student, distillation_loss
+from models.diffusion import PromptedDenoiser
+from models.distillation import STUDENT_SCHEDULER, Guidance, Teacher, begin_student, distillation_loss
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, set_aside
+from training.loop import fit
+from training.preflight import check_training, made_up, split_counts
+from training.preview import Preview
+from utils.checkpoints import check_encoders, encoder_fingerprints, read_training, weights_fingerprint
+from utils.devices import make_accelerator
 from utils.errors import InputError, run
-from utils.features import (
-    DiffusionExamples,
-    DiffusionFeatures,
-    check_dropout,
-    diffusion_needs,
-    encoder_fingerprints,
-    set_aside,
-    table_fingerprint,
-)
-from utils.free_text import with_prompts
 from utils.latents import load_vae
-from utils.mimic_cxr import read_table
-from utils.preflight import check_training, made_up, split_counts
+from utils.mimic_cxr import read_table, table_fingerprint
+from utils.prompt_text import with_prompts
 from utils.prompts import NULL_PROMPT, PooledFusion, ReferenceEncoder, TextEncoder
-from utils.synthesis import Preview
-from utils.training import fit, make_accelerator
 
 # the teacher
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of either backbone

@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import mimic_cxr
-from utils.checkpoints import check_hold_out
-from utils.constants import save_constants
-from utils.errors import InputError, run, say
-from utils.evaluation import (
+from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
+from evaluation.gallery import write_page
+from evaluation.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
+from evaluation.metrics import positives
+from evaluation.report import summary, write_evaluation
+from evaluation.sections import (
     Images,
     Loading,
     Stopwatch,
@@ -44,15 +45,14 @@ from utils.evaluation import (
     text_judge_for,
     with_references,
 )
-from utils.foreign_pairs import is_foreign, read_pairs, write_for_others
-from utils.gallery import write_page
-from utils.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
+from training.preflight import check_run
+from utils import mimic_cxr
+from utils.checkpoints import check_hold_out
+from utils.constants import save_constants
+from utils.devices import make_accelerator
+from utils.errors import InputError, run, say
 from utils.latents import latent_shape, load_vae
-from utils.metrics import positives
 from utils.mimic_cxr import read_table, split_rows
-from utils.preflight import check_run
-from utils.report import summary, write_evaluation
-from utils.training import make_accelerator
 
 # what is compared
 REAL = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
@@ -209,7 +209,7 @@ def evaluate_reports(text_judge, tables, synthetic, train, written, real, radgra
 
 
 def check(tables, settings, written, base_model, image_size, cache_dir, output, page, accelerator):
-    """Tries what the evaluation needs, see utils/preflight.py."""
+    """Tries what the evaluation needs, see training/preflight.py."""
     if written:
         read_written(written, tables.real)
     try_judge(settings, accelerator.device)

@@ -15,22 +15,20 @@ from utils.constants import check_command_line, override_constants, save_constan
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
-from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.distillation import student_settings
+from evaluation.judges import JudgeSettings
+from evaluation.selection import Selection, needs_selector
+from models.distillation import student_settings
+from models.weights import load_vision
+from sampling.images import bytes_an_image, check_settings, make_images, picture_first, start_setting, try_batch
+from sampling.plan import label_vectors, plan_requests, real_rows
+from sampling.reference_pool import ReferencePool
+from training.preflight import check_run
+from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
+from utils.devices import make_accelerator
 from utils.errors import run
-from utils.features import encoder_fingerprints
-from utils.first_images import picture_first
-from utils.judges import JudgeSettings
+from utils.folders import SYNTHETIC_TREE, making
 from utils.latents import latent_shape, load_vae
-from utils.manifest import SYNTHETIC_TREE, making
-from utils.plan import label_vectors, plan_requests, real_rows
-from utils.preflight import check_run
 from utils.prompts import ReferenceEncoder, TextEncoder
-from utils.references import ReferencePool
-from utils.selection import Selection, needs_selector
-from utils.synthesis import bytes_an_image, check_settings, make_images, start_setting, try_batch
-from utils.training import make_accelerator
-from utils.weights import load_vision
 
 # what to load and where to write
 CHECKPOINT = "runs/clipSD/best"  # a checkpoint folder of train_diffusion_clipSD.py, or the authors' .ckpt

@@ -24,18 +24,18 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from evaluation.selection import check_candidates, requested_findings, write_best
+from models.weights import load_autoencoder, load_prior
+from training.preflight import check_run
 from utils.checkpoints import check_encoders, check_hold_out, weights_fingerprint
+from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, run, say, stoppable, writing
 from utils.findings import FINDINGS
+from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
-from utils.manifest import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
 from utils.mimic_cxr import image_file, read_csv, read_table
-from utils.preflight import check_run
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator
-from utils.selection import check_candidates, requested_findings, write_best
-from utils.training import make_accelerator
-from utils.weights import load_autoencoder, load_prior
 
 # what to load and where to write
 CHECKPOINT = "runs/prior/best"  # a checkpoint folder of train_prior_model.py, or the authors' .ckpt
@@ -52,7 +52,7 @@ HOLD_OUT = ("p19",)  # patient groups that count as the split "test"; those of t
 LATENT_GAIN = 1.0  # of a regression's deviation from the mean report; higher says more (0 to 100; paper: 1)
 IMAGE_GUIDANCE = 1.0  # of a flow's draws by the image; higher says more, varies less (0 to 100; 1: none)
 FLOW_TEMPERATURE = 1.0  # of the noise that a flow's draws begin with; lower is surer, varies less (0 to 100)
-CANDIDATES = 1  # reports drawn for an image at most, of which one is kept, see utils/selection.py (1 to 1000)
+CANDIDATES = 1  # reports drawn for an image at most, of which one is kept, see evaluation/selection.py (1 to 1000)
 DECODING = "beam"  # how tokens are chosen (greedy, beam or nucleus; the authors' code: nucleus with TOP_P 1)
 BEAMS = 4  # reports followed at a time by beam search (1 to 64)
 TOP_P = 0.9  # probability that the tokens of a nucleus draw hold together (above 0, 1 at most; the authors' code: 1)

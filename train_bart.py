@@ -19,15 +19,16 @@ from pathlib import Path
 
 from torch.nn import functional
 
+from evaluation.metrics import constant_report, rouge_l
+from models.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
+from models.weights import initial_autoencoder
+from training.examples import ReportExamples, study_reports
+from training.loop import fit
+from training.preflight import check_training
+from utils.devices import make_accelerator
 from utils.errors import InputError, run, writing
-from utils.features import ReportExamples, study_reports, table_fingerprint
-from utils.metrics import constant_report, rouge_l
-from utils.mimic_cxr import is_report_list, read_report_list, read_table
-from utils.preflight import check_training
-from utils.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
+from utils.mimic_cxr import is_report_list, read_report_list, read_table, table_fingerprint
 from utils.seeds import draw_rows
-from utils.training import fit, make_accelerator
-from utils.weights import initial_autoencoder
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, the authors' CSV, or one of uid, findings, impression or of split, text

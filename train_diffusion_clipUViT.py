@@ -17,29 +17,23 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from utils.diffusion import (
+from models.diffusion import (
     PromptedDenoiser,
     noise_schedule,
     training_target,
 )
+from models.graphs import compiling
+from models.weights import start_from
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, set_aside
+from training.loop import fit
+from training.preflight import check_training, made_up, split_counts
+from training.preview import Preview
+from utils.devices import make_accelerator
 from utils.errors import run, say
-from utils.features import (
-    DiffusionExamples,
-    DiffusionFeatures,
-    check_dropout,
-    diffusion_needs,
-    set_aside,
-    table_fingerprint,
-)
-from utils.free_text import with_prompts
-from utils.graphs import compiling
 from utils.latents import latent_shape, load_vae
-from utils.mimic_cxr import read_table
-from utils.preflight import check_training, made_up, split_counts
+from utils.mimic_cxr import read_table, table_fingerprint
+from utils.prompt_text import with_prompts
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
-from utils.synthesis import Preview
-from utils.training import fit, make_accelerator
-from utils.weights import start_from
 from uvit.model import UViT
 
 # data

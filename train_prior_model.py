@@ -1,6 +1,6 @@
 """Trains the prior: a vision transformer from an image's VAE latents to the pooled latent of its report.
 
-It learns the mean of all reports that an image allows (the paper's), or to draw one of them (utils/flow.py).
+It learns the mean of all reports that an image allows (the paper's), or to draw one of them (models/flow.py).
 
     python train_prior_model.py --DATA_ROOT /data/mimic-cxr-jpg --BART_CHECKPOINT runs/bart/best --RUN_DIR runs/prior
     accelerate launch --num_processes 4 train_prior_model.py --config my.toml
@@ -23,19 +23,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from evaluation.metrics import constant_report, rouge_l
+from models.prior import Prior
+from models.report_autoencoder import write_pairs
+from models.weights import load_autoencoder, start_from
+from training.examples import PriorExamples, PriorFeatures, prior_needs, reported_rows, set_aside
+from training.loop import fit
+from training.preflight import check_training, made_up, split_counts
 from utils.checkpoints import check_hold_out
+from utils.devices import make_accelerator
 from utils.errors import InputError, run, say, writing
-from utils.features import PriorExamples, PriorFeatures, prior_needs, reported_rows, set_aside, table_fingerprint
 from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import latent_shape, load_vae
-from utils.metrics import constant_report, rouge_l
-from utils.mimic_cxr import read_table, split_rows
-from utils.preflight import check_training, made_up, split_counts
-from utils.prior import Prior
-from utils.report_autoencoder import write_pairs
+from utils.mimic_cxr import read_table, split_rows, table_fingerprint
 from utils.seeds import draw_rows, keyed_seed
-from utils.training import fit, make_accelerator
-from utils.weights import load_autoencoder, start_from
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV

@@ -13,7 +13,7 @@ from tqdm import trange
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.report_autoencoder import pad_tokens
+from models.report_autoencoder import pad_tokens
 from utils.report_text import clean_report, report_text
 
 VOCABULARY = 600  # tokens: the 256 bytes, the five signs, the rest whole words or pieces

@@ -14,7 +14,7 @@ from tqdm import trange
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from utils.findings import ABSENT, NOT_MENTIONED, to_prompt
-from utils.free_text import impression_of
+from utils.prompt_text import impression_of
 from utils.prompts import TextEncoder
 from utils.report_text import report_text
 

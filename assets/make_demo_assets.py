@@ -4,7 +4,7 @@
     python -m assets.make_demo_assets                     # one after the other
     python -m assets.make_demo_assets --PARTS vae,clip    # only some
 
-Reads:  nothing but drawn chests (utils/phantom), other patients than the demo's own; CONFIG
+Reads:  nothing but drawn chests (phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
         FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
         FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run goes on: a part
@@ -44,13 +44,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels, train
 from assets.demo_bart import make_bart
 from assets.demo_bert import make_bert
+from models.diffusion import PromptedDenoiser
+from phantom import random_chest, random_findings, write_report
 from utils.constants import override_constants
-from utils.diffusion import PromptedDenoiser
 from utils.errors import InputError, replacing, run, say
 from utils.findings import FINDINGS, PRESENT, to_prompt
 from utils.latents import draw_latents, encode_moments, load_vae
 from utils.launch import run_script
-from utils.phantom import random_chest, random_findings, write_report
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
 PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "bert")  # in this order
@@ -274,7 +274,7 @@ def make(part, folder):
     match part:
         case "chests":
             draw_chests()
-            run_script("-m", "utils.phantom", "--config", CONFIG, "--OUTPUT_ROOT", Path(WORK) / "phantom")
+            run_script("-m", "phantom", "--config", CONFIG, "--OUTPUT_ROOT", Path(WORK) / "phantom")
         case "vae":
             PNDMScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1

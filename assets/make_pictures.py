@@ -57,7 +57,7 @@ def draw_pairs(tree, references, count, path):
 
 
 def enlarge(picture, path):
-    """The picture of a tree's first images (utils/first_images.py), with visible pixels."""
+    """The picture of a tree's first images (sampling/first_images.py), with visible pixels."""
     if not Path(picture).is_file():
         raise InputError(f"there is no {picture}; run `make demo` first")
     with Image.open(picture) as first:

@@ -29,8 +29,8 @@ from benchmarks import bench_data, bench_reports, bench_sampling, bench_startup,
 from benchmarks.bench_clock import machine, save
 from benchmarks.bench_parts import Parts
 from utils.constants import override_constants
+from utils.devices import make_accelerator
 from utils.errors import run, say
-from utils.training import make_accelerator
 
 SECTIONS = ("data", "training", "sampling", "reports", "startup")  # (each data, training, sampling, reports or startup)
 SIZES = "demo"  # networks (demo or paper; demo: minutes of 2 cores; paper: wants a GPU)

@@ -3,7 +3,7 @@
 naive   reads the film, encodes it with the VAE and its prompt with CLIP, looks through the pandas table for the films of
         other patients with the same labels, draws one, reads it and encodes it with CLIP. The encoders run on the device
         and a batch at a time, which is the best that can be done for them
-ours    utils.features.DiffusionExamples
+ours    training.examples.DiffusionExamples
 
 Both make the same batch, on the device, from the same seeds; where no other patient has the same labels, naive has no
 reference, and ours the nearest.
@@ -24,12 +24,12 @@ from torch.utils.data import default_collate
 
 from benchmarks.bench_clock import plain_float32, result, take_turns
 from benchmarks.bench_parts import constants_of
+from phantom import draw_tree, random_findings
+from training.examples import Column, DiffusionExamples, DiffusionFeatures
 from utils.cache import SHARD_ROWS, FeatureCache
-from utils.features import Column, DiffusionExamples, DiffusionFeatures
 from utils.findings import FINDINGS, to_prompt
 from utils.latents import draw_latents, encode_moments, read_pixels
 from utils.mimic_cxr import read_table
-from utils.phantom import draw_tree, random_findings
 from utils.prompts import NULL_PROMPT
 
 DRAWN_SIZE = 256  # pixels at which films are drawn; larger ones are these, enlarged, with grain

@@ -20,13 +20,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
+from models.prior import Prior
+from models.report_autoencoder import ReportAutoencoder
+from models.weights import start_from
 from utils.constants import REPOSITORY, override_constants
-from utils.diffusion import PromptedDenoiser, load_unet, noise_schedule
 from utils.latents import latent_shape, load_vae
-from utils.prior import Prior
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
-from utils.report_autoencoder import ReportAutoencoder
-from utils.weights import start_from
 from uvit.model import UViT
 
 ASSETS = REPOSITORY / "assets" / "demo"

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 
 from benchmarks.bench_clock import plain_float32, precision_of, result, speeds, synchronise, take_turns, timed
-from utils.diffusion import EVERYWHERE, sample_latents, sampling_scheduler
-from utils.graphs import replay
+from models.diffusion import EVERYWHERE, sample_latents, sampling_scheduler
+from models.graphs import replay
 from utils.latents import decode_in, decode_latents
 
 GUIDANCE = 7.5  # of text and reference, the paper's

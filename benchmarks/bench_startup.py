@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bench_clock import result, take_turns
+from phantom import draw_tree
 from utils.cache import SHARD_ROWS, FeatureCache, image_keys
 from utils.constants import REPOSITORY
 from utils.errors import InputError
 from utils.mimic_cxr import image_files, read_table, write_tree
-from utils.phantom import draw_tree
 
 SCRIPT = "train_diffusion_clipUViT.py"
 STUDIES = 100  # of the drawn tree

@@ -16,15 +16,15 @@ import train_diffusion_clipUViT
 import train_prior_model
 from benchmarks.bench_clock import plain_float32
 from benchmarks.bench_parts import constants_of
-from utils.features import ReportExamples
+from models.report_autoencoder import pad_tokens
+from phantom import random_findings, write_report
+from training.examples import ReportExamples
+from training.loop import Average
+from training.muon import make_optimizer
+from training.preflight import made_up
 from utils.findings import to_prompt
 from utils.latents import draw_latents, encode_moments
-from utils.muon import make_optimizer
-from utils.phantom import random_findings, write_report
-from utils.preflight import made_up
-from utils.report_autoencoder import pad_tokens
 from utils.report_text import clean_report
-from utils.training import Average
 
 BATCHES_OF_REPORTS = 9  # of which the one of middle length is measured
 
@@ -244,6 +244,6 @@ def make_trainer(script, parts, accelerator, report_tokens, **otherwise):
         trainer = kind(parts, accelerator, **otherwise)
     else:
         trainer = kind(parts, accelerator, report_tokens)
-    if trainer.device.type == "cuda":  # as the loader of utils.training
+    if trainer.device.type == "cuda":  # as the loader of training.loop
         trainer.cached = [{name: value.pin_memory() for name, value in batch.items()} for batch in trainer.cached]
     return trainer

@@ -6,7 +6,7 @@ ours    the features come from the cache; reports are padded to the longest of t
         batches them; the precision, checkpointing, clipping and averaging that the script's constants say
 
 Both take the script's own compute_loss, BATCH_SIZE and ACCUMULATION, train the same network, and get their batches from
-the CPU, on a GPU ours from pinned memory, as utils.training does, and several steps in a row, none of which waits for the one
+the CPU, on a GPU ours from pinned memory, as training.loop does, and several steps in a row, none of which waits for the one
 before. Reading files is not in it (benchmarks.bench_data), so pixels and features are random numbers.
 
 Memory is of a GPU the allocator's peak, without what belongs to the other recipe; of a CPU the peak of a process of its
@@ -36,11 +36,11 @@ from benchmarks.bench_clock import (
 from benchmarks.bench_parts import Parts
 from benchmarks.bench_profile import PRODUCTS, told, where_time_goes
 from benchmarks.bench_trainers import TRAINERS, VisionTrainer, make_trainer
+from models.diffusion import PromptedDenoiser
+from models.graphs import compiling
 from utils.constants import REPOSITORY
-from utils.diffusion import PromptedDenoiser
+from utils.devices import make_accelerator
 from utils.errors import reason, say
-from utils.graphs import compiling
-from utils.training import make_accelerator
 
 STEPS_A_TURN = 4  # of ours on a GPU
 SCRIPTS = {trainer.name: script for script, trainer in TRAINERS.items()}

@@ -26,9 +26,9 @@ import train_diffusion_clipSD
 import train_diffusion_clipUViT
 import train_prior_model
 from benchmarks.bench_profile import Traffic
+from models.prior import Prior
 from utils.constants import override_constants
 from utils.errors import run
-from utils.prior import Prior
 from uvit.model import UViT
 
 TFLOPS = 100.0  # 10^12 operations a second that a card sustains; a product with its addition is two (0.001 to 1000000)

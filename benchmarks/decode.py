@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import phantom
+import phantom
 from utils.constants import override_constants
 from utils.errors import run
 from utils.latents import read_pixels

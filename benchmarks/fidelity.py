@@ -27,11 +27,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from utils.checkpoints import read_training
-from utils.constants import override_constants
-from utils.diffusion import ALL_NOISE, PromptedDenoiser
-from utils.errors import InputError, replacing, run, say, writing
-from utils.judges import (
+from evaluation.judges import (
     JudgeSettings,
     extract,
     image_judge,
@@ -39,6 +35,22 @@ from utils.judges import (
     load_extractor,
     pixel_reader,
 )
+from evaluation.metrics import (
+    auroc_table,
+    diversity,
+    feature_distances,
+    label_set_pairs,
+    positives,
+)
+from evaluation.report import markdown
+from models.diffusion import ALL_NOISE, PromptedDenoiser
+from sampling.images import check_settings, draw_batch
+from sampling.plan import label_vectors, plan_requests, real_rows
+from sampling.reference_pool import ReferencePool
+from utils.checkpoints import read_training
+from utils.constants import override_constants
+from utils.devices import make_accelerator
+from utils.errors import InputError, replacing, run, say, writing
 from utils.latents import (
     decode_in,
     decode_latents,
@@ -49,20 +61,8 @@ from utils.latents import (
     read_grey,
     read_pixels,
 )
-from utils.metrics import (
-    auroc_table,
-    diversity,
-    feature_distances,
-    label_set_pairs,
-    positives,
-)
-from utils.plan import label_vectors, plan_requests, real_rows
 from utils.prompts import ReferenceEncoder, TextEncoder
-from utils.references import ReferencePool
-from utils.report import markdown
 from utils.seeds import draw_rows
-from utils.synthesis import check_settings, draw_batch
-from utils.training import make_accelerator
 
 CHECKPOINT = "demo/runs/clipUViT/best"  # of either denoiser
 DATA_ROOT = ""  # the CXR tree; empty: the one trained on

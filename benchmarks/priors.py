@@ -18,18 +18,18 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from evaluation.judges import TextJudge
+from evaluation.metrics import clinical_f1, frechet_distance, positives, rouge_l, stutters
+from evaluation.report import markdown
+from evaluation.selection import best_reports, candidate_seed
+from models.weights import load_autoencoder, load_prior
+from training.examples import PriorExamples, PriorFeatures
 from utils.constants import override_constants
+from utils.devices import make_accelerator
 from utils.errors import run, say, writing
-from utils.features import PriorExamples, PriorFeatures
-from utils.judges import TextJudge
 from utils.latents import load_vae
-from utils.metrics import clinical_f1, frechet_distance, positives, rouge_l, stutters
 from utils.mimic_cxr import read_table
-from utils.report import markdown
 from utils.seeds import draw_rows
-from utils.selection import best_reports, candidate_seed
-from utils.training import make_accelerator
-from utils.weights import load_autoencoder, load_prior
 
 CHECKPOINTS = ("demo/runs/prior/best",)  # checkpoint folders of train_prior_model.py, one or more
 GAINS = (1.0, 1.5, 2.0, 2.5, 3.0)  # LATENT_GAIN of each row of a regression (each 0 to 100)

@@ -22,16 +22,17 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.bench_data import draw_vectors
-from utils import mimic_cxr, synthesis
+from evaluation.selection import Selection
+from sampling import images as synthesis
+from sampling.plan import label_vectors, plan_requests, save_plan
+from utils import mimic_cxr
 from utils.cache import SHARD_ROWS, FeatureCache
 from utils.constants import override_constants
 from utils.errors import run
 from utils.findings import FINDINGS
 from utils.mimic_cxr import read_table
-from utils.plan import label_vectors, plan_requests, save_plan
 from utils.references import References
 from utils.seeds import keyed_generator
-from utils.selection import Selection
 
 ROWS = (10_000, 100_000, 1_000_000)  # sizes (each 1 to 1000000)
 IMAGES = 10_000  # rows up to which the images are there (0 or more)

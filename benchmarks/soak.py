@@ -44,9 +44,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from phantom import draw_tree
 from utils.constants import REPOSITORY, override_constants
 from utils.errors import InputError, run, writing
-from utils.phantom import draw_tree
 
 OUTPUT = "demo/soak"  # where the runs lie while they are compared (a folder to write)
 KILLS = 20  # SIGKILLs a script (0 or more)
@@ -141,8 +141,8 @@ _CONFIG = """  # indented, so that none is taken for a constant of this script
 _MODULES = (  # what the scripts import, and what these import only when they need it
     "torch", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
     "diffusers.schedulers.scheduling_dpmsolver_multistep", "transformers.models.bart.modeling_bart",
-    "transformers.models.clip.modeling_clip", "open_clip", "timm", "matplotlib.figure", "utils.features", "utils.metrics",
-    "utils.preflight", "utils.prior", "utils.references", "utils.synthesis", "utils.training", "utils.weights", "uvit.model",
+    "transformers.models.clip.modeling_clip", "open_clip", "timm", "matplotlib.figure", "training.examples", "evaluation.metrics",
+    "training.preflight", "models.prior", "utils.references", "sampling.images", "training.loop", "models.weights", "uvit.model",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ on *all* real training pairs: a share of 0.1 is someone who has a tenth of them,
 Reads:  CONFIG and what its scripts read: the checkpoints of sample_diffusion_clipUViT.py and sample_prior_model.py
 Writes: OUTPUT/synthetic (the pairs), OUTPUT/<models>-<share>-<seed> (trees, runs and reports), OUTPUT/results.json,
         OUTPUT/utility.md; a second run goes on where one was cut
-Prints: mean AUROC of the findings; clinical F1 of the written reports (micro, macro), read by the rules of utils/labeler.py,
+Prints: mean AUROC of the findings; clinical F1 of the written reports (micro, macro), read by the rules of evaluation/labeler.py,
         against the labels of the images; ROUGE-L to their real reports: mean and standard deviation over the seeds
 """
 
@@ -29,17 +29,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from evaluation.judges import Judge, JudgeSettings, cache_pixels, extract, pixel_reader, train_classifier
+from evaluation.labeler import label_reports
+from evaluation.metrics import auroc_table, clinical_f1, positives, rouge_l
+from evaluation.report import markdown
 from utils.constants import override_constants
+from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
 from utils.findings import PRESENT
-from utils.judges import Judge, JudgeSettings, cache_pixels, extract, pixel_reader, train_classifier
-from utils.labeler import label_reports
 from utils.launch import run_script
-from utils.metrics import auroc_table, clinical_f1, positives, rouge_l
 from utils.mimic_cxr import image_file, read_csv, read_table, write_tree
-from utils.report import markdown
 from utils.seeds import keyed_seed
-from utils.training import make_accelerator
 
 CONFIG = "demo.toml"  # the constants of all scripts
 REAL = "demo/phantom"  # the real CXR tree that its trainings read

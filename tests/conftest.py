@@ -36,7 +36,7 @@ def reference_encoder_name(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def accelerator():
-    from utils.training import make_accelerator
+    from utils.devices import make_accelerator
 
     return make_accelerator("cpu", "no")
 

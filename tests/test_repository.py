@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from training.loop import FIT_CONSTANTS
 from utils.constants import tomllib
-from utils.training import FIT_CONSTANTS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py"))

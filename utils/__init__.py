@@ -1,1 +1,1 @@
-"""What training and sampling must agree on, and the one training loop. Imports no script."""
+"""What every script shares: reading MIMIC-CXR, the fused prompt, features, constants."""

@@ -220,3 +220,12 @@ def check_hold_out(hold_out, **checkpoints):
                 f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, so that "
                 f"test patients of one were training patients of the other: set HOLD_OUT to {tuple(found)}, or train again"
             )
+
+
+def encoder_fingerprints(vae, text_encoder, reference_encoder):
+    """Which frozen encoders a checkpoint was trained with; kept in it and compared when it is sampled."""
+    return {
+        "vae": weights_fingerprint(vae),
+        "text_encoder": text_encoder.fingerprint(),
+        "reference_encoder": reference_encoder.fingerprint(),
+    }

@@ -26,6 +26,7 @@ A synthetic tree follows the same contract, so that whatever reads a real one re
 import ast
 import errno
 import gzip
+import hashlib
 import io
 import lzma
 import os
@@ -627,3 +628,10 @@ def _image_size(path):
             return image.size
     except OSError as error:
         raise InputError(f"{path} cannot be read as an image ({error}); it has to be there before its row") from error
+
+
+def table_fingerprint(table):
+    """SHA-256 (hex) of what a training takes from a table's rows: ids, splits, labels and reports, in their order."""
+    columns = [name for name in ("dicom_id", "study_id", "split", "report", *FINDINGS) if name in table]
+    rows = pd.util.hash_pandas_object(table[columns].astype(str), index=False)
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()

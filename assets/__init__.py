@@ -1,0 +1,1 @@
+"""The demo's pretrained parts and the scripts that make them."""

@@ -1,0 +1,1 @@
+"""Measurements of the scripts; each writes its record under benchmarks/results."""

@@ -1,0 +1,1 @@
+"""The networks and their sampling, and how other people's weights become them."""

@@ -1,0 +1,1 @@
+"""Open chest X-ray collections, converted to CXR trees."""

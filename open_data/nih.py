@@ -1,0 +1,136 @@
+"""NIH's ChestX-ray14 (Wang et al. 2017) as downloaded => a table for open_data.tree.
+
+    ROOT/Data_Entry_2017*.csv              a row an image; the first edition and that of 2020
+    ROOT/images_001/images/*.png ...       the twelve archives, unpacked side by side; or all in ROOT/images
+    ROOT/train_val_list.txt, test_list.txt the authors' split; both, or none
+
+labels   Of the 14 findings those that the 14 of CheXpert have: Effusion is Pleural Effusion, Infiltration is Lung Opacity,
+         Mass and Nodule are Lung Lesion, Pleural_Thickening is Pleural Other. Emphysema, Fibrosis and Hernia are dropped:
+         an image with one of them alone has no label here. They were mined from reports, and a finding that is not named
+         is not mentioned, not absent.
+splits   Patients of test_list.txt are test, of the others VALIDATE_SHARE are validate.
+view     PA or AP. There are no reports. Each image counts as a study of its own.
+"""
+
+import pandas as pd
+
+from open_data.tree import image_places, place_of
+from utils.errors import InputError, say
+from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
+from utils.mimic_cxr import read_csv
+
+PUBLISHED_IMAGES, PUBLISHED_PATIENTS = 112_120, 30_805
+COLUMNS = {  # theirs => ours; "": none of ours says it
+    "Atelectasis": "Atelectasis",
+    "Cardiomegaly": "Cardiomegaly",
+    "Consolidation": "Consolidation",
+    "Edema": "Edema",
+    "Effusion": "Pleural Effusion",
+    "Emphysema": "",
+    "Fibrosis": "",
+    "Hernia": "",
+    "Infiltration": "Lung Opacity",
+    "Mass": "Lung Lesion",
+    "No Finding": "No Finding",
+    "Nodule": "Lung Lesion",
+    "Pleural_Thickening": "Pleural Other",
+    "Pneumonia": "Pneumonia",
+    "Pneumothorax": "Pneumothorax",
+}
+_ENTRIES = "Data_Entry_2017*.csv*"
+_LISTS = {"train_val_list.txt": "", "test_list.txt": "test"}  # list => the split of its patients, "": drawn
+_IMAGE_FOLDERS = ("images_*/images", "images", "images_*", "images/images_*", "images/images_*/images")
+_READ = {  # column of the CSV => of the table
+    "Image Index": "name",
+    "Finding Labels": "labels",
+    "Patient ID": "patient_id",
+    "View Position": "view",
+}
+_ALSO = {
+    "Follow-up #": "follow_up",
+    "Patient Age": "age",
+    "Patient Gender": "sex",
+    "Patient Sex": "sex",
+}  # as editions differ
+_NAME = r"(\d{8})_(\d{3})\.png"  # patient and number of the image
+_IMAGES_A_PATIENT = 300  # at most: the largest number is 183
+
+
+def read(root):
+    """The table of the folder as downloaded, see open_data.tree; InputError for a folder that is none."""
+    root = place_of(root, (_ENTRIES,), "NIH's ChestX-ray14")
+    path = max(root.glob(_ENTRIES))  # the edition of 2020 before that of 2017
+    table = _read_entries(path)
+    patients = table["patient"].nunique()
+    published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
+    say(f"{path}: {len(table)} images of {patients} patients; {published}")
+    table = _with_splits(table, root)
+    places = image_places(root, _IMAGE_FOLDERS, ".png")
+    table["file"] = table["name"].map(places).fillna("images/" + table["name"])
+    table["dicom_id"] = table["name"].str.removesuffix(".png")
+    table = table.assign(report="").drop(columns="name")
+    return pd.concat([table, _codes(table["labels"], path)], axis=1)
+
+
+def _read_entries(path):
+    """The rows of the CSV; InputError for a row that names no image, or the image of another patient."""
+    frame = read_csv(path, tuple(_READ), texts=(*_READ, *_ALSO), optional=tuple(_ALSO))
+    frame = frame.rename(columns={**_READ, **_ALSO})
+    ids = frame["name"].str.extract(f"^{_NAME}$")
+    wrong = ids[0].isna() | (ids[0].str.lstrip("0") != frame["patient_id"].str.strip().str.lstrip("0"))
+    wrong |= frame.duplicated("name") | (ids[1].astype(float) >= _IMAGES_A_PATIENT)
+    if wrong.any():
+        row = frame.index[wrong][0]
+        raise InputError(
+            f"{path}, data row {row + 1}: Image Index {frame['name'][row]!r} of Patient ID {frame['patient_id'][row]!r} is no "
+            "image of that patient, such as 00000001_000.png of 1, or stands there twice; fetch the file again"
+        )
+    patient = ids[0].astype(int)
+    strange = ~frame["view"].isin(["PA", "AP"])
+    if strange.any():
+        say(f"{path}: {strange.sum()} images have a view that is neither PA nor AP; it is left blank")
+    return frame.assign(
+        patient=patient, study=_IMAGES_A_PATIENT * patient + ids[1].astype(int), view=frame["view"].mask(strange, "")
+    )
+
+
+def _with_splits(table, root):
+    """The table with the split that the authors' lists give; images in neither list are dropped, and counted."""
+    there = [name for name in _LISTS if (root / name).is_file()]
+    if not there:
+        say(f"{root} has no {' and no '.join(_LISTS)}: the test patients are drawn")
+        return table.assign(split="")
+    if len(there) < len(_LISTS):
+        absent = next(name for name in _LISTS if name not in there)
+        raise InputError(f"{root} has {there[0]} and no {absent}: fetch it as well, or remove both to draw the splits")
+    listed = {name: set((root / name).read_text(encoding="utf-8", errors="replace").split()) for name in _LISTS}
+    rest, test = (table["name"].isin(listed[name]) for name in _LISTS)
+    if (rest & test).any():
+        first = table["name"][rest & test].iloc[0]
+        raise InputError(
+            f"{(rest & test).sum()} images stand in both lists of {root}, e.g. {first}; fetch the lists again"
+        )
+    if not (rest | test).all():
+        first = table["name"][~(rest | test)].iloc[0]
+        say(f"splits: dropped {(~(rest | test)).sum()} of {len(table)} images that stand in no list, e.g. {first}")
+    table = table.assign(split=test.map({True: "test", False: ""}))
+    return table[rest | test].reset_index(drop=True)
+
+
+def _codes(labels, path):
+    """Their findings, "Effusion|Mass", => codes; says what is dropped. InputError for a finding that is none of theirs."""
+    places, texts = pd.factorize(labels)
+    theirs = pd.Series(texts).str.get_dummies("|")  # a row a combination of findings
+    unknown = [name for name in theirs if name not in COLUMNS]
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]!r} in Finding Labels is none of {', '.join(COLUMNS)}")
+    codes = pd.DataFrame(NOT_MENTIONED, index=theirs.index, columns=list(FINDINGS), dtype="int8")
+    for name in theirs:
+        if COLUMNS[name]:
+            codes.loc[theirs[name] == 1, COLUMNS[name]] = PRESENT
+    dropped = {name: int(theirs[name].to_numpy()[places].sum()) for name in theirs if not COLUMNS[name]}
+    bare = (codes == NOT_MENTIONED).all(axis=1).to_numpy()[places]
+    if dropped:
+        counts = ", ".join(f"{name} of {count}" for name, count in dropped.items())
+        say(f"labels: dropped {counts} images; {bare.sum()} images have no other label")
+    return codes.take(places).set_axis(labels.index)

@@ -1,0 +1,241 @@
+"""Indiana University's chest X-rays and their reports (Open-i) as downloaded => a table for open_data.tree.
+
+    ROOT/NLMCXR_png/*.png, ROOT/ecgen-radiology/*.xml      the National Library of Medicine's form: two .tgz, unpacked
+    ROOT/images/*.dcm.png, ROOT/indiana_reports.csv, ROOT/indiana_projections.csv      Kaggle's form
+
+The XMLs may lie in ROOT/NLMCXR_reports and the images in ROOT itself. Which form it is follows from the files; where XMLs
+and indiana_projections.csv are both there, the views are taken from the latter.
+
+patient  Each report counts as a patient with one study: the collection was made so, and says no more.
+report   Findings and impression, with the collection's marks XXXX; whatever trains on reports removes those
+         (utils.report_text). Indication and comparison stand in the report's file and in provenance.csv.
+labels   What the rules of evaluation.labeler read in the report. The collection's MeSH terms stand in provenance.csv.
+view     `view_from` in provenance.csv says how it is known:
+             projections    Frontal or Lateral in indiana_projections.csv, which somebody looked at
+             caption        one image, and the report's caption names a frontal view, no lateral one and no two views
+             order          two images, a caption that names a lateral view or two views, and a first image whose number
+                            ends in -1001: the first is frontal, the other lateral. Of the 534 such reports of which a
+                            DICOM header names a lateral view, this is right in 530
+         Else it is not known, and "". A frontal view is AP where the caption says AP or portable and not PA, else PA;
+         "; PA assumed" where the caption does not say PA either.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation.labeler import label_reports
+from open_data.tree import image_places, place_of
+from utils.errors import InputError, reason, say
+from utils.findings import FINDINGS
+from utils.mimic_cxr import read_csv
+from utils.report_text import join_sections, report_text
+
+PUBLISHED_REPORTS, PUBLISHED_IMAGES = 3955, 7470
+REPORTS_CSV, PROJECTIONS_CSV = "indiana_reports.csv", "indiana_projections.csv"
+_XML_FOLDERS = ("ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "NLMCXR_reports")
+_IMAGE_FOLDERS = ("NLMCXR_png", "images", "images/images_normalized", ".")
+_SECTIONS = ("comparison", "indication", "findings", "impression")
+_OF_A_REPORT = (
+    "patient", "patient_id", *_SECTIONS, "caption", "mesh_major", "mesh_automatic", "problems", "report_source"
+)  # fmt: skip
+_NAME = re.compile(r"(?:CXR)?(?P<uid>\d+)_(?:(?P=uid)_)?(?P<number>IM-[\d-]+)(?:\.dcm)?")  # CXR1_1_IM-0001-3001
+
+_AP, _PA = re.compile(r"\b(?:AP|portable)\b", re.IGNORECASE), re.compile(r"\bPA\b", re.IGNORECASE)
+_FRONTAL = re.compile(r"\b(?:PA|AP|portable|frontal|single view|1 view)\b", re.IGNORECASE)
+_SIDE_OR_TWO = re.compile(
+    r"\blat(?:eral)?\b|\b(?:2|two)\b(?: \(2\))?[ -]*(?:v\b|views?\b|images?\b|radiographs?\b|X{3,})", re.IGNORECASE
+)
+_FIRST_FRONTAL = "-1001"  # how the first image's number ends where the order of two is to be trusted
+
+
+def read(root):
+    """The table of the folder as downloaded, see open_data.tree; InputError for a folder that is none."""
+    wanted = (*(f"{folder}/*.xml" for folder in _XML_FOLDERS), REPORTS_CSV)
+    root = place_of(root, wanted, "Indiana University's chest X-rays")
+    xmls = next((files for files in (sorted(root.glob(pattern)) for pattern in wanted[:-1]) if files), [])
+    projections = _read_projections(root / PROJECTIONS_CSV)
+    if xmls:
+        reports, images = _read_xmls(xmls, root)
+    else:
+        reports, images = _read_reports_csv(root / REPORTS_CSV), projections
+        if projections is None:
+            raise InputError(f"there is no {root / PROJECTIONS_CSV}, which says whose image is whose: fetch it as well")
+    say(f"{root}: {len(reports)} reports, of {PUBLISHED_REPORTS} that were published")
+    table = _with_images(reports, images, root)
+    table = _with_views(table, projections)
+    pairs = zip(table["findings"], table["impression"])
+    table["report"] = [report_text(join_sections(*pair)) for pair in pairs]  # as it will be read in the tree
+    empty = table["report"] == ""
+    if empty.any():
+        say(
+            f"reports: {table['patient'][empty].nunique()} have neither findings nor impression; their images have none"
+        )
+    places, texts = pd.factorize(table["report"])
+    labels = pd.DataFrame(label_reports(texts)[places], columns=list(FINDINGS), index=table.index)
+    table = table.drop(columns=["findings", "impression"]).assign(study=table["patient"], split="")
+    return pd.concat([table, labels], axis=1)
+
+
+# ---- the library's form --------------------------------------------------------------------------------------------
+
+
+def _read_xmls(paths, root):
+    """=> (reports, images): a row a report that can be read, and a row an image that one names."""
+    reports, images, broken = [], [], []
+    for path in paths:
+        try:
+            tree = ET.parse(path).getroot()
+            reports.append(_read_report(tree, path))
+            images += [(image, reports[-1]["patient"]) for image in _read_images(tree)]
+        except (ET.ParseError, OSError, ValueError) as error:
+            broken.append(f"{path.name} ({reason(error)})")
+    if broken:
+        say(f"reports: dropped {len(broken)} of {len(paths)} whose XML cannot be read, e.g. {broken[0]}")
+    if not reports:
+        raise InputError(
+            f"none of the {len(paths)} XMLs in {paths[0].parent} is a report: fetch NLMCXR_reports.tgz again"
+        )
+    reports = _without_repetitions(pd.DataFrame(reports, columns=list(_OF_A_REPORT)), paths[0].parent)
+    return reports, pd.DataFrame(images, columns=["name", "patient"])
+
+
+def _read_report(tree, path):
+    """A parsed XML => a row of _OF_A_REPORT; ValueError for an XML of something else."""
+    uid = tree.find("uId")
+    found = re.fullmatch(r"CXR(\d+)", uid.get("id", "") if uid is not None else "")
+    if not found:
+        raise ValueError("it has no uId such as CXR1")
+    texts = {
+        part.get("Label", "").lower(): " ".join("".join(part.itertext()).split()) for part in tree.iter("AbstractText")
+    }
+    row = {name: texts.get(name, "") for name in _SECTIONS}
+    row |= {"patient": int(found[1]), "patient_id": found[0], "problems": "", "report_source": path.name}
+    row["caption"] = " ".join((tree.findtext("parentImage/caption") or "").split())  # the same at all of its images
+    for kind in ("major", "automatic"):
+        row[f"mesh_{kind}"] = ";".join(term.text.strip() for term in tree.iterfind(f"MeSH/{kind}") if term.text)
+    return row
+
+
+def _read_images(tree):
+    return [image.get("id") for image in tree.iterfind("parentImage") if image.get("id")]
+
+
+# ---- Kaggle's form -------------------------------------------------------------------------------------------------
+
+
+def _read_reports_csv(path):
+    columns = {"uid": "patient", "MeSH": "mesh_major", "Problems": "problems", "image": "caption"}
+    names = (*columns, *_SECTIONS)
+    frame = read_csv(path, names, texts=names).rename(columns=columns)
+    frame["patient"] = _numbers(frame["patient"], path)
+    frame = frame.assign(patient_id=frame["patient"].astype(str), mesh_automatic="", report_source=path.name)
+    return _without_repetitions(frame[list(_OF_A_REPORT)], path)
+
+
+def _read_projections(path):
+    """=> name, patient and projection (Frontal or Lateral) of each image; None where there is no such file."""
+    if not path.is_file():
+        return None
+    frame = read_csv(path, ("uid", "filename", "projection"), texts=("uid", "filename", "projection"))
+    wrong = ~frame["projection"].isin(["Frontal", "Lateral"])
+    if wrong.any():
+        found = frame["projection"][wrong].iloc[0]
+        say(f"{path}: dropped {wrong.sum()} of {len(frame)} rows that say neither Frontal nor Lateral, e.g. {found!r}")
+    frame = frame[~wrong]
+    frame = frame.assign(patient=_numbers(frame["uid"], path))
+    return frame.rename(columns={"filename": "name"})[["name", "patient", "projection"]]
+
+
+def _numbers(column, path):
+    """Numbers of reports as integers; InputError for what is none."""
+    wrong = ~column.str.fullmatch(r"\d{1,5}")
+    if wrong.any():
+        row = column.index[wrong][0]
+        raise InputError(f"{path}, data row {row + 1}: uid {column[row]!r} is no number of a report")
+    return column.astype(int)
+
+
+# ---- both ----------------------------------------------------------------------------------------------------------
+
+
+def _without_repetitions(reports, where):
+    repeated = reports.duplicated("patient")
+    if repeated.any():
+        first = reports["patient_id"][repeated].iloc[0]
+        raise InputError(
+            f"{where} has {repeated.sum()} reports with the number of another, e.g. {first}; remove one of them"
+        )
+    return reports
+
+
+def _image_key(name):
+    """ "CXR1_1_IM-0001-3001.png" and "1_IM-0001-3001.dcm.png" => "CXR1_IM-0001-3001"; "" for other names."""
+    found = _NAME.fullmatch(name.removesuffix(".png"))
+    return f"CXR{found['uid']}_{found['number']}" if found else ""
+
+
+def _with_images(reports, images, root):
+    """A row an image that a report names, with its file."""
+    places = image_places(root, _IMAGE_FOLDERS, ".png")
+    files = {}
+    for name, file in places.items():
+        files.setdefault(_image_key(name), file)
+    files.pop("", None)
+    images = images.assign(dicom_id=images["name"].map(_image_key))
+    strange = (images["dicom_id"] == "") | images.duplicated("dicom_id")
+    if strange.any():
+        first = images["name"][strange].iloc[0]
+        say(f"images: dropped {strange.sum()} of {len(images)} whose name is none or stands twice, e.g. {first!r}")
+    images = images[~strange].drop(columns=["name", "projection"], errors="ignore")
+    table = images.merge(reports, on="patient")
+    if len(table) < len(images):
+        say(f"images: dropped {len(images) - len(table)} of {len(images)} whose report is not there")
+    bare = (~reports["patient"].isin(table["patient"])).sum()
+    say(f"images: the reports name {len(table)}, of {PUBLISHED_IMAGES} that were published; {bare} reports have none")
+    unnamed = sorted(set(files) - set(table["dicom_id"]))
+    if unnamed:
+        say(f"images: {len(unnamed)} PNGs are left out, since no report names them, e.g. {files[unnamed[0]]}")
+    absent = f"{Path(places[min(places)]).parent if places else _IMAGE_FOLDERS[0]}/"
+    table["file"] = table["dicom_id"].map(files).fillna(absent + table["dicom_id"] + ".png")
+    return table.sort_values(["patient", "dicom_id"], ignore_index=True)
+
+
+def _with_views(table, projections):
+    """The table with view and view_from; says how many views are known in which way."""
+    kind = pd.Series("", index=table.index)  # "frontal" or "lateral"
+    how = pd.Series("", index=table.index)
+    caption = table["caption"]
+    both = caption.str.contains(_SIDE_OR_TWO)
+
+    place, count = table.groupby("patient").cumcount(), table.groupby("patient")["patient"].transform("size")
+    first = table.groupby("patient")["dicom_id"].transform("first")
+    ordered = both & (count == 2) & first.str.endswith(_FIRST_FRONTAL)
+    for known, what, source in (
+        (ordered, place.map({0: "frontal", 1: "lateral"}), "order"),
+        (caption.str.contains(_FRONTAL) & ~both & (count == 1), "frontal", "caption"),
+        (*_projection_of(table, projections), "projections"),
+    ):
+        kind, how = kind.mask(known, what), how.mask(known, source)
+
+    pa = caption.str.contains(_PA)
+    frontal = (caption.str.contains(_AP) & ~pa).map({True: "AP", False: "PA"})
+    view = frontal.where(kind == "frontal", kind.map({"lateral": "LATERAL"}).fillna(""))
+    assumed = (view == "PA") & ~pa
+    counts = ", ".join(f"{number} by {source}" for source, number in how[how != ""].value_counts().items())
+    say(
+        f"views: {(view == '').sum()} of {len(table)} are not known, {counts or 'none known'}; {assumed.sum()} frontal ones "
+        "count as PA, since their caption says neither PA nor AP"
+    )
+    return table.assign(view=view, view_from=how + assumed.map({True: "; PA assumed", False: ""}))
+
+
+def _projection_of(table, projections):
+    """=> (whether a projection is known, "frontal" or "lateral") of each row."""
+    if projections is None:
+        return pd.Series(False, index=table.index), ""
+    named = projections.assign(key=projections["name"].map(_image_key)).drop_duplicates("key").set_index("key")
+    found = table["dicom_id"].map(named["projection"].str.lower())
+    return found.notna(), found

@@ -1,0 +1,26 @@
+"""A procedural CXR tree: drawn chests with visible findings, and their reports. No patient was ever in front of it.
+
+    python -m phantom --OUTPUT_ROOT demo/phantom --STUDIES 1500 --IMAGE_SIZE 64
+
+Reads:  nothing.
+Writes: OUTPUT_ROOT, a CXR tree in MIMIC-CXR-JPG's layout (three CSVs, JPEGs, reports).
+"""
+
+from phantom.tree import draw_tree
+from utils.constants import override_constants
+from utils.errors import run
+
+OUTPUT_ROOT = "demo/phantom"  # folder of the tree that is drawn (a folder to write)
+STUDIES = 1500  # studies; about 1.3 images and 0.5 patients each (1 to 10000000)
+IMAGE_SIZE = 256  # pixels, height and width (32 to 4096)
+SEED = 1234  # same seed, same bytes (0 or more)
+NUM_WORKERS = 0  # processes that draw (0 to 256; 0: this one alone)
+
+
+def main():
+    override_constants(globals())
+    draw_tree(OUTPUT_ROOT, STUDIES, IMAGE_SIZE, SEED, NUM_WORKERS)
+
+
+if __name__ == "__main__":
+    run(main)

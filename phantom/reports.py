@@ -1,0 +1,147 @@
+"""The words of a drawn study's report: what its labels say, each finding with side and size as drawn."""
+
+from phantom.anatomy import MASS_EXTENT, nodule_count
+from utils import findings as cxr
+
+_DEGREES = {  # (smallest, middle, largest)
+    "Cardiomegaly": ("mild", "moderate", "severe"),
+    "Edema": ("mild", "moderate", "severe"),
+    "Atelectasis": ("mild", "moderate", "severe"),
+    "Enlarged Cardiomediastinum": ("mild", "moderate", "severe"),
+}
+_NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} and {zone} as drawn
+    "Atelectasis": "{degree} {side} basilar atelectasis",
+    "Cardiomegaly": "{degree} cardiomegaly",
+    "Consolidation": "{degree} consolidation in the {side} {zone} lung",
+    "Edema": "{degree} pulmonary edema",
+    "Enlarged Cardiomediastinum": "{degree} widening of the mediastinum",
+    "rib": "displaced fractures of several {side} ribs",
+    "clavicle": "displaced fracture of the {side} clavicle",
+    "Lung Opacity": "{degree} hazy opacity in the {side} {zone} lung",
+    "Pleural Effusion": "{degree} {side} pleural effusion",
+    "thickening": "{degree} {side} pleural thickening",
+    "cap": "{degree} {side} apical pleural thickening",
+    "plaque": "calcified {side} pleural plaques",
+    "Pneumonia": "{degree} patchy pneumonia in the {side} {zone} lung",
+    "Pneumothorax": "{degree} {side} pneumothorax",
+    "pacemaker": "{side} pacemaker with two leads",
+    "lines": "endotracheal tube and {side} central line",
+}
+_UNQUALIFIED = {  # the finding named without place or size, to be negated
+    "Atelectasis": "atelectasis",
+    "Cardiomegaly": "cardiomegaly",
+    "Consolidation": "focal consolidation",
+    "Edema": "pulmonary edema",
+    "Enlarged Cardiomediastinum": "widening of the mediastinum",
+    "Fracture": "displaced fracture",
+    "Lung Lesion": "nodule or mass",
+    "Lung Opacity": "hazy opacity",
+    "Pleural Effusion": "pleural effusion",
+    "Pleural Other": "pleural thickening",
+    "Pneumonia": "pneumonia",
+    "Pneumothorax": "pneumothorax",
+    "Support Devices": "support device",
+}
+_PRESENT_WORDS = ("There is {}.", "{} is seen.", "{} is present.", "{}.")
+_PRESENT_WORDS_PLURAL = ("There are {}.", "{} are seen.", "{} are present.", "{}.")
+_UNCERTAIN_WORDS = ("Possible {}.", "There is possible {}.", "{} cannot be excluded.", "There may be {}.")
+_ABSENT_WORDS = ("There is no {}.", "No {} is seen.", "No evidence of {}.", "No {}.")
+_CLEAR = ("The lungs are clear.", "Both lungs are well expanded and clear.", "The lungs appear clear.")
+_FILLERS = (
+    ("The trachea is midline.", "The airway is midline."),
+    ("The stomach bubble is in the usual place.", "The upper abdomen is unremarkable."),
+    ("The patient is slightly rotated.", "The technique is adequate.", "Image quality is good."),
+)
+_NORMAL_IMPRESSIONS = ("No acute cardiopulmonary process.", "Normal chest.", "No acute cardiopulmonary abnormality.")
+_INDICATIONS = (
+    "___ year old {} with cough.",
+    "___ year old {} with shortness of breath.",
+    "___ year old {} with chest pain.",
+    "___ year old {} with fever, please evaluate.",
+    "___ year old {} after a fall.",
+)
+
+
+def write_report(drawn, labels, rng):
+    """A report in MIMIC-CXR's layout that says what the labels say, each finding with side and size as drawn.
+
+    drawn: the Findings of `random_findings`, uncertain ones included; labels: its (14,) codes.
+    """
+    by_name = {finding.name: finding for finding in drawn}
+    labelled = {code: [n for n, label in zip(cxr.FINDINGS, labels) if label == code] for code in set(labels.tolist())}
+    present = [by_name[name] for name in labelled.get(cxr.PRESENT, ()) if name != "No Finding"]
+    uncertain = [by_name[name] for name in labelled.get(cxr.UNCERTAIN, ())]
+    absent = list(rng.permutation(labelled.get(cxr.ABSENT, [])))
+
+    positives = [_say(_words_for(finding), _mention(finding), rng) for finding in rng.permutation(present)]
+    hedges = [_say(_UNCERTAIN_WORDS, _hedged(finding), rng) for finding in uncertain]
+    # one sentence negates at most two findings
+    pairs = [
+        " or ".join(_UNQUALIFIED[name] for name in absent[start : start + 2]) for start in range(0, len(absent), 2)
+    ]
+    negatives = [_say(_ABSENT_WORDS, pair, rng) for pair in pairs]
+    normal = labels[cxr.finding_index("No Finding")] == cxr.PRESENT
+    blocks = [positives, hedges, negatives] if rng.random() < 0.7 else [negatives, positives, hedges]
+    sentences = ([rng.choice(_CLEAR)] if normal else []) + [sentence for block in blocks for sentence in block]
+    for place in rng.permutation(len(_FILLERS))[: max(1, 3 - len(sentences))]:
+        if len(sentences) < 6:
+            sentences.append(rng.choice(_FILLERS[place]))
+
+    impression = [_capital(_mention(finding)) + "." for finding in present]
+    impression += [f"Possible {_hedged(finding)}." for finding in uncertain]
+    if normal:
+        impression.insert(0, rng.choice(_NORMAL_IMPRESSIONS))
+    elif not impression:
+        impression = [sentences[0]]
+    if len(impression) > 1 and rng.random() < 0.5:
+        impression = [f"{number}. {sentence}" for number, sentence in enumerate(impression, 1)]
+    heading = rng.choice(["EXAMINATION:  CHEST RADIOGRAPH", "EXAMINATION:  CHEST (SINGLE VIEW)"])
+    parts = [
+        str(heading),
+        "INDICATION:  " + str(rng.choice(_INDICATIONS)).format(rng.choice(["man", "woman"])),
+        "COMPARISON:  " + str(rng.choice(["None.", "Chest radiograph of ___.", "___."])),
+        "FINDINGS: \n\n " + " ".join(sentences),
+        "IMPRESSION: \n\n " + " ".join(impression),
+    ]
+    return " " * 33 + "FINAL REPORT\n " + "\n \n ".join(parts) + "\n"
+
+
+def _mention(finding):
+    """The finding in words, its degree, side and zone as drawn."""
+    degree = _DEGREES.get(finding.name, ("small", "moderate", "large"))[min(2, int(3 * finding.extent))]
+    if finding.name == "Lung Lesion":
+        words = "mass in the {side} {zone} lung"
+        if finding.extent <= MASS_EXTENT:
+            words = (
+                "{side} {zone} lung nodule",
+                "two nodules in the {side} {zone} lung",
+                "three nodules in the {side} lung",
+            )[nodule_count(finding) - 1]
+    else:
+        words = _NAMES[finding.kind or finding.name]
+    return words.format(degree=degree, side=finding.side, zone=finding.zone)
+
+
+def _hedged(finding):
+    """The finding in words of which a radiologist is not sure: a place, but no degree."""
+    side = "" if finding.side == "both" or finding.name == "Support Devices" else finding.side + " "
+    return side + _UNQUALIFIED[finding.name].removeprefix("focal ")
+
+
+def _words_for(finding):
+    """Sentences around a finding, singular or plural as `_mention` names it."""
+    several = finding.kind in ("rib", "plaque") or (finding.name == "Lung Lesion" and nodule_count(finding) > 1)
+    return _PRESENT_WORDS_PLURAL if several or finding.kind == "lines" else _PRESENT_WORDS
+
+
+def _say(templates, words, rng):
+    """One of the templates around the words, as a sentence."""
+    template = str(rng.choice(templates))
+    if template.startswith("There is {}") and words.split()[0] not in ("severe", "mild", "moderate"):
+        words = ("an " if words[0] in "aeiou" else "a ") + words
+    return _capital(template.format(words))
+
+
+def _capital(words):
+    """The sentence with its first letter in upper case."""
+    return words[0].upper() + words[1:]

@@ -1,0 +1,162 @@
+"""Drawn patients and their studies => a CXR tree in MIMIC-CXR-JPG's layout.
+
+Every picture hangs on (seed, patient, study, image) alone, so a larger tree holds the pictures of a smaller one.
+"""
+
+import dataclasses
+import gzip
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from phantom.anatomy import Anatomy, random_anatomy, random_findings
+from phantom.drawing import draw_chest, to_bytes
+from phantom.reports import write_report
+from utils import findings as cxr
+from utils.errors import InputError, say, writing
+from utils.folders import DRAWN_TREE, making
+
+CHUNK = 16  # studies that a process draws before it asks for more
+_SPLIT_CYCLE = 25  # patients of a group after which the splits repeat: 20 train, 2 validate, 3 test
+_TEST_PLACES, _VALIDATE_PLACES = (0, 9, 17), (5, 22)
+
+
+def draw_tree(root, studies=1500, image_size=256, seed=1234, processes=0):
+    """Draws a CXR tree of so many studies under `root`: three CSVs, JPEGs and reports, byte for byte its seed's.
+
+    A patient has one to four studies, a study one film (PA or AP) or both. Patients go round p10 to p19; in each group
+    80 % are train, 8 % validate and 12 % test, in every 25 patients. processes: that draw beside this one, 0 for none; they
+    change no byte. InputError for sizes that cannot be drawn, and for a folder that holds anything but the same drawn tree.
+    """
+    if studies < 1 or image_size < 32:
+        raise InputError(f"cannot draw {studies} studies of {image_size} pixels; ask for 1 study and 32 pixels or more")
+    root = Path(root)
+    labelled = []
+    settings = {"studies": studies, "image_size": image_size, "seed": seed}
+    with making(DRAWN_TREE, root, settings), writing("the drawn CXR tree", root):
+        patient = 0
+        while len(labelled) < studies:
+            labelled += _studies_of(patient, seed)[: studies - len(labelled)]
+            patient += 1
+        draw = partial(_draw_study, root, image_size=image_size)
+        with ProcessPoolExecutor(processes) if processes else nullcontext() as pool:
+            films = pool.map(draw, labelled, chunksize=CHUNK) if pool else map(draw, labelled)
+            images = [row for rows in films for row in rows]
+        _write_tables(root, images, labelled)
+    say(f"{root}: {patient} patients, {len(labelled)} studies, {len(images)} images of {image_size} pixels")
+
+
+def random_chest(rng, image_size):
+    """A chest of a patient never seen before: (image (H, W) uint8, labels (14,) int8, report str)."""
+    anatomy = random_anatomy(rng)
+    drawn, labels = random_findings(rng)
+    view = str(rng.choice(["PA", "AP"], p=[0.7, 0.3]))
+    image = draw_chest(anatomy, drawn, view, image_size, int(rng.integers(2**31)))
+    return to_bytes(image), labels, write_report(drawn, labels, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Study:
+    """One visit of one patient, with all that its films and its report are made from."""
+
+    subject_id: int
+    study_id: int
+    split: str
+    anatomy: Anatomy
+    drawn: list
+    labels: np.ndarray  # (14,) int8
+    views: tuple  # out of "PA", "AP"
+    date: str  # YYYYMMDD, shifted into the future as MIMIC's dates are
+    time: str  # HHMMSS.fff
+    report: str
+    film_seeds: tuple  # one a view
+    dicom_ids: tuple  # one a view
+
+    @property
+    def folder(self):
+        """files/pNN/pNNNNNNNN, where the study's report lies beside the folder of its images."""
+        return Path("files") / f"p{str(self.subject_id)[:2]}" / f"p{self.subject_id}"
+
+
+def _studies_of(patient, seed):
+    """All studies of one patient, given by number; each hangs on (seed, patient, study) alone."""
+    rng = np.random.default_rng([seed, patient])
+    anatomy = random_anatomy(rng)
+    round_, group = divmod(patient, 10)
+    place = (3 * round_ + 8 * group) % _SPLIT_CYCLE
+    split = "test" if place in _TEST_PLACES else "validate" if place in _VALIDATE_PLACES else "train"
+    subject_id = (10 + group) * 1_000_000 + (7919 * round_ + 104_729 * (seed % 1000)) % 1_000_000
+    first_day = pd.Timestamp("2110-01-01") + pd.Timedelta(days=int(rng.integers(30_000)))
+    studies = []
+    for number in range(rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])):
+        rng = np.random.default_rng([seed, patient, number])
+        drawn, labels = random_findings(rng)
+        views = (("PA",), ("AP",), ("PA", "AP"))[rng.choice(3, p=[0.5, 0.2, 0.3])]
+        day = first_day + pd.Timedelta(days=int(90 * number + rng.integers(80)))
+        hour, minute, second, thousandth = (int(rng.integers(limit)) for limit in (24, 60, 60, 1000))
+        studies.append(
+            _Study(
+                subject_id=subject_id,
+                study_id=50_000_000 + (15_485_863 % 9_999_991 * (4 * patient + number) + seed) % 9_999_991,
+                split=split,
+                anatomy=anatomy,
+                drawn=drawn,
+                labels=labels,
+                views=views,
+                date=f"{day:%Y%m%d}",
+                time=f"{hour:02d}{minute:02d}{second:02d}.{thousandth:03d}",
+                report=write_report(drawn, labels, rng),
+                film_seeds=tuple(int(rng.integers(2**31)) for _ in views),
+                dicom_ids=tuple("-".join(f"{word:08x}" for word in rng.integers(2**32, size=5)) for _ in views),
+            )
+        )
+    return studies
+
+
+def _draw_study(root, study, image_size):
+    """Writes the study's films and its report; its rows of the metadata, one a film."""
+    folder = root / study.folder / f"s{study.study_id}"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.with_suffix(".txt").write_text(study.report, encoding="utf-8")
+    rows = []
+    for view, film_seed, dicom_id in zip(study.views, study.film_seeds, study.dicom_ids):
+        film = draw_chest(study.anatomy, study.drawn, view, image_size, film_seed)
+        Image.fromarray(to_bytes(film)).save(folder / f"{dicom_id}.jpg", quality=95)
+        rows.append(
+            {
+                "dicom_id": dicom_id,
+                "subject_id": study.subject_id,
+                "study_id": study.study_id,
+                "PerformedProcedureStepDescription": "CHEST (PA)" if view == "PA" else "CHEST (PORTABLE AP)",
+                "ViewPosition": view,
+                "Rows": image_size,
+                "Columns": image_size,
+                "StudyDate": study.date,
+                "StudyTime": study.time,
+                "ProcedureCodeSequence_CodeMeaning": "CHEST (PA)" if view == "PA" else "CHEST (PORTABLE AP)",
+                "ViewCodeSequence_CodeMeaning": "postero-anterior" if view == "PA" else "antero-posterior",
+                "PatientOrientationCodeSequence_CodeMeaning": "Erect",
+                "split": study.split,
+            }
+        )
+    return rows
+
+
+def _write_tables(root, images, studies):
+    """The three CSVs with PhysioNet's columns, compressed without a time stamp."""
+    images = pd.DataFrame(images)
+    identity = pd.DataFrame([{"subject_id": study.subject_id, "study_id": study.study_id} for study in studies])
+    codes = pd.DataFrame([study.labels for study in studies], columns=list(cxr.FINDINGS))
+    tables = {
+        "metadata": images.drop(columns="split"),
+        "split": images[["dicom_id", "study_id", "subject_id", "split"]],
+        "chexpert": pd.concat([identity, cxr.to_physionet(codes)], axis=1),
+    }
+    for name, table in tables.items():
+        text = table.to_csv(index=False, lineterminator="\n").encode()
+        (root / f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(gzip.compress(text, mtime=0))

@@ -1,0 +1,1 @@
+"""From requests to the images of a synthetic tree."""

@@ -1,0 +1,353 @@
+"""evaluate_pairs.py on drawn trees: known answers, bad input, and that it runs through."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_scripts import flags, launch
+
+from evaluation import judges, metrics
+from evaluation import sections as evaluation
+from evaluation.judges import first_half
+from phantom import draw_tree
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.folders import MANIFEST_FILE, WRITTEN_REPORTS
+from utils.mimic_cxr import image_file, read_table, write_tree
+
+SCRIPT = Path(__file__).parent.parent.parent / "evaluate_pairs.py"
+SMALL = {
+    "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
+    "JUDGE_BATCH_SIZE": 16, "IMAGE_SIZE": 32, "BASE_MODEL": "", "BOOTSTRAP": 50, "DOWNSTREAM": False, "NUM_WORKERS": 0,
+    "DEVICE": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluation") / "real"
+    draw_tree(root, studies=150, image_size=32, seed=5)
+    return root
+
+
+@pytest.fixture
+def evaluate(real, tmp_path, monkeypatch):
+    """evaluate(SYNTHETIC=..., ...) => evaluation.json; all runs of this file share one cache, so one judge."""
+    monkeypatch.setattr(metrics, "MINIMUM_POSITIVES", 2)
+
+    def run(**constants):
+        output = tmp_path / "evaluation"
+        places = {"REAL": real, "CACHE_DIR": real.parent / "cache", "OUTPUT": output, "PAGE": output / "index.html"}
+        arguments = [
+            text for item in {**SMALL, **places, **constants}.items() for text in (f"--{item[0]}", str(item[1]))
+        ]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        spec = importlib.util.spec_from_file_location("evaluate_pairs", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.main()
+        return json.loads((output / "evaluation.json").read_text())
+
+    return run
+
+
+def generated_tree(root, real, rows, reports=True):
+    """A tree with synthetic.csv whose images and reports are those of real rows, under ids of their own."""
+    table = read_table(real)
+    table = table[table["split"].isin(rows)].reset_index(drop=True)
+    made = table.assign(
+        dicom_id=[f"{number:08x}" for number in range(len(table))],
+        subject_id=10_000_000 + np.arange(len(table)),
+        study_id=50_000_000 + np.arange(len(table)),
+        split="train",
+        report=table["report"] if reports else "",
+    )
+    for old, row in zip(table["image_path"], made.itertuples()):
+        path = image_file(root, row.subject_id, row.study_id, row.dicom_id)
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(old, path)
+    provenance = pd.DataFrame({"dicom_id": made["dicom_id"], "source": table["dicom_id"], "prompt": "", "seed": 1})
+    write_tree(root, made, provenance.assign(reference_dicom_id=""))
+    return made
+
+
+def by(rows, column):
+    return {row[column]: row for row in rows}
+
+
+def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evaluate):
+    found = evaluate(SYNTHETIC=real)
+    assert by(found["image_quality"], "images")["synthetic"]["FID"] == pytest.approx(0, abs=1e-4)
+    assert found["auroc"]["synthetic"] == found["auroc"]["real"]
+    assert by(found["image_quality"], "images")["real train (floor)"]["FID"] > 0
+    reports = by(found["reports"], "reports")
+    assert reports["synthetic"]["BLEU-4"] == pytest.approx(1) and reports["synthetic"]["ROUGE-L"] == pytest.approx(1)
+    assert reports["shuffled among images"]["clinical F1 micro"] < reports["synthetic"]["clinical F1 micro"]
+    assert reports["constant normal report"]["ROUGE-L"] < 1
+    assert found["pairs"]["synthetic"] == found["pairs"]["real"]
+    complete = by(found["complete_agreement"], "pairs")
+    assert {**complete["synthetic"], "pairs": "real"} == complete["real"] and complete["real"]["request-report"] > 0.5
+    assert complete[evaluation.SHUFFLED]["request-report"] < complete["synthetic"]["request-report"]
+    few = "FID from fewer images"
+    assert few in by(found["image_quality"], "images")["synthetic"]["warning"]
+
+
+def test_a_judge_is_trained_beforehand(real, evaluate, tmp_path, monkeypatch):
+    fresh = {"SYNTHETIC": real, "CACHE_DIR": tmp_path / "cache"}
+    with pytest.raises(FileNotFoundError):  # nothing but the judge is made
+        evaluate(**fresh, JUDGE_ONLY=True)
+    monkeypatch.setattr(judges, "train_classifier", None)
+    evaluate(**fresh)
+
+
+def test_rules_read_any_wording_and_learn_nothing(real, evaluate, tmp_path):
+    found = evaluate(SYNTHETIC=real, TEXT_JUDGE="rules")
+    rows = by(found["reports"], "reports")
+    assert found["text_judge"] == judges.RulesJudge.name
+    assert rows["synthetic"]["clinical F1 micro"] > 0.98 and rows["label-only"]["clinical F1 micro"] > 0.98
+    assert rows["shuffled among images"]["clinical F1 micro"] < 0.8
+    page = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert judges.RulesJudge.name in page and "TF-IDF" not in page
+
+
+def test_a_tree_against_its_other_half_is_at_the_floor(real, evaluate):
+    rows = by(evaluate(SYNTHETIC=real, SYNTHETIC_SPLIT="validate")["image_quality"], "images")
+    assert 0 < rows["synthetic"]["FID"] < 5 * rows["real train (floor)"]["FID"]
+    assert rows["synthetic"]["N"] == rows["real train (floor)"]["N"]
+
+
+def test_copied_training_images_are_found_and_shown(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "copies", real, ("train",))
+    found = evaluate(SYNTHETIC=tmp_path / "copies")
+    (row,) = found["memorisation"]
+    assert row["share"] == 1 and row["median"] < 1e-5 < row["median_real"]
+    assert found["synthetic"]["N"] == len(made)
+    for name in ("auroc.png", "memorisation.png", "closest.png", "evaluation.md", "index.html", "constants.json"):
+        assert (tmp_path / "evaluation" / name).stat().st_size > 0
+    with Image.open(tmp_path / "evaluation" / "closest.png") as picture:
+        assert min(picture.size) > 100
+    # label vectors of training rows: each has its source's report as reference
+    assert by(found["reports"], "reports")["synthetic"]["N with a reference"] == len(made)
+
+
+def test_a_planted_label_flip_is_in_the_agreement(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "flipped", real, ("test",))
+    flipped = made["Pleural Effusion"].to_numpy() == 1
+    write_tree(
+        tmp_path / "flipped", made.assign(**{"Pleural Effusion": np.where(flipped, 0, made["Pleural Effusion"])})
+    )
+    evaluate(SYNTHETIC=tmp_path / "flipped")
+    told = pd.read_csv(tmp_path / "evaluation" / "agreement.csv.gz", dtype={"dicom_id": str})
+    told = told[told["finding"] == "Pleural Effusion"].set_index("dicom_id").loc[made["dicom_id"]]
+    assert flipped.any() and (told["asked"][flipped] == 0).all() and (told["report"][flipped] == 1).mean() > 0.5
+
+
+def test_what_is_wrong_with_reports_as_texts_is_counted(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "odd", real, ("test",))
+    reports = made["report"].to_numpy()
+    reports[:3] = "FINDINGS: Severe cardiomegaly. No cardiomegaly."
+    reports[3:5] = "FINDINGS: No change since ___."
+    reports[5] = "FINDINGS: No edema edema edema."
+    write_tree(tmp_path / "odd", made.assign(report=reports))
+    row, train = evaluate(SYNTHETIC=tmp_path / "odd")["texts"]
+    assert [row[name] for name in ("N", "marks", "contradictions", "stuttering")] == [len(made), 2, 3, 1]
+    assert row["distinct"] == pytest.approx(len(set(reports)) / len(made))
+    assert [train[name] for name in ("marks", "contradictions", "stuttering", "distinct")] == [0, 0, 0, 1]
+    text = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "## Reports as texts" in text and f"| synthetic | 2 of {len(made)} | 3 of {len(made)} |" in text
+    assert "agree on every finding" in (tmp_path / "evaluation" / "index.html").read_text()
+
+
+def test_a_tree_without_reports_gets_image_metrics_only_and_is_told_so(real, evaluate, tmp_path):
+    generated_tree(tmp_path / "silent", real, ("test",), reports=False)
+    found = evaluate(SYNTHETIC=tmp_path / "silent", WRITTEN=tmp_path)
+    assert "written_reports" not in found and f"WRITTEN, {tmp_path}, are not evaluated" in found["notes"][1]
+    assert "reports" not in found and "texts" not in found and list(found["pairs"]) == ["synthetic", "real"]
+    complete = by(found["complete_agreement"], "pairs")
+    assert complete["synthetic"]["request-image"] is not None and complete["synthetic"]["all three"] is None
+    assert (
+        "has no reports" in found["notes"][0]
+        and "has no reports" in (tmp_path / "evaluation/evaluation.md").read_text()
+    )
+    assert found["auroc"]["synthetic"]["mean"]["auroc"] is not None
+
+
+def test_unreadable_images_are_named_counted_and_left_out(real, evaluate, tmp_path, capfd):
+    made = generated_tree(tmp_path / "torn", real, ("test",))
+    row = made.iloc[3]
+    torn = image_file(tmp_path / "torn", row["subject_id"], row["study_id"], row["dicom_id"])
+    torn.write_bytes(torn.read_bytes()[:200])
+    found = evaluate(SYNTHETIC=tmp_path / "torn")
+    assert found["synthetic"]["N"] == len(made) - 1 and found["synthetic"]["unreadable"] == 1
+    said = "".join(capfd.readouterr())
+    assert torn.name in said and f"1 of {len(made)} images cannot be read" in said
+
+
+def test_written_reports_of_real_images_and_downstream_utility(real, evaluate, tmp_path):
+    table = read_table(real, splits=("test",))
+    table[["dicom_id", "study_id", "report"]].to_csv(tmp_path / "reports.csv", index=False)
+    found = evaluate(SYNTHETIC=real, WRITTEN=tmp_path, DOWNSTREAM=True)
+    assert [row["reports"] for row in found["texts"]] == ["synthetic", "written for real images", "real train"]
+    synthetic, written, train = found["texts"]
+    assert {**synthetic, "reports": ""} == {**written, "reports": ""} and synthetic["N"] == train["N"] == len(table)
+    written = by(found["written_reports"], "reports")
+    assert written["written for real images"]["ROUGE-L"] == pytest.approx(1)
+    assert written["shuffled among images"]["ROUGE-L"] < 0.9
+    assert [row["trained on"] for row in found["downstream"]] == ["real", "synthetic", "real and synthetic"]
+    assert [row["N"] for row in found["downstream"]][2] == sum(row["N"] for row in found["downstream"][:2])
+
+
+def test_the_hold_out_is_that_of_the_images_checkpoint(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "made", real, ("test",))
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    told = pd.DataFrame({"dicom_id": made["dicom_id"], "source": "", "checkpoint": str(checkpoint)})
+    write_tree(tmp_path / "made", made, told.assign(prompt="", seed=1, reference_dicom_id=""))
+    (checkpoint / "training.json").write_text(json.dumps({"constants": {"HOLD_OUT": ["p19"]}, "encoders": {}}))
+    with pytest.raises(
+        InputError, match=r"HOLD_OUT is \(\), and the checkpoint of .*made, .*trained with \('p19',\) held out"
+    ):
+        evaluate(SYNTHETIC=tmp_path / "made")
+    shutil.rmtree(checkpoint)  # it is not here any more: nobody knows
+    evaluate(SYNTHETIC=tmp_path / "made")
+
+
+def selected_tree(root, real):
+    """A tree whose images a selector chose that half of the training patients taught; its scores are made up."""
+    made = generated_tree(root, real, ("test", "validate"))
+    table = read_table(real, splits=("train",))
+    pd.DataFrame({"subject_id": table["subject_id"][first_half(table)].unique()}).to_csv(
+        root / "selector.csv", index=False
+    )
+    told = pd.DataFrame({"dicom_id": made["dicom_id"], "score": -np.linspace(0.1, 3, len(made))})
+    told["agrees"] = [*[1, 0] * (len(made) // 2), *[1] * (len(made) % 2)]
+    told.loc[0, ["score", "agrees"]] = np.nan  # as in a tree that was begun by an earlier version
+    write_tree(root, made, told)
+    return made
+
+
+def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
+    made = selected_tree(tmp_path / "chosen", real)
+    train = read_table(real, splits=("train",))
+    with pytest.raises(
+        InputError, match=r"training patients of the judge, e\.g\. 1\d{7}, trained the selector .* JUDGE_PATIENTS"
+    ):
+        evaluate(SYNTHETIC=tmp_path / "chosen")
+    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half", DOWNSTREAM=True)
+    assert found["train"]["N"] == len(train)  # floors and copies are of all of them
+    assert by(found["image_quality"], "images")["real train (floor)"]["N"] == len(made)
+    rows = [row["N"] for row in found["downstream"]]
+    assert rows == [(~first_half(train)).sum(), len(made), (~first_half(train)).sum() + len(made)]
+    calibration, acceptance = found["selection"]["calibration"], found["selection"]["acceptance"]
+    assert sum(row["N"] for row in calibration) == acceptance["N"] == len(made) - 1 and len(calibration) == 5
+    assert calibration[0]["mean score"] < calibration[-1]["mean score"]
+    assert all(0 <= row["agree by the judge"] <= 1 for row in calibration)
+    assert acceptance["agree by the selector"] == pytest.approx(0.5, abs=0.1)
+    assert "## Selection" in (tmp_path / "evaluation" / "evaluation.md").read_text()
+
+
+def test_rules_do_not_judge_reports_that_they_chose(tmp_path):
+    def written(name, **settings):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST_FILE).write_text(json.dumps({WRITTEN_REPORTS: settings}))
+        return str(tmp_path / name)
+
+    nobody = pd.DataFrame({"subject_id": []})
+    evaluation.check_apart(written("one"), nobody, "rules", written("two", CANDIDATES=1))
+    evaluation.check_apart(written("three", CANDIDATES=4), nobody, "tfidf")
+    with pytest.raises(
+        InputError, match="five were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf"
+    ):
+        evaluation.check_apart(written("four"), nobody, "rules", written("five", CANDIDATES=2))
+
+
+def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_path):
+    generated_tree(tmp_path / "made", real, ("test",))  # without the columns, as an earlier version left it
+    assert "selection" not in evaluate(SYNTHETIC=tmp_path / "made")
+    assert "## Selection" not in (tmp_path / "evaluation" / "evaluation.md").read_text()
+
+
+def test_the_selector_s_judge_of_the_same_request(real, evaluate, tmp_path, monkeypatch):
+    """The judge that says what it is told to says so of each group."""
+    made = selected_tree(tmp_path / "chosen", real)
+    labels = made[list(FINDINGS)].to_numpy()
+    right = np.arange(len(made)) < len(made) // 2  # the better scores
+
+    def see(self, extractor, rows=None):
+        features, probabilities = seen(self, extractor, rows)
+        if len(self) == len(made) and rows is None and (self.table["dicom_id"] == made["dicom_id"]).all():
+            probabilities = np.where((labels == 1) == right[:, None], 1.0, 0.0)
+        return features, probabilities
+
+    seen = evaluation.Images.see
+    monkeypatch.setattr(evaluation.Images, "see", see)
+    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half")["selection"]
+    shares = [row["agree by the judge"] for row in found["calibration"]]
+    assert shares[:2] == [0, 0] and shares[-2:] == [1, 1]
+    assert found["acceptance"]["agree by the judge, of these"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, base_model, tmp_path, monkeypatch):
+    generated_tree(tmp_path / "made", real, ("test",))
+    constants = {"SYNTHETIC": tmp_path / "made", "BASE_MODEL": base_model}
+    places = {"REAL": real, "CACHE_DIR": tmp_path / "cache", "OUTPUT": tmp_path / "two", "PAGE": tmp_path / "two.html"}
+    config = tmp_path / "empty.toml"
+    config.write_text("")
+    said = launch("evaluate_pairs", config, *flags(**{**SMALL, **places, **constants}))
+    assert said.count("the evaluation: ") == 1
+    monkeypatch.undo()  # the number of positives that is enough, which the launched processes have
+    one, two = evaluate(**constants), json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    for found in (one, two):
+        assert found.pop("seconds")
+    whole = [pd.DataFrame(found.pop("complete_agreement")) for found in (one, two)]
+    certain = ["pairs", "N", "findings", "request-report"]  # a finding may be seen just above or below the threshold
+    pd.testing.assert_frame_equal(whole[0][certain], whole[1][certain])
+    np.testing.assert_allclose(whole[0]["request-image"], whole[1]["request-image"], atol=0.15)
+    pd.testing.assert_frame_equal(pd.json_normalize(one), pd.json_normalize(two), rtol=1e-3)
+    assert one["image_quality"][1]["FID"] == pytest.approx(two["image_quality"][1]["FID"], rel=1e-4)
+
+
+def test_trees_that_share_no_findings(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "unlabelled", real, ("test",))
+    write_tree(tmp_path / "unlabelled", made.assign(**dict.fromkeys(FINDINGS, 0)))
+    with pytest.raises(InputError, match="share no findings"):
+        evaluate(SYNTHETIC=tmp_path / "unlabelled")
+
+
+def test_fewer_than_two_images(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "one", real, ("test",))
+    for row in made.iloc[1:].itertuples():
+        image_file(tmp_path / "one", row.subject_id, row.study_id, row.dicom_id).unlink()
+    with pytest.raises(InputError, match="has 1 readable images; an evaluation needs 2 or more"):
+        evaluate(SYNTHETIC=tmp_path / "one")
+
+
+def test_an_image_that_is_no_picture_is_never_replaced(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "black", real, ("test",))
+    for row in made.itertuples():
+        image_file(tmp_path / "black", row.subject_id, row.study_id, row.dicom_id).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="has 0 readable images"):
+        evaluate(SYNTHETIC=tmp_path / "black")
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"CLASSIFIER": "mine"}, "--CLASSIFIER: 'mine' is none of"),
+        ({"TEXT_JUDGE": "mine"}, "--TEXT_JUDGE: 'mine' is none of"),
+        ({"FEATURES": "clip"}, "--FEATURES: 'clip' is none of"),
+        ({"JUDGE_PATIENTS": "first half"}, "--JUDGE_PATIENTS: 'first half' is none of all, second half"),
+        ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
+        ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
+        ({"SYNTHETIC": "nowhere"}, "nowhere is no folder"),
+    ],
+)
+def test_bad_constants_are_one_sentence(real, evaluate, constants, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(**{"SYNTHETIC": real, **constants})

@@ -1,0 +1,412 @@
+import json
+import shutil
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from models.diffusion import (
+    PromptedDenoiser,
+    load_unet,
+    noise_level,
+    noise_schedule,
+    sample_latents,
+    sampling_scheduler,
+    training_target,
+)
+from utils.checkpoints import load_strictly
+from utils.errors import InputError
+from utils.findings import to_prompt
+from utils.prompts import NULL_PROMPT, PooledFusion, TextEncoder, TokenFusion
+from uvit.model import UViT
+
+SHAPE = (4, 8, 8)
+EDEMA = to_prompt([0, 0, 0, 1] + [0] * 10)
+
+
+@pytest.fixture
+def unet_model(base_model):
+    """The tiny U-Net with the fusion of tokens."""
+    return PromptedDenoiser(
+        load_unet(base_model, 16), TokenFusion(16, 16), noise_schedule(base_model, "epsilon")
+    ).eval()
+
+
+@pytest.fixture
+def uvit_model(base_model):
+    torch.manual_seed(0)
+    uvit = UViT(img_size=8, embed_dim=16, depth=2, num_heads=2)
+    return PromptedDenoiser(uvit, PooledFusion(16, 16, 16), noise_schedule(base_model, "v_prediction")).eval()
+
+
+# --- schedule and target -----------------------------------------------------------------------------------------
+
+
+def test_the_schedule_is_stable_diffusions(base_model):
+    schedule = noise_schedule(base_model, "epsilon")
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, 0))
+    with pytest.raises(InputError, match="PREDICTION 'noise' is neither"):
+        noise_schedule(base_model, "noise")
+    with pytest.raises(InputError, match="no scheduler in '/absent'"):
+        noise_schedule("/absent", "epsilon")
+
+
+def test_targets(base_model):
+    latents, noise, timesteps = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0, 500, 999])
+    assert torch.equal(training_target(noise_schedule(base_model, "epsilon"), latents, noise, timesteps), noise)
+    schedule = noise_schedule(base_model, "v_prediction")
+    alpha = schedule.alphas_cumprod[timesteps].view(3, 1, 1, 1)
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    torch.testing.assert_close(training_target(schedule, latents, noise, timesteps), velocity)
+
+
+# --- sampling ----------------------------------------------------------------------------------------------------
+
+
+class LinearStub(nn.Module):
+    """Predicts 2 text + 3 reference + 5 text * reference, constant over the latents; counts evaluations."""
+
+    def __init__(self):
+        super().__init__()
+        self.device_holder = nn.Parameter(torch.zeros(1))
+        self.evaluations = 0
+
+    def forward(self, latents, timesteps, text, reference):
+        self.evaluations += len(latents)
+        reference = torch.zeros_like(text) if reference is None else reference
+        value = 2 * text[:, 0] + 3 * reference[:, 0] + 5 * text[:, 0] * reference[:, 0]
+        return value.view(-1, 1, 1, 1).expand_as(latents)
+
+
+class OneStep:
+    """A scheduler whose only step returns the guided prediction."""
+
+    timesteps, init_noise_sigma = torch.tensor([999]), 1.0
+
+    def set_timesteps(self, steps, device):
+        pass
+
+    def scale_model_input(self, latents, timestep):
+        return latents
+
+    def step(self, prediction, timestep, latents):
+        return SimpleNamespace(prev_sample=prediction)
+
+
+@pytest.mark.parametrize(
+    ("text_guidance", "reference_guidance", "evaluations"),
+    [(1, 1, 1), (3, 3, 2), (7.5, 7.5, 2), (3, 1, 2), (0, 1, 1), (0, 0, 1), (0, 2, 2), (3, 2, 3), (1, 2, 3)],
+)
+def test_guidance_is_the_formula_and_evaluates_no_more_than_it_needs(text_guidance, reference_guidance, evaluations):
+    model, text, reference, null = LinearStub(), torch.tensor([[7.0], [1.0]]), torch.tensor([[11.0], [2.0]]), 0.5
+    out = sample_latents(
+        model, OneStep(), text, reference, torch.tensor([null]), [0, 1], SHAPE, 1, text_guidance, reference_guidance
+    )
+
+    def e(text, reference):
+        return 2 * text + 3 * reference + 5 * text * reference
+
+    expected = (
+        e(null, 0)
+        + reference_guidance * (e(null, reference) - e(null, 0))
+        + text_guidance * (e(text, reference) - e(null, reference))
+    )
+    torch.testing.assert_close(out, expected.view(2, 1, 1, 1).expand(2, *SHAPE))
+    assert model.evaluations == 2 * evaluations
+
+
+@pytest.mark.parametrize(("guidance", "evaluations"), [(1, 1), (3, 2)])
+def test_without_a_reference_guidance_is_the_ordinary_one(guidance, evaluations):
+    model, text = LinearStub(), torch.tensor([[7.0], [1.0]])
+    out = sample_latents(model, OneStep(), text, None, torch.tensor([0.5]), [0, 1], SHAPE, 1, guidance, 9)
+    expected = 2 * 0.5 + guidance * (2 * text - 2 * 0.5)
+    torch.testing.assert_close(out, expected.view(2, 1, 1, 1).expand(2, *SHAPE))
+    assert model.evaluations == 2 * evaluations
+
+
+def test_guidance_outside_of_its_noise_levels_is_none_and_costs_no_call(uvit_model):
+    """Of four steps, those whose noise level lies in the interval are guided: as if guidance changed from step to step."""
+    generator = torch.Generator().manual_seed(0)
+    text, null, reference = (torch.randn(size, 16, generator=generator) for size in (2, 1, 2))
+    calls = []
+    uvit_model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
+
+    def sample(guidance, **options):
+        calls.clear()
+        scheduler = sampling_scheduler("DDIM", uvit_model.schedule)
+        return sample_latents(
+            uvit_model, scheduler, text, reference, null[0], [0, 1], SHAPE, 4, guidance, guidance, **options
+        )
+
+    levels = [noise_level(uvit_model.schedule, step) for step in (751, 501, 251, 1)]  # DDIM's
+    plain, full = sample(1.0), sample(3.0)
+    middle = sample(3.0, guided=(levels[2], levels[1]))
+    assert calls == [2, 4, 4, 2]
+    assert not torch.allclose(middle, plain) and not torch.allclose(middle, full)
+    assert torch.equal(sample(3.0, guided=(levels[3], levels[0])), full) and calls == [4] * 4
+    assert torch.equal(sample(3.0, guided=(levels[0] + 1, 1000.0)), plain) and calls == [2] * 4
+    assert torch.equal(sample(3.0, guided=(0.0, 1000.0)), full)
+
+
+def test_noise_levels_are_the_schedules(base_model):
+    schedule = noise_schedule(base_model, "epsilon")
+    assert noise_level(schedule, 999) == pytest.approx(14.6146, abs=1e-3)  # of Stable Diffusion
+    half = noise_level(schedule, torch.tensor(500.5))
+    assert noise_level(schedule, 500) < half < noise_level(schedule, 501)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "DDIM", "EulerDiscrete"])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+def test_denoising_can_begin_at_any_strength_of_given_latents(name, strength, base_model):
+    """The noise that is added is the one the schedule has there: a network that knows the noise gives the latents back."""
+    schedule = noise_schedule(base_model, "epsilon")
+    latents = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+
+    class Knowing(OnePicture):
+        def forward(self, noisy, timesteps, text, reference):
+            self.picture, self.first = latents, getattr(self, "first", timesteps[0])
+            return super().forward(noisy, timesteps, text, reference)
+
+    model, nothing = Knowing(schedule), torch.zeros(2, 1)
+    scheduler = sampling_scheduler(name, schedule)
+    made = sample_latents(
+        model, scheduler, nothing, None, nothing[0], [0, 1], SHAPE, 20, 1, 1, start=(latents, strength)
+    )  # fmt: skip
+    assert (made - latents).abs().max() < 0.1  # the last step's noise
+    assert 0 <= strength * 1000 - float(model.first) <= 1000 / 20
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "PNDM", "DDIM", "EulerAncestralDiscrete"])
+@pytest.mark.parametrize("backbone", ["unet_model", "uvit_model"])
+def test_same_seed_same_picture_whatever_the_batch(name, backbone, request):
+    model = request.getfixturevalue(backbone)
+    tokens = (77,) if backbone == "unet_model" else ()
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(4, *tokens, 16, generator=generator)
+    null, reference = torch.randn(*tokens, 16, generator=generator), torch.randn(4, 16, generator=generator)
+
+    def sample(rows, scheduler):
+        return sample_latents(model, scheduler, text[rows], reference[rows], null, rows, SHAPE, 4, 3.0, 2.0)
+
+    scheduler = sampling_scheduler(name, model.schedule)
+    together = sample([0, 1, 2, 3], scheduler)
+    alone = torch.cat([sample([row], scheduler) for row in range(4)])
+    assert together.shape == (4, *SHAPE) and together.isfinite().all()
+    scale = together.abs().max()
+    assert (together - alone).abs().max() < 1e-5 * max(scale, 1)
+    assert (together[0] - together[1]).abs().max() > 0.1
+    again = sample([3, 1], sampling_scheduler(f"{name}Scheduler", model.schedule))
+    assert (again - together[[3, 1]]).abs().max() < 1e-5 * max(scale, 1)
+
+
+def test_an_unknown_scheduler_is_refused(base_model):
+    with pytest.raises(InputError, match="SCHEDULER 'PNMD' is none of diffusers' schedulers"):
+        sampling_scheduler("PNMD", noise_schedule(base_model, "epsilon"))
+
+
+SAMPLERS = {  # diffusers' schedulers for images of a noise schedule; all others are for something else
+    "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep",
+    "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM",
+    "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep", "DPMSolverSDE", "CosineDPMSolverMultistep",
+}  # fmt: skip
+ALL_SCHEDULERS = sorted(name.removesuffix("Scheduler") for name in dir(diffusers) if name.endswith("Scheduler"))
+
+
+class OnePicture(nn.Module):
+    """What the best network would predict if all latents of its training had been the same."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.holder = nn.Parameter(torch.zeros(1))
+        self.schedule = schedule
+        self.picture = torch.sin(torch.arange(256.0)).view(1, *SHAPE)
+
+    def forward(self, latents, timesteps, text, reference):
+        alphas = self.schedule.alphas_cumprod
+        sigmas = np.interp(timesteps.float(), np.arange(len(alphas)), ((1 - alphas) / alphas).sqrt())
+        alpha = torch.tensor(1 / (1 + sigmas**2), dtype=torch.float32).view(-1, 1, 1, 1)
+        noise = (latents - alpha.sqrt() * self.picture) / (1 - alpha).sqrt()
+        if self.schedule.config.prediction_type == "epsilon":
+            return noise
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * self.picture
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ALL_SCHEDULERS)
+def test_a_scheduler_samples_or_is_refused_in_a_sentence_that_names_others(name, prediction, base_model):
+    """No scheduler of diffusers ends in a traceback, and what is accepted arrives at the right picture in 3 steps."""
+    schedule = noise_schedule(base_model, prediction)
+    try:
+        scheduler = sampling_scheduler(name, schedule, 3)
+    except InputError as error:
+        assert str(error).startswith(f"SCHEDULER {name!r} cannot sample") and "\n" not in str(error)
+        assert all(f"'{good}'" in str(error) for good in ("DPMSolverMultistep", "PNDM", "DDIM"))
+        assert name not in SAMPLERS or "torchsde" in str(error)
+        return
+    assert name in SAMPLERS
+    model, nothing = OnePicture(schedule), torch.zeros(2, 1)
+    found = sample_latents(model, scheduler, nothing, None, nothing[0], [0, 1], SHAPE, 3, 1, 1)
+    assert (found - model.picture).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("DDIM", 2000), ("PNDM", 1), ("PNDM", 2000), ("DPMSolverMultistep", 2000), ("LCM", 60), ("DDIM", -1)],
+)
+def test_steps_that_a_scheduler_cannot_do_are_refused(name, steps, base_model):
+    schedule = noise_schedule(base_model, "epsilon")
+    sampling_scheduler(name, schedule, 50)
+    with pytest.raises(
+        InputError, match=rf"SCHEDULER '{name}' cannot sample .* in {steps} steps: .*; take other STEPS"
+    ):
+        sampling_scheduler(name, schedule, steps)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "PNDM", "DDIM", "EulerAncestralDiscrete"])
+def test_a_saved_schedule_samples_as_the_one_in_memory(name, unet_model, tmp_path):
+    unet_model.save_pretrained(tmp_path)
+    loaded = PromptedDenoiser.from_pretrained(tmp_path).schedule
+    in_memory, from_disk = (sampling_scheduler(name, schedule) for schedule in (unet_model.schedule, loaded))
+    in_memory.set_timesteps(7)
+    from_disk.set_timesteps(7)
+    assert in_memory.timesteps.tolist() == from_disk.timesteps.tolist()
+
+
+@pytest.mark.parametrize("name", ["PNDM", "DPMSolverMultistep", "DDIM"])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_text_alone_is_stable_diffusions_own_pipeline(base_model, unet_model, tmp_path, name, guidance):
+    """The same U-Net, prompt, seed, scheduler and guidance, 77 tokens: the same latents, but for rounding."""
+    unet_model.save_pretrained(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        base_model,
+        unet=UNet2DConditionModel.from_pretrained(tmp_path),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.scheduler = type(sampling_scheduler(name, unet_model.schedule)).from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        EDEMA,
+        height=32,
+        width=32,
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+
+    encoder = TextEncoder(base_model, pooled=False)
+    text, null = encoder.encode([EDEMA]), encoder.encode([NULL_PROMPT])[0]
+    model = PromptedDenoiser.from_pretrained(tmp_path).eval()
+    found = sample_latents(
+        model, sampling_scheduler(name, model.schedule), text, None, null, [3], SHAPE, 10, guidance, guidance
+    )
+    assert expected.std() > 0.1
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["unet_model", "uvit_model"])
+def test_a_checkpoint_is_the_model(backbone, request, tmp_path):
+    model = request.getfixturevalue(backbone)
+    with torch.no_grad():
+        for parameter in model.fusion.parameters():
+            parameter.normal_()
+    model.save_pretrained(tmp_path)
+    loaded = PromptedDenoiser.from_pretrained(tmp_path, denoiser=type(model.denoiser).__name__).eval()
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert loaded.schedule.config.prediction_type == model.schedule.config.prediction_type
+    assert torch.equal(loaded.schedule.alphas_cumprod, model.schedule.alphas_cumprod)
+    assert type(loaded.fusion) is type(model.fusion)
+    with pytest.raises(InputError, match=f"is a {type(model.denoiser).__name__}, not a Other"):
+        PromptedDenoiser.from_pretrained(tmp_path, denoiser="Other")
+
+
+def test_plain_diffusers_opens_a_checkpoint(unet_model, tmp_path):
+    unet_model.save_pretrained(tmp_path)
+    unet, info = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    inputs = torch.randn(1, *SHAPE), torch.tensor([5]), torch.randn(1, 78, 16)
+    torch.testing.assert_close(unet.eval()(*inputs).sample, unet_model.denoiser(*inputs).sample)
+
+
+def test_start_from_takes_weights_of_the_same_architecture_only(unet_model, uvit_model, tmp_path):
+    for model, name in ((unet_model, "unet"), (uvit_model, "uvit")):
+        model.save_pretrained(tmp_path / name)
+    other = PromptedDenoiser(UViT(img_size=8, embed_dim=16, depth=2, num_heads=2), PooledFusion(16, 16, 16), None)
+    other.start_from(tmp_path / "uvit")
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in uvit_model.state_dict().items())
+    deeper = PromptedDenoiser(UViT(img_size=8, embed_dim=16, depth=4, num_heads=2), PooledFusion(16, 16, 16), None)
+    with pytest.raises(InputError, match="of another architecture"):
+        deeper.start_from(tmp_path / "uvit")
+    with pytest.raises(InputError):
+        deeper.start_from(tmp_path / "unet")
+
+    shutil.rmtree(tmp_path / "uvit" / "fusion")
+    other.start_from(tmp_path / "uvit")  # a denoiser alone, pretrained without prompts
+
+
+def test_no_checkpoint_and_half_a_checkpoint_are_refused(unet_model, tmp_path):
+    with pytest.raises(InputError, match="is no checkpoint of this project"):
+        PromptedDenoiser.from_pretrained(tmp_path)
+    unet_model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="fusion is no checkpoint of this project"):
+        PromptedDenoiser.from_pretrained(tmp_path / "fusion")
+    shutil.rmtree(tmp_path / "scheduler")
+    with pytest.raises(InputError, match="no scheduler in"):
+        PromptedDenoiser.from_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "fusion")
+    with pytest.raises(InputError, match="fusion is no checkpoint of this project"):
+        PromptedDenoiser.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["unet", "uvit"])
+@pytest.mark.parametrize("harm", ["missing", "left over", "misshapen", "cut off", "absent"])
+def test_weights_that_do_not_fit_are_refused(harm, name, unet_model, uvit_model, tmp_path):
+    model = {"unet": unet_model, "uvit": uvit_model}[name].denoiser
+    model.save_pretrained(tmp_path)
+    load_strictly(type(model), tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    first = sorted(weights)[0]
+    if harm == "missing":
+        del weights[first]
+    elif harm == "left over":
+        weights["stray.weight"] = torch.zeros(2)
+    elif harm == "misshapen":
+        weights[first] = torch.zeros(3, 5)
+    save_file(weights, file, metadata={"format": "pt"})
+    if harm == "cut off":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif harm == "absent":
+        file.unlink()
+    with pytest.raises(InputError, match=str(tmp_path)):
+        load_strictly(type(model), tmp_path)
+
+
+def test_a_unet_that_attends_to_another_width_is_refused(base_model, tmp_path):
+    with pytest.raises(InputError, match="attends to tokens of width 16, but its text encoder makes 768"):
+        load_unet(base_model, 768)
+    shutil.copytree(base_model, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "unet")
+    with pytest.raises(InputError, match="cannot load a UNet2DConditionModel from"):
+        load_unet(str(tmp_path / "base"), 16)
+
+
+def test_a_checkpoint_says_what_it_is(uvit_model, tmp_path):
+    uvit_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["_class_name"] == "UViT" and config["depth"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "diffusion_pytorch_model.safetensors", "fusion", "scheduler"
+    ]  # fmt: skip

@@ -1,0 +1,351 @@
+import json
+import runpy
+
+import pandas as pd
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from torch.nn import functional
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BartTokenizer, PreTrainedTokenizerFast
+
+import train_bart
+from models.report_autoencoder import ReportAutoencoder, blur, pad_tokens, tokenise
+from training.examples import ReportExamples
+from utils.errors import InputError
+
+REPORTS = [
+    "FINDINGS: The lungs are clear. IMPRESSION: No acute process.",
+    "FINDINGS: Large left pleural effusion. There is no pneumothorax. The heart is enlarged. IMPRESSION: Effusion.",
+    "FINDINGS: Clear. IMPRESSION: Normal.",
+    "IMPRESSION: Right lower lobe pneumonia.",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    bpe = ByteLevelBPETokenizer()
+    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator(REPORTS, vocab_size=330, special_tokens=signs, show_progress=False)
+    bpe._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
+
+
+def make_autoencoder(tokenizer, pooling="mean"):
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=64,
+        init_std=0.4,  # so that an untrained decoder says different things
+        no_repeat_ngram_size=3,  # a rule that must not reach the reports
+        forced_eos_token_id=None,
+    )
+    return ReportAutoencoder(BartForConditionalGeneration(config), tokenizer, pooling).eval()
+
+
+def without_dropout(autoencoder):
+    for module in autoencoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    return autoencoder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tokenizer):
+    return make_autoencoder(tokenizer)
+
+
+def make_batch(autoencoder, reports):
+    tokens = [torch.tensor(ids) for ids in tokenise(reports, autoencoder.tokenizer, autoencoder.max_tokens)[0]]
+    batch, others = pad_tokens(tokens, 1), pad_tokens(tokens[::-1], 1)
+    others = {"other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
+    return {**batch, **others, "noise": torch.ones(len(reports), autoencoder.width)}
+
+
+# ---- the latent ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "bos", "eos"])
+def test_pooling_is_what_its_name_says(tokenizer, pooling):
+    autoencoder = make_autoencoder(tokenizer, pooling)
+    batch = make_batch(autoencoder, REPORTS)
+    latents = autoencoder.encode(batch["input_ids"], batch["attention_mask"])
+    for row, report in enumerate(REPORTS):
+        ids = torch.tensor([tokenizer(report).input_ids])
+        assert ids[0, 0] == 0 and ids[0, -1] == 2
+        states = autoencoder.bart.model.encoder(ids).last_hidden_state[0]
+        wanted = {"mean": states.mean(dim=0), "bos": states[0], "eos": states[-1]}[pooling]
+        torch.testing.assert_close(latents[row], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_pooling(autoencoder, tokenizer):
+    with pytest.raises(InputError, match="'max' is none of mean, bos, eos"):
+        ReportAutoencoder(autoencoder.bart, tokenizer, "max")
+
+
+def test_decoder_sees_one_latent(autoencoder):
+    seen = {}
+    attention = autoencoder.bart.model.decoder.layers[0].encoder_attn
+    handle = attention.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    batch = make_batch(autoencoder, REPORTS)
+    autoencoder(batch["input_ids"], batch["attention_mask"])
+    handle.remove()
+    assert seen["key_value_states"].shape == (len(REPORTS), 1, 16)
+
+
+def test_mates_do_not_matter(autoencoder):
+    together = make_batch(autoencoder, REPORTS)
+    latents = autoencoder.encode(together["input_ids"], together["attention_mask"])
+    logits = autoencoder(together["input_ids"], together["attention_mask"])
+    written = autoencoder.generate(latents, max_tokens=20)
+    for row, report in enumerate(REPORTS):
+        alone = make_batch(autoencoder, [report])
+        length = alone["input_ids"].shape[1]
+        latent = autoencoder.encode(alone["input_ids"], alone["attention_mask"])
+        torch.testing.assert_close(latent[0], latents[row], atol=1e-5, rtol=1e-4)
+        own = autoencoder(alone["input_ids"], alone["attention_mask"])
+        torch.testing.assert_close(own[0], logits[row, :length], atol=1e-4, rtol=1e-3)
+        assert autoencoder.generate(latent, max_tokens=20) == written[row : row + 1]
+
+
+def test_padding_is_out_of_the_loss(autoencoder):
+    together = make_batch(autoencoder, REPORTS)
+    loss = train_bart.compute_loss(autoencoder, together, latent_noise=0.0)
+    total, tokens = 0.0, 0
+    for report in REPORTS:
+        alone = make_batch(autoencoder, [report])
+        logits = autoencoder(alone["input_ids"], alone["attention_mask"])
+        total += functional.cross_entropy(logits[0], alone["input_ids"][0], reduction="sum")
+        tokens += alone["input_ids"].shape[1]
+    torch.testing.assert_close(loss, total / tokens, atol=1e-4, rtol=1e-4)
+
+
+def test_first_token_is_predicted_from_the_start_alone(autoencoder):
+    batch = make_batch(autoencoder, REPORTS[:1])
+    logits = autoencoder(batch["input_ids"], batch["attention_mask"])
+    changed = batch["input_ids"].clone()
+    changed[0, 5] = 7
+    autoencoder.encode = lambda *_: torch.ones(1, 16)  # the latent held still, a later token changes no earlier logit
+    try:
+        before = autoencoder(batch["input_ids"], batch["attention_mask"])
+        after = autoencoder(changed, batch["attention_mask"])
+    finally:
+        del autoencoder.encode
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6], after[:, 6])
+    assert logits.shape == (1, batch["input_ids"].shape[1], len(autoencoder.tokenizer))
+
+
+def test_noise_only_in_training_and_in_units_of_the_latents(autoencoder):
+    batch = make_batch(autoencoder, REPORTS)
+    others = batch["other_ids"], batch["other_mask"]
+    arguments = (batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
+    quiet = autoencoder(*arguments[:2])
+    torch.testing.assert_close(autoencoder(*arguments), quiet)
+    noisy = without_dropout(make_autoencoder(autoencoder.tokenizer)).train()
+    assert not torch.allclose(noisy(*arguments), quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noisy, "encode", lambda *_: torch.ones(4, 16))  # no spread: nothing to be uncertain about
+        torch.testing.assert_close(noisy(*arguments), noisy(*arguments[:2]))
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "beam", "nucleus"])
+def test_cache_changes_no_text(autoencoder, decoding):
+    latents = 3 * torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
+    options = {"decoding": decoding, "max_tokens": 24, "seeds": range(6)}
+    cached = autoencoder.generate(latents, **options)
+    assert cached == autoencoder.generate(latents, **options, use_cache=False)
+    assert len(set(cached)) > 1
+
+
+def test_nucleus_draws_hang_on_the_images_own_seed(autoencoder):
+    latents = 3 * torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    seeds = [11, 12, 13, 14, 15]
+    together = autoencoder.generate(latents, "nucleus", max_tokens=16, seeds=seeds)
+    for row in range(5):
+        assert autoencoder.generate(latents[row : row + 1], "nucleus", max_tokens=16, seeds=seeds[row : row + 1]) == [
+            together[row]
+        ]
+    assert autoencoder.generate(latents, "nucleus", max_tokens=16, seeds=[*seeds[:4], 99])[:4] == together[:4]
+    other = autoencoder.generate(latents, "nucleus", max_tokens=16, seeds=[1, 2, 3, 4, 5])
+    assert other != together
+
+
+def test_nucleus_follows_the_distribution():
+    from models.report_autoencoder import _SeededNucleus
+
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
+    chosen = _SeededNucleus(range(4000), top_p=0.9, temperature=1.0)(None, scores).argmax(dim=1)
+    shares = torch.bincount(chosen, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95, atol=0.03, rtol=0)
+
+
+def test_a_tiny_top_p_is_greedy(autoencoder):
+    latents = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
+    nucleus = autoencoder.generate(latents, "nucleus", top_p=1e-6, max_tokens=12, seeds=range(3))
+    assert nucleus == autoencoder.generate(latents, max_tokens=12)
+
+
+def test_a_report_ends_at_its_end_token(autoencoder):
+    calls = []
+    handle = autoencoder.bart.model.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        bias = autoencoder.bart.final_logits_bias.clone()
+        autoencoder.bart.final_logits_bias[0, 2] = 1e4  # </s> is always the likeliest
+        assert autoencoder.generate(torch.zeros(2, 16)) == ["", ""]
+        autoencoder.bart.final_logits_bias.copy_(bias)
+    handle.remove()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"decoding": "sample"}, "'sample' is none of greedy, beam, nucleus"),
+        ({"decoding": "nucleus", "top_p": 0.0, "seeds": [1]}, "TOP_P 0.0"),
+    ],
+)
+def test_wrong_decoding(autoencoder, options, message):
+    with pytest.raises(InputError, match=message):
+        autoencoder.generate(torch.zeros(1, 16), **options)
+
+
+def test_a_short_training_learns_to_reconstruct(tokenizer):
+    autoencoder = make_autoencoder(tokenizer).train()
+    for layer in autoencoder.modules():
+        if hasattr(layer, "dropout"):
+            layer.dropout = 0.0
+    batch = make_batch(autoencoder, REPORTS[2:])
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=5e-3)
+    for _ in range(150):
+        loss = train_bart.compute_loss(autoencoder, batch, latent_noise=0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    autoencoder.eval()
+    assert autoencoder.generate(autoencoder.encode_reports(REPORTS[2:])) == REPORTS[2:]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load(tokenizer, tmp_path):
+    autoencoder = make_autoencoder(tokenizer, "eos")
+    autoencoder.save_pretrained(tmp_path)
+    loaded = ReportAutoencoder.from_pretrained(tmp_path).eval()
+    assert loaded.pooling == "eos" and loaded.fingerprint() == autoencoder.fingerprint()
+    latents = autoencoder.encode_reports(REPORTS)
+    torch.testing.assert_close(loaded.encode_reports(REPORTS), latents)
+    assert loaded.generate(latents, max_tokens=15) == autoencoder.generate(latents, max_tokens=15)
+    plain, info = BartForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert plain.config.pooling == "eos" and not any(info[name] for name in ("missing_keys", "unexpected_keys"))
+    assert plain.generation_config.no_repeat_ngram_size in (None, 0)
+
+
+def test_tokenizer_folder_opens_with_transformers_own_classes(autoencoder, tmp_path):
+    autoencoder.save_pretrained(tmp_path)
+    text = REPORTS[1] + " é\u4e2d"
+    wanted = autoencoder.tokenizer(text).input_ids
+    for tokenizer_class in (AutoTokenizer, BartTokenizer, PreTrainedTokenizerFast):
+        assert tokenizer_class.from_pretrained(tmp_path)(text).input_ids == wanted
+
+
+def test_folders_that_are_no_checkpoint(autoencoder, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="no BART with its tokenizer in"):
+        ReportAutoencoder.from_pretrained(tmp_path)
+    autoencoder.save_pretrained(tmp_path)
+    del (config := BartConfig.from_pretrained(tmp_path)).pooling
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no pooling in its config"):
+        ReportAutoencoder.from_pretrained(tmp_path)
+    config.encoder_layers = 3
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="missing keys"):
+        ReportAutoencoder.from_pretrained(tmp_path, "mean")
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkeypatch):
+    bart = make_autoencoder(tokenizer).bart
+    bart.config.pooling = None
+    bart.save_pretrained(tmp_path / "bart")
+    tokenizer.save_pretrained(tmp_path / "bart")
+    uids = range(60)
+    reports = pd.DataFrame({"uid": uids, "findings": [f"Nodule {uid}." for uid in uids], "impression": "Nodule."})
+    reports.to_csv(tmp_path / "reports.csv", index=False)
+    constants = {
+        "DATA_ROOT": tmp_path / "reports.csv", "INITIAL_WEIGHTS": tmp_path / "bart", "RUN_DIR": tmp_path / "run",
+        "POOLING": "eos", "LATENT_NOISE": 0.5, "MAX_STEPS": 4, "CHECKPOINT_EVERY": 2, "LEARNING_RATE": 1e-2,
+        "WARMUP_STEPS": 0, "PREVIEW_REPORTS": 2, "EVALUATION_REPORTS": 3, "DEVICE": "cpu",
+    }  # fmt: skip
+    arguments = [text for name, value in constants.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr("sys.argv", ["train_bart.py", *arguments])
+    runpy.run_path(train_bart.__file__, run_name="__main__")
+
+    best = ReportAutoencoder.from_pretrained(tmp_path / "run" / "best")
+    assert best.pooling == "eos"
+    assert not torch.equal(best.bart.model.shared.weight, bart.model.shared.weight)
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert scores["held-out reports"] == 3 and 0 <= scores["ROUGE-L of the reconstructions"] <= 1
+    assert scores["ROUGE-L of the constant report"] == pytest.approx(4 / 5)  # FINDINGS Nodule 7 IMPRESSION Nodule
+    written = (tmp_path / "run" / "reconstructions.txt").read_text().split("\n\n")
+    assert len(written) == 3 and all("Nodule" in block for block in written)
+
+
+def test_the_loss_takes_latent_noise_by_its_size(autoencoder):
+    seen = []
+
+    def model(input_ids, attention_mask, noise, others):
+        seen.append(noise)
+        return torch.zeros(*input_ids.shape, 50)
+
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    batch["noise"], batch["other_ids"], batch["other_mask"] = torch.randn(2, 16), None, None
+    for size in (0.0, 0.1, 0.4):
+        train_bart.compute_loss(model, batch, latent_noise=size)
+    assert seen[0] is None
+    torch.testing.assert_close(seen[1], 0.1 * batch["noise"])
+    torch.testing.assert_close(seen[2], 0.4 * batch["noise"])
+    assert train_bart.count_tokens(batch) == 6
+
+
+def test_latent_noise_is_as_large_as_latents_vary():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.linspace(0.5, 3, 16)  # of each dimension
+    latents, others = 5 + sizes * torch.randn((2, 50_000, 16), generator=generator)
+    noise = 0.4 * torch.randn(latents.shape, generator=generator)
+    added = blur(latents, noise, others) - latents
+    torch.testing.assert_close(added.std(dim=0), 0.4 * sizes, rtol=0.03, atol=0)
+    assert added.mean(dim=0).abs().max() < 0.03
+
+
+def test_latent_noise_of_a_report_is_the_same_in_any_pass(tokenizer):
+    autoencoder = without_dropout(make_autoencoder(tokenizer)).train()
+    loss = []
+    for reports in (range(4), range(2, 4), [3]):
+        examples = ReportExamples(REPORTS, autoencoder, 4)
+        batch = examples.collate([examples[row, row] for row in reports])
+        others = batch["other_ids"], batch["other_mask"]
+        logits = autoencoder(batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
+        loss.append(functional.cross_entropy(logits[-1, :5], batch["input_ids"][-1, :5]))
+        assert not torch.allclose(logits, autoencoder(batch["input_ids"], batch["attention_mask"]), atol=1e-3)
+    torch.testing.assert_close(loss[1:], loss[:1] * 2)

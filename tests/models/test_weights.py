@@ -1,0 +1,993 @@
+"""Tiny random files in exactly the layouts of the authors' and of the official U-ViT, against plain computations."""
+
+import collections
+import functools
+import io
+import json
+import math
+import os
+import pickle
+import runpy
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_models
+import torch
+import torch.nn.functional as F
+from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from test_prior import make_tree
+from test_report_autoencoder import REPORTS, tokenizer  # noqa: F401 (a fixture)
+from transformers import BartConfig, BartForConditionalGeneration, ViTConfig, ViTModel
+
+from models.diffusion import PromptedDenoiser, noise_schedule
+from models.prior import Prior
+from models.report_autoencoder import ReportAutoencoder
+from models.weights import (
+    _ratio,
+    initial_autoencoder,
+    load_autoencoder,
+    load_prior,
+    load_vision,
+    read_tensors,
+    start_from,
+)
+from utils.checkpoints import check_encoders, weights_fingerprint
+from utils.errors import InputError
+from utils.findings import FINDINGS, to_prompt
+from utils.latents import read_pixels
+from utils.mimic_cxr import image_file, write_tree
+from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
+from utils.references import NONE, References
+from uvit.model import UViT
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+WIDTH, DEPTH, TEXT = 128, 4, 16  # of the U-ViT: 2 heads of 64; TEXT: of the tiny CLIP
+
+
+def save_lightning(path, state, **others):
+    """A .ckpt as Lightning writes it; the frozen models that it stores too have names of their own."""
+    frozen = {
+        "vae.encoder.mid_block.attentions.0.query.weight": torch.randn(4, 4),
+        "text_encoder.text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+    checkpoint = {
+        "epoch": 9,
+        "global_step": 1000,
+        "pytorch-lightning_version": "1.9.0",
+        "state_dict": {**state, **frozen},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.1), "dirpath": "checkpoint"}},
+        "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 5e-5}]}],
+        "lr_schedulers": [],
+        **others,
+    }
+    torch.save(checkpoint, path)
+    return str(path)
+
+
+def random_weights(module, prefix=""):
+    """A state as the module has it, every number at random."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        prefix + name: torch.randn(tensor.shape, generator=generator) / max(1, tensor[0].numel()) ** 0.5
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def uvit_state(side=8, width=WIDTH, depth=DEPTH):
+    with torch.device("meta"):
+        uvit, text_embed = UViT(side, 2, 4, width, depth, 2), torch.nn.Linear(TEXT, width)
+    return random_weights(uvit, "uvit.uvit.") | random_weights(text_embed, "uvit.text_embed.")
+
+
+@pytest.fixture
+def uvit_file(tmp_path):
+    return save_lightning(tmp_path / "clipUViT.ckpt", uvit_state())
+
+
+# ---- the vision module: U-ViT --------------------------------------------------------------------------------------
+
+
+def restated(weights, latents, timestep, text, reference):
+    """The authors' U-ViT with its prompt, from the equations (Bao et al. 2023, section 3); 2 heads of 64 channels."""
+
+    def linear(name, x):
+        y = x @ weights[f"{name}.weight"].T
+        return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+    def norm(name, x):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return x * weights[f"uvit.uvit.{name}.weight"] + weights[f"uvit.uvit.{name}.bias"]
+
+    def block(name, x):
+        query, key, value = linear(f"uvit.uvit.{name}.attn.qkv", norm(f"{name}.norm1", x)).chunk(3, dim=-1)
+        heads = []
+        for head in (slice(0, 64), slice(64, 128)):
+            scores = query[..., head] @ key[..., head].transpose(1, 2) / 64**0.5
+            heads.append(scores.softmax(-1) @ value[..., head])
+        x = x + linear(f"uvit.uvit.{name}.attn.proj", torch.cat(heads, -1))
+        hidden = linear(f"uvit.uvit.{name}.mlp.fc1", norm(f"{name}.norm2", x))
+        return x + linear(f"uvit.uvit.{name}.mlp.fc2", hidden * (1 + torch.erf(hidden / 2**0.5)) / 2)
+
+    def skip(name, x, earlier):
+        return block(name, linear(f"uvit.uvit.{name}.skip_linear", torch.cat((x, earlier), -1)))
+
+    angles = timestep * torch.tensor([10000 ** (-index / 64) for index in range(64)])
+    time = torch.cat((angles.cos(), angles.sin()))
+    kernel, bias = weights["uvit.uvit.patch_embed.proj.weight"], weights["uvit.uvit.patch_embed.proj.bias"]
+    patches = [
+        (latents[:, None, :, y : y + 2, x : x + 2] * kernel).sum((2, 3, 4)) + bias
+        for y in (0, 2, 4, 6)
+        for x in (0, 2, 4, 6)
+    ]
+    prompt = linear("uvit.text_embed", (text + reference) / 2)
+    x = torch.stack([prompt, time.expand_as(prompt), *patches], 1) + weights["uvit.uvit.pos_embed"]
+    first = block("in_blocks.0", x)
+    second = block("in_blocks.1", first)
+    x = skip("out_blocks.1", skip("out_blocks.0", block("mid_block", second), second), first)
+    x = linear("uvit.uvit.decoder_pred", norm("norm", x))[:, 2:]  # (B, 16, 2 * 2 * 4)
+    image = torch.stack([
+        torch.stack([x[:, (row // 2) * 4 + column // 2, (row % 2) * 8 + (column % 2) * 4 :][:, :4] for column in range(8)], -1)
+        for row in range(8)
+    ], -2)  # fmt: skip
+    return F.conv2d(image, weights["uvit.uvit.final_layer.weight"], weights["uvit.uvit.final_layer.bias"], padding=1)
+
+
+def test_the_authors_uvit_computes_the_equations(uvit_file, base_model, capsys):
+    model, training = load_vision(uvit_file, "UViT", base_model)
+    config = model.denoiser.config
+    assert (config.img_size, config.patch_size, config.in_chans) == (8, 2, 4)
+    assert (config.embed_dim, config.depth, config.num_heads, config.mlp_ratio) == (128, 4, 2, 4)
+    weights = torch.load(uvit_file, weights_only=True)["state_dict"]
+    generator = torch.Generator().manual_seed(1)
+    latents, text, reference = (torch.randn(3, *shape, generator=generator) for shape in ((4, 8, 8), (TEXT,), (TEXT,)))
+    with torch.no_grad():
+        found = model.eval()(latents, torch.full((3,), 333), text, reference)
+        expected = restated(weights, latents, 333, text, reference)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+    count = sum(tensor.numel() for name, tensor in weights.items() if name.startswith("uvit."))
+    assert count == sum(parameter.numel() for parameter in model.parameters())
+    printed = capsys.readouterr().out
+    assert f"{count:,} parameters; 2 tensors of frozen models (text_encoder, vae) skipped" in printed
+    assert "77 end tokens" in printed and "first training row" in printed
+    assert training["constants"]["IMAGE_SIZE"] == 256 and training["constants"]["HOLD_OUT"] == ["p19"]
+    assert model.schedule.config == noise_schedule(base_model, "epsilon").config
+
+
+def test_an_authors_file_is_in_memory_once(tmp_path, base_model):
+    status, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not peak.exists():
+        pytest.skip("the peak of the memory in use can be read on Linux only")
+    state = uvit_state(width=512, depth=8)
+    path = save_lightning(tmp_path / "large.ckpt", state, optimizer_states=[torch.zeros(30_000_000)])
+    size = sum(tensor.numel() for tensor in state.values()) * 4
+    del state
+
+    def kilobytes(name):
+        return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1])
+
+    peak.write_text("5")
+    before = kilobytes("VmRSS")
+    model, _ = load_vision(path, "UViT", base_model)
+    weights_fingerprint(model)  # every number is looked at
+    assert size > 100e6
+    assert (kilobytes("VmHWM") - before) * 1024 < 1.3 * size
+
+
+# ---- the vision module: sampling as the authors did ----------------------------------------------------------------
+
+EDEMA, FRACTURE, PNEUMONIA = (
+    [1 if name == finding else 0 for name in FINDINGS] for finding in ("Edema", "Fracture", "Pneumonia")
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A CXR tree: two training images with an edema and one with a fracture; to sample, an edema and a pneumonia."""
+    rows = []
+    for number, (labels, split) in enumerate(
+        ((FRACTURE, "train"), (EDEMA, "train"), (EDEMA, "train"), (EDEMA, "test"), (PNEUMONIA, "test"))
+    ):
+        ids = {"dicom_id": f"image-{number}", "subject_id": 10_000_000 + number, "study_id": 50_000_000 + number}
+        path = image_file(tmp_path / "tree", ids["subject_id"], ids["study_id"], ids["dicom_id"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blobs = np.random.default_rng(number).integers(0, 256, (6, 6), dtype=np.uint8)
+        Image.fromarray(blobs).resize((32, 32)).save(path)
+        rows.append(
+            {**ids, "view": "PA", "split": split, "report": "", "image_path": str(path)} | dict(zip(FINDINGS, labels))
+        )
+    table = pd.DataFrame(rows).astype(dict.fromkeys(FINDINGS, np.int8))
+    write_tree(tmp_path / "tree", table)
+    return table
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    def run_script(script, **constants):
+        arguments = [text for name, value in constants.items() for text in (f"--{name}", str(value))]
+        monkeypatch.setattr("sys.argv", [script, *arguments])
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+        except SystemExit as error:
+            raise InputError(str(error)) from error
+
+    return run_script
+
+
+@pytest.fixture
+def sample(run_script, tree, base_model, reference_encoder_name, tmp_path):
+    """A function: script, its constants => rows of synthetic.csv, and the latents, by the findings asked for."""
+
+    def sample(script, output, **constants):
+        root = tmp_path / output
+        run_script(
+            script, DATA_ROOT=tmp_path / "tree", CACHE_DIR=tmp_path / "cache", BASE_MODEL=base_model, OUTPUT_ROOT=root,
+            REFERENCE_ENCODER=reference_encoder_name, SCHEDULER="PNDM", STEPS=3, TEXT_GUIDANCE=4.0, NUM_WORKERS=0,
+            REFERENCE_GUIDANCE=4.0, DEVICE="cpu", **constants,
+        )  # fmt: skip
+        made = pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("prompt").sort_index()
+        return made, [torch.from_numpy(np.load(root / "latents" / f"{name}.npy")).float() for name in made.dicom_id]
+
+    return sample
+
+
+def conditions(tree, base_model, reference_encoder_name):
+    """For an edema and a pneumonia: their prompts, and the first edema's embedding and none."""
+    encoder = ReferenceEncoder(reference_encoder_name)
+    embedding = encoder.encode(read_pixels(tree.image_path[1], encoder.image_size)[None])
+    return [(to_prompt(EDEMA), embedding), (to_prompt(PNEUMONIA), torch.zeros_like(embedding))]
+
+
+def initial_noise(seed):
+    return torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(int(seed)))
+
+
+def test_an_authors_uvit_samples_as_its_authors_did(
+    sample, run_script, tree, tmp_path, base_model, reference_encoder_name
+):
+    path = save_lightning(tmp_path / "clipUViT.ckpt", uvit_state(side=64, depth=2))
+    made, latents = sample("sample_diffusion_clipUViT.py", "synthetic", CHECKPOINT=path)
+    assert made.reference_dicom_id.tolist() == ["image-1", ""]
+
+    model, _ = load_vision(path, "UViT", base_model)
+    text_encoder = TextEncoder(base_model, pooled=True)
+    with torch.no_grad():
+        ends = torch.full((1, 77), text_encoder.tokenizer.eos_token_id)
+        null = model.fusion.text_embed(text_encoder.model(ends).pooler_output)[:, None]
+        for (prompt, embedding), found in zip(conditions(tree, base_model, reference_encoder_name), latents):
+            token = model.fusion.text_embed((text_encoder.encode([prompt]) + embedding) / 2)[:, None]
+            scheduler = PNDMScheduler.from_pretrained(base_model, subfolder="scheduler")
+            scheduler.set_timesteps(3)
+            expected = initial_noise(made.seed[prompt])
+            for timestep in scheduler.timesteps:
+                without, guided = (model.denoiser(expected, timestep[None], prompt) for prompt in (null, token))
+                expected = scheduler.step(without + 4 * (guided - without), timestep, expected).prev_sample
+            assert expected.std() > 0.1
+            torch.testing.assert_close(found, expected[0], atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+    folder = tmp_path / "converted"
+    run_script(
+        "models/weights.py",
+        CHECKPOINT=path,
+        OUTPUT=folder,
+        BASE_MODEL=base_model,
+        REFERENCE_ENCODER=reference_encoder_name,
+    )
+    again, same = sample("sample_diffusion_clipUViT.py", "again", CHECKPOINT=folder, BATCH_SIZE=1)
+    assert again.dicom_id.tolist() == made.dicom_id.tolist() and again.reference_dicom_id.tolist() == ["image-1", ""]
+    for first, second in zip(latents, same):
+        torch.testing.assert_close(first, second, atol=2e-3 * first.abs().max().item(), rtol=0)
+    with pytest.raises(InputError, match=r"it is for sample_diffusion_clipUViT\.py"):
+        sample("sample_diffusion_clipSD.py", "other", CHECKPOINT=path)
+
+
+def test_an_authors_unet_samples_as_its_authors_did(sample, tree, tmp_path, base_model, reference_encoder_name):
+    unet = UNet2DConditionModel.from_pretrained(base_model, subfolder="unet")
+    weights = random_weights(unet)
+    unet.load_state_dict(weights)
+    path = save_lightning(tmp_path / "clipSD.ckpt", {f"unet.{name}": tensor for name, tensor in weights.items()})
+    made, latents = sample("sample_diffusion_clipSD.py", "synthetic", CHECKPOINT=path)
+    assert made.reference_dicom_id.tolist() == ["image-1", ""]
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        base_model, unet=unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    for (prompt, embedding), found in zip(conditions(tree, base_model, reference_encoder_name), latents):
+        tokens = pipeline.tokenizer([prompt], return_tensors="pt", padding=True, truncation=True).input_ids
+        assert tokens.shape[1] < 20
+        with torch.no_grad():
+            fused = torch.cat((pipeline.text_encoder(tokens)[0], embedding[:, None]), dim=1)
+        expected = pipeline(
+            prompt_embeds=fused, height=256, width=256, num_inference_steps=3, guidance_scale=4.0, output_type="latent",
+            latents=initial_noise(made.seed[prompt]),
+        ).images  # fmt: skip
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found, expected[0], atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+
+def test_the_null_prompt_beside_the_longest_text(base_model):
+    encoder = TextEncoder(base_model, pooled=False)
+    for length in (9, 76, 77):
+        text, reference = encoder.null_prompt("authors", length)
+        assert text.shape == (length, TEXT) and reference.shape == (TEXT,)
+        tokens = encoder.encode([""])[0]
+        torch.testing.assert_close(text, tokens[:length], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(reference, tokens[min(length, 76)], atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_reference_is_the_authors(make_table):
+    table = make_table([FRACTURE, EDEMA, EDEMA, PNEUMONIA], [1, 2, 3, 4])
+    references = References(table.iloc[:3])
+    assert references.first_for(table).tolist() == [0, 1, 1, NONE]  # its own image too, as in their training
+
+
+def test_prompts_are_the_authors():
+    by_hand = {
+        (0,) * 14: "A chest X ray image",
+        (1, 1, *(0,) * 12): "A chest X ray image with atelectasis and cardiomegaly",
+        (0, 0, -1, 0, 0, -1, *(0,) * 8): "A chest X ray image, without consolidation and fracture",
+        (*(0,) * 13, -2): "A chest X ray image, and with uncertain support devices",
+        (*(0,) * 8, 1, *(0,) * 5): "A chest X ray image with no finding",
+        (-1, 0, 0, 1, 0, 0, -2, 0, 0, 1, -2, 0, -1, 0): "A chest X ray image with edema and pleural effusion, without "
+        "atelectasis and pneumothorax, and with uncertain lung lesion and pleural other",
+        (0, 0, 0, 0, 1, 0, 0, -2, 0, 0, 0, 0, 0, 0): "A chest X ray image with enlarged cardiomediastinum, and with "
+        "uncertain lung opacity",
+        (0,) * 11 + (-1, 0, -2): "A chest X ray image, without pneumonia, and with uncertain support devices",
+    }
+    for labels, prompt in by_hand.items():
+        assert to_prompt(labels) == prompt
+    names = [
+        "atelectasis", "cardiomegaly", "consolidation", "edema", "enlarged cardiomediastinum", "fracture", "lung lesion",
+        "lung opacity", "no finding", "pleural effusion", "pleural other", "pneumonia", "pneumothorax", "support devices",
+    ]  # fmt: skip
+    for labels in np.random.default_rng(0).choice([0, 1, -1, -2], (1000, 14)):
+        present, absent, uncertain = ([names[i] for i in range(14) if labels[i] == code] for code in (1, -1, -2))
+        prompt = "A chest X ray image" + (" with " + " and ".join(present) if present else "")
+        prompt += ", without " + " and ".join(absent) if absent else ""
+        prompt += ", and with uncertain " + " and ".join(uncertain) if uncertain else ""
+        assert to_prompt(labels) == prompt
+
+
+# ---- the official U-ViT --------------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_the_official_uvit(tmp_path, base_model, capsys):
+    weights = {
+        name.removeprefix("uvit.uvit."): tensor for name, tensor in uvit_state().items() if "text_embed" not in name
+    }
+    torch.save({**weights, "label_emb.weight": torch.randn(1001, WIDTH)}, tmp_path / "imagenet.pth")
+    torch.manual_seed(0)
+    fusion = PooledFusion(TEXT, TEXT, WIDTH)
+    drawn = weights_fingerprint(fusion)
+    model = PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, 2), fusion, None)
+    start_from(model, str(tmp_path / "imagenet.pth"))
+    assert weights_fingerprint(fusion) == drawn and model.fusion.config.prompting == "own"
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.denoiser.state_dict().items())
+    assert f"an official U-ViT, {len(weights) + 1} tensors" in capsys.readouterr().out
+
+    torch.save({**weights, "class_emb.weight": torch.randn(3)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"class_emb\.weight left over"):
+        start_from(model, str(tmp_path / "other.pth"))
+    with pytest.raises(InputError, match="set the sizes in the script's constants, IMAGE_SIZE among"):
+        start_from(PromptedDenoiser(UViT(8, 2, 4, WIDTH, 2, 2), fusion, None), str(tmp_path / "imagenet.pth"))
+    with pytest.raises(InputError, match="it is for INITIAL_WEIGHTS"):
+        load_vision(str(tmp_path / "imagenet.pth"), "UViT", base_model)
+
+
+def test_the_training_script_takes_the_official_uvit(
+    tmp_path, tree, run_script, base_model, reference_encoder_name, capsys
+):
+    weights = {
+        name.removeprefix("uvit.uvit."): tensor for name, tensor in uvit_state().items() if "text_em" not in name
+    }
+    torch.save({**weights, "label_emb.weight": torch.randn(1001, WIDTH)}, tmp_path / "imagenet.pth")
+    with pytest.raises(InputError, match="no rows in the split 'validate'"):  # behind the loading
+        run_script(
+            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32, DEVICE="cpu",
+            REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run", NUM_WORKERS=0,
+            INITIAL_WEIGHTS=tmp_path / "imagenet.pth", EMBED_DIM=WIDTH, DEPTH=DEPTH, NUM_HEADS=2,
+        )  # fmt: skip
+    assert f"an official U-ViT, {len(weights) + 1} tensors" in capsys.readouterr().out
+
+
+def test_training_starts_from_an_authors_file(uvit_file, tmp_path, base_model):
+    model = PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, 2), PooledFusion(TEXT, TEXT, WIDTH), None)
+    start_from(model, uvit_file)
+    weights = torch.load(uvit_file, weights_only=True)["state_dict"]
+    assert torch.equal(model.fusion.text_embed.weight, weights["uvit.text_embed.weight"])
+    assert torch.equal(model.denoiser.pos_embed, weights["uvit.uvit.pos_embed"])
+    assert model.fusion.config.prompting == "own"
+
+
+# ---- the prior and BART --------------------------------------------------------------------------------------------
+
+NAMES_OF_2023 = (  # today's transformers => the names in the authors' file
+    ("layers.", "encoder.layer."),
+    ("attention.q_proj", "attention.attention.query"),
+    ("attention.k_proj", "attention.attention.key"),
+    ("attention.v_proj", "attention.attention.value"),
+    ("attention.o_proj", "attention.output.dense"),
+    ("mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "output.dense"),
+)
+
+
+@pytest.fixture
+def vit():
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512, image_size=8, patch_size=2,
+        num_channels=4, layer_norm_eps=1e-12, initializer_range=0.2,
+    )  # fmt: skip
+    model = ViTModel(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:  # biases and norms too
+            torch.nn.init.normal_(parameter, mean=float("layernorm" in name and "weight" in name), std=0.2)
+    return model
+
+
+def save_prior(vit, path):
+    state = {}
+    for name, tensor in vit.state_dict().items():
+        for today, then in NAMES_OF_2023:
+            name = name.replace(today, then)
+        state[f"prior_model.{name}"] = tensor
+    return save_lightning(path, state | {"language_model.model.shared.weight": torch.zeros(3, 3)})
+
+
+@pytest.fixture
+def prior_file(vit, tmp_path):
+    return save_prior(vit, tmp_path / "prior.ckpt")
+
+
+def test_the_authors_prior_is_hugging_faces_vit(vit, prior_file, tmp_path, run_script):
+    assert "prior_model.encoder.layer.1.attention.attention.query.bias" in read_tensors(prior_file, "prior")
+    prior, training = load_prior(prior_file)
+    latents = torch.randn(5, 4, 8, 8)
+    with torch.no_grad():
+        expected = vit(latents).pooler_output
+    assert expected.std() > 0.1
+    assert (prior.eval().predict(latents) - expected).abs().max() <= 1e-5
+    check_encoders(training, vae="a", bart="b", pooling="mean")  # it says none, so there is nothing to compare
+
+    run_script("models/weights.py", CHECKPOINT=prior_file, OUTPUT=tmp_path / "converted", BART_CHECKPOINT="bart")
+    again, training = load_prior(tmp_path / "converted")
+    assert isinstance(again, Prior) and weights_fingerprint(again) == weights_fingerprint(prior)
+    assert training["constants"]["BART_CHECKPOINT"] == "bart"
+    assert (again.eval().predict(latents) - expected).abs().max() <= 1e-5
+
+
+def test_a_prior_of_another_mlp_ratio(tmp_path):
+    config = ViTConfig(
+        hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=200, image_size=8, patch_size=2,
+        num_channels=4, layer_norm_eps=1e-12, initializer_range=0.2,
+    )  # fmt: skip
+    vit = ViTModel(config).eval()
+    prior, _ = load_prior(save_prior(vit, tmp_path / "prior.ckpt"))
+    latents = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        assert (prior.eval().predict(latents) - vit(latents).pooler_output).abs().max() <= 1e-5
+    prior.save_pretrained(tmp_path / "saved")
+    assert torch.equal(Prior.from_pretrained(tmp_path / "saved").eval().predict(latents), prior.predict(latents))
+
+
+def small_prior(**others):
+    return Prior(4, 8, 2, 128, 2, 2, 128, **others)
+
+
+def test_a_prior_starts_from_another_and_predicts_what_it_did(prior_file, tmp_path, capsys):
+    torch.manual_seed(1)
+    latents, (mean, std) = torch.randn(5, 4, 8, 8), (torch.randn(128), torch.rand(128) + 0.5)
+    other = small_prior()
+    other.set_statistics(torch.randn(128), torch.rand(128) + 0.5)
+    other.save_pretrained(tmp_path / "other")
+    own = small_prior()
+    own.set_statistics(mean, std)
+    start_from(own, str(tmp_path / "other"))
+    torch.testing.assert_close(own.eval().predict(latents), other.eval().predict(latents), atol=1e-4, rtol=1e-4)
+    assert torch.equal(own.report_mean, mean) and "its head is right for the report latents" in capsys.readouterr().out
+
+    authors, _ = load_prior(prior_file)
+    raw = authors.eval().predict(latents)  # tanh of a linear layer
+    own = small_prior(layer_norm_epsilon=1e-12)
+    own.set_statistics(raw[0], std)  # where the tangent touches
+    start_from(own, prior_file)
+    inside = raw[0].abs() < 0.9
+    assert inside.sum() > 50 and own.config.pooler == "linear"
+    torch.testing.assert_close(own.eval().predict(latents[:1])[0, inside], raw[0, inside], atol=1e-4, rtol=1e-4)
+    step = 1e-3 * torch.randn(1, 4, 8, 8)
+    moved, expected = (prior.predict(latents[:1] + step)[0, inside] - raw[0, inside] for prior in (own, authors))
+    assert (moved - expected).abs().max() < 0.05 * expected.abs().max()
+
+    constant = small_prior()
+    constant.set_statistics(mean, torch.zeros(128))
+    start_from(constant, prior_file)
+    assert constant.head.weight.isfinite().all() and not constant.head.weight.any()
+
+
+def test_a_prior_of_other_sizes_is_no_start(prior_file, tmp_path):
+    small_prior().save_pretrained(tmp_path / "other")
+    for source in (prior_file, str(tmp_path / "other")):
+        with pytest.raises(InputError, match="is of another size: DEPTH is 1 and its 2"):
+            start_from(Prior(4, 8, 2, 128, 1, 2, 128), source)
+    with pytest.raises(InputError, match="NUM_HEADS is 4 and its 2"):
+        start_from(Prior(4, 8, 2, 128, 2, 4, 128), str(tmp_path / "other"))
+
+
+@pytest.fixture
+def bart(tokenizer):  # noqa: F811
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=128, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=48, max_position_embeddings=64, init_std=0.2,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
+@pytest.fixture
+def bart_file(bart, tmp_path):
+    return save_lightning(
+        tmp_path / "bart.ckpt", {f"model.{name}": tensor for name, tensor in bart.state_dict().items()}
+    )
+
+
+@pytest.fixture
+def tokenizer_folder(tokenizer, tmp_path):  # noqa: F811
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "bos", "eos"])
+def test_the_authors_bart_is_transformers_bart(pooling, bart, bart_file, tokenizer_folder, tmp_path, run_script):
+    assert (
+        sum(name.endswith(("shared.weight", "embed_tokens.weight", "lm_head.weight")) for name in bart.state_dict())
+        == 4
+    )
+    autoencoder = load_autoencoder(bart_file, pooling, tokenizer_folder).eval()
+    tokens = autoencoder.tokenizer(REPORTS, padding=True, return_tensors="pt")
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    with torch.no_grad():
+        states = bart.model.encoder(ids, attention_mask=mask).last_hidden_state
+        rows = [state[: count.item()] for state, count in zip(states, mask.sum(1))]  # without padding
+        pooled = {"mean": lambda row: row.mean(0), "bos": lambda row: row[0], "eos": lambda row: row[-1]}[pooling]
+        expected = torch.stack([pooled(row) for row in rows])
+        shifted = torch.cat((torch.full((len(ids), 1), 2), ids[:, :-1]), 1)
+        decoded = bart.model.decoder(input_ids=shifted, encoder_hidden_states=expected[:, None]).last_hidden_state
+        logits = decoded @ bart.model.shared.weight.T + bart.final_logits_bias
+        torch.testing.assert_close(autoencoder.encode(ids, mask), expected, atol=1e-5, rtol=1e-4)
+        assert logits.std() > 0.1
+        torch.testing.assert_close(autoencoder(ids, mask), logits, atol=1e-4, rtol=1e-4)
+    shared = autoencoder.bart.model.shared.weight
+    assert autoencoder.bart.lm_head.weight is shared and autoencoder.bart.model.decoder.embed_tokens.weight is shared
+
+    run_script(
+        "models/weights.py",
+        CHECKPOINT=bart_file,
+        OUTPUT=tmp_path / "bart",
+        POOLING=pooling,
+        TOKENIZER=tokenizer_folder,
+    )
+    again = load_autoencoder(str(tmp_path / "bart"), "mean", "/nowhere")
+    assert isinstance(again, ReportAutoencoder) and again.pooling == pooling
+    assert again.fingerprint() == autoencoder.fingerprint()
+
+
+def test_embeddings_that_are_not_one_are_refused(bart, tokenizer_folder, tmp_path):
+    state = {f"model.{name}": tensor.clone() for name, tensor in bart.state_dict().items()}
+    state["model.lm_head.weight"][0, 0] += 1
+    path = save_lightning(tmp_path / "bart.ckpt", state)
+    with pytest.raises(InputError, match=r"model\.lm_head\.weight is not model\.model\.shared\.weight"):
+        load_autoencoder(path, "mean", tokenizer_folder)
+
+
+def test_a_prior_is_trained_on_the_authors_bart(bart_file, tokenizer_folder, base_model, run_script, tmp_path):
+    table = make_tree(tmp_path / "reported")
+    table.loc[6:, "split"] = "validate"
+    write_tree(tmp_path / "reported", table)
+    run_script(
+        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=bart_file,
+        TOKENIZER=tokenizer_folder, POOLING="eos", IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
+        PRETRAINED="", EMBED_DIM=16, DEPTH=1, NUM_HEADS=2, HEAD_ROWS=4, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2,
+        LATENT_GAIN=2.0, DEVICE="cpu", NUM_WORKERS=0,
+    )  # fmt: skip
+    prior, training = load_prior(str(tmp_path / "run" / "best"))
+    assert prior.config.report_dim == 128 and training["encoders"]["pooling"] == "eos"
+    autoencoder = load_autoencoder(bart_file, "eos", tokenizer_folder)
+    check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
+
+
+def test_a_prior_is_trained_on_from_the_authors(
+    prior_file, bart_file, tokenizer_folder, base_model, run_script, tmp_path, capsys
+):
+    table = make_tree(tmp_path / "reported")
+    table.loc[6:, "split"] = "validate"
+    write_tree(tmp_path / "reported", table)
+    before = Path(prior_file).read_bytes()
+    run_script(
+        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=bart_file,
+        TOKENIZER=tokenizer_folder, IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
+        INITIAL_WEIGHTS=prior_file, EMBED_DIM=128, DEPTH=2, NUM_HEADS=2, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2,
+        LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
+    )  # fmt: skip
+    assert f"prior: started from {prior_file}" in capsys.readouterr().out
+    trained, authors = load_prior(str(tmp_path / "run" / "last"))[0], load_prior(prior_file)[0]
+    for name, tensor in authors.vit.state_dict().items():
+        torch.testing.assert_close(trained.vit.state_dict()[name], tensor, atol=1e-5, rtol=0)
+    assert Path(prior_file).read_bytes() == before
+
+
+def test_a_bart_is_trained_on_from_the_authors(bart_file, tokenizer_folder, run_script, tmp_path, capsys):
+    frame = pd.DataFrame({"split": ["train"] * 6 + ["validate"] * 2 + ["test", ""], "text": (REPORTS * 10)[:10]})
+    frame.loc[0, "text"] = "none"
+    frame.to_csv(tmp_path / "reports.csv", index=False)
+    before = Path(bart_file).read_bytes()
+    run_script(
+        "train_bart.py", DATA_ROOT=tmp_path / "reports.csv", INITIAL_WEIGHTS=bart_file, TOKENIZER=tokenizer_folder,
+        RUN_DIR=tmp_path / "run", BATCH_SIZE=2, MAX_STEPS=1, POOLING="eos", LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "9 of 10 rows kept (1 without split dropped)" in printed
+    assert "6 train, 2 validate, 1 test reports; it names no view and no patient" in printed
+    assert "8 of 9 studies; dropped 1 studies without a report" in printed
+    trained = load_autoencoder(str(tmp_path / "run" / "last"), "", "/nowhere")
+    authors = initial_autoencoder(bart_file, "eos", tokenizer_folder)
+    assert trained.pooling == "eos" and (authors.bart.config.dropout, authors.bart.config.attention_dropout) == (
+        0.1,
+        0.1,
+    )
+    for name, tensor in authors.bart.state_dict().items():
+        torch.testing.assert_close(trained.bart.state_dict()[name], tensor, atol=1e-5, rtol=0)
+    assert Path(bart_file).read_bytes() == before
+
+
+def test_image_to_report_with_the_authors_files(
+    prior_file, bart_file, tokenizer_folder, tree, run_script, tmp_path, capsys
+):
+    (tmp_path / "tree" / "latents").mkdir()
+    for number, dicom_id in enumerate(tree.dicom_id):
+        latents = np.random.default_rng(number).normal(size=(4, 8, 8)).astype("f2")
+        np.save(tmp_path / "tree" / "latents" / f"{dicom_id}.npy", latents)
+    constants = {"DATA_ROOT": tmp_path / "tree", "OUTPUT_ROOT": tmp_path / "written", "CHECKPOINT": prior_file}
+    constants |= {"TOKENIZER": tokenizer_folder, "DEVICE": "cpu", "MAX_TOKENS": 12, "NUM_WORKERS": 0}
+    with pytest.raises(InputError, match="set BART_CHECKPOINT"):
+        run_script("sample_prior_model.py", **constants)
+    run_script("sample_prior_model.py", **constants, BART_CHECKPOINT=bart_file)
+    assert len(pd.read_csv(tmp_path / "written" / "reports.csv")) == len(tree)
+    assert "taken unchecked" in capsys.readouterr().out
+
+
+# ---- files that are not what they should be ------------------------------------------------------------------------
+
+
+def reload(path, base_model):
+    return load_vision(str(path), "UViT", base_model)
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda state: state.pop("uvit.uvit.norm.bias"), r"uvit\.uvit\.norm\.bias missing"),
+        (lambda state: state.pop("uvit.uvit.pos_embed"), r"uvit\.uvit\.pos_embed is missing"),
+        (lambda state: state.update({"uvit.uvit.extra": torch.zeros(1)}), r"uvit\.uvit\.extra left over"),
+        (lambda state: state.update({"ema.decay": torch.zeros(1)}), r"ema\.decay that belong to no model known"),
+        (lambda state: state.update({"uvit.uvit.norm.bias": torch.zeros(3)}), r"norm\.bias \(3,\) instead of \(128,\)"),
+        (lambda state: state.update({"uvit.uvit.norm.bias": [0.0]}), "no dictionary of named tensors"),
+        (
+            lambda state: state.update({"uvit.uvit.pos_embed": torch.zeros(3)}),
+            r"pos_embed has the shape \(3,\), not 3 sizes",
+        ),
+        (lambda state: state.update({"uvit.uvit.pos_embed": torch.zeros(1, 18, 0)}), r"pos_embed has the shape"),
+        (lambda state: state["uvit.uvit.norm.bias"].fill_(torch.nan), r"NaN or infinity, e\.g\. norm\.bias"),
+        (lambda state: state["uvit.text_embed.bias"].fill_(torch.inf), r"NaN or infinity, e\.g\. text_embed\.bias"),
+        (dict.clear, "none of the authors' four files"),
+    ],
+)
+def test_tensors_that_cannot_be_placed_are_named(harm, message, tmp_path, base_model):
+    state = uvit_state()
+    harm(state)
+    path = save_lightning(tmp_path / "bad.ckpt", state)
+    with pytest.raises(InputError, match=message) as error:
+        reload(path, base_model)
+    assert "\n" not in str(error.value)
+
+
+def test_an_incomplete_prior_is_refused_in_its_own_names(prior_file):
+    checkpoint = torch.load(prior_file, weights_only=True)
+    del checkpoint["state_dict"]["prior_model.encoder.layer.1.attention.attention.key.bias"]
+    torch.save(checkpoint, prior_file)
+    with pytest.raises(InputError, match=r"prior_model\.encoder\.layer\.1\.attention\.attention\.key\.bias missing"):
+        load_prior(prior_file)
+
+
+class Trap:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+TRAPS = {  # each makes a file when it is sprung
+    "os.system": lambda sprung: Trap(os.system, f"touch {sprung}"),
+    "eval": lambda sprung: Trap(eval, f"open({str(sprung)!r}, 'w')"),
+    "a method": lambda sprung: Trap(Path.touch, sprung),
+    "a function of torch": lambda sprung: Trap(torch.save, 1, str(sprung)),
+    "a partial": lambda sprung: Trap(functools.partial, os.system, f"touch {sprung}"),
+}
+PLACES = {
+    "alone": lambda trap: trap,
+    "as a tensor": lambda trap: {"state_dict": uvit_state() | {"uvit.uvit.pos_embed": trap}},
+    "elsewhere": lambda trap: {"state_dict": uvit_state(), "optimizer_states": [{"state": {0: trap}}]},
+}
+
+
+def write_tar(content, path):
+    """torch's format of 2017."""
+    with tarfile.open(path, "w") as archive:
+        for name, part in {"sys_info": {}, "pickle": content, "storages": 0, "tensors": 0}.items():
+            data = pickle.dumps(part, protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def write_archive(content, path):
+    """A zip as torch's, packed by hand."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+        archive.writestr("archive/version", "3")
+
+
+FORMATS = {
+    "zip": torch.save,
+    "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+    "tar": write_tar,
+    "archive": write_archive,
+}
+
+
+@pytest.mark.parametrize(
+    ("trap", "place", "form"),
+    [
+        *((trap, "alone", "zip") for trap in TRAPS),
+        *(("os.system", place, "zip") for place in ("as a tensor", "elsewhere")),
+        *(("eval", "elsewhere", form) for form in ("legacy", "pickle", "tar", "archive")),
+    ],
+)
+def test_nothing_in_a_file_is_executed(trap, place, form, tmp_path, base_model):
+    path, sprung = tmp_path / "trap.ckpt", tmp_path / "sprung"
+    FORMATS[form](PLACES[place](TRAPS[trap](sprung)), path)
+    with pytest.raises(InputError, match=r"holds code \(.* nothing of it was run|without running code in it") as error:
+        reload(path, base_model)
+    assert "\n" not in str(error.value) and not sprung.exists()
+
+
+def test_the_traps_work(tmp_path):
+    """Otherwise the test above could not fail."""
+    for name, trap in TRAPS.items():
+        pickle.loads(pickle.dumps(trap(tmp_path / name.replace(" ", "-"))))
+        assert name == "a partial" or (tmp_path / name.replace(" ", "-")).exists()
+
+
+def rebuilt(storage, size):
+    """What a tensor of so many numbers looks like in a pickle."""
+    return Trap(torch._utils._rebuild_tensor_v2, storage, 0, (size,), (1,), False, collections.OrderedDict())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: {"state_dict": {"uvit.uvit.pos_embed": rebuilt("text", 3)}}, "is broken or incomplete"),
+        (
+            lambda: {"state_dict": {"uvit.uvit.pos_embed": rebuilt(torch.zeros(2).untyped_storage(), 30_000)}},
+            "is broken",
+        ),
+        (lambda: {"state_dict": {"uvit.uvit.pos_embed": torch.eye(3).to_sparse()}}, "no dictionary of named tensors"),
+        (
+            lambda: {"state_dict": {"uvit.uvit.pos_embed": torch.zeros(3, device="meta")}},
+            "no dictionary of named tensors",
+        ),
+        (lambda: {"state_dict": {3: torch.zeros(3)}}, "no dictionary of named tensors"),
+        (lambda: [torch.zeros(3)], "no dictionary of named tensors"),
+        (lambda: torch.nn.Linear(2, 2), r"holds code \(torch\.nn\.modules\.linear\.Linear\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_dictionary_of_tensors(content, message, tmp_path, base_model):
+    torch.save(content(), tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=message) as error:
+        reload(tmp_path / "odd.ckpt", base_model)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_and_an_unreadable_file(tmp_path, base_model, uvit_file, monkeypatch):
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(InputError, match="no checkpoint of this project"):
+        reload(tmp_path / "folder.ckpt", base_model)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.load", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*clipUViT\.ckpt: Permission denied"):
+        reload(uvit_file, base_model)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused(keep, uvit_file, base_model):
+    whole = Path(uvit_file).read_bytes()
+    Path(uvit_file).write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])
+    with pytest.raises(InputError) as error:
+        reload(uvit_file, base_model)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def tiny_denoiser(heads=2):
+    return PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, heads), PooledFusion(TEXT, TEXT, WIDTH), None)
+
+
+@pytest.mark.parametrize(
+    "place", ["nowhere", "runs/nowhere", "runs/nowhere/best", "/nowhere/best", "nowhere.ckpt", "pipe"]
+)
+@pytest.mark.parametrize("constant", ["CHECKPOINT", "CHECKPOINT of a prior", "BART_CHECKPOINT", "INITIAL_WEIGHTS"])
+def test_weights_that_are_not_there(place, constant, tmp_path, monkeypatch, base_model):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    load = {
+        "CHECKPOINT": lambda: load_vision(place, "UViT", base_model),
+        "CHECKPOINT of a prior": lambda: load_prior(place),
+        "BART_CHECKPOINT": lambda: load_autoencoder(place, "mean", "/nowhere"),
+        "INITIAL_WEIGHTS": lambda: start_from(tiny_denoiser(), place),
+    }[constant]
+    with pytest.raises(InputError, match=f"there is no checkpoint {place}: set {constant.split()[0]} to a ") as error:
+        load()
+    assert "hub" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_bart_that_is_neither_here_nor_on_the_hub():
+    for place in ("runs/nowhere", "runs/nowhere/best", "nowhere.ckpt"):
+        with pytest.raises(InputError, match=f"no BART with its tokenizer in '{place}': there is no such folder here"):
+            initial_autoencoder(place, "mean", "/nowhere")
+
+
+def test_the_papers_start_is_asked_for_before_anything_is_encoded(
+    tmp_path, tree, run_script, base_model, reference_encoder_name, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"no checkpoint imagenet256_uvit_large\.pth: .*https://github\.com/baofff/U-ViT; .* '' for"
+    ):
+        run_script(
+            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32, DEVICE="cpu",
+            REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run", NUM_WORKERS=0,
+        )  # fmt: skip
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
+
+
+def test_an_older_format_loads(uvit_file, tmp_path, base_model):
+    torch.save(torch.load(uvit_file), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    assert weights_fingerprint(reload(tmp_path / "old.ckpt", base_model)[0]) == weights_fingerprint(
+        reload(uvit_file, base_model)[0]
+    )
+
+
+def test_a_conversion_says_what_it_wrote(uvit_file, tmp_path, base_model, run_script):
+    folder = tmp_path / "converted"
+    run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
+    assert json.loads((folder / "fusion" / "config.json").read_text())["prompting"] == "authors"
+    assert json.loads((folder / "training.json").read_text())["constants"]["BASE_MODEL"] == base_model
+    assert math.isclose(PromptedDenoiser.from_pretrained(folder).schedule.config.beta_end, 0.012)
+    with pytest.raises(InputError, match="has files in it already"):
+        run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("file", r"OUTPUT: .*file' is a file: name a folder"),
+        ("file/deep/er", r"OUTPUT: .* lies inside .*/file, which is a file: name another place"),
+    ],
+)
+def test_a_conversion_to_where_no_folder_can_be(output, message, uvit_file, tmp_path, base_model, run_script):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=message):
+        run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / output, BASE_MODEL=base_model)
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(InputError, match=r"CHECKPOINT .* is a folder"):
+        run_script("models/weights.py", CHECKPOINT=tmp_path, OUTPUT=tmp_path / "new", BASE_MODEL=base_model)
+
+
+def test_a_conversion_is_there_as_a_whole_or_not_at_all(uvit_file, tmp_path, base_model, run_script, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusers.DDPMScheduler.save_pretrained", full)  # after the weights
+        with pytest.raises(InputError, match=r"cannot write the checkpoint under .*converted: no space left"):
+            run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["clipUViT.ckpt"]
+    (tmp_path / "converted").mkdir()  # an empty folder is as good as none
+    run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model)
+    assert load_vision(str(tmp_path / "converted"), "UViT")[0].denoiser.config.num_heads == 2
+
+
+# ---- sizes that no shape tells, and frozen models of another size --------------------------------------------------
+
+
+def test_heads_of_another_width_are_said_and_never_guessed(tmp_path, base_model, run_script, capsys):
+    uvit = UViT(8, 2, 4, 64, 2, num_heads=4)  # 16 channels a head
+    weights = random_weights(uvit)
+    uvit.load_state_dict(weights)
+    state = {f"uvit.uvit.{name}": tensor for name, tensor in weights.items()}
+    state |= random_weights(torch.nn.Linear(TEXT, 64), "uvit.text_embed.")
+    path = save_lightning(tmp_path / "narrow.ckpt", state)
+    with pytest.raises(
+        InputError, match=r"a width of 64, which is not two or more .* of 64 channels.*utils\.weights --HEAD_W"
+    ):
+        load_vision(path, "UViT", base_model)
+    for wrong in (0, -1, 17, 64):
+        with pytest.raises(InputError, match=f"attention heads of {wrong} channels"):
+            load_vision(path, "UViT", base_model, head_width=wrong)
+
+    run_script(
+        "models/weights.py", CHECKPOINT=path, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model, HEAD_WIDTH=16
+    )
+    assert "4 attention heads of 16 channels, which the file does not say" in capsys.readouterr().out
+    model, _ = load_vision(str(tmp_path / "converted"), "UViT")
+    inputs = torch.randn(2, 4, 8, 8), torch.full((2,), 333), torch.randn(2, 1, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.denoiser.eval()(*inputs), uvit.eval()(*inputs))
+
+
+def test_training_starts_only_from_a_checkpoint_of_as_many_heads(uvit_file, tmp_path, base_model, run_script, capsys):
+    run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / "converted", BASE_MODEL=base_model)
+    start_from(tiny_denoiser(), str(tmp_path / "converted"))
+    with pytest.raises(InputError, match="num_heads 2, and this model 4"):
+        start_from(tiny_denoiser(heads=4), str(tmp_path / "converted"))
+    capsys.readouterr()
+    start_from(tiny_denoiser(heads=4), uvit_file)
+    assert "4 attention heads of 32 channels, which the file does not say" in capsys.readouterr().out
+
+
+def test_an_mlp_ratio_gives_its_hidden_width_back():
+    odd = [
+        (hidden, width) for width in range(1, 200) for hidden in range(1, 200) if int(hidden / width * width) != hidden
+    ]
+    assert odd
+    for hidden, width in odd:
+        assert int(width * _ratio(hidden, width)) == hidden
+
+
+def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, tree, run_script, monkeypatch):
+    path = save_lightning(tmp_path / "clipUViT.ckpt", uvit_state(side=64, depth=2))
+    tiny_models.save_reference_encoder(tmp_path / "wide", width=24)
+    constants = {
+        "DATA_ROOT": tmp_path / "tree", "CACHE_DIR": tmp_path / "cache", "OUTPUT_ROOT": tmp_path / "made", "CHECKPOINT": path,
+        "BASE_MODEL": base_model, "DEVICE": "cpu", "NUM_WORKERS": 0,
+    }  # fmt: skip
+    with pytest.raises(InputError, match=f"references of width {TEXT}, and this REFERENCE_ENCODER makes 24"):
+        run_script("sample_diffusion_clipUViT.py", **constants, REFERENCE_ENCODER=f"local-dir:{tmp_path / 'wide'}")
+
+    model, _ = load_vision(path, "UViT", base_model)
+    model.check_fits(TEXT, (4, 64, 64))
+    with pytest.raises(InputError, match=f"texts of width {TEXT}, and this text encoder makes 24"):
+        model.check_fits(24, (4, 64, 64))
+    small = save_lightning(tmp_path / "small.ckpt", uvit_state())
+    with pytest.raises(
+        InputError, match=r"latents of the shape \(4, 8, 8\), and the VAE of BASE_MODEL makes \(4, 64, 64\)"
+    ):
+        run_script(
+            "sample_diffusion_clipUViT.py", **constants | {"CHECKPOINT": small}, CONDITION="text", FINDINGS="edema",
+            REFERENCE_ENCODER=f"local-dir:{tmp_path / 'wide'}",
+        )  # fmt: skip

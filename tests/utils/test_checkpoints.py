@@ -1,0 +1,319 @@
+"""Checkpoint and model folders that are damaged, foreign or hostile: each is one sentence, and none of them is used."""
+
+import json
+import math
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from test_report_autoencoder import make_autoencoder, tokenizer  # noqa: F401
+
+from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, sampling_scheduler
+from models.prior import Prior
+from models.report_autoencoder import ReportAutoencoder
+from models.weights import load_autoencoder, load_prior, load_vision
+from utils.checkpoints import check_encoders, check_finite, load_strictly, read_training
+from utils.errors import InputError
+from utils.latents import load_vae
+from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
+from uvit.model import UViT
+
+
+class Creates:
+    """A pickle that creates a file if it is loaded as Python's pickle does."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokenizer):  # noqa: F811
+    """A folder with one healthy specimen of everything that is loaded."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_models.save_base_model(folder / "base")
+    tiny_models.save_reference_encoder(folder / "reference")
+    make_autoencoder(tokenizer).save_pretrained(folder / "bart")
+    uvit = UViT(img_size=8, embed_dim=16, depth=2, num_heads=2)
+    schedule = noise_schedule(str(folder / "base"), "epsilon")
+    PromptedDenoiser(uvit, PooledFusion(16, 16, 16), schedule).save_pretrained(folder / "vision")
+    Prior(latent_side=8, embed_dim=16, depth=1, num_heads=2, report_dim=16).save_pretrained(folder / "prior")
+    constants = {
+        "BASE_MODEL": str(folder / "base"), "REFERENCE_ENCODER": f"local-dir:{folder / 'reference'}", "DATA_ROOT": "data",
+        "CACHE_DIR": "cache", "VIEWS": ["PA"], "HOLD_OUT": ["p19"], "IMAGE_SIZE": 32,
+        "BART_CHECKPOINT": str(folder / "bart"),
+    }  # fmt: skip
+    training = {"step": 3, "constants": constants, "encoders": {"vae": "a", "bart": "b"}}
+    for name in ("vision", "prior"):
+        (folder / name / "training.json").write_text(json.dumps(training))
+    return folder
+
+
+LOADERS = {  # name => (what it loads, out of a copy of `whole`; its weights; its config)
+    "vision": (
+        lambda root: load_vision(root / "vision", "UViT"), "vision/diffusion_pytorch_model.safetensors", "vision/config.json"
+    ),
+    "fusion": (
+        lambda root: load_vision(root / "vision", "UViT"), "vision/fusion/diffusion_pytorch_model.safetensors",
+        "vision/fusion/config.json",
+    ),
+    "prior": (lambda root: load_prior(root / "prior"), "prior/diffusion_pytorch_model.safetensors", "prior/config.json"),
+    "bart": (lambda root: load_autoencoder(str(root / "bart"), "mean", ""), "bart/model.safetensors", "bart/config.json"),
+    "vae": (
+        lambda root: load_vae(str(root / "base")), "base/vae/diffusion_pytorch_model.safetensors", "base/vae/config.json"
+    ),
+    "unet": (
+        lambda root: load_unet(str(root / "base"), 16), "base/unet/diffusion_pytorch_model.safetensors",
+        "base/unet/config.json",
+    ),
+    "text encoder": (
+        lambda root: TextEncoder(str(root / "base"), pooled=True), "base/text_encoder/model.safetensors",
+        "base/text_encoder/config.json",
+    ),
+    "reference encoder": (
+        lambda root: ReferenceEncoder(f"local-dir:{root / 'reference'}"), "reference/open_clip_model.safetensors",
+        "reference/open_clip_config.json",
+    ),
+}  # fmt: skip
+PICKLES = {  # where each loader looks when there are no safetensors
+    "bart": "pytorch_model.bin", "text encoder": "pytorch_model.bin", "reference encoder": "open_clip_pytorch_model.bin",
+}  # fmt: skip
+
+
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def refusal(load, root):
+    with pytest.raises(InputError) as caught:
+        load(root)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 1000
+    return sentence
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_whole_ones_load(name, whole):
+    LOADERS[name][0](whole)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "text", "absent", "folder", "another model's", "NaN", "infinite"])
+@pytest.mark.parametrize("name", LOADERS)
+def test_damaged_weights_are_refused(name, harm, whole, tmp_path):
+    load, weights, _ = LOADERS[name]
+    root = copy(whole, tmp_path)
+    path = root / weights
+    content = path.read_bytes()
+    if harm in ("absent", "folder"):
+        path.unlink()
+        if harm == "folder":
+            path.mkdir()
+    elif harm in ("NaN", "infinite"):
+        tensors = load_file(path)
+        last = max(key for key in tensors if "visual" in key or name != "reference encoder")
+        tensors[last].view(-1)[-1] = math.nan if harm == "NaN" else math.inf
+        save_file(tensors, path, metadata={"format": "pt"})
+    elif harm == "another model's":
+        save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+    else:
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"no weights"}[harm])
+    sentence = refusal(load, root)
+    assert str(root) in sentence
+    assert harm not in ("NaN", "infinite") or "hold NaN or infinity" in sentence
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_pickle_that_holds_code_is_not_run(name, whole, tmp_path):
+    load, weights, _ = LOADERS[name]
+    root = copy(whole, tmp_path)
+    path = root / weights
+    path.unlink()
+    pickled = path.with_name(PICKLES.get(name, "diffusion_pytorch_model.bin"))
+    torch.save({"weight": Creates(tmp_path / "run")}, pickled)
+    assert "nothing of it was run" in refusal(load, root)
+    pickled.write_bytes(pickle.dumps(Creates(tmp_path / "run")))
+    refusal(load, root)
+    assert not (tmp_path / "run").exists()
+    with open(pickled, "rb") as file:  # the same file does run where it is trusted
+        pickle.load(file).close()
+    assert (tmp_path / "run").exists()
+
+
+CONFIGS = [
+    "cut",
+    "empty",
+    "a list",
+    "a number",
+    "absent",
+    "folder",
+    "text",
+    "negative",
+    "zero",
+    "words",
+    "huge",
+    "null",
+]
+
+
+@pytest.mark.parametrize("harm", CONFIGS)
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_damaged_config_is_refused(name, harm, whole, tmp_path):
+    load, _, config = LOADERS[name]
+    root = copy(whole, tmp_path)
+    harm_json(root / config, harm, {
+        "vision": "embed_dim", "fusion": "text_dim", "prior": "embed_dim", "bart": "d_model", "vae": "latent_channels",
+        "unet": "cross_attention_dim", "text encoder": "hidden_size", "reference encoder": "model_cfg",
+    }[name])  # fmt: skip
+    assert str(root) in refusal(load, root)
+
+
+def harm_json(path, harm, name):
+    content = path.read_bytes()
+    values = {"negative": -16, "zero": 0, "words": "many", "huge": 10**12, "null": None}
+    if harm in ("absent", "folder"):
+        path.unlink()
+        if harm == "folder":
+            path.mkdir()
+    elif harm in values:
+        path.write_text(json.dumps({**json.loads(content), name: values[harm]}))
+    else:
+        path.write_bytes({
+            "cut": content[:-5], "empty": b"", "a list": b"[]", "a number": b"3", "text": b"\xff\xfe no json",
+        }[harm])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("depth", 10**9), ("depth", 0.5), ("num_heads", 0), ("num_heads", 7), ("patch_size", 0), ("img_size", 9)],
+)  # fmt: skip
+def test_impossible_sizes_of_a_uvit_are_refused(name, value, whole, tmp_path):
+    root = copy(whole, tmp_path)
+    config = root / "vision" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), name: value}))
+    assert str(root) in refusal(LOADERS["vision"][0], root)
+
+
+@pytest.mark.parametrize("change", [
+    {"beta_start": -0.1}, {"beta_end": 3.0}, {"beta_end": math.nan}, {"beta_start": 0, "beta_end": 0}, {"beta_start": "x"},
+    {"beta_schedule": "steep"}, {"num_train_timesteps": 0}, {"num_train_timesteps": -5}, {"num_train_timesteps": 1},
+    {"num_train_timesteps": 10**12}, {"num_train_timesteps": "many"}, {"prediction_type": "sample"},
+    {"prediction_type": 3}, {"trained_betas": [0.1, "x"]}, {"trained_betas": [2.0, 2.0]},
+])  # fmt: skip
+def test_impossible_noise_is_refused(change, whole, tmp_path):
+    root = copy(whole, tmp_path)
+    path = root / "vision" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert str(root) in refusal(LOADERS["vision"][0], root)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "a list", "a number", "absent", "folder", "text"])
+def test_a_damaged_scheduler_is_refused(harm, whole, tmp_path):
+    root = copy(whole, tmp_path)
+    harm_json(root / "vision" / "scheduler" / "scheduler_config.json", harm, "")
+    assert str(root) in refusal(LOADERS["vision"][0], root)
+
+
+def test_an_odd_value_of_a_scheduler_is_refused_before_it_samples(whole, tmp_path):
+    root = copy(whole, tmp_path)
+    path = root / "vision" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps_offset": "one"}))
+    model, _ = load_vision(root / "vision", "UViT")
+    with pytest.raises(InputError, match="SCHEDULER 'PNDM' cannot sample"):
+        sampling_scheduler("PNDM", model.schedule)
+
+
+# ---- training.json -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "a list", "a number", "absent", "folder", "text", "null"])
+@pytest.mark.parametrize("name", ["vision", "prior"])
+def test_a_damaged_training_is_refused(name, harm, whole, tmp_path):
+    root = copy(whole, tmp_path)
+    harm_json(root / name / "training.json", harm, "constants")
+    assert str(root / name) in refusal(LOADERS[name][0], root)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("IMAGE_SIZE", "large"), ("IMAGE_SIZE", True), ("BASE_MODEL", 3), ("VIEWS", "PA"), ("DATA_ROOT", None)],
+)
+def test_a_constant_of_another_kind_is_refused(name, value, whole, tmp_path):
+    root = copy(whole, tmp_path)
+    path = root / "vision" / "training.json"
+    training = json.loads(path.read_text())
+    training["constants"][name] = value
+    path.write_text(json.dumps(training))
+    assert f"says {name} = {value!r}" in refusal(LOADERS["vision"][0], root)
+
+
+def test_what_a_training_does_not_say_is_named_when_it_is_asked_for(whole, tmp_path):
+    root = copy(whole, tmp_path)
+    path = root / "prior" / "training.json"
+    training = json.loads(path.read_text())
+    del training["constants"]["BART_CHECKPOINT"], training["encoders"]
+    path.write_text(json.dumps(training))
+    read = read_training(root / "prior")
+    assert read["constants"]["IMAGE_SIZE"] == 32 and read["step"] == 3
+    with pytest.raises(InputError, match=r"training.json does not say BART_CHECKPOINT: set BART_CHECKPOINT"):
+        read["constants"]["BART_CHECKPOINT"]
+    with pytest.raises(InputError, match="does not say which vae it was trained with"):
+        check_encoders(read, vae="a")
+
+
+# ---- folders that are not there ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["absent", "runs/absent", "runs/clipUViT/best", "/no/such/place"])
+def test_an_absent_folder_says_so(place):
+    for load in (
+        lambda: load_vision(place, "UViT"), lambda: load_prior(place), lambda: load_autoencoder(place, "mean", ""),
+        lambda: load_vae(place), lambda: load_unet(place, 16), lambda: TextEncoder(place, pooled=True),
+        lambda: ReferenceEncoder(f"local-dir:{place}"), lambda: load_strictly(Prior, place),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"there is no such folder|there is no checkpoint") as caught:
+            load()
+        assert place in str(caught.value)
+
+
+def test_a_bart_without_its_tokenizer_is_refused(whole, tmp_path):
+    root = copy(whole, tmp_path)
+    (root / "bart" / "tokenizer.json").unlink()
+    refusal(LOADERS["bart"][0], root)
+    (root / "bart" / "tokenizer_config.json").unlink()
+    assert "the folder has no tokenizer of its own" in refusal(LOADERS["bart"][0], root)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\xfe", None])
+def test_a_bart_with_a_damaged_tokenizer_is_refused(content, whole, tmp_path):
+    root = copy(whole, tmp_path)
+    path = root / "bart" / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    refusal(LOADERS["bart"][0], root)
+
+
+def test_weights_that_are_no_numbers_are_named():
+    layer = torch.nn.Linear(2, 2)
+    check_finite(layer, "here")
+    with torch.no_grad():
+        layer.bias[0] = math.nan
+    with pytest.raises(InputError, match=r"the weights in here are damaged: 1 tensors hold NaN or infinity, e.g. bias"):
+        check_finite(layer, "here")
+
+
+def test_start_from_refuses_code(whole, tmp_path):
+    root = copy(whole, tmp_path)
+    weights = root / "vision" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    torch.save({"weight": Creates(tmp_path / "run")}, weights.with_suffix(".bin"))
+    model, _ = load_vision(whole / "vision", "UViT")
+    with pytest.raises(InputError, match="nothing of it was run"):
+        model.start_from(root / "vision")
+    assert not (tmp_path / "run").exists()
+    assert isinstance(ReportAutoencoder.from_pretrained(Path(whole) / "bart"), ReportAutoencoder)

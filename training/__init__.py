@@ -1,0 +1,1 @@
+"""The training loop, the data sets it reads, and what a run leaves behind."""

@@ -1,0 +1,376 @@
+"""What the frozen encoders say of a table's rows, computed once, and the training examples made of it.
+
+    DiffusionFeatures => DiffusionExamples    VAE moments, prompts and reference embeddings: for the denoisers
+    PriorFeatures     => PriorExamples        VAE moments and report latents: for the prior
+    study_reports     => ReportExamples       cleaned reports, tokenised: for the report autoencoder
+
+An example is a function of (its place, a seed): all that is random in it follows from the seed.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from models.report_autoencoder import pad_tokens, tokenise
+from utils.cache import FeatureCache, image_keys
+from utils.checkpoints import encoder_fingerprints, weights_fingerprint
+from utils.errors import InputError, say
+from utils.findings import FINDINGS, prompts_of
+from utils.latents import cache_moments, draw_posterior, latent_shape, mean_latents
+from utils.mimic_cxr import split_rows
+from utils.prompts import NULL_PROMPT
+from utils.references import NONE, References
+from utils.report_text import clean_report
+
+STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
+POOL_BATCHES = 50  # batches of reports that are sorted by length together
+_WHERE_REPORTS_ARE = "set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has reports"
+
+
+class Column:
+    """One cached feature of each row of a table: column[row] => array; stack(rows) => (n, *shape)."""
+
+    def __init__(self, cache, keys):
+        self.cache, self.keys = cache, keys
+
+    def __getitem__(self, row):
+        return self.cache[self.keys[row]]
+
+    def stack(self, rows):
+        return self.cache.stack([self.keys[row] for row in rows])
+
+
+def _readable_rows(table, *features):
+    """The rows whose image every encoder could read, and a Column of them for each feature.
+
+    features: (cache, keys, readable), as `cache_moments` returns them. Says how many rows are dropped.
+    """
+    readable = np.logical_and.reduce([readable for _, _, readable in features])
+    if not readable.all():
+        say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
+    if not readable.any():
+        raise InputError("not one image of the table can be read")
+    columns = (Column(cache, [key for key, kept in zip(keys, readable) if kept]) for cache, keys, _ in features)
+    return table[readable].reset_index(drop=True), *columns
+
+
+def set_aside(*models):
+    """Moves frozen networks, whose features are cached, to the CPU: the GPU's memory is for the training."""
+    for model in models:
+        model.to("cpu")
+
+
+class _Rows(Dataset):
+    """The rows of one split of some features, each by its position."""
+
+    def __init__(self, features, split):
+        self.features, self.rows = features, split_rows(features.table, split)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def name(self, position):
+        """The dicom_id of an example."""
+        return self.features.table["dicom_id"].iloc[self.rows[position]]
+
+
+# ---- diffusion -----------------------------------------------------------------------------------------------------
+
+
+class DiffusionFeatures:
+    """What the frozen encoders say of each row of a table, computed once; rows with an unreadable image are dropped.
+
+    Attributes: table (its rows have an image that could be read), prompts, and the columns `moments` and
+    `embeddings` (of the row's own image as a reference), `texts`, the TextFeatures of the prompts, and `encoders`, the
+    fingerprints of the frozen models.
+    """
+
+    def __init__(
+        self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, batch_size, threads, accelerator
+    ):
+        keys = image_keys(table)
+        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads, keys)
+        embeddings = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads, keys)
+        self.table, self.moments, self.embeddings = _readable_rows(table, moments, embeddings)
+        self.prompts = prompts_of(self.table)
+        self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
+        self.scaling_factor = vae.config.scaling_factor
+        self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+
+
+def diffusion_needs(table, vae, text_encoder, reference_encoder, image_size):
+    """Before anything is encoded: the shapes of a DiffusionExample, {name: shape}, and what a table adds to the cache, bytes."""
+    latents, text = latent_shape(vae, image_size), text_encoder.encode([NULL_PROMPT])[0].shape
+    width = (reference_encoder.width,)
+    shapes = {"latents": latents, "noise": latents, "timesteps": (), "text": text, "reference": width}
+    an_image = 4 * math.prod(latents) + 4 * math.prod(width)  # two float16 a latent, float32
+    return shapes, len(table) * an_image + len(set(prompts_of(table))) * 4 * math.prod(text)
+
+
+def check_dropout(drop_text, drop_reference, drop_both):
+    """InputError unless the three probabilities of DiffusionExamples are some."""
+    if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
+        raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
+
+
+class DiffusionExamples(_Rows):
+    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
+
+    drop_text, drop_reference, drop_both: probabilities that an example loses its text, its reference, or both, which
+    is what makes guidance possible (Ho & Salimans 2022; two conditions as in Brooks et al. 2023).
+    timestep_mean: None: each of num_timesteps is as probable; else the mean of their logit-normal distribution (Esser et al.
+    2024), of deviation 1: at 0 the middle ones are the most probable, below 0 those of less noise.
+    """
+
+    def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both, timestep_mean=None):
+        check_dropout(drop_text, drop_reference, drop_both)
+        super().__init__(features, split)
+        self.table = features.table.iloc[self.rows]
+        self.train_rows = split_rows(features.table, "train")
+        self.references = References(features.table.iloc[self.train_rows])
+        self.labels = features.table[list(FINDINGS)].to_numpy(dtype=np.int8)
+        self.subject_ids = features.table.subject_id.to_numpy()
+        self.num_timesteps, self.timestep_mean = num_timesteps, timestep_mean
+        self.dropout_edges = np.cumsum([drop_text, drop_reference, drop_both])
+
+    def __getitem__(self, row_and_seed):
+        position, seed = row_and_seed
+        row, features = self.rows[position], self.features
+        generator = torch.Generator().manual_seed(seed)
+        latents = draw_posterior(features.moments[row], generator, features.scaling_factor)
+        noise = torch.randn(latents.shape, generator=generator)
+        timestep = self._draw_timestep(generator)
+        reference_row = self.references.draw(self.labels[row], self.subject_ids[row], generator)
+        drop = np.searchsorted(self.dropout_edges, torch.rand((), generator=generator).item(), side="right")
+
+        text = features.texts[NULL_PROMPT if drop in (0, 2) else features.prompts[row]]
+        reference = features.embeddings[self.train_rows[reference_row]]
+        if reference_row == NONE or drop in (1, 2):
+            reference = np.zeros_like(reference)
+        return {
+            "latents": latents,  # (C, h, w), unit variance
+            "noise": noise,  # (C, h, w)
+            "timesteps": timestep,  # ()
+            "text": torch.tensor(text),  # (D,) or (77, D)
+            "reference": torch.tensor(reference),  # (R,)
+        }
+
+    def _draw_timestep(self, generator):
+        if self.timestep_mean is None:
+            return torch.randint(self.num_timesteps, (), generator=generator)
+        share = (self.timestep_mean + torch.randn((), generator=generator)).sigmoid()  # of the schedule, 0 to 1
+        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+
+
+# ---- the prior -----------------------------------------------------------------------------------------------------
+
+
+def reported_rows(table):
+    """The rows of a table that have a report, which is cleaned. Prints what was dropped; InputError if none has one."""
+    table = table.assign(report=table["report"].map(clean_report))
+    reported = table["report"] != ""
+    say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
+    if not reported.any():
+        raise InputError(f"not one image has a report; {_WHERE_REPORTS_ARE}")
+    return table[reported].reset_index(drop=True)
+
+
+class PriorFeatures:
+    """Both ends of the prior for each row of a table, computed once; rows without a report or an image are dropped.
+
+    Attributes: table (its report column cleaned), the columns `moments` and `report_latents`, and `encoders`, the
+    fingerprints of the two frozen models.
+    """
+
+    def __init__(self, table, vae, autoencoder, image_size, cache_dir, batch_size, threads, accelerator):
+        table = reported_rows(table)
+        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads)
+        self.table, self.moments = _readable_rows(table, moments)
+        self.report_latents = cache_report_latents(
+            self.table["report"].tolist(), autoencoder, cache_dir, batch_size, accelerator
+        )
+        self.scaling_factor = vae.config.scaling_factor
+        self.encoders = {
+            "vae": weights_fingerprint(vae),
+            "bart": autoencoder.fingerprint(),
+            "pooling": autoencoder.pooling,
+        }
+
+    def statistics(self, split="train"):
+        """Mean and standard deviation of the report latents of one split, (D,) float32 each, and covariance, (D, D)."""
+        rows = split_rows(self.table, split)
+        total, products = 0.0, 0.0
+        for start in range(0, len(rows), STATISTICS_ROWS):
+            latents = self.report_latents.stack(rows[start : start + STATISTICS_ROWS]).astype(np.float64)  # (n, D)
+            total, products = total + latents.sum(axis=0), products + latents.T @ latents
+        mean = total / len(rows)
+        covariance = products / len(rows) - np.outer(mean, mean)
+        std = np.sqrt(np.maximum(covariance.diagonal(), 0))
+        return mean.astype(np.float32), std.astype(np.float32), covariance
+
+
+def prior_needs(table, vae, autoencoder, image_size, flow_draws=0, reads_findings=False):
+    """Before anything is encoded: the shapes of a PriorExample, {name: shape}, and what a table adds to the cache, bytes.
+
+    flow_draws: of a flow's noise and times an example; 0 for a regression. reads_findings: whether the prior has a readout.
+    """
+    latents, width = latent_shape(vae, image_size), autoencoder.width
+    shapes = {"latents": latents, "report_latents": (width,)}
+    if flow_draws:
+        shapes |= {"noise": (flow_draws, width), "times": (flow_draws,), "dropped": ()}
+    if reads_findings:
+        shapes["findings"] = (len(FINDINGS),)
+    return shapes, len(table) * 4 * math.prod(latents) + table["report"].nunique() * 4 * width
+
+
+def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerator):
+    """The latents of cleaned reports, each text encoded once => Column.
+
+    A key is the SHA-256 of a text, so that no report lies in the cache.
+    """
+    fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
+    cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
+    keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
+    served = cache.fill(
+        keys,
+        lambda row: reports[row],
+        lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
+        batch_size,
+        accelerator,
+        "report latents",
+    )
+    if not served.all():
+        raise InputError(f"BART_CHECKPOINT makes no numbers of {(~served).sum()} reports")
+    return Column(cache, keys)
+
+
+class PriorExamples(_Rows):
+    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
+
+    prior: whose statistics standardise; of a flow an example holds noise and times too, `draws` of each, and whether its
+    image is dropped (with the probability drop_image), which is what makes guidance possible; for a readout the codes of
+    the findings. After `freeze` it holds, in place of its latents, what a frozen transformer makes of them.
+    """
+
+    def __init__(self, features, split, prior, draws=1, drop_image=0.0):
+        super().__init__(features, split)
+        self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
+        self.flows, self.draws, self.drop_image = prior.config.kind == "flow", draws, drop_image
+        self.labels = self.tokens = None
+        if prior.config.reads_findings:
+            self.labels = torch.tensor(features.table[list(FINDINGS)].to_numpy(dtype=np.int8))  # (N, 14) codes
+
+    def __getitem__(self, row_and_seed):
+        position, seed = row_and_seed
+        row, features = self.rows[position], self.features
+        generator = torch.Generator().manual_seed(seed)
+        report_latent = torch.from_numpy(features.report_latents[row].astype(np.float32))
+        example = {"report_latents": (report_latent - self.mean) / self.std}  # (D,), standardised
+        if self.tokens is None:
+            example["latents"] = draw_posterior(features.moments[row], generator, features.scaling_factor)  # (C, h, w)
+        else:
+            example["tokens"] = self.tokens[position]  # (E,)
+        if self.flows:
+            example |= {
+                "noise": torch.randn((self.draws, len(report_latent)), generator=generator),  # (K, D)
+                "times": torch.rand(self.draws, generator=generator),  # (K,)
+                "dropped": torch.rand((), generator=generator) < self.drop_image,  # ()
+            }
+        if self.labels is not None:
+            example["findings"] = self.labels[row]  # (14,) codes
+        return example
+
+    @torch.no_grad()
+    def freeze(self, prior, batch_size):
+        """Makes the class token of each row once, by a Prior whose transformer will not change, from its posterior's mean."""
+        tokens, features = [], self.features
+        for start in tqdm(range(0, len(self), batch_size), desc="class tokens", disable=None):
+            moments = features.moments.stack(self.rows[start : start + batch_size]).astype(np.float32)
+            latents = torch.from_numpy(mean_latents(moments, features.scaling_factor))
+            tokens.append(prior.vit(latents.to(prior.device)).cpu())
+        self.tokens = torch.cat(tokens)  # (n, E)
+
+
+# ---- reports -------------------------------------------------------------------------------------------------------
+
+
+def study_reports(table):
+    """The distinct studies of a table with their cleaned reports => columns subject_id, study_id, split, report.
+
+    A study with several images has one report, so it stands here once. Prints what was dropped.
+    """
+    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
+    without = (studies["report"].str.strip() == "").sum()
+    studies = studies.assign(report=studies["report"].map(clean_report))
+    kept = studies[studies["report"] != ""].reset_index(drop=True)
+    emptied = len(studies) - without - len(kept)
+    say(
+        f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
+        "which de-identification left no sentence"
+    )
+    if kept.empty:
+        raise InputError(f"not one study has a report; {_WHERE_REPORTS_ARE}")
+    return kept
+
+
+class ReportExamples(Dataset):
+    """Cleaned reports, tokenised once: `examples[row, seed]`; an epoch groups reports of a like length in a batch."""
+
+    def __init__(self, reports, autoencoder, batch_size):
+        self.reports = list(reports)
+        self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
+        self.lengths = np.array([len(ids) for ids in self.tokens])
+        self.batch_size, self.width = batch_size, autoencoder.width
+        self.pad = autoencoder.bart.config.pad_token_id
+        say(
+            f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
+            f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
+        )
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, row_and_seed):
+        row, seed = row_and_seed
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.width, generator=generator)
+        steps = torch.randint(1, max(2, len(self)), (), generator=generator).item()  # to another row
+        return {
+            "input_ids": torch.tensor(self.tokens[row]),  # (L,)
+            "noise": noise,  # (D,)
+            "other_ids": torch.tensor(self.tokens[(row + steps) % len(self)]),  # (L',)
+        }
+
+    def longest(self, size):
+        """A batch of the longest reports: what needs most memory."""
+        return self.collate([self[row, 0] for row in np.argsort(-self.lengths, kind="stable")[:size]])
+
+    def collate(self, examples):
+        """=> input_ids and attention_mask (B, L of the longest), noise (B, D), other_ids and other_mask (B, L')."""
+        batch = pad_tokens([example["input_ids"] for example in examples], self.pad)
+        others = pad_tokens([example["other_ids"] for example in examples], self.pad)
+        return {
+            **batch,
+            "noise": torch.stack([example["noise"] for example in examples]),
+            "other_ids": others["input_ids"],
+            "other_mask": others["attention_mask"],
+        }
+
+    def order(self, generator, head=0):
+        """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled.
+
+        head: how many of them fill the batch that the epoch before began; what is too few for a batch comes last.
+        """
+        shuffled = generator.permutation(len(self))
+        batches = []
+        for start in range(head, len(self), POOL_BATCHES * self.batch_size):
+            pool = shuffled[start : start + POOL_BATCHES * self.batch_size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
+        rest = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        batches = [batches[place] for place in generator.permutation(len(batches))]
+        return np.concatenate([shuffled[:head], *batches, *rest])
