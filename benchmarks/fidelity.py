@@ -9,7 +9,7 @@ The same rows of SPLIT, their prompts, references and seeds, in every line of th
     through the VAE         encoded and decoded: what the latents keep
     denoised from 25 %      noise of so many of the schedule's steps on the true latents, taken away again with the true
                             prompt and no guidance; 100 % differs from sampling only in where it starts
-    sampled                 for each of VARIANTS, from noise, or from noise on the reference (the samplers' START)
+    sampled                 for each of VARIANTS, from noise
 
 All are compared with images of the train split, at the same size, IMAGE_SIZE of the checkpoint; on that split the judge is
 trained as well, so the first line is no 0.
@@ -44,7 +44,7 @@ from evaluation.metrics import (
 )
 from evaluation.report import markdown
 from models.diffusion import ALL_NOISE, PromptedDenoiser
-from sampling.images import check_settings, draw_batch
+from sampling.images import ImageSampler, check_settings
 from sampling.plan import label_vectors, plan_requests, real_rows
 from sampling.reference_pool import ReferencePool
 from utils.checkpoints import read_training
@@ -52,10 +52,8 @@ from utils.constants import override_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
 from utils.latents import (
-    decode_in,
     decode_latents,
     encode_moments,
-    latent_shape,
     load_vae,
     mean_latents,
     read_grey,
@@ -71,7 +69,7 @@ SPLIT = "validate"  # whose rows (train, validate or test)
 IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
 COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # shares of the schedule's steps to denoise from (each 0 to 1)
-VARIANTS = (  # condition, guidance, where less than all its lowest and highest noise level; "from-reference": START
+VARIANTS = (  # condition, guidance, and its lowest and highest noise level where it has limits
     "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
 )  # fmt: skip
 SCHEDULER = "DPMSolverMultistep"  # of all lines
@@ -97,22 +95,22 @@ class Module:
     """The image module of a checkpoint, on the rows of one split: `images` of any line of the table."""
 
     def __init__(
-        self, model, trained, table, split, count, cache_dir, scheduler, steps, batch_size, threads, seed, accelerator
+        self, model, trained, table, split, count, cache_dir, scheduler, steps, batch_size, seed, accelerator
     ):
         """model: PromptedDenoiser; trained: the constants of its training; table: the real rows of all splits."""
         self.accelerator, self.batch_size = accelerator, batch_size
         device = accelerator.device
         self.model = model.to(device).eval()
         self.vae = load_vae(trained["BASE_MODEL"], device)
-        decode_in(self.vae, accelerator.mixed_precision)
         pooled = type(self.model.denoiser).__name__ == "UViT"
         self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled, device, trained["TEXT_ENCODER"])
         encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
-        self.pool = ReferencePool(table, encoder, self.model.fusion, cache_dir, batch_size, threads, accelerator)
+        self.pool = ReferencePool(table, encoder, self.model.fusion, cache_dir, batch_size, accelerator)
         self.image_size = trained["IMAGE_SIZE"]
-        self.settings = {"steps": steps, "scheduler": scheduler, "checkpoint_sha256": ""}
-        self.shape = latent_shape(self.vae, self.image_size)
-        vectors = label_vectors("", "", table, split, count, seed, prompt=trained["PROMPT"])
+        self.settings = {
+            "steps": steps, "scheduler": scheduler, "checkpoint_sha256": "", "image_size": self.image_size
+        }  # fmt: skip
+        vectors = label_vectors(table, seed, trained["PROMPT"], split=split, limit=count)
         settings = {**self.settings, **_guidance("both 1")}
         requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
         self.pool.prepare(requests.reference_dicom_id)
@@ -120,21 +118,17 @@ class Module:
         self.rows = table.set_index("dicom_id").loc[requests.source].reset_index()  # the real images of the requests
 
     def images(self, variant, strength=None):
-        """Images (N, S, S) uint8 and network calls an image; strength: denoised from there, None: as `variant` begins."""
+        """Images (N, S, S) uint8 and network calls an image; strength: denoised from there, None: from noise."""
         settings = {**self.settings, **_guidance(variant)}
         check_settings(settings, self.model.schedule)
-        if "start" in settings:
-            self.pool.prepare_latents(self.requests.reference_dicom_id, self.vae, self.image_size)
+        sampler = ImageSampler(self.model, self.vae, self.text_encoder, settings, self.pool, self.accelerator)
         calls = []
         hook = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
         made = []
         for start in range(0, len(self.requests), self.batch_size):
             batch = self.requests.iloc[start : start + self.batch_size]
             true = None if strength is None else (self.latents(start), strength)
-            latents = draw_batch(
-                batch, settings, self.model, self.text_encoder, self.pool, self.shape, self.accelerator, true
-            )
-            made.append(decode_latents(self.vae, latents))
+            made.append(sampler.decode(sampler.draw(batch, true)))
         hook.remove()
         return np.concatenate(made), sum(calls) / len(self.requests)
 
@@ -150,19 +144,17 @@ class Module:
 
 
 def _guidance(variant):
-    """ "both 3.5 0.3 5 from-reference" => the settings of a sampler."""
+    """ "both 3.5 0.3 5" => the settings of a sampler."""
     words = variant.split()
-    start = {"start": "reference"} if words[-1:] == ["from-reference"] else {}
-    words = words[: len(words) - len(start)]
     try:
         guidance, low, high = [*map(float, words[1:]), *(0.0, ALL_NOISE)[: 4 - len(words)]]
     except ValueError as error:
         raise InputError(
-            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level, and 'from-reference'"
+            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level"
         ) from error
     return {
         "condition": words[0], "text_guidance": guidance, "reference_guidance": guidance, "guidance_low": low,
-        "guidance_high": high, **start,
+        "guidance_high": high,
     }  # fmt: skip
 
 
@@ -176,7 +168,7 @@ def main():
     judge = image_judge(train, validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
     compared = train.iloc[draw_rows(len(train), COMPARED, SEED, "compared")]
     module = Module(
-        model, trained, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, NUM_WORKERS, SEED, accelerator
+        model, trained, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, SEED, accelerator
     )
 
     def small(rows):

@@ -142,7 +142,7 @@ _MODULES = (  # what the scripts import, and what these import only when they ne
     "torch", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
     "diffusers.schedulers.scheduling_dpmsolver_multistep", "transformers.models.bart.modeling_bart",
     "transformers.models.clip.modeling_clip", "open_clip", "timm", "matplotlib.figure", "training.examples", "evaluation.metrics",
-    "training.preflight", "models.prior", "utils.references", "sampling.images", "training.loop", "models.weights", "uvit.model",
+    "training.preflight", "models.prior", "utils.references", "sampling.tree", "training.loop", "models.weights", "uvit.model",
 )  # fmt: skip
 
 

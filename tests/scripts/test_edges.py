@@ -54,8 +54,8 @@ def test_the_edges_of_writing_reports(write, tmp_path):  # noqa: F811
     for name, constants in {
         "smallest": {"DECODING": "nucleus", "TOP_P": 1e-9, "TEMPERATURE": 1e-9, "MAX_TOKENS": 1, "LATENT_GAIN": 0},
         "largest": {"DECODING": "nucleus", "TOP_P": 1, "TEMPERATURE": 100, "MAX_TOKENS": 2**63 - 1, "LATENT_GAIN": 100},
-        "beams": {"DECODING": "beam", "BEAMS": 64, "MAX_TOKENS": 2, "SAVE_EVERY": 2**63 - 1, "SEED": 0},
-        "beam": {"DECODING": "beam", "BEAMS": 1, "MAX_TOKENS": 2, "SAVE_EVERY": 1, "BATCH_SIZE": 65536},
+        "beams": {"DECODING": "beam", "BEAMS": 64, "MAX_TOKENS": 2, "SEED": 0},
+        "beam": {"DECODING": "beam", "BEAMS": 1, "MAX_TOKENS": 2, "BATCH_SIZE": 65536},
     }.items():
         make_tree(tmp_path / name, studies=2, reports=(), provenance=True)
         write(OUTPUT_ROOT=tmp_path / name, **constants)
