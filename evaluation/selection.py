@@ -1,11 +1,10 @@
 """Several candidates of a request => the one that is kept.
 
-Images: a *selector* judges them, an image judge (evaluation/judges.py) that is trained on one half of the training
-patients; an evaluation trains its own on the other half. SELECTOR_FILE beside the manifest names the selector's patients,
-so that an evaluation can refuse a judge that shares them. An image *agrees* with its request when the selector finds
-each finding as it was requested. The first candidate that agrees is kept, and no further one is drawn: the highest score
-of all would favour a few easy kinds of images. Where none agrees, the one with the highest score is kept. The choice is
-written into the image file, as a JPEG comment, so that both appear in one step, whatever ends a run.
+Images: a *selector* judges them, an image judge (evaluation/judges.py) of one half of the training patients, whom
+SELECTOR_FILE names: an evaluation has to use another judge. An image *agrees* with its request when the selector finds
+each finding as it was requested. The first candidate that agrees is kept, and no further one is drawn (the highest
+score of all would favour a few easy kinds of images); where none agrees, the highest score is. The choice is stated in
+the image file, as a JPEG comment, so that both appear in one step.
 
 Reports: the one that states the wanted findings best is kept, by the rules of evaluation/labeler.py.
 """
@@ -29,8 +28,8 @@ from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.mimic_cxr import split_rows, table_fingerprint
 from utils.seeds import keyed_seed
 
-LARGEST_SIDE = 128  # pixels that the selector judges, less for smaller images
-DECODING_THREADS = 4  # threads that decode the selector's training images
+LARGEST_SIDE = 128  # pixels of the images that a selector judges
+DECODING_THREADS = 4  # threads that decode its training images
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,9 @@ class Choice:
 
 
 class ImageSelector:
-    """Judges the candidate images of a request.
+    """Judges the candidate images of a request; `settings` is what a tree's manifest states of it.
 
-    candidates: images drawn for a request at most, 2 or more; table: real rows, of whose training patients one half is
-    learned from. `settings` is what a tree's manifest states of it. InputError for a table without training rows.
+    candidates: images drawn for a request at most, 2 or more; table: real rows. InputError without training rows.
     """
 
     def __init__(self, candidates: int, judge_settings: JudgeSettings, table: pd.DataFrame):
@@ -58,8 +56,8 @@ class ImageSelector:
         train = table.iloc[split_rows(table, "train")]
         self.train_table = train[first_half(train)].reset_index(drop=True)
         self.validation_table = table[table["split"] == "validate"].reset_index(drop=True)
-        about = [asdict(judge_settings), *map(table_fingerprint, (self.train_table, self.validation_table))]
-        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        parts = [asdict(judge_settings), table_fingerprint(self.train_table), table_fingerprint(self.validation_table)]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self.settings = {"candidates": candidates, "keep": "all", "selector": digest}  # keep: of older versions
 
     def train(self, cache_dir: str | Path, output_root: str | Path, accelerator: Accelerator):
@@ -85,7 +83,7 @@ class ImageSelector:
         labels = candidates[list(FINDINGS)].to_numpy()
         scores, agrees = request_agreement(probabilities.cpu().numpy(), labels, self.judge.thresholds, self.judge.known)
         found = zip(candidates["candidate"], scores, agrees)
-        return [Choice(int(number), float(score), int(agree)) for number, score, agree in found]
+        return [Choice(int(candidate), float(score), int(agree)) for candidate, score, agree in found]
 
     def read_choice(self, info: dict) -> Choice:
         """Pillow's `info` of an image file => its Choice; ValueError where its comment states none."""
@@ -166,10 +164,7 @@ def best_reports(drawn: list[list[str]], wanted: np.ndarray | None = None) -> li
 
 
 def report_distances(reports: list[str], wanted: np.ndarray) -> np.ndarray:
-    """The distance of n reports from the wanted findings, (n, 14) => (n,).
-
-    The sum of the differences, and 1 for each contradiction and each repetition in a report.
-    """
+    """For n reports the sum of the differences from (n, 14), and 1 for each contradiction and each repetition; (n,)."""
     stated = label_reports(reports) == PRESENT  # (n, 14)
     faults = [len(contradictions(report)) + stutters(report) for report in reports]
     return np.nansum(np.abs(stated - np.asarray(wanted, dtype=float)), axis=1) + faults

@@ -229,7 +229,7 @@ def sample(run_script, tree, base_model, reference_encoder_name, tmp_path):
         root = tmp_path / output
         run_script(
             script, DATA_ROOT=tmp_path / "tree", CACHE_DIR=tmp_path / "cache", BASE_MODEL=base_model, OUTPUT_ROOT=root,
-            REFERENCE_ENCODER=reference_encoder_name, SCHEDULER="PNDM", STEPS=3, TEXT_GUIDANCE=4.0, NUM_WORKERS=0,
+            REFERENCE_ENCODER=reference_encoder_name, SCHEDULER="PNDM", STEPS=3, TEXT_GUIDANCE=4.0,
             REFERENCE_GUIDANCE=4.0, DEVICE="cpu", **constants,
         )  # fmt: skip
         made = pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("prompt").sort_index()
@@ -974,7 +974,7 @@ def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, t
     tiny_models.save_reference_encoder(tmp_path / "wide", width=24)
     constants = {
         "DATA_ROOT": tmp_path / "tree", "CACHE_DIR": tmp_path / "cache", "OUTPUT_ROOT": tmp_path / "made", "CHECKPOINT": path,
-        "BASE_MODEL": base_model, "DEVICE": "cpu", "NUM_WORKERS": 0,
+        "BASE_MODEL": base_model, "DEVICE": "cpu",
     }  # fmt: skip
     with pytest.raises(InputError, match=f"references of width {TEXT}, and this REFERENCE_ENCODER makes 24"):
         run_script("sample_diffusion_clipUViT.py", **constants, REFERENCE_ENCODER=f"local-dir:{tmp_path / 'wide'}")
