@@ -40,7 +40,8 @@ def sample_tree(
 ):  # fmt: skip
     """Makes the images that an image sampler's constants name and that the tree OUTPUT_ROOT does not have yet.
 
-    denoiser, training: of `load_vision`; the others: the frozen models of its training.
+    denoiser, training: from `load_vision`; the others: the frozen models of its training; constants: those of the
+    script, read here by name.
     """
     trained, output_root, seed = training["constants"], constants["OUTPUT_ROOT"], constants["SEED"]
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
@@ -105,15 +106,9 @@ def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None,
     if constants["CONDITION"] != "text" or by_split or constants["CANDIDATES"] > 1:
         table = real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
     vectors = label_vectors(
-        table,
-        constants["SEED"],
-        trained["PROMPT"],
-        text=constants["TEXT"],
-        findings=constants["FINDINGS"],
-        labels_csv=constants["LABELS_CSV"],
-        split=constants["SPLIT"],
-        limit=constants["MAX_LABELS"],
-    )
+        table, constants["SEED"], trained["PROMPT"], text=constants["TEXT"], findings=constants["FINDINGS"],
+        labels_csv=constants["LABELS_CSV"], split=constants["SPLIT"], limit=constants["MAX_LABELS"],
+    )  # fmt: skip
     return table, vectors
 
 

@@ -342,6 +342,16 @@ def test_an_image_depends_on_what_its_condition_names_and_on_nothing_else(draw, 
     assert torch.equal(made, other_reference) != by_reference
 
 
+def test_a_trial_leaves_the_randomness_as_it_was(parts, base_model, accelerator):
+    settings = {
+        "condition": "both", "text_guidance": 2.0, "reference_guidance": 3.0, "steps": 999, "scheduler": "none",
+        "guidance_low": 0.2, "guidance_high": 4.0, "image_size": 32,
+    }  # fmt: skip
+    before = torch.get_rng_state()
+    ImageSampler(parts[0], load_vae(base_model), parts[1], settings, OnePool(), accelerator).try_once("edema")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @torch.no_grad()
 def guided(model, text_encoder, prompt, reference, seed, text_guidance, reference_guidance, steps=3):
     """Latents by DDIM and equation 3 of Brooks et al. (2023), (1, 4, 8, 8); reference: an embedding, (1, WIDTH)."""
