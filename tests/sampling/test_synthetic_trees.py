@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import config, pictures, runs, sample, says, tree  # noqa: F401
+from running import CSVS, contents, kill, pictures, provenance, sample, says
 from tiny_models import WIDTH
 
 from models.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
@@ -27,25 +27,6 @@ from utils.mimic_cxr import image_file, read_table
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import References
 from utils.seeds import keyed_seed
-
-CSVS = ("synthetic.csv", *(f"mimic-cxr-2.0.0-{kind}.csv.gz" for kind in ("metadata", "chexpert", "split")))
-
-
-def contents(root):
-    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
-
-
-def provenance(root):
-    return pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("dicom_id")
-
-
-def kill(root, images_left):
-    """Leaves a tree as SIGKILL does: some images and their latents, the manifest and the plan, but no CSV."""
-    for name in CSVS:
-        (root / name).unlink()
-    for path in sorted(root.rglob("*.jpg"))[images_left:]:
-        path.unlink()
-        (root / "latents" / f"{path.stem}.npy").unlink()
 
 
 @pytest.fixture(scope="module")
