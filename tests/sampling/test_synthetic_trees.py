@@ -19,6 +19,7 @@ from models.diffusion import PromptedDenoiser, sample_latents, sampling_schedule
 from sampling import images as synthesis
 from sampling import plan
 from sampling.reference_pool import ReferencePool
+from training.preview import Preview
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.folders import SYNTHETIC_TREE, making, read_manifest
@@ -429,7 +430,7 @@ def test_previews_are_of_drawn_rows_not_of_the_first():
     asked = []
     for count in (100, 100, 5):
         examples = Examples(count)
-        synthesis.Preview(examples, None, None, 2, 1.0, seed=3)
+        Preview(examples, None, None, 2, 1.0, seed=3)
         asked.append(examples.asked)
     assert asked[0] == asked[1] and len(set(asked[0])) == 8 and max(asked[0]) >= 50 > min(asked[0])
     assert sorted(asked[2]) == [0, 1, 2, 3, 4]
