@@ -9,10 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_prior import checkpoints  # noqa: F401
-from test_report_autoencoder import tokenizer  # noqa: F401
-from test_scripts import config, flags, launch, pictures, run_script, runs, sample, says, tree  # noqa: F401
-from test_synthetic_trees import contents, kill, provenance
+from running import contents, flags, kill, launch, pictures, provenance, sample, says
 
 from evaluation import gallery, judges, metrics
 from evaluation.judges import first_half
@@ -94,7 +91,7 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture
-def choose(config, runs, large, tmp_path):  # noqa: F811
+def choose(config, runs, large, tmp_path):
     """A function: a name under tmp_path, constants => what a sampler ended with; 6 requests by default."""
 
     def run(name, **constants):
@@ -236,12 +233,12 @@ def test_another_way_to_choose_is_another_tree(choose, tmp_path):
     assert contents(tmp_path / "made") == before
 
 
-def test_a_selector_that_knows_nothing(choose, tree, tmp_path):  # noqa: F811
+def test_a_selector_that_knows_nothing(choose, tree, tmp_path):
     says(choose("made", CANDIDATES=2, DATA_ROOT=tree), "selector", "no finding", "CANDIDATES", "DATA_ROOT")
     says(choose("made", CANDIDATES=2, SELECTOR_MODEL="unheard"), "SELECTOR_MODEL 'unheard'")
 
 
-def test_two_processes_make_the_tree_that_one_makes(choose, config, runs, large, tmp_path):  # noqa: F811
+def test_two_processes_make_the_tree_that_one_makes(choose, config, runs, large, tmp_path):
     constants = {"CHECKPOINT": runs / "clipUViT" / "best", "SPLIT": "test", "MAX_LABELS": 6, "DATA_ROOT": large}
     constants |= {"BATCH_SIZE": 4, "CANDIDATES": 2, **SELECTOR}
     places = {"OUTPUT_ROOT": tmp_path / "two", "CACHE_DIR": tmp_path / "cache"}

@@ -8,18 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import (  # noqa: F401
-    BACKBONES,
-    assert_same_weights,
-    config,
-    flags,
-    pictures,
-    run_script,
-    runs,
-    sample,
-    says,
-    tree,
-)
+from running import BACKBONES, assert_same_weights, flags, pictures, run_script, sample, says
 
 from evaluation.labeler import label_report, labels_of_prompt
 from sampling import plan
@@ -43,7 +32,7 @@ def impressions_of(root):
 
 
 @pytest.fixture(scope="module")
-def reported(tree, tmp_path_factory):  # noqa: F811
+def reported(tree, tmp_path_factory):
     """The drawn tree, two training studies of which have no impression, and one no report."""
     root = Path(shutil.copytree(tree, tmp_path_factory.mktemp("reported") / "tree"))
     table = read_table(root, with_reports=False)
@@ -56,7 +45,7 @@ def reported(tree, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def read(config, reported, tmp_path_factory):  # noqa: F811
+def read(config, reported, tmp_path_factory):
     """Runs that were trained on impressions, a folder of either backbone."""
     folder = tmp_path_factory.mktemp("read")
     for backbone in BACKBONES:
@@ -224,7 +213,7 @@ def test_a_long_text_is_shortened_in_a_message():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_split_is_asked_for_in_the_words_of_its_reports(backbone, config, read, reported, tmp_path, capsys):  # noqa: F811
+def test_a_split_is_asked_for_in_the_words_of_its_reports(backbone, config, read, reported, tmp_path, capsys):
     training = json.loads((read / backbone / "best" / "training.json").read_text())
     assert training["constants"]["PROMPT"] == "impression"
     assert sample(backbone, config, read, tmp_path / "made", SPLIT="validate") == 0
@@ -238,7 +227,7 @@ def test_a_split_is_asked_for_in_the_words_of_its_reports(backbone, config, read
     pd.testing.assert_frame_equal(made[list(FINDINGS)], labels.loc[made.index], check_names=False)
 
 
-def test_rows_without_an_impression_are_no_training_rows_and_no_requests(config, read, reported, tmp_path, capsys):  # noqa: F811
+def test_rows_without_an_impression_are_no_training_rows_and_no_requests(config, read, reported, tmp_path, capsys):
     train = read_table(reported, splits=("train",))
     without, silent = (train.report == "").sum(), [impressions_of(reported)[name] == "" for name in train.dicom_id]
     assert without and sum(silent) > without
@@ -251,7 +240,7 @@ def test_rows_without_an_impression_are_no_training_rows_and_no_requests(config,
     assert (provenance(tmp_path / "made").prompt != "").all()
 
 
-def test_free_text_is_sampled_and_heard(config, read, tmp_path):  # noqa: F811
+def test_free_text_is_sampled_and_heard(config, read, tmp_path):
     for name, text in (("one", EFFUSION), ("same", EFFUSION), ("other", "Severe pulmonary edema.")):
         asked = {"TEXT": text, "IMAGES_PER_LABEL": 2, "CONDITION": "text"}
         assert sample("clipUViT", config, read, tmp_path / name, **asked) == 0
@@ -264,7 +253,7 @@ def test_free_text_is_sampled_and_heard(config, read, tmp_path):  # noqa: F811
     assert one.keys().isdisjoint(pictures(tmp_path / "other"))
 
 
-def test_a_csv_of_texts_is_sampled_and_listed_with_its_labels(config, read, tmp_path):  # noqa: F811
+def test_a_csv_of_texts_is_sampled_and_listed_with_its_labels(config, read, tmp_path):
     path = tmp_path / "asked.csv"
     pd.DataFrame({"prompt": [EFFUSION, "Normal chest."], "Edema": [1.0, None]}).to_csv(path, index=False)
     assert sample("clipUViT", config, read, tmp_path / "made", LABELS_CSV=path) == 0
@@ -276,7 +265,7 @@ def test_a_csv_of_texts_is_sampled_and_listed_with_its_labels(config, read, tmp_
     assert table.loc[normal, ["Edema", "Pleural Effusion", "No Finding"]].tolist() == [0, 0, 1]
 
 
-def test_other_words_than_the_trainings_are_refused_before_a_tree_is_begun(config, runs, read, tmp_path):  # noqa: F811
+def test_other_words_than_the_trainings_are_refused_before_a_tree_is_begun(config, runs, read, tmp_path):
     for folder, asked, words in (
         (runs, {"TEXT": EFFUSION}, "trained on prompts of findings"),
         (read, {"FINDINGS": "edema"}, "trained on impressions"),
@@ -285,7 +274,7 @@ def test_other_words_than_the_trainings_are_refused_before_a_tree_is_begun(confi
     assert not (tmp_path / "made").exists()
 
 
-def test_a_tree_without_impressions_trains_nobody(config, tree, tmp_path):  # noqa: F811
+def test_a_tree_without_impressions_trains_nobody(config, tree, tmp_path):
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     for path in root.rglob("*.txt"):
         path.write_text(path.read_text().split("IMPRESSION:")[0])
@@ -299,14 +288,14 @@ def test_a_tree_without_impressions_trains_nobody(config, tree, tmp_path):  # no
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_its_own_prompt_only(config, read, reported, tmp_path):  # noqa: F811
+def test_a_run_goes_on_with_its_own_prompt_only(config, read, reported, tmp_path):
     shutil.copytree(read / "clipUViT", tmp_path / "run")
     constants = flags(RUN_DIR=tmp_path / "run", DATA_ROOT=reported, MAX_STEPS=6)
     message = run_script("train_diffusion_clipUViT", "--config", config, *constants)
     says(message, "was trained with", str(tmp_path / "run"))
 
 
-def test_a_student_hears_what_its_teacher_heard(config, read, tmp_path, capsys):  # noqa: F811
+def test_a_student_hears_what_its_teacher_heard(config, read, tmp_path, capsys):
     student = flags(
         CHECKPOINT=read / "clipUViT" / "best", RUN_DIR=tmp_path / "student", STUDENT_STEPS=2, TEACHER_STEPS=2
     )
@@ -319,7 +308,7 @@ def test_a_student_hears_what_its_teacher_heard(config, read, tmp_path, capsys):
     assert set(provenance(tmp_path / "made").prompt) == {EFFUSION}
 
 
-def test_a_checkpoint_and_a_plan_from_before_there_was_free_text(config, runs, tmp_path):  # noqa: F811
+def test_a_checkpoint_and_a_plan_from_before_there_was_free_text(config, runs, tmp_path):
     """Neither says PROMPT or prompt_kind: both are of findings, and are gone on with."""
     older = Path(shutil.copytree(runs / "clipUViT", tmp_path / "older"))
     for path in older.rglob("training.json"):

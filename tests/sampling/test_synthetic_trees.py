@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import config, pictures, runs, sample, says, tree  # noqa: F401
+from running import CSVS, contents, kill, pictures, provenance, sample, says
 from tiny_models import WIDTH
 
 from models.diffusion import PromptedDenoiser, sampling_scheduler
@@ -29,28 +29,9 @@ from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import References
 from utils.seeds import keyed_seed
 
-CSVS = ("synthetic.csv", *(f"mimic-cxr-2.0.0-{kind}.csv.gz" for kind in ("metadata", "chexpert", "split")))
-
-
-def contents(root):
-    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
-
-
-def provenance(root):
-    return pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("dicom_id")
-
-
-def kill(root, images_left):
-    """Leaves a tree as SIGKILL does: some images and their latents, the manifest and the plan, but no CSV."""
-    for name in CSVS:
-        (root / name).unlink()
-    for path in sorted(root.rglob("*.jpg"))[images_left:]:
-        path.unlink()
-        (root / "latents" / f"{path.stem}.npy").unlink()
-
 
 @pytest.fixture(scope="module")
-def made(config, runs, tmp_path_factory):  # noqa: F811
+def made(config, runs, tmp_path_factory):
     root = tmp_path_factory.mktemp("made") / "tree"
     assert sample("clipUViT", config, runs, root, SPLIT="validate") == 0
     return root
@@ -66,7 +47,7 @@ def killed(made, tmp_path):
 # ---- what is written into
 
 
-def test_a_real_tree_is_left_as_it_is(config, runs, tree, tmp_path):  # noqa: F811
+def test_a_real_tree_is_left_as_it_is(config, runs, tree, tmp_path):
     root = Path(shutil.copytree(tree, tmp_path / "real"))
     (root / "manifest.json").unlink()
     before = contents(root)
@@ -78,19 +59,19 @@ def test_a_real_tree_is_left_as_it_is(config, runs, tree, tmp_path):  # noqa: F8
     says(sample("clipUViT", config, runs, tree, SPLIT="validate"), "drawn tree, and no synthetic tree")
 
 
-def test_a_tree_of_an_earlier_version(config, runs, made, tmp_path):  # noqa: F811
+def test_a_tree_of_an_earlier_version(config, runs, made, tmp_path):
     root = Path(shutil.copytree(made, tmp_path / "earlier"))
     (root / "manifest.json").unlink()
     (root / "plan.csv").unlink()
     says(sample("clipUViT", config, runs, root, SPLIT="validate"), "no manifest.json", "name a new folder")
 
 
-def test_an_output_that_is_a_file(config, runs, tmp_path):  # noqa: F811
+def test_an_output_that_is_a_file(config, runs, tmp_path):
     (tmp_path / "file").write_text("")
     says(sample("clipUViT", config, runs, tmp_path / "file", SPLIT="validate"), "is a file")
 
 
-def test_two_samplers_at_once(config, runs, made):  # noqa: F811
+def test_two_samplers_at_once(config, runs, made):
     before = contents(made)
     with making(SYNTHETIC_TREE, made, read_manifest(made)[SYNTHETIC_TREE]):
         says(sample("clipUViT", config, runs, made, SPLIT="test"), str(made))
@@ -105,7 +86,7 @@ def test_two_samplers_at_once(config, runs, made):  # noqa: F811
         ({"SCHEDULER": "Nothing"}, ["SCHEDULER", "Nothing"]),
     ],
 )
-def test_settings_that_make_no_image_begin_no_tree(config, runs, tmp_path, constants, words):  # noqa: F811
+def test_settings_that_make_no_image_begin_no_tree(config, runs, tmp_path, constants, words):
     says(sample("clipUViT", config, runs, tmp_path / "made", SPLIT="validate", **constants), *words)
     assert not (tmp_path / "made").exists()
 
@@ -124,7 +105,7 @@ def test_settings_that_make_no_image_begin_no_tree(config, runs, tmp_path, const
         ("GUIDANCE_INTERVAL", (0.5, 1000.0)),
     ],
 )
-def test_a_killed_tree_goes_on_with_its_own_settings_only(config, runs, killed, name, value):  # noqa: F811
+def test_a_killed_tree_goes_on_with_its_own_settings_only(config, runs, killed, name, value):
     before = contents(killed)
     message = sample("clipUViT", config, runs, killed, SPLIT="validate", **{name: value})
     key, stated = ("guidance_low", 0.5) if name == "GUIDANCE_INTERVAL" else (name.lower(), value)
@@ -140,7 +121,7 @@ def test_what_a_manifest_states(made):
     ]  # fmt: skip
 
 
-def test_another_checkpoint_is_another_experiment(config, runs, killed, tmp_path):  # noqa: F811
+def test_another_checkpoint_is_another_experiment(config, runs, killed, tmp_path):
     checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "other"))
     model = PromptedDenoiser.from_pretrained(checkpoint)
     with torch.no_grad():
@@ -149,7 +130,7 @@ def test_another_checkpoint_is_another_experiment(config, runs, killed, tmp_path
     says(sample("clipUViT", config, runs, killed, SPLIT="validate", CHECKPOINT=checkpoint), "checkpoint_sha256 = ")
 
 
-def test_a_killed_tree_becomes_the_one_that_was_not_killed(config, runs, made, killed):  # noqa: F811
+def test_a_killed_tree_becomes_the_one_that_was_not_killed(config, runs, made, killed):
     assert sample("clipUViT", config, runs, killed, SPLIT="validate") == 0
     one, other = contents(made), contents(killed)
     for run in (one, other):  # where they lie
@@ -157,7 +138,7 @@ def test_a_killed_tree_becomes_the_one_that_was_not_killed(config, runs, made, k
     assert one == other
 
 
-def test_a_killed_run_leaves_no_orphans_when_others_are_asked_for(config, runs, made, killed):  # noqa: F811
+def test_a_killed_run_leaves_no_orphans_when_others_are_asked_for(config, runs, made, killed):
     assert sample("clipUViT", config, runs, killed, SPLIT="test") == 0
     table, told = read_table(killed), provenance(killed)
     assert sorted(table.image_path) == sorted(map(str, killed.rglob("*.jpg")))
@@ -170,7 +151,7 @@ def test_a_killed_run_leaves_no_orphans_when_others_are_asked_for(config, runs, 
     pd.testing.assert_frame_equal(provenance(killed).loc[first.index], first)
 
 
-def test_a_damaged_image_is_named_and_made_again(config, runs, made, tmp_path, capsys):  # noqa: F811
+def test_a_damaged_image_is_named_and_made_again(config, runs, made, tmp_path, capsys):
     root = Path(shutil.copytree(made, tmp_path / "tree"))
     victim = sorted(root.rglob("*.jpg"))[1]
     victim.write_bytes(b"")
@@ -187,7 +168,7 @@ def test_a_damaged_image_is_named_and_made_again(config, runs, made, tmp_path, c
         (lambda text: text.replace("\n", "\n../", 1), ["dicom_id '../", "cannot name"]),
     ],
 )
-def test_a_damaged_plan_is_named(config, runs, killed, spoil, words):  # noqa: F811
+def test_a_damaged_plan_is_named(config, runs, killed, spoil, words):
     path = killed / "plan.csv"
     path.write_text(spoil(path.read_text()))
     before = contents(killed)
@@ -196,7 +177,7 @@ def test_a_damaged_plan_is_named(config, runs, killed, spoil, words):  # noqa: F
 
 
 @pytest.mark.parametrize("name", CSVS)
-def test_a_damaged_csv_of_the_tree_is_named_before_an_image_is_made(config, runs, made, tmp_path, name):  # noqa: F811
+def test_a_damaged_csv_of_the_tree_is_named_before_an_image_is_made(config, runs, made, tmp_path, name):
     root = Path(shutil.copytree(made, tmp_path / "tree"))
     lost = next(root.rglob("*.jpg"))
     lost.unlink()
@@ -208,7 +189,7 @@ def test_a_damaged_csv_of_the_tree_is_named_before_an_image_is_made(config, runs
 # ---- ids, seeds and labels
 
 
-def test_the_labels_of_two_splits_one_after_the_other(config, runs, tree, made, tmp_path):  # noqa: F811
+def test_the_labels_of_two_splits_one_after_the_other(config, runs, tree, made, tmp_path):
     root = Path(shutil.copytree(made, tmp_path / "tree"))
     assert sample("clipUViT", config, runs, root, SPLIT="test") == 0
     table, first = read_table(root), provenance(made)
@@ -259,7 +240,7 @@ def test_the_authors_labels_are_read_as_in_a_table_of_theirs(tmp_path, capsys, l
     assert "2 of 4 rows kept (2 without label dropped)" in capsys.readouterr().out
 
 
-def test_each_image_of_a_label_vector_has_its_own_noise_and_name(config, runs, tmp_path):  # noqa: F811
+def test_each_image_of_a_label_vector_has_its_own_noise_and_name(config, runs, tmp_path):
     asked = {"FINDINGS": "edema", "IMAGES_PER_LABEL": 4}
     assert sample("clipUViT", config, runs, tmp_path / "made", **asked) == 0
     assert provenance(tmp_path / "made").seed.is_unique
@@ -267,7 +248,7 @@ def test_each_image_of_a_label_vector_has_its_own_noise_and_name(config, runs, t
     assert len(images) == 4 and all(np.abs(images[0] - image).max() > 0 for image in images[1:])
 
 
-def test_a_labels_csv_that_says_nothing(config, runs, tmp_path):  # noqa: F811
+def test_a_labels_csv_that_says_nothing(config, runs, tmp_path):
     path = tmp_path / "labels.csv"
     for content, word in (
         (",".join(FINDINGS) + "\n", "no rows"),
@@ -280,7 +261,7 @@ def test_a_labels_csv_that_says_nothing(config, runs, tmp_path):  # noqa: F811
         says(sample("clipUViT", config, runs, tmp_path / "made", LABELS_CSV=path, CONDITION="text"), str(path), word)
 
 
-def test_the_samplers_leave_out_whom_the_training_left_out(config, runs, tree, tmp_path):  # noqa: F811
+def test_the_samplers_leave_out_whom_the_training_left_out(config, runs, tree, tmp_path):
     checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "best"))
     training = json.loads((checkpoint / "training.json").read_text())
     held_out = ["p10", "p11", "p12", "p13", "p14", "p15"]
@@ -297,7 +278,7 @@ def test_the_samplers_leave_out_whom_the_training_left_out(config, runs, tree, t
 
 
 @pytest.fixture(scope="module")
-def parts(runs, base_model):  # noqa: F811
+def parts(runs, base_model):
     """A denoiser that hears its prompt well, and a text encoder."""
     model = PromptedDenoiser.from_pretrained(runs / "clipUViT" / "best").eval()
     generator = torch.Generator().manual_seed(0)
@@ -369,7 +350,7 @@ def guided(model, text_encoder, prompt, reference, seed, text_guidance, referenc
     return latents
 
 
-def test_both_guidances_reach_the_images_of_a_tree(config, runs, tree, parts, reference_encoder_name, tmp_path):  # noqa: F811
+def test_both_guidances_reach_the_images_of_a_tree(config, runs, tree, parts, reference_encoder_name, tmp_path):
     model, text_encoder = copy.deepcopy(parts[0]), parts[1]
     with torch.no_grad():
         model.fusion.text_embed.weight *= 30  # so that the reference changes much
@@ -392,7 +373,7 @@ def test_both_guidances_reach_the_images_of_a_tree(config, runs, tree, parts, re
         assert (found[name, 1.0] - found[name, 3.0]).abs().max() > 0.2
 
 
-def test_damaged_weights_begin_no_tree(config, runs, tmp_path):  # noqa: F811
+def test_damaged_weights_begin_no_tree(config, runs, tmp_path):
     """One image is tried first."""
     checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "best"))
     model = PromptedDenoiser.from_pretrained(checkpoint)
@@ -407,7 +388,7 @@ def test_damaged_weights_begin_no_tree(config, runs, tmp_path):  # noqa: F811
 
 
 @pytest.fixture
-def pool_of(tree, reference_encoder_name, accelerator, tmp_path):  # noqa: F811
+def pool_of(tree, reference_encoder_name, accelerator, tmp_path):
     """A function: root of a tree => a ReferencePool over it, and its cache's folder."""
 
     def make(root, folder="cache"):
@@ -424,7 +405,7 @@ class PromptedDenoiserFusion:
         prompting, reference_dim = "own", WIDTH
 
 
-def targets(tree, count=5):  # noqa: F811
+def targets(tree, count=5):
     table = read_table(tree, splits=("test",), with_reports=False).head(count)
     return table.assign(seed=[keyed_seed("target", number) for number in range(len(table))])
 
@@ -433,14 +414,14 @@ def encoded(folder):
     return sum(len(np.load(path)) for path in folder.rglob("*.npy"))
 
 
-def test_only_drawn_references_are_encoded(pool_of, tree, tmp_path):  # noqa: F811
+def test_only_drawn_references_are_encoded(pool_of, tree, tmp_path):
     pool = pool_of(tree)
     drawn = pool.draw(targets(tree))
     assert encoded(tmp_path / "cache") == len(set(drawn)) < len(pool.table)
     assert pool.embeddings([*drawn, ""]).shape == (6, WIDTH) and (pool.embeddings([""]) == 0).all()
 
 
-def test_an_unreadable_reference_is_drawn_anew_and_changes_no_other(pool_of, tree, tmp_path, capsys):  # noqa: F811
+def test_an_unreadable_reference_is_drawn_anew_and_changes_no_other(pool_of, tree, tmp_path, capsys):
     drawn = pool_of(tree).draw(targets(tree))
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     for name in {drawn[1], drawn[3]}:
@@ -455,7 +436,7 @@ def test_an_unreadable_reference_is_drawn_anew_and_changes_no_other(pool_of, tre
         assert alone.tolist() == [name]
 
 
-def test_a_tree_whose_references_cannot_be_read(pool_of, tree, tmp_path):  # noqa: F811
+def test_a_tree_whose_references_cannot_be_read(pool_of, tree, tmp_path):
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     for path in root.rglob("*.jpg"):
         path.write_bytes(b"no picture")
@@ -463,7 +444,7 @@ def test_a_tree_whose_references_cannot_be_read(pool_of, tree, tmp_path):  # noq
         pool_of(root).draw(targets(tree, 2))
 
 
-def test_where_the_last_reference_cannot_be_read_there_is_none(pool_of, tree, tmp_path):  # noqa: F811
+def test_where_the_last_reference_cannot_be_read_there_is_none(pool_of, tree, tmp_path):
     pool = pool_of(tree)
     pool.table = pool.table.head(1)
     pool.references = References(pool.table)
@@ -475,14 +456,14 @@ def test_where_the_last_reference_cannot_be_read_there_is_none(pool_of, tree, tm
         (tmp_path / "kept").rename(pool.table.image_path[0])
 
 
-def test_a_planned_reference_that_is_gone_is_named(pool_of, tree):  # noqa: F811
+def test_a_planned_reference_that_is_gone_is_named(pool_of, tree):
     pool = pool_of(tree)
     pool.prepare(["", pool.table.dicom_id[0]])
     with pytest.raises(InputError, match=r"1 references .* e\.g\. gone.*OUTPUT_ROOT"):
         pool.prepare(["gone", pool.table.dicom_id[0]])
 
 
-def test_more_training_images_change_no_planned_reference(config, runs, tree, made, killed, tmp_path):  # noqa: F811
+def test_more_training_images_change_no_planned_reference(config, runs, tree, made, killed, tmp_path):
     """A request that was planned keeps its reference, with which its image was made."""
     root = Path(shutil.copytree(tree, tmp_path / "larger"))
     table = read_table(tree, splits=("train",))
@@ -520,7 +501,7 @@ def full_disk():
         (full_disk, "no space left", 1),
     ],
 )
-def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch, capsys, event, status, batches):  # noqa: F811
+def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch, capsys, event, status, batches):
     root, save, calls = tmp_path / "made", trees.save_array, []
 
     def save_array(*arguments):
@@ -546,7 +527,7 @@ def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch,
     assert one == other
 
 
-def test_a_missing_image_is_made_in_the_batch_that_it_was_of(config, runs, tmp_path, monkeypatch):  # noqa: F811
+def test_a_missing_image_is_made_in_the_batch_that_it_was_of(config, runs, tmp_path, monkeypatch):
     """So that the others of its batch round it as they did before."""
     root, draw, batches = tmp_path / "made", trees.draw_images, []
 
