@@ -19,7 +19,7 @@ from sampling.plan import CONDITIONS, NOBODY, PROVENANCE, SELECTED, SETTINGS, pl
 from utils.cache import save_array
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.findings import prompts_of
-from utils.folders import seen_alike
+from utils.folders import all_processes_agree
 from utils.latents import decode_in, decode_latents, read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.references import NONE, References
@@ -126,8 +126,8 @@ def _make_ready(model, vae, text_encoder, shape, accelerator):
 
 
 def _check_shared(look, output_root, accelerator):
-    """InputError unless all processes see the same in OUTPUT_ROOT; look: as `seen_alike` has it."""
-    if not seen_alike(look, accelerator):
+    """InputError unless all processes see the same in OUTPUT_ROOT; look: as `all_processes_agree` has it."""
+    if not all_processes_agree(look, accelerator):
         raise InputError(
             f"the processes of this launch do not see the same plan and images in {output_root}: put OUTPUT_ROOT onto "
             "storage that all machines share, and run the same command again"
