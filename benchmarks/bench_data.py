@@ -23,12 +23,12 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from benchmarks.bench_clock import plain_float32, result, take_turns
-from benchmarks.bench_parts import constants_of
+from benchmarks.bench_parts import constants_of, draw_latents
 from phantom import draw_tree, random_findings
 from training.examples import Column, DiffusionExamples, DiffusionFeatures
 from utils.cache import SHARD_ROWS, FeatureCache
 from utils.findings import FINDINGS, to_prompt
-from utils.latents import draw_latents, encode_moments, read_pixels
+from utils.latents import encode_moments, read_pixels
 from utils.mimic_cxr import read_table
 from utils.prompts import NULL_PROMPT
 

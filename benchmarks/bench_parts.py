@@ -11,6 +11,7 @@ from functools import cached_property
 import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -31,6 +32,12 @@ from uvit.model import UViT
 
 ASSETS = REPOSITORY / "assets" / "demo"
 REGRESSION = ("--PRIOR", "regression", "--FINDINGS_WEIGHT", "0", "--FREEZE_TRANSFORMER", "false")  # the paper's prior
+
+
+def draw_latents(moments, noise, scaling_factor):
+    """moments (B, 2C, h, w) and standard normal noise (B, C, h, w) => latents (B, C, h, w), unit variance."""
+    posterior = DiagonalGaussianDistribution(moments)
+    return (posterior.mean + posterior.std * noise) * scaling_factor
 
 
 def constants_of(script, sizes):

@@ -15,7 +15,7 @@ import train_diffusion_clipSD
 import train_diffusion_clipUViT
 import train_prior_model
 from benchmarks.bench_clock import plain_float32
-from benchmarks.bench_parts import constants_of
+from benchmarks.bench_parts import constants_of, draw_latents
 from models.report_autoencoder import pad_tokens
 from phantom import random_findings, write_report
 from training.examples import ReportExamples
@@ -23,7 +23,7 @@ from training.loop import Average
 from training.muon import make_optimizer
 from training.preflight import made_up
 from utils.findings import to_prompt
-from utils.latents import draw_latents, encode_moments
+from utils.latents import encode_moments
 from utils.report_text import clean_report
 
 BATCHES_OF_REPORTS = 9  # of which the one of middle length is measured

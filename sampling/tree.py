@@ -23,7 +23,7 @@ from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
-from utils.folders import SYNTHETIC_TREE, making, seen_alike
+from utils.folders import SYNTHETIC_TREE, making, all_processes_agree
 from utils.latents import read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.prompts import ReferenceEncoder, TextEncoder
@@ -208,7 +208,7 @@ def _make_batches(
 
 def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerator):
     """InputError unless `look` returns the same in all processes of a launch."""
-    if not seen_alike(look, accelerator):
+    if not all_processes_agree(look, accelerator):
         raise InputError(
             f"the processes of this launch find different plans or images in {root}: put OUTPUT_ROOT onto storage that "
             "all machines share, and run the same command again"

@@ -498,7 +498,7 @@ def test_sampling_with_another_bart_or_without_images_is_refused(sample, checkpo
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="another bart"):
         sample(OUTPUT_ROOT=root, BART_CHECKPOINT=tmp_path / "other")
-    with pytest.raises(InputError, match="nothing is no synthetic tree"):
+    with pytest.raises(InputError, match="nothing is not a synthetic tree"):
         sample(OUTPUT_ROOT=tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     for path in root.rglob("*.jpg"):
