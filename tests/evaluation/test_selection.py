@@ -9,10 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_prior import checkpoints  # noqa: F401
-from test_report_autoencoder import tokenizer  # noqa: F401
-from test_scripts import config, flags, launch, pictures, run_script, runs, sample, says, tree  # noqa: F401
-from test_synthetic_trees import CSVS, contents, kill, provenance
+from running import CSVS, contents, flags, kill, launch, pictures, provenance, run_script, sample, says
 
 from evaluation import gallery, judges, metrics, selection
 from evaluation.judges import JudgeSettings, first_half

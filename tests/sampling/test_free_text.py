@@ -8,18 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import (  # noqa: F401
-    BACKBONES,
-    assert_same_weights,
-    config,
-    flags,
-    pictures,
-    run_script,
-    runs,
-    sample,
-    says,
-    tree,
-)
+from running import BACKBONES, assert_same_weights, flags, pictures, run_script, sample, says
 
 from evaluation.labeler import label_report, labels_of_prompt
 from sampling import plan

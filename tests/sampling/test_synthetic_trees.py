@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import config, pictures, runs, sample, says, tree  # noqa: F401
+from running import CSVS, contents, kill, pictures, provenance, sample, says
 from tiny_models import WIDTH
 
 from models.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
 from sampling import images as synthesis
 from sampling import plan
 from sampling.reference_pool import ReferencePool
+from training.preview import Preview
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.folders import SYNTHETIC_TREE, making, read_manifest
@@ -27,25 +28,6 @@ from utils.mimic_cxr import image_file, read_table
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import References
 from utils.seeds import keyed_seed
-
-CSVS = ("synthetic.csv", *(f"mimic-cxr-2.0.0-{kind}.csv.gz" for kind in ("metadata", "chexpert", "split")))
-
-
-def contents(root):
-    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
-
-
-def provenance(root):
-    return pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("dicom_id")
-
-
-def kill(root, images_left):
-    """Leaves a tree as SIGKILL does: some images and their latents, the manifest and the plan, but no CSV."""
-    for name in CSVS:
-        (root / name).unlink()
-    for path in sorted(root.rglob("*.jpg"))[images_left:]:
-        path.unlink()
-        (root / "latents" / f"{path.stem}.npy").unlink()
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +430,7 @@ def test_previews_are_of_drawn_rows_not_of_the_first():
     asked = []
     for count in (100, 100, 5):
         examples = Examples(count)
-        synthesis.Preview(examples, None, None, 2, 1.0, seed=3)
+        Preview(examples, None, None, 2, 1.0, seed=3)
         asked.append(examples.asked)
     assert asked[0] == asked[1] and len(set(asked[0])) == 8 and max(asked[0]) >= 50 > min(asked[0])
     assert sorted(asked[2]) == [0, 1, 2, 3, 4]

@@ -2,12 +2,8 @@
 
 import gzip
 import json
-import os
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,111 +13,25 @@ import torch
 import torch._dynamo.utils
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.numpy import load_file
+from running import (
+    BACKBONES,
+    ROOT,
+    assert_same_weights,
+    flags,
+    launch_each,
+    pictures,
+    run_script,
+    sample,
+    says,
+    train,
+    weights,
+)
 
 from models.weights import load_vision
 from phantom import draw_tree
 from utils.checkpoints import weights_fingerprint
 from utils.findings import FINDINGS, to_prompt
 from utils.mimic_cxr import read_table
-
-ROOT = Path(__file__).parent.parent.parent
-BACKBONES = {"clipUViT": "UViT", "clipSD": "UNet2DConditionModel"}
-
-
-def run_script(name, *arguments):
-    """Runs a script in this process, as `python name.py ARGUMENTS` would; returns its exit status or message."""
-    argv, sys.argv = sys.argv, [f"{name}.py", *map(str, arguments)]
-    try:
-        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
-    except SystemExit as exit:
-        return exit.code
-    finally:
-        sys.argv = argv
-    return 0
-
-
-def flags(**constants):
-    return [part for name, value in constants.items() for part in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "tree"
-    draw_tree(root, studies=40, image_size=32, seed=5)
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, tree, base_model, reference_encoder_name):
-    """A TOML file with the constants of a very small experiment."""
-    folder = tmp_path_factory.mktemp("config")
-    text = f"""
-        [common]
-        DATA_ROOT = "{tree}"
-        CACHE_DIR = "{folder / "cache"}"
-        BASE_MODEL = "{base_model}"
-        REFERENCE_ENCODER = "{reference_encoder_name}"
-        VIEWS = []
-        HOLD_OUT = []
-        IMAGE_SIZE = 32
-        DEVICE = "cpu"
-        PRECISION = "no"
-        NUM_WORKERS = 0
-        BATCH_SIZE = 4
-        MAX_STEPS = 4
-        WARMUP_STEPS = 1
-        CHECKPOINT_EVERY = 2
-        KEEP_CHECKPOINTS = 1
-        VALIDATION_ROWS = 4
-        PREVIEW_STEPS = 2
-        LOG_EVERY = 2
-        STEPS = 3
-        TEXT_GUIDANCE = 2.0
-        REFERENCE_GUIDANCE = 2.0
-        [train_diffusion_clipUViT]
-        INITIAL_WEIGHTS = ""
-        EMBED_DIM = 16
-        DEPTH = 2
-        NUM_HEADS = 2
-        [train_diffusion_clipSD]
-        ACCUMULATION = 2
-    """
-    path = folder / "tiny.toml"
-    path.write_text("\n".join(line.strip() for line in text.splitlines()))
-    return path
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, config):
-    """A trained run folder of either backbone."""
-    folder = tmp_path_factory.mktemp("runs")
-    for backbone in BACKBONES:
-        code = run_script(f"train_diffusion_{backbone}", "--config", config, *flags(RUN_DIR=folder / backbone))
-        assert code == 0, code
-    return folder
-
-
-def sample(backbone, config, runs, output_root, **constants):
-    constants = {"CHECKPOINT": runs / backbone / "best", "OUTPUT_ROOT": output_root, **constants}
-    return run_script(f"sample_diffusion_{backbone}", "--config", config, *flags(**constants))
-
-
-def pictures(root):
-    table = read_table(root)
-    return {row.dicom_id: np.asarray(Image.open(row.image_path)).astype(int) for row in table.itertuples()}
-
-
-def weights(folder):
-    return {str(path.relative_to(folder)): load_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
-
-
-def assert_same_weights(one, other):
-    one, other = weights(one), weights(other)
-    assert one.keys() == other.keys() and one
-    for file in one:
-        for name in one[file]:
-            np.testing.assert_array_equal(one[file][name], other[file][name], err_msg=f"{file}: {name}")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -303,27 +213,6 @@ def test_plain_diffusers_opens_a_checkpoint_and_a_pipeline_is_assembled(runs, ba
     assert image.size == (32, 32)
 
 
-def launch(script, config, *arguments):
-    """Two processes on the CPU; returns what they printed. (accelerate launch --cpu starts one only.)"""
-    return launch_each([script, config, *arguments])
-
-
-SEVERAL = (
-    "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]): runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-
-
-def launch_each(*runs):
-    """As `launch`, for several scripts one after the other, whose imports are then paid for once."""
-    runs = [[str(ROOT / f"{script}.py"), "--config", *map(str, arguments)] for script, *arguments in runs]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--no-python", sys.executable, "-c", SEVERAL, json.dumps(runs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 TRAININGS = {  # what differs from the test's constants; two passes a step in each process, in one process two as well
     "train_diffusion_clipUViT": {},
     "train_diffusion_clipSD": {},
@@ -432,11 +321,6 @@ def test_a_compiled_training_on_a_gpu_is_the_same(backbone, constants, config, t
 # --- bad input: one sentence, no traceback ---------------------------------------------------------------------------
 
 
-def train(config, tmp_path, **constants):
-    constants = {"RUN_DIR": tmp_path / "run", "CACHE_DIR": tmp_path / "cache", **constants}
-    return run_script("train_diffusion_clipUViT", "--config", config, *flags(**constants))
-
-
 def copy_of(tree, tmp_path):
     return Path(shutil.copytree(tree, tmp_path / "tree"))
 
@@ -446,12 +330,6 @@ def edit_csv(root, kind, edit):
     frame = edit(pd.read_csv(path, dtype=str, keep_default_na=False))
     with gzip.open(path, "wt", newline="") as file:
         frame.to_csv(file, index=False)
-
-
-def says(message, *words):
-    assert isinstance(message, str) and message.count("\n") == 0, message
-    for word in words:
-        assert word in message, message
 
 
 def test_a_tree_without_its_csvs(config, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from test_report_autoencoder import make_autoencoder, tokenizer  # noqa: F401
+from tiny_models import make_autoencoder
 
 from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, sampling_scheduler
 from models.prior import Prior
