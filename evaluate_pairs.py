@@ -1,10 +1,10 @@
 """Evaluates image-report pairs: a synthetic CXR tree against a real one, beside baselines that need no generator.
 
-    python evaluate_pairs.py --REAL /data/mimic-cxr-jpg --SYNTHETIC synthetic/clipUViT --OUTPUT runs/evaluation/clipUViT
+    python evaluate_pairs.py --REAL /data/mimic-cxr-jpg --SYNTHETIC synthetic/clipUViT --OUTPUT runs/evaluation
 
-Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC (a
-        CXR tree, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN (reports of real images), BASE_MODEL (the VAE
-        in whose latents copies are searched), CACHE_DIR
+Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC
+        (a CXR tree, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN (reports of real images), BASE_MODEL (the
+        VAE in whose latents copies are searched), CACHE_DIR
 Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,memorisation,closest}.png,
         OUTPUT/{radeval,rexrank_references,rexrank_predictions}.csv of reports that have a real one beside them, and the
         gallery page <SYNTHETIC>.html with the main numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder
@@ -24,14 +24,11 @@ import pandas as pd
 
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.gallery import write_page
+from evaluation.images import THREADS, Images, ImageSets, Loading
 from evaluation.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
 from evaluation.sections import (
-    THREADS,
-    Images,
-    ImageSets,
-    Loading,
     check_apart,
     clinical_efficacy,
     diversity,

@@ -43,9 +43,9 @@ def is_foreign(path: str | Path) -> bool:
 def read_pairs(path: str | Path) -> pd.DataFrame:
     """A CSV of another project's pairs => a table (see utils/mimic_cxr.py) with the columns prompt and source.
 
-    Labels are the CSV's where it has PhysioNet's 14 columns, else those that a prompt asks for, by rules where it is not a
-    list of findings. Each image counts as a patient and a study of its own, of the view PA. Prints the columns read and
-    what was dropped. InputError for a CSV without images or prompts, or with none of its images beside it.
+    Labels are the CSV's where it has PhysioNet's 14 columns, else those that a prompt asks for, by rules where it is
+    not a list of findings. Each image counts as a patient and a study of its own, of the view PA. Prints the columns
+    read and what was dropped. InputError for a CSV without images or prompts, or with none of its images beside it.
     """
     path = Path(path)
     columns = _columns(path)
@@ -86,8 +86,8 @@ def _columns(path):
     for kind in ("images", "prompts"):
         if not columns[kind]:
             raise InputError(
-                f"{path} is neither a CXR tree, nor the authors' CSV, nor a CSV of images and prompts: it has no column of "
-                f"{kind}, such as {', '.join(COLUMNS[kind][:3])}; its columns are {', '.join(names.values())}"
+                f"{path} is neither a CXR tree, nor the authors' CSV, nor a CSV of images and prompts: it has no "
+                f"column of {kind}, such as {', '.join(COLUMNS[kind][:3])}; its columns are {', '.join(names.values())}"
             )
     sections = [names[name] for name in ("findings", "impression") if name in names]
     if columns["reports"]:
@@ -103,9 +103,7 @@ def _with_image_paths(frame, column, path):
     frame = frame.assign(image_path=paths)
     missing = frame[column][frame["image_path"] == ""]
     if len(missing):
-        message = (
-            f"{len(missing)} of {len(frame)} images that {path} names are not in {path.parent}, e.g. {missing.iloc[0]}"
-        )
+        message = f"{len(missing)} of {len(frame)} images of {path} are not in {path.parent}, e.g. {missing.iloc[0]}"
         if len(missing) == len(frame):
             raise InputError(f"{message}: put the CSV into the folder that its column `{column}` starts from")
         say(f"{message}: dropped")
@@ -130,8 +128,8 @@ def _reports(frame, columns):
 def write_for_others(folder: Path, table: pd.DataFrame, references: list[str], prefix: str = "") -> None:
     """Writes the reports of a table and their references into a folder, as RadEval and ReXrank read them.
 
-    references: a text for each row; rows where it is "" are left out, and so is a second image of a study. prefix: of the
-    file names. Nothing is written where no report has a reference.
+    references: a text for each row; rows where it is "" are left out, and so is a second image of a study. prefix: of
+    the file names. Nothing is written where no report has a reference.
     """
     table = table.assign(reference=references)
     kept = table[table["reference"] != ""].drop_duplicates("study_id")

@@ -40,8 +40,8 @@ _COPY_SIDE = 512  # pixels; the longer side of a copied image
 _PICTURE_SIDE = 2048  # pixels; the longer side of a copied picture of first images
 _REQUEST = ("prompt", "seed", "reference_dicom_id")  # columns that synthetic.csv must have
 _SETTINGS = (  # and may have
-    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high",
-    "start",
+    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low",
+    "guidance_high", "start",
 )  # fmt: skip
 
 
@@ -57,8 +57,8 @@ def write_page(
     """Writes the page and copies the images that lie outside its folder; returns the page's path.
 
     page: the .html file; every address in it is relative and stays inside its folder.
-    trees: {column title: root of a CXR tree, or a table with a column `prompt`}; a tree without synthetic.csv is shown with
-        its labels' prompt.
+    trees: {column title: root of a CXR tree, or a table with a column `prompt`}; a tree without synthetic.csv is shown
+        with its labels' prompt.
     references: the table (utils.mimic_cxr.read_table) in which reference_dicom_id is looked up; None: not shown.
     agreement: DataFrame with dicom_id, finding, asked, image, report (1, 0, or NaN where a judge cannot say).
     summary: (name, value) pairs in plain text, e.g. metrics, shown at the top.
@@ -161,7 +161,7 @@ def _cards(rows, settings, marks, images):
 
 
 def _picture(row, settings, marks, images):
-    """An image with what is written beside it; None if it cannot be read. Settings are written where its tree has several."""
+    """An image with what is written beside it, settings where its tree has several; None if it cannot be read."""
     image = images.add(row["image_path"])
     if image is None:
         return None
@@ -225,7 +225,8 @@ def _read_tree(root):
 
 
 def _read_provenance(path):
-    """synthetic.csv as text, indexed by dicom_id; the seed is the request's where the image is one of its candidates."""
+    """synthetic.csv as text, indexed by dicom_id; the seed is the request's where the image is one of its
+    candidates."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     absent = [name for name in ("dicom_id", *_REQUEST) if name not in table]
     if absent:

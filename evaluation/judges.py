@@ -5,8 +5,8 @@ image judge    a small timm classifier of the 14 findings, trained here on real 
 text judge     TF-IDF and logistic regression, trained here on real reports; or rules; or CheXbert
 extractor      a pretrained network of another library, for features or probabilities of images
 
-Images are pixels (B, 1, S, S) in [-1, 1]. Features are (N, D), float32; probabilities and predictions are (N, 14) in the
-order of FINDINGS. The measures made of them are in evaluation/metrics.py.
+Images are pixels (B, 1, S, S) in [-1, 1]. Features are (N, D), float32; probabilities and predictions are (N, 14) in
+the order of FINDINGS. The measures made of them are in evaluation/metrics.py.
 """
 
 import dataclasses
@@ -61,8 +61,8 @@ class JudgeSettings:
 class Judge:
     """A trained image judge.
 
-    thresholds: (14,) probabilities from which on a finding is called present; known: (14,) bool, False for findings with
-    too few training images, about which the judge cannot say anything.
+    thresholds: (14,) probabilities from which on a finding is called present; known: (14,) bool, False for findings
+    with too few training images, about which the judge cannot say anything.
     """
 
     def __init__(self, model: nn.Module, settings: JudgeSettings, thresholds: np.ndarray, known: np.ndarray):
@@ -204,9 +204,9 @@ def train_classifier(
 ) -> nn.Module:
     """Trains a timm classifier, from random weights or from those of `start`, and returns it in evaluation mode.
 
-    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool; start: a classifier of the same model. Each
-    batch is moved by up to 5 % of its side, so that no place in the picture is learnt by heart. Global randomness is
-    left as it was.
+    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool; start: a classifier of the same model.
+    Each batch is moved by up to 5 % of its side, so that no place in the picture is learnt by heart. Global randomness
+    is left as it was.
     """
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -252,7 +252,7 @@ def pixel_reader(cache: Mapping, keys: list) -> Callable[[int], torch.Tensor]:
 
 
 def file_reader(paths: list[str], compared_at: int, image_size: int) -> Callable[[int], torch.Tensor]:
-    """read(row) => pixels (1, S, S) in [-1, 1], out of image files: resized to compared_at, then to a network's image_size."""
+    """read(row) => pixels (1, S, S) in [-1, 1] of image files, resized to compared_at and then to a network's size."""
     return lambda row: images_to_pixels([read_grey(paths[row], compared_at)], image_size)[0]
 
 
@@ -319,8 +319,8 @@ def load_extractor(name: str, device: torch.device | str) -> Extractor:
             return loaders[name](device)
     except Exception as error:  # each library reports a missing package or network in its own way
         raise InputError(
-            f"the feature extractor {name!r} cannot be loaded ({reason(error)}); install its package and have a network "
-            "for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
+            f"the feature extractor {name!r} cannot be loaded ({reason(error)}); install its package and have a "
+            "network for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
         ) from error
 
 

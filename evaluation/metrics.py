@@ -1,11 +1,9 @@
-"""Measures of images, reports and pairs: arrays and texts in, numbers out. Nothing is trained here and no network is loaded.
+"""Measures of images, reports and pairs: arrays and texts in, numbers out. Nothing is trained or loaded here.
 
-Features are arrays (N, D), float32. Labels, predictions and probabilities are (N, 14) in the order of FINDINGS. Code 1
-(present) is positive; absent, uncertain and not mentioned are negative. A finding with fewer than MINIMUM_POSITIVES
-positives or negatives has no score and is left out of each mean.
-
-A *reading* is what a judge says of N images or reports: (N, 14) float, 1 present, 0 absent, NaN where the judge cannot
-say (it does not know the finding, or there is no report).
+Features are (N, D), float32. Labels, predictions and probabilities are (N, 14) in the order of FINDINGS. Code 1
+(present) is positive, every other code negative. A finding with fewer than MINIMUM_POSITIVES positives or negatives has
+no score and is left out of each mean. A *reading* is what a judge says of N images or reports: (N, 14) float, 1
+present, 0 absent, NaN where it cannot say, for a finding that it does not know or where there is no report.
 """
 
 import re
@@ -81,12 +79,8 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[floa
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory anyway
-        metric = KernelInceptionDistance(
-            feature=_as_network(real.shape[1]),
-            subsets=KID_SUBSETS,
-            subset_size=min(KID_SUBSET_SIZE, len(real), len(fake)),
-            sync_on_compute=False,
-        )
+        subset_size = min(KID_SUBSET_SIZE, len(real), len(fake))
+        metric = KernelInceptionDistance(_as_network(real.shape[1]), KID_SUBSETS, subset_size, sync_on_compute=False)
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)
     with torch.random.fork_rng([]):
@@ -104,7 +98,7 @@ def neighbourhood_metrics(real: np.ndarray, fake: np.ndarray, neighbours: int = 
         return dict.fromkeys(("precision", "recall", "density", "coverage"), np.nan)
     real_radius, fake_radius = (_radius(features, neighbours) for features in (real, fake))
     balls_around_fake = np.zeros(len(fake), int)  # real images' balls that hold each fake image
-    inside_fake, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    inside_fake, covered = np.zeros((2, len(real)), bool)
     start = 0
     for distances in pairwise_distances_chunked(real, fake):  # (some rows of real, M)
         rows = slice(start, start + len(distances))
@@ -129,12 +123,8 @@ def _radius(features, neighbours):
 def feature_distances(real: np.ndarray, fake: np.ndarray, neighbours: int, seed: int) -> dict:
     """FID, KID and its deviation, precision, recall, density and coverage of fake features against real ones."""
     kid, deviation = kernel_distance(real, fake, seed)
-    return {
-        "FID": frechet_distance(real, fake),
-        "KID": kid,
-        "KID deviation": deviation,
-        **neighbourhood_metrics(real, fake, neighbours),
-    }
+    distances = {"FID": frechet_distance(real, fake), "KID": kid, "KID deviation": deviation}
+    return distances | neighbourhood_metrics(real, fake, neighbours)
 
 
 def label_set_pairs(tables: Sequence[pd.DataFrame], count: int, seed: int) -> list[np.ndarray]:
@@ -169,8 +159,7 @@ def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
     Small images have fewer than the paper's five scales (64 pixels: three); the weights are scaled to sum to 1.
     """
-    side = min(first.shape[-2:])
-    scales = 1
+    side, scales = min(first.shape[-2:]), 1
     while scales < len(MS_SSIM_WEIGHTS) and side // scales**2 >= MS_SSIM_WINDOW:  # the limit of torchmetrics
         scales += 1
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
@@ -213,8 +202,8 @@ def auroc_table(
 ) -> pd.DataFrame:
     """AUROC per finding with 95 % bootstrap intervals over images => DataFrame, indexed by finding and "mean".
 
-    labels (N, 14) bool, scores (N, 14). Columns: positives, auroc, low, high, counted: False for a finding with too few
-    positives or negatives, or not `known` (14,) to the classifier; its AUROC is NaN and no part of the mean.
+    labels (N, 14) bool, scores (N, 14). Columns: positives, auroc, low, high, counted: False, with AUROC NaN, for a
+    finding with too few positives or negatives, or not `known` (14,) to the classifier.
     """
     counted = enough(labels) & (True if known is None else known)
     columns = np.flatnonzero(counted)
@@ -267,7 +256,7 @@ def rouge_l(references: Sequence[str], candidates: Sequence[str]) -> float:
 def constant_report(reports: Sequence[str], candidates: int = 30, judged: int = 60) -> str:
     """The report with the best ROUGE-L if it were written for every image: the baseline of a report generator.
 
-    Chosen among the commonest `candidates` reports by their ROUGE-L to `judged` reports, evenly spaced.
+    Chosen among the commonest `candidates` by ROUGE-L to `judged` reports, evenly spaced.
     """
     reports = list(reports)
     sample = reports[:: max(1, len(reports) // judged)]
@@ -278,7 +267,7 @@ def constant_report(reports: Sequence[str], candidates: int = 30, judged: int = 
 def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
     """BLEU-1 to -4 (Papineni et al. 2002, over the corpus), ROUGE-L and METEOR of N candidates against N references.
 
-    Words are lower-case letters and digits. METEOR's synonyms need NLTK and its WordNet; without them, no METEOR.
+    Words are lower-case letters and digits. METEOR is left out without NLTK and its WordNet, its synonyms.
     """
     reference_words, candidate_words = ([_words(text) for text in texts] for texts in (references, candidates))
     spaced_references = [[" ".join(words)] for words in reference_words]
@@ -296,7 +285,7 @@ def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
 
 
 def has_wordnet() -> bool:
-    """Whether NLTK and its WordNet are installed: pip install nltk, then python -m nltk.downloader wordnet."""
+    """Whether NLTK and its WordNet are installed."""
     try:
         from nltk.corpus import wordnet
 
@@ -307,12 +296,11 @@ def has_wordnet() -> bool:
 
 
 def text_habits(reports: Sequence[str], labels: np.ndarray, subjects: Sequence[int]) -> dict:
-    """Properties of N reports as texts, whatever the images show.
+    """Properties of N reports as texts; labels (N, 14) bool: findings that are present; subjects (N,): patients.
 
-    labels (N, 14) bool: findings that are present; subjects (N,): patients. marks, contradictions and stuttering are
-    counts of reports: with a de-identification mark; with a finding that one sentence calls present and another absent
-    (`labeler.contradictions`); with stuttering (`stutters`). distinct: the share of different texts. pairs of the same
-    findings: pairs of reports of two patients; different: the share of these with two texts, NaN without pairs.
+    marks, contradictions, stuttering: how many have a de-identification mark, call a finding both present and absent,
+    or stutter. distinct: the share of different texts. different: of the pairs of reports of two patients with the same
+    findings the share with two texts.
     """
     table = pd.DataFrame(labels, columns=FINDINGS).assign(report=list(reports), subject=np.asarray(subjects))
 
@@ -356,11 +344,10 @@ def request_agreement(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How well images show what was asked => (scores (N,), 0 at best; agrees (N,) bool).
 
-    probabilities: (N, 14), that an image shows each finding; labels: (N, 14), the codes that were asked for;
-    thresholds: (14,) probabilities from which on a finding counts as shown; known: (14,) bool, the judge's findings. A
-    finding counts in a row if it is known and not asked as uncertain; every other code than 1 asks for its absence.
-    score: the mean over these of log p where presence was asked, log(1 - p) else. agrees: whether all of them are shown
-    as asked. A row in which no finding counts has the score 0, and agrees.
+    probabilities (N, 14) that an image shows each finding; labels (N, 14): the codes asked for; thresholds (14,) from
+    which on a finding counts as shown; known (14,) bool. A finding counts in a row if it is known and not asked as
+    uncertain; every code other than 1 asks for its absence. score: the mean log probability of what was asked, over the
+    findings that count; agrees: whether all of them are shown as asked. A row without any has the score 0, and agrees.
     """
     labels = np.asarray(labels)
     asked, counted = labels == PRESENT, np.asarray(known) & (labels != UNCERTAIN)
@@ -375,9 +362,9 @@ def calibration(
 ) -> tuple[list[dict], dict]:
     """Whether a selector's score predicts what another judge finds => (rows, acceptance).
 
-    scores (N,) and agrees (N,) bool are the selector's, judge_agrees (N,) bool the other judge's, all from
-    `request_agreement`. rows: the images in up to `bins` groups of equal size from the lowest score to the highest.
-    acceptance: the share that agrees by the selector, and by the judge among these and among the others.
+    scores (N,) and agrees (N,) bool are the selector's, judge_agrees (N,) bool the other judge's (`request_agreement`).
+    rows: up to `bins` groups of equal size from the lowest score to the highest; acceptance: the share that agrees by
+    the selector, and by the judge among these and among the others.
     """
     scores, agrees, judge_agrees = np.asarray(scores), np.asarray(agrees, dtype=bool), np.asarray(judge_agrees)
     groups = np.array_split(np.argsort(scores, kind="stable"), min(bins, len(scores)))
@@ -398,28 +385,12 @@ def _mean(values):
 # ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
-def reading(predictions: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """A judge's predictions, (N, 14) bool, as a reading: NaN for findings that the judge does not know."""
-    return np.where(known, predictions.astype(float), np.nan)
-
-
-def pair_table(
-    dicom_ids: Sequence[str], asked: np.ndarray, image: np.ndarray, report: np.ndarray | None
-) -> pd.DataFrame:
-    """Request, image reading and report reading, each (N, 14), as a row an image and finding; report: None is all NaN."""
-    table = {"dicom_id": np.repeat(np.asarray(dicom_ids), len(FINDINGS)), "finding": np.tile(FINDINGS, len(dicom_ids))}
-    for name, values in (("asked", asked), ("image", image), ("report", report)):
-        values = np.full(asked.shape, np.nan) if values is None else np.asarray(values, dtype=float)
-        table[name] = values.ravel()
-    return pd.DataFrame(table)
-
-
 def agreement(asked: np.ndarray, image: np.ndarray, report: np.ndarray | None) -> pd.DataFrame:
     """Agreement of request, image and report per finding => DataFrame indexed by finding and "mean".
 
-    asked (N, 14) bool; image and report: readings; report: None is all NaN. Columns: how many were asked for; the share
-    of pairs in which all three agree; the shares of the asked ones that the image shows and that the report names;
-    Cohen's kappa (1960) of each two. NaN without readings, or where too few were asked for.
+    asked (N, 14) bool; image and report: readings (None: NaN throughout). Columns: how many were asked for; the share
+    in which all three agree; the shares of the asked ones that image and report show; Cohen's kappa (1960) of each two.
+    NaN without readings, or where too few were asked for.
     """
     asked, image = np.asarray(asked, dtype=float), np.asarray(image, dtype=float)
     report = np.full(asked.shape, np.nan) if report is None else np.asarray(report, dtype=float)
@@ -457,13 +428,12 @@ def complete_agreement(
 ) -> dict:
     """The share of pairs in which request, image and report agree on every finding.
 
-    labels (N, 14): the codes that were asked for; image and report: readings. A finding counts in a pair where both
-    readings have it and the request does not leave it uncertain; every other code than 1 asks for its absence. A pair
-    in which no finding counts is left out, as one without a report is.
+    labels (N, 14): the codes asked for; image and report: readings. A finding counts in a pair where both readings have
+    it and the request does not leave it uncertain; every code other than 1 asks for its absence. A pair in which no
+    finding counts is left out.
 
-    N: pairs; findings: how many count in some pair; all three: the share, low and high: its 95 % bootstrap interval over
-    pairs; request-image, request-report, image-report: the share in which these two agree on the same findings. Without
-    `report` only request-image is a number, over the findings of the image reading.
+    N: pairs; findings: how many count in some pair; all three: the share, with its 95 % bootstrap interval over pairs;
+    then the shares in which two agree on the same findings. Without `report` only request-image is a number.
     """
     asked, image = labels == PRESENT, np.asarray(image, dtype=float)
     counted = (labels != UNCERTAIN) & ~np.isnan(image)

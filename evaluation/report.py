@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation import metrics
-from evaluation.sections import COPYING, SHUFFLED, ImageSets, Nearest
+from evaluation.images import ImageSets
+from evaluation.sections import COPYING, SHUFFLED, Nearest
 from utils.errors import say, writing
 from utils.latents import read_pixels
 
@@ -185,10 +186,10 @@ def _pairs(result):
         markdown(means.rename_axis("pairs").reset_index()),
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
-        "The share of pairs that agree on every finding that both judges know and the request does not leave uncertain, "
-        "with its 95 % bootstrap interval over pairs; beside it the share of the real pairs, which shows how far the "
-        "judges themselves get. In the last columns two of the three agree on all findings. The judges were trained on "
-        f"the images and reports of the row of copies.{_wording(result)}",
+        "The share of pairs that agree on every finding that both judges know and the request does not leave "
+        "uncertain, with its 95 % bootstrap interval over pairs; beside it the share of the real pairs, which shows "
+        "how far the judges themselves get. In the last columns two of the three agree on all findings. The judges were "
+        f"trained on the images and reports of the row of copies.{_wording(result)}",
         markdown(complete_agreement_columns(result["complete_agreement"])),
     ]
 
@@ -198,9 +199,9 @@ def _selection(result):
         return []
     return [
         "## Selection",
-        "The images were chosen by a selector, a judge of other patients than the image judge's. Does its score predict "
-        "what the image judge finds? The images in five groups, from the lowest score to the highest, and the share of "
-        "each in which the image judge finds every finding as it was asked:",
+        "The images were chosen by a selector, a judge of other patients than the image judge's. Does its score "
+        "predict what the image judge finds? The images in five groups, from the lowest score to the highest, and the "
+        "share of each in which the image judge finds every finding as it was asked:",
         markdown(pd.DataFrame(result["selection"]["calibration"])),
         "The share of images that show every finding as asked by the selector, and the shares of these, and of the "
         "others, that do so by the image judge:",

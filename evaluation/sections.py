@@ -1,10 +1,9 @@
-"""The sections of an evaluation: images and reports of a synthetic tree beside real ones, as rows and tables of numbers.
+"""The sections of an evaluation: each compares a synthetic tree with real images, as rows (dicts) or tables.
 
-Each section is one function from an ImageSets and judges (evaluation/judges.py) to rows (dicts) or DataFrames, made by the
-measures of evaluation/metrics.py. evaluation/report.py writes them down.
-
-Synthetic images and reports stand beside baselines that need no generator: other real images (the floor), copies of
-training images and reports, a report that only lists the labels, one report for all images, and shuffled reports.
+A section is a function of an ImageSets and judges (evaluation/judges.py), made of measures (evaluation/metrics.py);
+evaluation/report.py writes them down. Beside the synthetic images and reports stand baselines without a generator:
+other real images (the floor), copies of training images and reports, a report that only lists the labels, one report
+for all images, and shuffled reports.
 """
 
 from collections import ChainMap
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from evaluation import judges, metrics
+from evaluation.images import THREADS, Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
-from utils.errors import InputError, say
+from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.folders import WRITTEN_REPORTS, read_manifest
 from utils.latents import cache_moments, mean_latents, read_pixels
@@ -29,85 +28,6 @@ SHUFFLED = "shuffled reports"  # the synthetic images with each other's reports
 COPYING = "nearest training image (copying)"  # a training image of the nearest labels for each synthetic image
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM
-THREADS = 4  # that decode images
-
-
-# ---- the images ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images are read, and where what was computed from them is kept."""
-
-    cache_dir: str
-    image_size: int  # pixels at which images are compared: the generator's, which can draw nothing finer
-    batch_size: int  # images at a time
-    accelerator: Accelerator
-
-
-class Images:
-    """The readable images of one table, and their features.
-
-    Attributes: table, of the readable images; cache and keys, of their pixels at the judge's size; unreadable, how many
-    were left out.
-    """
-
-    def __init__(self, table: pd.DataFrame, name: str, judge_size: int, loading: Loading):
-        self.loading, self.device = loading, loading.accelerator.device
-        self.cache, keys, readable = judges.cache_pixels(
-            table, judge_size, loading.cache_dir, loading.accelerator, THREADS
-        )
-        self.unreadable = int((~readable).sum())
-        if self.unreadable:
-            say(f"{name}: {self.unreadable} of {len(table)} images cannot be read and are left out of everything")
-        self.table = table[readable].reset_index(drop=True)
-        self.keys = [key for key, kept in zip(keys, readable) if kept]
-        if len(self.table) < 2:
-            raise InputError(f"{name} has {len(self.table)} readable images; an evaluation needs 2 or more")
-        self._encoded = {}  # (extractor, its rows) => features, probabilities
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def count(self) -> dict[str, int]:
-        return {"N": len(self), "unreadable": self.unreadable}
-
-    def codes(self) -> np.ndarray:
-        """The codes of the 14 findings, (N, 14)."""
-        return self.table[list(FINDINGS)].to_numpy()
-
-    def encode(self, extractor: Judge | Extractor, rows: np.ndarray | None = None) -> tuple:
-        """Features (N, D) and probabilities (N, 14) or None of all images, or of some rows; computed once.
-
-        The judge encodes all images, which several sections need; another extractor only the rows.
-        """
-        is_judge = isinstance(extractor, Judge)
-        if is_judge and rows is not None:
-            return tuple(values[rows] for values in self.encode(extractor))
-        key = extractor.name, None if rows is None else rows.tobytes()
-        if key not in self._encoded:
-            paths = self.table["image_path"] if rows is None else self.table["image_path"].iloc[rows]
-            if is_judge:
-                read = judges.pixel_reader(self.cache, self.keys)
-            else:
-                read = judges.file_reader(paths.tolist(), self.loading.image_size, extractor.image_size)
-            self._encoded[key] = judges.extract(
-                extractor, read, len(paths), self.device, self.loading.batch_size, THREADS
-            )
-        return self._encoded[key]
-
-
-@dataclass(frozen=True)
-class ImageSets:
-    """The images of an evaluation."""
-
-    real: Images  # to compare with
-    synthetic: Images  # to evaluate
-    train: Images  # real ones that judges and generators learn from: searched for copies, drawn from for baselines
-    copies: np.ndarray  # for each synthetic image the row of the training image that a copier would give
-    seed: int  # of all draws
-
-
 # ---- image quality and diversity -----------------------------------------------------------------------------------
 
 
@@ -154,12 +74,13 @@ def diversity(sets: ImageSets) -> list[dict]:
     rows, both = [], {"synthetic": sets.synthetic, "real": sets.real}
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
-
-        def read(row, paths=images.table["image_path"].tolist(), size=images.loading.image_size):
-            return read_pixels(paths[row], size)[:1]
-
-        rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(read, pairs)})
+        rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(_file_reader(images), pairs)})
     return rows
+
+
+def _file_reader(images):
+    paths = images.table["image_path"].tolist()
+    return lambda row: read_pixels(paths[row], images.loading.image_size)[:1]
 
 
 # ---- clinical efficacy and downstream utility ----------------------------------------------------------------------
@@ -346,7 +267,7 @@ def shuffled(reports: list[str], seed: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Requests, images and reports that belong together, as codes and readings (see evaluation/metrics.py), all (N, 14)."""
+    """Requests, images and reports as codes and readings (see evaluation/metrics.py), (N, 14) each."""
 
     labels: np.ndarray  # the codes that were asked for
     image: np.ndarray  # the image judge's reading
@@ -354,15 +275,14 @@ class Pairs:
 
 
 def pairs(sets: ImageSets, judge: Judge, text_judge) -> tuple[pd.DataFrame, dict]:
-    """Whether request, image and report agree => (their findings, a row an image and finding; tables of evaluation.json).
+    """Whether request, image and report agree => (a row an image and finding; parts of evaluation.json).
 
     "pairs": agreement per finding, where an uncertain request counts as one that does not ask; "complete_agreement":
-    rows of whole pairs and baselines, where an uncertain finding does not count. The real pairs show how far the judges
+    whole pairs and baselines, where an uncertain finding does not count. The real pairs show how far the judges
     themselves get. Without a text judge, everything is about request and image alone.
     """
     groups = _pairs_and_baselines(sets, judge, text_judge)
-    made = groups["synthetic"]
-    table = metrics.pair_table(sets.synthetic.table["dicom_id"], made.labels == PRESENT, made.image, made.report)
+    table = _findings_table(sets.synthetic.table["dicom_id"].to_numpy(), groups["synthetic"])
     per_finding = {
         name: metrics.agreement(group.labels == PRESENT, group.image, group.report)
         for name, group in groups.items()
@@ -376,6 +296,18 @@ def pairs(sets: ImageSets, judge: Judge, text_judge) -> tuple[pd.DataFrame, dict
     for row in rows:
         row["of the real share"] = row["all three"] / real_share if real_share else np.nan
     return table, {"pairs": per_finding, "complete_agreement": rows}
+
+
+def _findings_table(dicom_ids, group):
+    """Pairs as a table: dicom_id, finding, asked, image, report, a row an image and finding."""
+    report = np.full(group.labels.shape, np.nan) if group.report is None else group.report
+    return pd.DataFrame({
+        "dicom_id": np.repeat(dicom_ids, len(FINDINGS)),
+        "finding": np.tile(FINDINGS, len(dicom_ids)),
+        "asked": (group.labels == PRESENT).astype(float).ravel(),
+        "image": group.image.ravel(),
+        "report": report.ravel(),
+    })  # fmt: skip
 
 
 def _pairs_and_baselines(sets, judge, text_judge):
@@ -408,13 +340,14 @@ def _pairs_and_baselines(sets, judge, text_judge):
 
 
 def _image_reading(judge, images, rows=None):
-    return metrics.reading(images.encode(judge, rows)[1] >= judge.thresholds, judge.known)
+    shown = images.encode(judge, rows)[1] >= judge.thresholds
+    return np.where(judge.known, shown.astype(float), np.nan)
 
 
 def _report_reading(text_judge, texts):
-    reading = metrics.reading(text_judge(texts), text_judge.known)
-    reading[[not text for text in texts]] = np.nan
-    return reading
+    named = text_judge(texts)
+    has_text = np.array([bool(text) for text in texts])[:, None]
+    return np.where(text_judge.known & has_text, named.astype(float), np.nan)
 
 
 # ---- the selector ---------------------------------------------------------------------------------------------------
@@ -433,14 +366,15 @@ def check_apart(tree: str, judge_table: pd.DataFrame, text_judge: str, written: 
     shared = set(judge_table["subject_id"].tolist()) & selector_patients(tree)
     if shared:
         raise InputError(
-            f"{len(shared)} of {judge_table['subject_id'].nunique()} training patients of the judge, e.g. {min(shared)}, "
-            f"also trained the selector that chose the images of {tree}: set JUDGE_PATIENTS to 'second half', or TRAIN to "
-            "a tree of other patients"
+            f"{len(shared)} of {judge_table['subject_id'].nunique()} training patients of the judge, e.g. "
+            f"{min(shared)}, also trained the selector that chose the images of {tree}: set JUDGE_PATIENTS to 'second "
+            "half', or TRAIN to a tree of other patients"
         )
     for folder in filter(None, (tree, written)):
         if text_judge == "rules" and read_manifest(folder).get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1:
             raise InputError(
-                f"the reports in {folder} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or chexbert"
+                f"the reports in {folder} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or "
+                "chexbert"
             )
 
 
@@ -468,7 +402,7 @@ class Nearest:
 
 
 def memorisation(sets: ImageSets, judge: Judge, vae: AutoencoderKL | None) -> tuple[list[dict], dict[str, Nearest]]:
-    """Nearest training images in VAE latents (unless vae is None) and in the judge's features => (rows, {space: Nearest})."""
+    """Nearest training images in VAE latents, unless vae is None, and judge's features => (rows, {space: Nearest})."""
     readers = {}  # space => for real, synthetic and training images read(start, end) => (end - start, D)
     every = (sets.real, sets.synthetic, sets.train)
     if vae is not None:
