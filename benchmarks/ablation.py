@@ -54,7 +54,7 @@ def measure(folder, config, seed, training, sampling, evaluation):
         # the evaluation's own seed stays: one judge for all
         run_script(
             "evaluate_pairs.py", "--config", config, "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
-            "--DOWNSTREAM", False, "--PAGE", folder / "index.html", *evaluation,
+            "--DOWNSTREAM", False, *evaluation,
         )  # fmt: skip
     found = json.loads(done.read_text())
     auroc = found["auroc"]["synthetic"]["mean"]["auroc"]
