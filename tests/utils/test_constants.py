@@ -14,7 +14,7 @@ COMMANDS = sorted([*constants.REPOSITORY.glob("*.py"), *(constants.REPOSITORY / 
 
 WITH_CONSTANTS = sorted(  # all that has constants which a user may set
     path
-    for pattern in ("*.py", "utils/**/*.py", "benchmarks/*.py", "assets/*.py")
+    for pattern in ("*.py", "utils/**/*.py", "benchmarks/**/*.py", "assets/*.py")
     for path in constants.REPOSITORY.glob(pattern)
     if "\n    override_constants(globals())" in path.read_text()
     or " = override_constants(globals())" in path.read_text()
@@ -24,7 +24,7 @@ FREE_TEXTS = {  # what to read or to ask a library for: nothing here knows all t
     "CONFIG", "FINDINGS", "TEXT", "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT", "INITIAL_WEIGHTS",
     "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
     "JUDGE_MODEL", "SELECTOR_MODEL", "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
-    "DATA_ROOTS", "ASSETS",
+    "DATA_ROOTS", "ASSETS", "RECORD",
 }  # fmt: skip
 
 SCRIPT = '''"""Trains nothing.
