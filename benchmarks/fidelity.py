@@ -1,7 +1,6 @@
 """Where is quality lost, and which guidance costs least? Parts of the image module, each replaced by the truth.
 
     python -m benchmarks.fidelity --CHECKPOINT demo/runs/clipUViT/best --SPLIT validate
-    python -m benchmarks.fidelity --CHECKPOINT runs/clipUViT/best --JUDGE_MODEL resnet18 --JUDGE_STEPS 8000
 
 All rows of the table have the same rows of SPLIT, with their prompts, references and seeds:
 

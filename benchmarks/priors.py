@@ -12,11 +12,9 @@ Prints: clinical F1 (micro, macro) of the reports against the images' labels, re
         variance, for a flow that of the mean of several draws
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -55,25 +53,19 @@ NUM_WORKERS = 0  # threads that decode images (0 to 256)
 _MEAN_DRAWS = 16  # of a flow, for the explained variance
 
 
-@dataclasses.dataclass
 class Images:
     """The images of one split as a prior reads them."""
 
-    latents: torch.Tensor  # (N, C, h, w)
-    truth: torch.Tensor  # the reports' latents, standardised, (N, D)
-    reports: list[str]
-    labels: np.ndarray  # (N, 14) bool
-
-    @classmethod
-    def of(cls, features: PriorFeatures, prior: Prior, split: str, count: int, seed: int) -> "Images":
+    def __init__(self, features: PriorFeatures, prior: Prior, split: str, count: int, seed: int):
         """count: images at most, drawn at random; 0: all."""
         examples = PriorExamples(features, split, prior)
         if count:
             examples.rows = examples.rows[draw_rows(len(examples), count, seed, "images")]
         rows = [examples[row, row] for row in range(len(examples))]
-        latents, truth = (torch.stack([row[name] for row in rows]) for name in ("latents", "report_latents"))
+        self.latents = torch.stack([row["latents"] for row in rows])  # (N, C, h, w)
+        self.truth = torch.stack([row["report_latents"] for row in rows])  # (N, D), standardised
         table = features.table.iloc[examples.rows]
-        return cls(latents, truth, table["report"].tolist(), positives(table))
+        self.reports, self.labels = table["report"].tolist(), positives(table)
 
 
 def rows_of(
@@ -135,7 +127,7 @@ def main():
             ]
             return [report for batch in batches for report in batch]
 
-        images = Images.of(features, prior, SPLIT, IMAGES, SEED)
+        images = Images(features, prior, SPLIT, IMAGES, SEED)
         f1 = clinical_f1(images.labels, judge(best_reports([write(images.truth)])))["f1"]
         say(f"from the reports' own latents: F1 {f1['micro']:.3f} / {f1['macro']:.3f}")
         settings = VARIANTS if prior.config.kind == "flow" else GAINS

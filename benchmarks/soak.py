@@ -62,11 +62,6 @@ _RUNS = {  # script => what it writes
     "train_prior_model": ("cache-prior", "prior"),
     "sample_prior_model": ("written",),
 }
-_IMPORTED_LATE = (  # by libraries, at the first use of a class
-    "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
-    "diffusers.schedulers.scheduling_dpmsolver_multistep", "transformers.models.bart.modeling_bart",
-    "transformers.models.clip.modeling_clip", "open_clip", "timm", "matplotlib.figure",
-)  # fmt: skip
 
 
 # ---- what a run has left -------------------------------------------------------------------------------------------
@@ -192,7 +187,7 @@ def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals]
 
 def main():
     override_constants(globals())
-    for name in (*_RUNS, *_IMPORTED_LATE):
+    for name in _RUNS:
         import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a library has started threads"
 

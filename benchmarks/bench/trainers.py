@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 
 import train_bart
@@ -20,7 +21,6 @@ import train_diffusion_clipUViT
 import train_prior_model
 from benchmarks.bench.clock import plain_float32
 from benchmarks.bench.networks import Networks
-from models.report_autoencoder import pad_tokens
 from phantom import random_findings, write_report
 from training.examples import ReportExamples
 from training.loop import Average
@@ -42,12 +42,6 @@ def draw_reports(count: int, tokens: int, tokenizer) -> list[str]:
         ids = tokenizer(text, verbose=False).input_ids[1 : int(length) - 1]  # without <s>, and with room for </s>
         reports.append(tokenizer.decode(ids))
     return reports
-
-
-def pad_to(length: int, tokens: list[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their mask, (B, length) each."""
-    padded = pad_tokens([*tokens, torch.zeros(length, dtype=torch.long)], pad)  # the last one has the full length
-    return padded["input_ids"][:-1].contiguous(), padded["attention_mask"][:-1].contiguous()
 
 
 class Trainer:
@@ -175,8 +169,8 @@ class BartTrainer(Trainer):
     def _pad_to_the_longest(self, cached, pad):
         raw = {"noise": cached["noise"]}
         for ids, mask in (("input_ids", "attention_mask"), ("other_ids", "other_mask")):
-            tokens = [row[kept == 1] for row, kept in zip(cached[ids], cached[mask])]
-            raw[ids], raw[mask] = pad_to(self.model.max_tokens, tokens, pad)
+            further = (0, self.model.max_tokens - cached[ids].shape[1])
+            raw[ids], raw[mask] = F.pad(cached[ids], further, value=pad), F.pad(cached[mask], further)
         return raw
 
     def encode(self, raw):
@@ -191,15 +185,20 @@ class PriorTrainer(Trainer):
         self.autoencoder = networks.autoencoder().eval().requires_grad_(False)
         loss = partial(train_prior_model.compute_loss, cosine_weight=self.constants["COSINE_WEIGHT"])
         self._set_up(networks.prior(self.autoencoder.width), loss)
-        tokenizer = self.autoencoder.tokenizer
-        reports = draw_reports(self.size * self.passes, report_tokens, tokenizer)
-        tokens = [torch.tensor(ids[: self.autoencoder.max_tokens]) for ids in tokenizer(reports).input_ids]
-        self.raw = []
-        for start in range(0, len(tokens), self.size):
-            ids, mask = pad_to(self.autoencoder.max_tokens, tokens[start : start + self.size], tokenizer.pad_token_id)
-            pixels = torch.randn(self.size, 3, networks.image_size, networks.image_size)
-            draw = torch.randn(self.size, *networks.shape)  # of the VAE's posterior
-            self.raw.append({"pixels": pixels, "draw": draw, "input_ids": ids, "attention_mask": mask})
+        tokenizer, images = self.autoencoder.tokenizer, networks.image_size
+        tokens = tokenizer(
+            draw_reports(self.size * self.passes, report_tokens, tokenizer), return_tensors="pt",
+            padding="max_length", truncation=True, max_length=self.autoencoder.max_tokens,
+        )  # fmt: skip
+        self.raw = [
+            {
+                "pixels": torch.randn(self.size, 3, images, images),
+                "draw": torch.randn(self.size, *networks.shape),  # of the VAE's posterior
+                "input_ids": ids,
+                "attention_mask": mask,
+            }
+            for ids, mask in zip(tokens["input_ids"].split(self.size), tokens["attention_mask"].split(self.size))
+        ]
         self._fill_cache()
 
     @torch.no_grad()
