@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from open_data.tree import drop_rows, image_places, place_of
+from open_data.tree import drop_rows, place_of, png_places
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
 from utils.mimic_cxr import read_csv
@@ -61,7 +61,7 @@ def read(root: str | Path) -> pd.DataFrame:
     published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
     say(f"{path}: {len(table)} images of {patients} patients; {published}")
     table = _with_splits(table, root)
-    places = image_places(root, _IMAGE_FOLDERS, ".png")
+    places = png_places(root, _IMAGE_FOLDERS)
     table["file"] = table["name"].map(places).fillna("images/" + table["name"])
     table["dicom_id"] = table["name"].str.removesuffix(".png")
     table = table.assign(report="").drop(columns="name")

@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.labeler import label_reports
-from open_data.tree import drop_rows, image_places, place_of
+from open_data.tree import drop_rows, place_of, png_places
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
 from utils.mimic_cxr import read_csv
@@ -172,7 +172,7 @@ def _image_key(name):
 
 def _with_images(reports, images, root):
     """A row for each image that a report names, with its file."""
-    places = image_places(root, _IMAGE_FOLDERS, ".png")
+    places = png_places(root, _IMAGE_FOLDERS)
     files = {}
     for name, file in places.items():
         files.setdefault(_image_key(name), file)

@@ -72,15 +72,13 @@ def place_of(root: str | Path, wanted: tuple[str, ...], source: str) -> Path:
     raise InputError(f"{root} is no folder of {source}: there is no {wanted[0]} in it; {way_out}")
 
 
-def image_places(root: Path, folders: tuple[str, ...], ending: str) -> dict[str, str]:
-    """{file name: its path relative to root} of the images in folders (patterns). Prints which names stand twice."""
+def png_places(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
+    """{file name: its path relative to root} of the PNGs in some folders (patterns). Prints which names stand twice."""
     places, twice = {}, []
-    for folder in dict.fromkeys(path for pattern in folders for path in sorted(glob(pattern, root_dir=root))):
-        if os.path.isdir(f"{root}/{folder}"):
-            for name in sorted(entry.name for entry in os.scandir(f"{root}/{folder}") if entry.name.endswith(ending)):
-                place = os.path.normpath(f"{folder}/{name}")
-                if places.setdefault(name, place) != place:
-                    twice.append(place)
+    for pattern in folders:
+        for place in map(os.path.normpath, sorted(glob(f"{pattern}/*.png", root_dir=root))):
+            if places.setdefault(os.path.basename(place), place) != place:
+                twice.append(place)
     if twice:
         say(f"images: {len(twice)} stand in an earlier folder too and are not read, e.g. {twice[0]}")
     return places

@@ -5,7 +5,7 @@ canvas: the _Canvas of `phantom.drawing`; lung: the _Lung that the finding lies 
 
 import numpy as np
 
-from phantom.anatomy import MASS_EXTENT, ZONES, nodule_count
+from phantom.anatomy import MASS_EXTENT, ZONES, Finding, nodule_count
 
 
 def _atelectasis(canvas, lung, finding):
@@ -115,7 +115,7 @@ def _pneumonia(canvas, lung, finding):
     return np.clip(0.8 * patches * (1 + 0.4 * canvas.texture(rng, 24)), 0, 1.0)
 
 
-def draw_pneumothorax(canvas, film, lung, finding):
+def draw_pneumothorax(canvas, film: np.ndarray, lung, finding: Finding) -> np.ndarray:
     """The film (S, S) with air between chest wall and lung: dark, without vessels, behind a bright pleural line."""
     width = 0.15 + 0.14 * finding.extent
     height = np.clip((canvas.y - lung.apex) / (lung.dome - lung.apex), 0, 1)
