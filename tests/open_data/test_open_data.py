@@ -552,7 +552,7 @@ def test_a_second_run_changes_nothing_and_adds_what_came(children, tmp_path):
     late.write_bytes(picture)
     after, provenance = make(root, "kermany", kermany.read, children)
     assert set(after.index) - set(before.index) == {"person1_bacteria_1"} == set(provenance.index) - set(before.index)
-    columns = ["subject_id", "study_id", "split"]  # none hangs on what else is there
+    columns = ["subject_id", "study_id", "split"]  # which depend on nothing else in the download
     pd.testing.assert_frame_equal(after.loc[before.index, columns], before[columns])
 
 
