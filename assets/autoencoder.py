@@ -1,8 +1,11 @@
-"""Small KL autoencoders of films, trained from scratch: what stands in for Stable Diffusion's VAE in the demos.
+"""Small KL autoencoders of films, trained from scratch: they replace Stable Diffusion's VAE in the demos.
 
-make_vae          pixels <=> latents of unit variance, for absolute errors of pixels and of their gradients
-refine_decoder    the decoder alone, trained on against a critic of patches
+make_vae          pixels <=> latents of unit variance; the loss is the absolute error of pixels and of their gradients
+refine_decoder    trains the decoder alone further, against a critic of patches
 """
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,17 +14,17 @@ from diffusers import AutoencoderKL
 from torch import nn
 from tqdm import tqdm
 
-KL_WEIGHT = 1e-4  # of the latents' divergence from the normal distribution, a number of them
-SCALING_IMAGES = 512  # whose latents' standard deviation becomes the scaling factor
+KL_WEIGHT = 1e-4  # of the divergence of the latents from the normal distribution, for each number of a latent
+SCALING_IMAGES = 512  # whose latents' standard deviation gives the scaling factor
 
 
-def to_pixels(images, device="cpu"):
+def to_pixels(images: np.ndarray, device="cpu") -> torch.Tensor:
     """(B, S, S) uint8 => (B, 3, S, S) in [-1, 1]."""
     return (torch.from_numpy(images).to(device).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
 
 
-def train(parameters, compute_loss, steps, learning_rate, name):
-    """AdamW with one cycle of the learning rate; compute_loss(step) => scalar."""
+def train(parameters, compute_loss: Callable, steps: int, learning_rate: float, name: str) -> None:
+    """Trains with AdamW and one cycle of the learning rate; compute_loss(step) => scalar."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     progress = tqdm(range(steps), name, mininterval=5)
@@ -40,7 +43,15 @@ def _step(optimizer, loss):
     optimizer.step()
 
 
-def make_vae(images, channels, steps, batch_size, learning_rate, seed, device="cpu"):
+def make_vae(
+    images: np.ndarray,
+    channels: tuple[int, ...],
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    device="cpu",
+) -> AutoencoderKL:
     """images (N, S, S) uint8 => AutoencoderKL: 4 latent channels, a level of the network for each of `channels`."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -67,13 +78,21 @@ def make_vae(images, channels, steps, batch_size, learning_rate, seed, device="c
     return vae
 
 
-def refine_decoder(vae, images, steps, critic_from, critic_weight, batch_size, seed):
-    """The decoder alone, trained on against a critic of patches; the encoder, and with it the latents, stay what they are.
+def refine_decoder(
+    vae: AutoencoderKL,
+    images: np.ndarray,
+    steps: int,
+    critic_from: int,
+    critic_weight: float,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Trains the decoder alone further, against a critic of patches; the encoder and the latents stay the same.
 
-    critic_from: step from which on there is a critic; critic_weight: of its verdict against the error of the pixels.
+    critic_from: the step from which on there is a critic; critic_weight: of the critic against the error of the pixels.
 
     The absolute error alone blurs what the latents leave open: thin lines, streaks, the film's grain. The critic (hinge
-    loss, as of Stable Diffusion's autoencoder; Esser et al. 2021) asks for images that look like films.
+    loss, as in Stable Diffusion's autoencoder; Esser et al. 2021) rewards images that look like films.
     """
     vae.requires_grad_(False).to(memory_format=torch.channels_last)
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
@@ -93,18 +112,18 @@ def refine_decoder(vae, images, steps, critic_from, critic_weight, batch_size, s
             latents = vae.encode(pixels).latent_dist.sample()
         decoded = vae.decode(latents).sample
         error = decoded - pixels
-        off = error.abs().mean() + 4 * error.square().mean() + _edges(error)
+        pixel_loss = error.abs().mean() + 4 * error.square().mean() + _edges(error)
         if step < critic_from:
-            _step(optimizers[0], off)
+            _step(optimizers[0], pixel_loss)
         else:
             critic.requires_grad_(False)
-            _step(optimizers[0], off - critic_weight * critic(decoded).mean())
+            _step(optimizers[0], pixel_loss - critic_weight * critic(decoded).mean())
             critic.requires_grad_(True)
             _step(optimizers[1], F.relu(1 - critic(pixels)).mean() + F.relu(1 + critic(decoded.detach())).mean())
         for schedule in schedules:
             schedule.step()
         if step % 50 == 0:
-            progress.set_postfix(off=f"{off.item():.4f}")
+            progress.set_postfix(loss=f"{pixel_loss.item():.4f}")
 
 
 def _draw(images, batch_size, key, device):
@@ -113,7 +132,7 @@ def _draw(images, batch_size, key, device):
 
 
 def _edges(error):
-    """The mean absolute error of the gradients of an image, (B, 3, S, S), down and across."""
+    """The mean absolute error of the vertical and horizontal gradients of images (B, 3, S, S)."""
     return sum(error.diff(dim=axis).abs().mean() for axis in (2, 3))
 
 
@@ -128,7 +147,7 @@ def _critic():
     return nn.Sequential(*[part for sizes in layers for part in layer(*sizes)][:-1])
 
 
-def save_half(model, folder):
-    """As half-precision safetensors: half the bytes; whoever loads it gets float32 back."""
+def save_half(model, folder: str | Path) -> None:
+    """Saves a model as half-precision safetensors, half the bytes; loading gives float32."""
     model.half().save_pretrained(folder)
     model.float()

@@ -1,8 +1,10 @@
-"""The demo's BART: a small one, pretrained by denoising phantom reports, as facebook/bart-base was on other texts.
+"""The demo's BART: small, pretrained by denoising phantom reports, as facebook/bart-base was on other texts.
 
-In part of the steps its decoder sees the encoder's states through their mean alone, which bart-base's never did: minutes
-on two cores are too few to learn both the language and the bottleneck.
+In part of the steps the decoder is given only the mean of the encoder's states, unlike bart-base's: minutes on two
+cores are too few to learn both the language and the bottleneck.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,23 +18,23 @@ from transformers.modeling_outputs import BaseModelOutput
 from models.report_autoencoder import pad_tokens
 from utils.report_text import clean_report, report_text
 
-VOCABULARY = 600  # tokens: the 256 bytes, the five signs, the rest whole words or pieces
+VOCABULARY = 600  # tokens: the 256 bytes, the five special ones, the rest whole words or pieces
 WIDTH = 128  # of a token and of the latent
 LAYERS = 2  # of the encoder, and of the decoder
 HIDDEN = 256  # width inside a feed-forward layer
 MAX_POSITIONS = 256  # tokens a report
 MASKED = 0.3  # of a report's tokens (Lewis et al. 2020)
 SPAN = 3.0  # mean length of a masked span, of a Poisson distribution
-POOLED = 0.5  # of the steps: the decoder sees the mean of the encoder's states alone (0: none, plain BART)
+POOLED = 0.5  # share of the steps in which the decoder is given only the mean of the encoder's states
 BATCH_SIZE = 32  # reports an optimiser step
 LEARNING_RATE = 2e-3  # of AdamW, falling to zero along a cosine
 
 
-def make_bart(folder, reports, steps, seed):
+def make_bart(folder: Path, reports: list[str], steps: int, seed: int) -> float:
     """Trains a tokenizer and a small BART on reports, by text infilling and sentence permutation; saves it in float16.
 
-    folder: where to; reports: a list of texts, as files or in one line; steps: of the optimiser.
-    Returns the mean loss of the last tenth of the steps.
+    reports: texts, as in their files or in one line; steps: of the optimiser. Returns the mean loss of the last tenth
+    of the steps.
     """
     reports = [clean_report(report_text(report)) for report in reports]
     tokenizer = make_tokenizer(reports)
@@ -85,11 +87,11 @@ def make_bart(folder, reports, steps, seed):
     return float(np.mean(losses[-max(1, steps // 10) :]))
 
 
-def make_tokenizer(reports):
-    """A byte-level BPE with BART's own signs, trained on reports; nothing that is typed is unknown to it."""
+def make_tokenizer(reports: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with BART's special tokens, trained on reports; it can encode any text."""
     tokenizer = ByteLevelBPETokenizer()
-    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer.train_from_iterator(reports, vocab_size=VOCABULARY, special_tokens=signs, show_progress=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(reports, vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
     tokenizer = tokenizer._tokenizer
     tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return PreTrainedTokenizerFast(
@@ -103,8 +105,8 @@ def make_tokenizer(reports):
     )
 
 
-def noised(report, tokenizer, rng):
-    """A report's tokens with its sentences permuted and spans of tokens replaced by one <mask> each."""
+def noised(report: str, tokenizer, rng: np.random.Generator) -> list[int]:
+    """A report's tokens, with its sentences permuted and spans of tokens replaced by one <mask> each."""
     sentences = report.split(". ")
     ids = tokenizer(". ".join(sentences[place] for place in rng.permutation(len(sentences)))).input_ids
     inner = ids[1:-1]

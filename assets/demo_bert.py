@@ -1,9 +1,11 @@
-"""The demo's BERT: a small one that reads the impressions of drawn chests, as CXR-BERT reads those of real ones.
+"""The demo's BERT: small, for the impressions of drawn chests, as CXR-BERT is for those of real ones.
 
-It learns to say of an impression what the demo's CLIP says of the prompt of its findings, so that a denoiser which was
-pretrained on prompts understands it at once, and which words stand in it, so that side and size are in it, too. A text is the
-state of its first token: there is no pooler.
+It learns to embed an impression as the demo's CLIP embeds the prompt of its findings, so that a denoiser which was
+pretrained on prompts can use it at once, and to predict the words of the impression, so that the embedding holds side
+and size too. The embedding of a text is the state of its first token: there is no pooler.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,24 +20,24 @@ from utils.prompt_text import impression_of
 from utils.prompts import TextEncoder
 from utils.report_text import report_text
 
-VOCABULARY = 500  # tokens: the five signs, letters, whole words or pieces
+VOCABULARY = 500  # tokens: the five special ones, letters, whole words or pieces
 LAYERS = 2  # of the encoder
 MAX_POSITIONS = 128  # tokens an impression
-WORDS_WEIGHT = 0.05  # of the words against the findings (0 or more)
+WORDS_WEIGHT = 0.05  # of predicting the words against matching CLIP
 BATCH_SIZE = 64  # impressions an optimiser step
 LEARNING_RATE = 1e-3  # of AdamW, falling to zero along a cosine
 
 
-def make_bert(folder, base_model, reports, labels, steps, seed):
+def make_bert(folder: Path, base_model: Path, reports: list[str], labels: np.ndarray, steps: int, seed: int) -> float:
     """Trains a tokenizer and a small BERT on the impressions of reports; saves it in float16.
 
-    folder: where to; base_model: the folder of the CLIP; reports: a list of N texts; labels: their (N, 14) codes; steps: of
-    the optimiser. Returns the mean loss of the last tenth of the steps.
+    base_model: the folder of the CLIP; labels: (N, 14) codes of the N reports; steps: of the optimiser. Returns the
+    mean loss of the last tenth of the steps.
     """
     texts = [impression_of(report_text(report)) for report in reports]
-    asked = np.where(labels == ABSENT, NOT_MENTIONED, labels)  # an impression names what there is
+    named = np.where(labels == ABSENT, NOT_MENTIONED, labels)  # an impression does not name absent findings
     clip = TextEncoder(str(base_model), pooled=True)
-    vectors, rows = np.unique(asked, axis=0, return_inverse=True)
+    vectors, rows = np.unique(named, axis=0, return_inverse=True)
     prompts = [to_prompt(vector) for vector in vectors]
     wanted = torch.cat([clip.encode(prompts[start : start + 64]) for start in range(0, len(prompts), 64)])
     wanted = wanted[torch.from_numpy(rows.ravel())]  # (N, D)
@@ -44,9 +46,9 @@ def make_bert(folder, base_model, reports, labels, steps, seed):
     torch.manual_seed(seed)
     bert = BertModel(
         BertConfig(
-            vocab_size=len(tokenizer), hidden_size=clip.width, intermediate_size=2 * clip.width, num_hidden_layers=LAYERS,
-            num_attention_heads=4, max_position_embeddings=MAX_POSITIONS, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            vocab_size=len(tokenizer), hidden_size=clip.width, intermediate_size=2 * clip.width,
+            num_hidden_layers=LAYERS, num_attention_heads=4, max_position_embeddings=MAX_POSITIONS,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         add_pooling_layer=False,
     )  # fmt: skip
@@ -74,7 +76,7 @@ def make_bert(folder, base_model, reports, labels, steps, seed):
     return float(np.mean(losses[-max(1, steps // 10) :]))
 
 
-def make_tokenizer(folder, texts):
+def make_tokenizer(folder: Path, texts: list[str]) -> BertTokenizer:
     """A WordPiece tokenizer, in lower case, trained on texts and saved."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = BertWordPieceTokenizer(lowercase=True)

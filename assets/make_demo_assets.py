@@ -7,25 +7,32 @@
 Reads:  nothing but drawn chests (phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
         FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
-        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run goes on: a part
-        that was made is not made again, and the denoisers' trainings go on where they were cut
+        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run resumes:
+        finished parts are kept, and the denoisers' trainings continue
 
-What each part has seen, as its model in the paper's setting has seen the world before it meets a chest X-ray:
-the VAE only pixels; the image tower and the text encoder images with their prompts (and, as a training aid, the
-findings); U-Net and U-ViT drawn chests with prompts, as Stable Diffusion's U-Net had, and no reference images;
-uvit_unprompted, with which the ablation begins, chests *without* prompts; the prior's ViT latents and which findings
-are present, as vit_base_patch16_224 has seen photographs and what is on them; BART reports, to undo noise; BERT
-impressions, and what the text encoder says of the prompts of their findings.
+What each part is trained on. Its counterpart in the paper was likewise pretrained on something else than chest X-rays.
 
-The denoisers are pretrained by the project's own scripts, so that what makes the one better makes the other better. The parts
-in FOLDER are what is made here. It cost, in minutes of one core of an Intel Xeon with AVX-512 while the other made another
-part: the chests 5 (most of it on both; and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6, the
-U-ViT without prompts 25 (144,000 examples), the U-ViT twice that, the U-Net 43 (192,000), the ViT 7, BART 21, BERT 4: not two
-hours of two cores. Cores without AVX-512 took more than twice as long.
+    VAE                            images
+    image tower and text encoder   images with their prompts (and, as a training aid, the findings)
+    U-Net and U-ViT                images with prompts, as Stable Diffusion's U-Net was, and no reference images
+    uvit_unprompted                images *without* prompts; the ablation starts from it
+    ViT of the prior               latents, to predict which findings are present, as vit_base_patch16_224 was trained
+                                   to classify photographs
+    BART                           reports, to undo noise
+    BERT                           impressions, to match the text encoder's embedding of the prompts of their findings
+
+The denoisers are pretrained by the project's own scripts, so that both profit from the same improvements. The parts in
+FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512. Minutes of one core,
+while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the VAE 10, its decoder
+17, text encoder and image tower 6, the U-ViT without prompts 25 (144,000 examples), the U-ViT twice that, the U-Net 43
+(192,000), the ViT 7, BART 21, BERT 4. Cores without AVX-512 took more than twice as long.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +54,20 @@ from assets.demo_bart import make_bart
 from assets.demo_bert import make_bert
 from models.diffusion import PromptedDenoiser
 from phantom import random_chest, random_findings, write_report
-from utils.constants import override_constants
-from utils.errors import InputError, replacing, run, say
+from utils.constants import REPOSITORY, override_constants
+from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, run, say
 from utils.findings import FINDINGS, PRESENT, to_prompt
 from utils.latents import encode_moments, load_vae
-from utils.launch import run_script
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
 PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "bert")  # in this order
 CONFIG = "assets/parts.toml"  # how the denoisers are pretrained
-WORK = "parts"  # drawn chests, cache, runs and what is made: where it goes on when it was cut (a folder to write)
+WORK = "parts"  # drawn chests, cache, runs and finished parts: a second run resumes from it (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
-SEED = 20_000  # of the drawing and of the training; the demo draws with another (0 or more)
+SEED = 20_000  # of drawing and training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-# what differs in the training of uvit_unprompted, which only has to be a start: half the steps
+# of the training of uvit_unprompted; it is only a start, so half the steps suffice
 _UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0", "--MAX_STEPS", "3000")
 VAE_CHANNELS = (16, 32, 64)  # of the autoencoder's three levels: 64 pixels <=> 4 x 16 x 16 latents (each 8 to 4096)
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
@@ -76,8 +82,8 @@ BART_STEPS = 5000  # of 32 reports (1 or more)
 BERT_STEPS = 3000  # of 64 impressions (1 or more)
 
 
-def draw_chests():
-    """(images (N, S, S) uint8, labels (N, 14) int8): drawn once, and kept in WORK."""
+def draw_chests() -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, S, S) uint8 and labels (N, 14) int8, drawn once and kept in WORK."""
     kept = Path(WORK) / "chests.npz"
     if not kept.exists():
         rngs = (np.random.default_rng((SEED, number)) for number in range(CHESTS))
@@ -89,14 +95,14 @@ def draw_chests():
         return drawn["images"], drawn["labels"]
 
 
-def write_reports():
-    """Reports of chests that are never drawn, a list of texts, and their labels, (REPORTS, 14) int8."""
+def write_reports() -> tuple[list[str], np.ndarray]:
+    """Reports of chests that are never drawn, and their labels, (REPORTS, 14) int8."""
     rngs = (np.random.default_rng((SEED, 1, number)) for number in range(REPORTS))
-    found = [(*random_findings(rng), rng) for rng in rngs]
-    return [write_report(*study) for study in found], np.stack([labels for _, labels, _ in found])
+    studies = [(*random_findings(rng), rng) for rng in rngs]
+    return [write_report(*study) for study in studies], np.stack([labels for _, labels, _ in studies])
 
 
-def make_tokenizer(folder, prompts):
+def make_tokenizer(folder: Path, prompts: list[str]) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte pairs were merged on the prompts."""
     bpe = CharBPETokenizer(suffix="</w>", lowercase=True, bert_normalizer=False, split_on_whitespace_only=True)
     bpe.train_from_iterator(prompts, vocab_size=600, min_frequency=2, suffix="</w>", show_progress=False)
@@ -113,7 +119,7 @@ def make_tokenizer(folder, prompts):
     return tokenizer
 
 
-def make_clip(folder, images, labels, steps):
+def make_clip(folder: Path, images: np.ndarray, labels: np.ndarray, steps: int) -> None:
     """A text encoder (transformers) and an image tower (open_clip), trained to match images and prompts.
 
     The loss is CLIP's contrast plus, from either embedding, the cross-entropy of the code of each finding.
@@ -154,9 +160,7 @@ def make_clip(folder, images, labels, steps):
         batch = np.random.default_rng((SEED, step)).integers(len(images), size=64)
         image = tower(to_pixels(images[batch]))
         words = ids[rows[batch]]
-        longest = (
-            1 + (words == tokenizer.eos_token_id).int().argmax(dim=1).max()
-        )  # padding comes after, and is not seen
+        longest = 1 + (words == tokenizer.eos_token_id).int().argmax(dim=1).max()  # the rest is padding
         text = text_encoder(words[:, :longest]).pooler_output
         contrast = F.normalize(image @ projection, dim=1) @ F.normalize(text_projection(text), dim=1).T
         contrast = contrast * temperature.exp().clamp(max=100)
@@ -166,7 +170,7 @@ def make_clip(folder, images, labels, steps):
         present = codes[batch] == 1
         for head, embedding in zip(heads, (image, text)):
             logits = head(embedding).view(-1, len(FINDINGS), 4)
-            if embedding is image:  # a picture shows what is present, not what a report chooses to mention
+            if embedding is image:  # an image shows what is present, not what a report chooses to mention
                 loss = loss + 4 * F.binary_cross_entropy_with_logits(logits[..., 1], present.float())
             else:
                 loss = loss + F.cross_entropy(logits.flatten(0, 1), codes[batch].flatten())
@@ -183,8 +187,8 @@ def make_clip(folder, images, labels, steps):
     save_file(weights, target / "open_clip_model.safetensors")
 
 
-def save_text_encoder(model, folder):
-    """By the names that Stable Diffusion's has, which every transformers reads; those of today's are strange to 5.0."""
+def save_text_encoder(model: CLIPTextModel, folder: Path) -> None:
+    """Saves it with the weights' names in Stable Diffusion, which all versions of transformers load."""
     save_half(model, folder)
     weights = {
         f"text_model.{name.removeprefix('text_model.')}": part.half() for name, part in model.state_dict().items()
@@ -192,34 +196,40 @@ def save_text_encoder(model, folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def moments_of(images, vae):
+def moments_of(images: np.ndarray, vae) -> torch.Tensor:
     """(N, S, S) uint8 => moments (N, 2C, h, w)."""
     return torch.cat(
         [encode_moments(vae, to_pixels(images[start : start + 64])) for start in range(0, len(images), 64)]
     )
 
 
-def pretrain(script, run, *arguments):
-    """Trains a denoiser with one of the project's own scripts, on chests of its own => its best checkpoint.
+def run_script(*arguments) -> None:
+    """Runs `python ARGUMENTS` in the repository; CalledProcessError if it fails or is stopped."""
+    environment = {**os.environ, STATUS_WHEN_STOPPED: "1"}
+    subprocess.run([sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment, check=True)
 
-    run: the folder under WORK that it trains in, and goes on in when it was cut.
+
+def pretrain(script: str, run: str, *arguments) -> PromptedDenoiser:
+    """Trains a denoiser on the drawn chests with one of the project's own scripts => its best checkpoint.
+
+    run: the folder under WORK that it trains in.
     """
     work = Path(WORK)
-    places = {"--DATA_ROOT": work / "phantom", "--CACHE_DIR": work / "cache", "--RUN_DIR": work / run}
-    run_script(script, "--config", CONFIG, *(part for place in places.items() for part in place), *arguments)
+    places = ("--DATA_ROOT", work / "phantom", "--CACHE_DIR", work / "cache", "--RUN_DIR", work / run)
+    run_script(script, "--config", CONFIG, *places, *arguments)
     return PromptedDenoiser.from_pretrained(work / run / "best")
 
 
-def make_uvit(folder, run, *arguments):
+def make_uvit(folder: Path, run: str, *arguments) -> None:
     """A U-ViT, and the fusion of its prompts in folder/fusion."""
     trained = pretrain("train_diffusion_clipUViT.py", run, *arguments)
     save_half(trained.denoiser, folder)
     save_half(trained.fusion, folder / "fusion")
 
 
-def make_unet(folder):
-    """The U-Net of folder's Stable-Diffusion-like folder."""
-    start = Path(WORK) / "base_model"  # the same, with an untrained U-Net
+def make_unet(folder: Path) -> None:
+    """The U-Net of folder/base_model."""
+    start = Path(WORK) / "base_model"  # the same with an untrained U-Net
     if not start.exists():
         whole = start.with_name(".base_model.tmp")
         shutil.copytree(folder / "base_model", whole, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
@@ -240,8 +250,8 @@ def make_unet(folder):
     save_half(trained.denoiser, folder / "base_model" / "unet")
 
 
-def make_vit(folder, images, labels, steps):
-    """The prior's transformer, trained to tell from latents which findings are present."""
+def make_vit(folder: Path, images: np.ndarray, labels: np.ndarray, steps: int) -> None:
+    """The prior's transformer, trained to predict from latents which findings are present."""
     vae = load_vae(str(folder / "base_model"))
     moments, present = moments_of(images, vae), torch.from_numpy(labels == PRESENT).float()
     sizes = {"img_size": IMAGE_SIZE // 4, "patch_size": 2, "in_chans": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
@@ -268,8 +278,8 @@ def make_vit(folder, images, labels, steps):
     save_for_hf(vit.half(), folder / "vit", model_args=sizes, safe_serialization=True)
 
 
-def make(part, folder):
-    """Makes one of PARTS; what it needs of those before it lies in folder and in WORK."""
+def make(part: str, folder: Path) -> None:
+    """Makes one of PARTS, which may need the parts before it."""
     torch.manual_seed(SEED)
     base_model = folder / "base_model"
     match part:
@@ -300,7 +310,7 @@ def make(part, folder):
         case "bert":
             make_bert(folder / "bert", base_model, *write_reports(), BERT_STEPS, SEED)
         case _:
-            raise InputError(f"PARTS: there is no part {part!r}; those that there are stand at the top of the script")
+            raise InputError(f"PARTS: there is no part {part!r}; choose from those at the top of the script")
 
 
 def main():
@@ -308,7 +318,7 @@ def main():
     for part in PARTS:
         made = Path(WORK) / f"{part}.made"
         if made.exists():
-            say(f"{part}: made before; without {made} it is made anew")
+            say(f"{part}: made before; delete {made} to make it again")
             continue
         make(part, Path(FOLDER))
         made.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,9 @@
     python -m assets.make_open_assets --DATA_ROOTS open/kermany,open/nih
     python -m assets.make_open_assets --DATA_ROOTS open/kermany,open/nih --DEVICE cuda --BATCH_SIZE 64
 
-Reads:  the training images of some CXR trees of films that may be used so (docs/open-data.md), ASSETS
+Reads:  ASSETS, and the training images of CXR trees whose licences allow this (docs/open-data.md)
 Writes: FOLDER/base_model (vae, and copies of ASSETS' text_encoder, tokenizer and scheduler)
-Prints: how far the VAE's images of held-out films are from the films (PSNR)
+Prints: the PSNR of held-out films after encoding and decoding
 """
 
 import shutil
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from diffusers import AutoencoderKL
 
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels
 from utils.constants import override_constants
@@ -22,7 +23,7 @@ from utils.errors import run, say
 from utils.latents import decode_latents, encode_moments, mean_latents, read_grey
 from utils.mimic_cxr import read_table
 
-DATA_ROOTS = ("open/kermany", "open/nih")  # CXR trees whose training images it sees
+DATA_ROOTS = ("open/kermany", "open/nih")  # CXR trees whose training images it is trained on
 VIEWS = ()  # ViewPosition of the images; () for all
 HOLD_OUT = ()  # patient groups that are never trained on
 FOLDER = "assets/open"  # where the parts go (a folder to write)
@@ -39,8 +40,8 @@ SEED = 1234  # of the weights and of the training (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 
 
-def read_films(table, image_size):
-    """The films of a table => (N, S, S) uint8; those that cannot be read are named and left out."""
+def read_films(table: pd.DataFrame, image_size: int) -> np.ndarray:
+    """The films of a table, (N, S, S) uint8; those that cannot be read are printed and left out."""
     films = []
     for path in table["image_path"]:
         try:
@@ -50,8 +51,8 @@ def read_films(table, image_size):
     return np.stack(films)
 
 
-def psnr(vae, films):
-    """Of the VAE's images of films, (N, S, S) uint8, in dB."""
+def psnr(vae: AutoencoderKL, films: np.ndarray) -> float:
+    """Of films (N, S, S) uint8 after encoding and decoding, in dB."""
     moments = torch.cat(
         [encode_moments(vae, to_pixels(films[start : start + 16])) for start in range(0, len(films), 16)]
     )

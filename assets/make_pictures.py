@@ -32,7 +32,7 @@ QUALITY = 85  # of the JPEGs (1 to 95)
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in this order
 
 
-def draw_pairs(tree, references, count, path):
+def draw_pairs(tree: Path, references: pd.DataFrame, count: int, path: Path) -> None:
     """Request and reference => image and report, in four columns; a row each of the tree's first images."""
     table = read_table(tree).set_index("dicom_id")
     made = pd.read_csv(Path(tree) / PROVENANCE_FILE, dtype=str, keep_default_na=False).set_index("dicom_id")
@@ -53,11 +53,11 @@ def draw_pairs(tree, references, count, path):
             axes[place].text(0, 0.98, lines, va="top", fontsize=7, transform=axes[place].transAxes)
         for one in axes:
             one.axis("off")
-    save(figure, path)
+    figure.savefig(path, dpi=110, pil_kwargs={"quality": QUALITY})
 
 
-def enlarge(picture, path):
-    """The picture of a tree's first images (sampling/first_images.py), with visible pixels."""
+def enlarge(picture: Path, path: Path) -> None:
+    """Enlarges the picture of a tree's first images without interpolation."""
     if not Path(picture).is_file():
         raise InputError(f"there is no {picture}; run `make demo` first")
     with Image.open(picture) as first:
@@ -65,31 +65,20 @@ def enlarge(picture, path):
         first.resize(size, Image.Resampling.NEAREST).save(path, quality=QUALITY)
 
 
-def photograph(page, path):
-    """The top of an HTML page, as a headless browser shows it."""
+def photograph(page: Path, path: Path) -> None:
+    """Saves the top of an HTML page as a headless browser shows it."""
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if not browser:
         say(f"{path}: left out, none of {', '.join(_BROWSERS)} is installed")
         return
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
-        command = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--window-size=1200,1400",
-        ]
-        command += ["--disable-background-networking", "--no-first-run", f"--user-data-dir={folder}/profile"]
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += ["--window-size=1200,1400", f"--user-data-dir={folder}/profile"]
+        command += ["--disable-background-networking", "--no-first-run"]
         command += ["--virtual-time-budget=5000", f"--screenshot={shot}", Path(page).resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         Image.open(shot).convert("RGB").save(path, quality=QUALITY)
-
-
-def save(figure, path):
-    """A figure as a JPEG."""
-    figure.savefig(path, dpi=110, pil_kwargs={"quality": QUALITY})
 
 
 def main():

@@ -1,1 +1,1 @@
-"""Measurements of the scripts; each writes its record under benchmarks/results."""
+"""Measurements of the scripts. Each writes its table as a record under benchmarks/results."""

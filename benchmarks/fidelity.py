@@ -1,23 +1,21 @@
-"""Where is quality lost, and which guidance costs least of it? The parts of the image module, one at a time by the truth.
+"""Where is quality lost, and which guidance costs least? Parts of the image module, each replaced by the truth.
 
     python -m benchmarks.fidelity --CHECKPOINT demo/runs/clipUViT/best --SPLIT validate
-    python -m benchmarks.fidelity --CHECKPOINT runs/clipUViT/best --JUDGE_MODEL resnet18 --JUDGE_STEPS 8000
 
-The same rows of SPLIT, their prompts, references and seeds, in every line of the table:
+All rows of the table have the same rows of SPLIT, with their prompts, references and seeds:
 
     real images             as they are: what a perfect module could reach, and the floor of every distance
     through the VAE         encoded and decoded: what the latents keep
-    denoised from 25 %      noise of so many of the schedule's steps on the true latents, taken away again with the true
-                            prompt and no guidance; 100 % differs from sampling only in where it starts
+    denoised from 25 %      the true latents with the noise of that share of the schedule's steps, denoised with the
+                            true prompt and no guidance; 100 % differs from sampling only in where it starts
     sampled                 for each of VARIANTS, from noise
 
-All are compared with images of the train split, at the same size, IMAGE_SIZE of the checkpoint; on that split the judge is
-trained as well, so the first line is no 0.
+All are compared with images of the train split, on which the judge is trained as well.
 
 Reads:  CHECKPOINT (of either backbone), DATA_ROOT, the frozen encoders that the checkpoint names
-Writes: OUTPUT/fidelity.md, fidelity.png (the first 16 rows of each line, none chosen)
-Prints: the table: network calls an image; FID, KID, recall and coverage in each of FEATURES; AUROC of the asked findings with
-        its 95 % interval; MS-SSIM of images with the same findings (lower: more diverse)
+Writes: OUTPUT/fidelity.png (the first 16 images of each row), benchmarks/results/RECORD.json
+Prints: the table: network calls an image; FID, KID, recall and coverage for each of FEATURES; AUROC of the requested
+        findings with its 95 % interval; MS-SSIM of images with the same findings (lower: more diverse)
 """
 
 from pathlib import Path
@@ -25,23 +23,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
-from evaluation.judges import (
-    JudgeSettings,
-    extract,
-    image_judge,
-    images_to_pixels,
-    load_extractor,
-    pixel_reader,
-)
-from evaluation.metrics import (
-    auroc_table,
-    diversity,
-    feature_distances,
-    label_set_pairs,
-    positives,
-)
+from benchmarks.record import write_record
+from evaluation.judges import JudgeSettings, extract, image_judge, images_to_pixels, load_extractor, pixel_reader
+from evaluation.metrics import auroc_table, diversity, feature_distances, label_set_pairs, positives
 from evaluation.report import markdown
 from models.diffusion import ALL_NOISE, PromptedDenoiser
 from sampling.images import ImageSampler, check_settings
@@ -64,7 +51,8 @@ from utils.seeds import draw_rows
 
 CHECKPOINT = "demo/runs/clipUViT/best"  # of either denoiser
 DATA_ROOT = ""  # the CXR tree; empty: the one trained on
-OUTPUT = "demo/fidelity"  # folder of the table and the picture (a folder to write)
+OUTPUT = "demo/fidelity"  # folder of the picture (a folder to write)
+RECORD = "fidelity"  # name of the table under benchmarks/results
 SPLIT = "validate"  # whose rows (train, validate or test)
 IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
 COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
@@ -72,7 +60,7 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # shares of the schedule's steps to denoise 
 VARIANTS = (  # condition, guidance, and its lowest and highest noise level where it has limits
     "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
 )  # fmt: skip
-SCHEDULER = "DPMSolverMultistep"  # of all lines
+SCHEDULER = "DPMSolverMultistep"  # of all rows
 STEPS = 25  # denoising steps (1 to 1000)
 BATCH_SIZE = 32  # images at a time (1 to 65536)
 CACHE_DIR = "demo/cache"  # of the judge, pixels and references (a folder to write)
@@ -81,70 +69,82 @@ JUDGE_IMAGE_SIZE = 64  # pixels (32 to 4096)
 JUDGE_STEPS = 300  # optimiser steps (1 to 1000000)
 JUDGE_LEARNING_RATE = 5e-3  # of AdamW (above 0, 1 at most)
 FEATURES = ("judge",)  # whose features (each judge, imagenet, inception, torchxrayvision or rad-dino)
-NEIGHBOURS = 5  # of recall and coverage (1 or more)
-DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM (0 to 1000000)
 SEED = 1234  # of noise, references, draws and the judge (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16)
 NUM_WORKERS = 0  # threads that decode images (0 to 256)
 
-_PICTURED = 16  # images of each line in the picture
+_NEIGHBOURS = 5  # of recall and coverage
+_DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM
+_PICTURED = 16  # images of each row in the picture
 
 
 class Module:
-    """The image module of a checkpoint, on the rows of one split: `images` of any line of the table."""
+    """The image module of a checkpoint, and the real rows of one split that every row of the table is made for."""
 
-    def __init__(
-        self, model, trained, table, split, count, cache_dir, scheduler, steps, batch_size, seed, accelerator
-    ):
-        """model: PromptedDenoiser; trained: the constants of its training; table: the real rows of all splits."""
-        self.accelerator, self.batch_size = accelerator, batch_size
+    def __init__(self, constants: dict, accelerator: Accelerator):
+        """constants: of this script."""
+        checkpoint, seed = constants["CHECKPOINT"], constants["SEED"]
+        self.batch_size, self.accelerator = constants["BATCH_SIZE"], accelerator
         device = accelerator.device
-        self.model = model.to(device).eval()
+        self.model = PromptedDenoiser.from_pretrained(checkpoint).to(device).eval()
+        trained = read_training(checkpoint)["constants"]
+        self.image_size = trained["IMAGE_SIZE"]
         self.vae = load_vae(trained["BASE_MODEL"], device)
         pooled = type(self.model.denoiser).__name__ == "UViT"
         self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled, device, trained["TEXT_ENCODER"])
-        encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
-        self.pool = ReferencePool(table, encoder, self.model.fusion, cache_dir, batch_size, accelerator)
-        self.image_size = trained["IMAGE_SIZE"]
+        self.table = real_rows(trained, constants["DATA_ROOT"], "", with_prompts=True)
+        self.pool = ReferencePool(
+            self.table, ReferenceEncoder(trained["REFERENCE_ENCODER"], device), self.model.fusion,
+            constants["CACHE_DIR"], self.batch_size, accelerator,
+        )  # fmt: skip
         self.settings = {
-            "steps": steps, "scheduler": scheduler, "checkpoint_sha256": "", "image_size": self.image_size
+            "steps": constants["STEPS"], "scheduler": constants["SCHEDULER"], "checkpoint_sha256": "",
+            "image_size": self.image_size,
         }  # fmt: skip
-        vectors = label_vectors(table, seed, trained["PROMPT"], split=split, limit=count)
-        settings = {**self.settings, **_guidance("both 1")}
-        requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
-        self.pool.prepare(requests.reference_dicom_id)
-        self.requests = requests
-        self.rows = table.set_index("dicom_id").loc[requests.source].reset_index()  # the real images of the requests
+        vectors = label_vectors(
+            self.table, seed, trained["PROMPT"], split=constants["SPLIT"], limit=constants["IMAGES"]
+        )
+        settings = {**self.settings, **guidance_settings("both 1")}
+        self.requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
+        self.pool.prepare(self.requests["reference_dicom_id"])
+        self.rows = self.table.set_index("dicom_id").loc[self.requests["source"]].reset_index()
 
-    def images(self, variant, strength=None):
-        """Images (N, S, S) uint8 and network calls an image; strength: denoised from there, None: from noise."""
-        settings = {**self.settings, **_guidance(variant)}
+    def sample(self, variant: str, strength: float | None = None) -> tuple[np.ndarray, float]:
+        """Images (N, S, S) uint8 and network calls an image.
+
+        strength: of the noise on the true latents that sampling starts from; None: it starts from noise alone.
+        """
+        settings = {**self.settings, **guidance_settings(variant)}
         check_settings(settings, self.model.schedule)
         sampler = ImageSampler(self.model, self.vae, self.text_encoder, settings, self.pool, self.accelerator)
-        calls = []
-        hook = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
-        made = []
+        images, calls = [], []
+        counter = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
         for start in range(0, len(self.requests), self.batch_size):
             batch = self.requests.iloc[start : start + self.batch_size]
-            true = None if strength is None else (self.latents(start), strength)
-            made.append(sampler.decode(sampler.draw(batch, true)))
-        hook.remove()
-        return np.concatenate(made), sum(calls) / len(self.requests)
+            begin = None if strength is None else (self._true_latents(start), strength)
+            images.append(sampler.decode(sampler.draw(batch, begin)))
+        counter.remove()
+        return np.concatenate(images), sum(calls) / len(self.requests)
 
-    def latents(self, start):
-        """The true latents of one batch of rows, the posterior's mean, (B, C, h, w) at unit variance."""
+    def through_the_vae(self) -> np.ndarray:
+        """The real images, encoded and decoded: (N, S, S) uint8."""
+        starts = range(0, len(self.rows), self.batch_size)
+        return np.concatenate([decode_latents(self.vae, self._true_latents(start)) for start in starts])
+
+    def read(self, table: pd.DataFrame) -> np.ndarray:
+        """The real images of a table at the module's size, (N, S, S) uint8."""
+        return np.stack([read_grey(path, self.image_size) for path in table["image_path"]])
+
+    def _true_latents(self, start):
+        """The posterior's mean for the batch of real images that begins at `start`, (B, C, h, w), unit variance."""
         paths = self.rows["image_path"].iloc[start : start + self.batch_size]
         moments = encode_moments(self.vae, torch.stack([read_pixels(path, self.image_size) for path in paths]))
         return mean_latents(moments, self.vae.config.scaling_factor)
 
-    def through_the_vae(self):
-        starts = range(0, len(self.rows), self.batch_size)
-        return np.concatenate([decode_latents(self.vae, self.latents(start)) for start in starts])
 
-
-def _guidance(variant):
-    """ "both 3.5 0.3 5" => the settings of a sampler."""
+def guidance_settings(variant: str) -> dict:
+    """A variant such as "both 3.5 0.3 5" as the settings of a sampler."""
     words = variant.split()
     try:
         guidance, low, high = [*map(float, words[1:]), *(0.0, ALL_NOISE)[: 4 - len(words)]]
@@ -158,63 +158,73 @@ def _guidance(variant):
     }  # fmt: skip
 
 
-def main():
-    override_constants(globals())
-    accelerator = make_accelerator(DEVICE, PRECISION)
-    model, trained = PromptedDenoiser.from_pretrained(CHECKPOINT), read_training(CHECKPOINT)["constants"]
-    table = real_rows(trained, DATA_ROOT, "", with_prompts=True)
-    train, validation = (table[table.split == split].reset_index(drop=True) for split in ("train", "validate"))
-    settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED)
-    judge = image_judge(train, validation, settings, CACHE_DIR, accelerator, NUM_WORKERS)
-    compared = train.iloc[draw_rows(len(train), COMPARED, SEED, "compared")]
-    module = Module(
-        model, trained, table, SPLIT, IMAGES, CACHE_DIR, SCHEDULER, STEPS, BATCH_SIZE, SEED, accelerator
-    )
+class Measures:
+    """The columns of the table, for images of the module's rows."""
 
-    def small(rows):
-        return np.stack([read_grey(path, module.image_size) for path in rows.image_path])
+    def __init__(self, module: Module, constants: dict):
+        """constants: of this script."""
+        self.seed, self.batch_size = constants["SEED"], constants["BATCH_SIZE"]
+        self.device, self.threads = module.accelerator.device, constants["NUM_WORKERS"]
+        train, validation = (module.table[module.table["split"] == split] for split in ("train", "validate"))
+        train, validation = train.reset_index(drop=True), validation.reset_index(drop=True)
+        settings = JudgeSettings(
+            constants["JUDGE_MODEL"], constants["JUDGE_IMAGE_SIZE"], constants["JUDGE_STEPS"],
+            learning_rate=constants["JUDGE_LEARNING_RATE"], seed=self.seed,
+        )  # fmt: skip
+        self.judge = image_judge(train, validation, settings, constants["CACHE_DIR"], module.accelerator, self.threads)
+        compared = module.read(train.iloc[draw_rows(len(train), constants["COMPARED"], self.seed, "compared")])
+        self.features_of_truth = []  # (extractor, its features of the compared images)
+        for name in constants["FEATURES"]:
+            extractor = self.judge if name == "judge" else load_extractor(name, self.device)
+            self.features_of_truth.append((extractor, self._extract(extractor, compared)[0]))
+        self.requested = positives(module.rows)
+        (self.pairs,) = label_set_pairs([module.rows], _DIVERSITY_PAIRS, self.seed)
 
-    def see(extractor, images):
+    def row(self, name: str, images: np.ndarray, calls: float = 0) -> dict:
+        """{column: value}; calls: of the network, an image."""
+        features, probabilities = self._extract(self.judge, images)
+        row = {"images": name, "calls": round(calls, 1)}
+        for extractor, true in self.features_of_truth:
+            own = features if extractor is self.judge else self._extract(extractor, images)[0]
+            suffix = "" if extractor is self.judge else f", {extractor.name}"
+            distances = feature_distances(true, own, _NEIGHBOURS, self.seed)
+            row |= {f"{measure}{suffix}": distances[measure] for measure in ("FID", "KID", "recall", "coverage")}
+        mean = auroc_table(self.requested, probabilities, self.judge.known, seed=self.seed).loc["mean"]
+        row["AUROC"] = f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
+        row["MS-SSIM"] = diversity(pixel_reader(images, range(len(images))), self.pairs)
+        return row
+
+    def _extract(self, extractor, images):
         def read(row):
             return images_to_pixels(images[row : row + 1], extractor.image_size)[0]
 
-        return extract(extractor, read, len(images), accelerator.device, BATCH_SIZE, NUM_WORKERS)
+        return extract(extractor, read, len(images), self.device, self.batch_size, self.threads)
 
-    extractors = [judge if name == "judge" else load_extractor(name, accelerator.device) for name in FEATURES]
-    truth = small(compared)
-    truths = [(extractor, see(extractor, truth)[0]) for extractor in extractors]
-    asked, (alike,) = positives(module.rows), label_set_pairs([module.rows], DIVERSITY_PAIRS, SEED)
-    lines, pictures = [], []
 
-    def line(name, images, calls=0):
-        judged = see(judge, images)
-        mean = auroc_table(asked, judged[1], judge.known, seed=SEED).loc["mean"]
-        lines.append({"images": name, "calls": f"{calls:.1f}"})
-        for extractor, true in truths:
-            features, _ = judged if extractor is judge else see(extractor, images)
-            whose = "" if extractor is judge else f", {extractor.name}"
-            found = feature_distances(true, features, NEIGHBOURS, SEED)
-            lines[-1] |= {f"{measure}{whose}": found[measure] for measure in ("FID", "KID", "recall", "coverage")}
-        lines[-1] |= {
-            "AUROC": f"{mean.auroc:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
-            "MS-SSIM": diversity(pixel_reader(images, range(len(images))), alike),
-        }
+def main():
+    constants = override_constants(globals())
+    module = Module(constants, make_accelerator(DEVICE, PRECISION))
+    measures = Measures(module, constants)
+    rows, pictures = [], []
+
+    def add(name, images, calls=0):
+        rows.append(measures.row(name, images, calls))
         pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
-        say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in lines[-1].values()))
+        say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in rows[-1].values()))
 
-    line("real images", small(module.rows))
-    line("through the VAE", module.through_the_vae())
+    add("real images", module.read(module.rows))
+    add("through the VAE", module.through_the_vae())
     for strength in STRENGTHS:
-        line(f"denoised from {strength:.0%}", *module.images("both 1", strength))
+        add(f"denoised from {strength:.0%}", *module.sample("both 1", strength))
     for variant in VARIANTS:
-        line(f"sampled, {variant}", *module.images(variant))
-    text = markdown(pd.DataFrame(lines))
-    with writing("the table", OUTPUT):
-        Path(OUTPUT).mkdir(parents=True, exist_ok=True)
-        (Path(OUTPUT) / "fidelity.md").write_text(text + "\n", encoding="utf-8")
-        with replacing(Path(OUTPUT) / "fidelity.png") as temporary:
-            Image.fromarray(np.concatenate(pictures)).save(temporary, format="PNG")
-    print(text)
+        add(f"sampled, {variant}", *module.sample(variant))
+    with writing("the picture", OUTPUT), replacing(Path(OUTPUT) / "fidelity.png") as temporary:
+        Image.fromarray(np.concatenate(pictures)).save(temporary, format="PNG")
+    title = f"Image module {CHECKPOINT}: {len(module.rows)} images of the split {SPLIT}"
+    write_record(
+        RECORD, title, list(rows[0]), [list(row.values()) for row in rows], constants, device=module.accelerator.device
+    )
+    print(markdown(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 docs/open-data.md says where each set comes from, what its licence allows, and what is dropped.
 
 Reads:  ROOT, the files exactly as they are downloaded and unpacked
-Writes: OUTPUT, a CXR tree with manifest.json, and provenance.csv: from which file each image comes, and what its source
-        says of it; a second run adds what has been downloaded meanwhile
+Writes: OUTPUT, a CXR tree with manifest.json, and provenance.csv: the file of each image, and what its source says of
+        it; a second run adds what has been downloaded meanwhile
 """
 
 from utils.constants import check_command_line, override_constants
@@ -27,7 +27,6 @@ VALIDATE_SHARE = 0.1  # of the patients whose split the source does not give (0 
 TEST_SHARE = 0.1  # of the patients, where the source names none for the test (0 to 0.4)
 SEED = 1234  # of the splits (0 or more)
 NUM_WORKERS = 4  # threads that read and convert images (0 to 256)
-
 
 _READERS = {"openi": openi, "nih": nih, "kermany": kermany, "chexpert": chexpert}
 

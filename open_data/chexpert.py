@@ -1,21 +1,22 @@
 """CheXpert (Irvin et al. 2019) as downloaded => a table for open_data.tree.
 
-    ROOT/train.csv, valid.csv, test.csv                              the last two where they are there
-    ROOT/{train,valid,test}/patientNNNNN/studyN/viewN_frontal.jpg    .png where the .jpg is not there
+    ROOT/train.csv, valid.csv, test.csv                              the last two if they were downloaded
+    ROOT/{train,valid,test}/patientNNNNN/studyN/viewN_frontal.jpg    or .png
 
-ROOT is CheXpert-v1.0-small or CheXpert-v1.0. Of the latter, the batches in which it is downloaded ("CheXpert-v1.0 batch 2
-(train 1)" and so on) may lie in ROOT side by side, the CSVs beside or inside them. What folder a Path in the CSVs begins
-with does not matter.
+ROOT is CheXpert-v1.0-small or CheXpert-v1.0. The batches in which the latter is downloaded ("CheXpert-v1.0 batch 2
+(train 1)" and so on) may lie in ROOT side by side, with the CSVs beside or inside them. The first folder of a Path in
+the CSVs does not matter.
 
 labels   CheXpert's own, in its coding: 1.0 present, 0.0 absent, -1.0 uncertain, blank not mentioned. Those of train.csv
-         were read by rules in reports, those of valid.csv and test.csv by radiologists in the images.
+         were read from reports by rules, those of valid.csv and test.csv from the images by radiologists.
 splits   What radiologists labelled, valid.csv and test.csv, is test. VALIDATE_SHARE of the patients of train.csv are
          validate, so that a trainer's validation rows have labels of the same kind as its training rows. `list` in
          provenance.csv names the CSV.
-view     PA or AP of a frontal image, LATERAL; "" of a frontal one of which neither is said. There are no reports.
+view     PA or AP for a frontal image, "" if the CSV says neither, and LATERAL. There are no reports.
 """
 
 import os
+from pathlib import Path
 
 import pandas as pd
 
@@ -39,29 +40,28 @@ _PLACES = {  # part => where its patients' folders may lie in ROOT
 _COLUMNS = {"Path": "path", "Frontal/Lateral": "side", "AP/PA": "position", "Sex": "sex", "Age": "age"}
 
 
-def read(root):
-    """The table of the folder as downloaded, see open_data.tree; InputError for a folder that is none."""
+def read(root: str | Path) -> pd.DataFrame:
+    """The table of the folder as downloaded, see open_data.tree; InputError for another folder."""
     root = place_of(root, [place.format("train.csv") for place in _LIST_PLACES], "CheXpert")
-    found = {
-        name: [path for place in _LIST_PLACES for path in sorted(root.glob(place.format(name)))] for name in _SPLITS
-    }
-    there = [paths[0] for paths in found.values() if paths]
-    absent = [name for name, paths in found.items() if not paths]
+    lists = {}  # name => its path
+    for name in _SPLITS:
+        for path in (path for place in _LIST_PLACES for path in sorted(root.glob(place.format(name)))):
+            lists.setdefault(name, path)
+    absent = [name for name in _SPLITS if name not in lists]
     if absent:
-        drawn = "" if len(there) > 1 else "; the test patients are drawn"
-        say(f"{root} has no {' and no '.join(absent)}{drawn}")
-    table = pd.concat([_read_list(path) for path in there], ignore_index=True)
+        consequence = "" if len(lists) > 1 else "; the test patients are drawn"
+        say(f"{root} has no {' and no '.join(absent)}{consequence}")
+    table = pd.concat([_read_list(path) for path in lists.values()], ignore_index=True)
     twice = table.duplicated("dicom_id")
     if twice.any():
         raise InputError(
             f"{twice.sum()} rows of the CSVs in {root} repeat an image, e.g. {table['path'][twice].iloc[0]}"
         )
-    table["file"] = _files(table, root)
-    return table.drop(columns=["folder", "part", "visit", "image", "path"])
+    return table.assign(file=_files(table, root)).drop(columns=["folder", "part", "visit", "image", "path"])
 
 
 def _read_list(path):
-    """A row an image of one CSV: codes, ids, view, and what its Path says."""
+    """The rows of one CSV, an image each: codes, ids, view, and what its Path says."""
     texts = tuple(_COLUMNS)
     frame = read_csv(path, ("Path", *FINDINGS), texts=texts, optional=texts).rename(columns=_COLUMNS)
     frame = frame.reindex(columns=[*_COLUMNS.values(), *FINDINGS]).fillna({name: "" for name in _COLUMNS.values()})
@@ -91,13 +91,12 @@ def _read_list(path):
 
 
 def _files(table, root):
-    """Where each image is, or would be: relative to root."""
-    folders = {}  # (part, patient's folder) => where that lies
-    for part, places in _PLACES.items():
-        for place in (found for pattern in places for found in sorted(root.glob(pattern))):
-            if place.is_dir():
-                names = (entry.name for entry in os.scandir(place) if entry.name.startswith("patient"))
-                folders = {**{(part, name): place.relative_to(root) for name in names}, **folders}
+    """The path of each image, relative to root, whether or not it is there."""
+    folders = {}  # (part, patient's folder) => the folder that it lies in; the first of several
+    for part, patterns in _PLACES.items():
+        for place in (path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_dir()):
+            for entry in os.scandir(place):
+                folders.setdefault((part, entry.name), place.relative_to(root))
     files = []
     for part, folder, visit, image in zip(table["part"], table["folder"], table["visit"], table["image"]):
         name = f"{folders.get((part, folder), part)}/{folder}/study{visit}/{image}"

@@ -1,27 +1,28 @@
-"""Chest X-rays of children with and without pneumonia (Kermany et al. 2018) as downloaded => a table for open_data.tree.
+"""Chest X-rays of children with and without pneumonia (Kermany et al. 2018) => a table for open_data.tree.
 
     ROOT/chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg
 
 names    person<N>_bacteria_<M>, person<N>_virus_<M>; IM-<N>-<M>, NORMAL2-IM-<N>-<M>. <N> numbers the child. Whether the
          four series number the same children is not published, and hundreds of numbers are in several of them: here one
-         number is one child, whatever stands before it. Children who have an identical file are one child as well.
+         number is one child, in whatever series. Children who share an identical file are one child as well.
 splits   The folders' own are not kept, since they have the same children in several parts.
-labels   NORMAL: No Finding present, Pneumonia absent, for these two are what the graders were asked. PNEUMONIA:
-         Pneumonia present. Nothing is known of the other findings.
+labels   NORMAL: No Finding present, Pneumonia absent, since the graders were asked for these two. PNEUMONIA: Pneumonia
+         present. Nothing is known of the other findings.
 view     AP, as the authors say of all of them. There are no reports. Each image counts as a study of its own.
 """
 
 import hashlib
 import os
+from pathlib import Path
 
 import pandas as pd
 
-from open_data.tree import place_of
+from open_data.tree import drop_rows, place_of
 from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT
 
 PUBLISHED_IMAGES = 5856
-_PARTS, _CLASSES = ("train", "val", "test"), ("NORMAL", "PNEUMONIA")
+_PARTS = ("train", "val", "test")
 _NAMES = {  # class => what its files are called
     "NORMAL": r"(?P<series>(?:NORMAL2-)?IM)-(?P<number>\d{1,4})-0*(?P<film>\d{1,2})(?:-0*(?P<copy>\d))?\.jpe?g",
     "PNEUMONIA": r"person(?P<number>\d{1,4})_(?P<series>bacteria|virus)_(?P<film>\d{1,4})(?:_(?P<copy>\d))?\.jpe?g",
@@ -29,59 +30,48 @@ _NAMES = {  # class => what its files are called
 _FIRST_STUDIES = {"bacteria": 0, "virus": 100_000, "IM": 1_000_000, "NORMAL2-IM": 11_000_000}  # of each series
 
 
-def read(root):
-    """The table of the folder as downloaded, see open_data.tree; InputError for a folder that is none."""
+def read(root: str | Path) -> pd.DataFrame:
+    """The table of the folder as downloaded, see open_data.tree; InputError for another folder."""
     root = place_of(root, ("chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"), "Kermany's chest X-rays")
     table = _files(root)
     if table.empty:
-        raise InputError(f"{root}/chest_xray has no image whose name tells a child, such as person1_virus_6.jpeg")
+        raise InputError(f"{root}/chest_xray has no image whose name numbers a child, such as person1_virus_6.jpeg")
     table["dicom_id"] = table["file"].str.extract(r"([^/]+)\.\w+$")[0]
-    repeated = table.duplicated("dicom_id")
-    if repeated.any():
-        first = table["file"][repeated].iloc[0]
-        say(
-            f"images: dropped {repeated.sum()} of {len(table)} whose name stands in an earlier folder too, e.g. {first}"
-        )
-        table = table[~repeated]
+    table = drop_rows(table, table.duplicated("dicom_id"), "images", "whose name stands in an earlier folder too")
     say(f"{root}: {len(table)} images; {PUBLISHED_IMAGES} were published")
-    table["patient"] = _children(table["number"], table["file"].map(lambda file: _digest(f"{root}/{file}")))
+    table["patient"] = _children(table["number"], table["file"].map(lambda file: _digest(root / file)))
     table = table.sort_values(["patient", "dicom_id"], ignore_index=True)
     normal = table["class"] == "NORMAL"
     labels = pd.DataFrame(NOT_MENTIONED, index=table.index, columns=list(FINDINGS), dtype="int8")
-    labels["No Finding"] = normal.map({True: PRESENT, False: NOT_MENTIONED}).astype("int8")
-    labels["Pneumonia"] = normal.map({True: ABSENT, False: PRESENT}).astype("int8")
+    labels.loc[normal, ["No Finding", "Pneumonia"]] = PRESENT, ABSENT
+    labels.loc[~normal, "Pneumonia"] = PRESENT
     table = table.assign(study=_studies(table), view="AP", split="", report="")
     table = table.drop(columns=["film", "copy"]).rename(columns={"number": "patient_id"})
     return pd.concat([table, labels], axis=1)
 
 
 def _files(root):
-    """A row an image: file, part, class, and what its name tells; says which files and parts are left out."""
-    found, strange, absent = [], [], []
+    """A row an image: file, part, class, and what its name says. Prints which files and parts are left out."""
+    tables, absent = [], []
     for part in _PARTS:
-        for name in _CLASSES:
+        for name, pattern in _NAMES.items():
             folder = f"chest_xray/{part}/{name}"
             if not (root / folder).is_dir():
                 absent.append(f"{part}/{name}")
                 continue
             names = pd.Series(sorted(entry.name for entry in os.scandir(root / folder) if entry.is_file()), dtype=str)
-            rows = names.str.extract(rf"^{_NAMES[name]}$").assign(file=f"{folder}/" + names, part=part)
-            known = rows["number"].notna()
-            strange += rows["file"][~known].tolist()
-            found.append(rows[known].assign(**{"class": name}))
+            rows = names.str.extract(f"^{pattern}$").assign(file=f"{folder}/" + names, part=part)
+            tables.append(rows.assign(**{"class": name}))
     if absent:
         say(f"{root}/chest_xray has no {', no '.join(absent)}: is the download whole?")
-    if strange:
-        say(f"files: dropped {len(strange)} whose name tells no child, e.g. {strange[0]}")
-    numbers = {"number": int, "film": int, "copy": int}
-    return pd.concat(found, ignore_index=True).fillna({"copy": 0}).astype(numbers)
+    table = pd.concat(tables, ignore_index=True)
+    table = drop_rows(table, table["number"].isna(), "files", "whose name numbers no child")
+    return table.fillna({"copy": 0}).astype({"number": int, "film": int, "copy": int})
 
 
 def _studies(table):
-    """A number for each image, by its name alone."""
-    number = table["number"].where(
-        table["class"] == "NORMAL", 0
-    )  # in the other names the film's number is nobody else's
+    """A number for each image, which depends on its name alone."""
+    number = table["number"].where(table["class"] == "NORMAL", 0)  # elsewhere the film's number is unique
     return table["series"].map(_FIRST_STUDIES) + 1000 * number + 10 * table["film"] + table["copy"]
 
 
@@ -91,13 +81,12 @@ def _digest(path):
 
 
 def _children(numbers, digests):
-    """The child of each image: the smallest number that identical files join it with."""
-    joined = numbers
-    while True:
-        smallest = joined.groupby(digests).transform("min").groupby(numbers).transform("min")
-        if smallest.equals(joined):
-            break
-        joined = smallest
-    if (joined != numbers).any():
-        say(f"children: {(joined != numbers).sum()} images are of a child with another number, by an identical file")
-    return joined
+    """The child of each image: the smallest number in a chain of images that share a number or a digest."""
+    children, smaller = None, numbers
+    while not smaller.equals(children):
+        children = smaller
+        smaller = children.groupby(digests).transform("min").groupby(numbers).transform("min")
+    joined = (children != numbers).sum()
+    if joined:
+        say(f"children: {joined} images are of a child with another number, by an identical file")
+    return children

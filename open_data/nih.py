@@ -4,23 +4,25 @@
     ROOT/images_001/images/*.png ...       the twelve archives, unpacked side by side; or all in ROOT/images
     ROOT/train_val_list.txt, test_list.txt the authors' split; both, or none
 
-labels   Of the 14 findings those that the 14 of CheXpert have: Effusion is Pleural Effusion, Infiltration is Lung Opacity,
-         Mass and Nodule are Lung Lesion, Pleural_Thickening is Pleural Other. Emphysema, Fibrosis and Hernia are dropped:
-         an image with one of them alone has no label here. They were mined from reports, and a finding that is not named
-         is not mentioned, not absent.
-splits   Patients of test_list.txt are test, of the others VALIDATE_SHARE are validate.
+labels   Those of its 14 findings that CheXpert's 14 cover: Effusion is Pleural Effusion, Infiltration is Lung Opacity,
+         Mass and Nodule are Lung Lesion, Pleural_Thickening is Pleural Other. Emphysema, Fibrosis and Hernia are
+         dropped: an image with only one of these has no label here. The labels were mined from reports: a finding that
+         is not named is not mentioned, not absent.
+splits   Patients of test_list.txt are test; of the others VALIDATE_SHARE are validate.
 view     PA or AP. There are no reports. Each image counts as a study of its own.
 """
 
+from pathlib import Path
+
 import pandas as pd
 
-from open_data.tree import image_places, place_of
+from open_data.tree import drop_rows, place_of, png_places
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
 from utils.mimic_cxr import read_csv
 
 PUBLISHED_IMAGES, PUBLISHED_PATIENTS = 112_120, 30_805
-COLUMNS = {  # theirs => ours; "": none of ours says it
+COLUMNS = {  # NIH's finding => CheXpert's; "": none
     "Atelectasis": "Atelectasis",
     "Cardiomegaly": "Cardiomegaly",
     "Consolidation": "Consolidation",
@@ -40,24 +42,18 @@ COLUMNS = {  # theirs => ours; "": none of ours says it
 _ENTRIES = "Data_Entry_2017*.csv*"
 _LISTS = {"train_val_list.txt": "", "test_list.txt": "test"}  # list => the split of its patients, "": drawn
 _IMAGE_FOLDERS = ("images_*/images", "images", "images_*", "images/images_*", "images/images_*/images")
-_READ = {  # column of the CSV => of the table
-    "Image Index": "name",
-    "Finding Labels": "labels",
-    "Patient ID": "patient_id",
-    "View Position": "view",
-}
-_ALSO = {
-    "Follow-up #": "follow_up",
-    "Patient Age": "age",
-    "Patient Gender": "sex",
-    "Patient Sex": "sex",
-}  # as editions differ
+_NEEDED = {  # column of the CSV => of the table
+    "Image Index": "name", "Finding Labels": "labels", "Patient ID": "patient_id", "View Position": "view"
+}  # fmt: skip
+_OPTIONAL = {  # which differ between the editions
+    "Follow-up #": "follow_up", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"
+}  # fmt: skip
 _NAME = r"(\d{8})_(\d{3})\.png"  # patient and number of the image
 _IMAGES_A_PATIENT = 300  # at most: the largest number is 183
 
 
-def read(root):
-    """The table of the folder as downloaded, see open_data.tree; InputError for a folder that is none."""
+def read(root: str | Path) -> pd.DataFrame:
+    """The table of the folder as downloaded, see open_data.tree; InputError for another folder."""
     root = place_of(root, (_ENTRIES,), "NIH's ChestX-ray14")
     path = max(root.glob(_ENTRIES))  # the edition of 2020 before that of 2017
     table = _read_entries(path)
@@ -65,7 +61,7 @@ def read(root):
     published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
     say(f"{path}: {len(table)} images of {patients} patients; {published}")
     table = _with_splits(table, root)
-    places = image_places(root, _IMAGE_FOLDERS, ".png")
+    places = png_places(root, _IMAGE_FOLDERS)
     table["file"] = table["name"].map(places).fillna("images/" + table["name"])
     table["dicom_id"] = table["name"].str.removesuffix(".png")
     table = table.assign(report="").drop(columns="name")
@@ -74,16 +70,16 @@ def read(root):
 
 def _read_entries(path):
     """The rows of the CSV; InputError for a row that names no image, or the image of another patient."""
-    frame = read_csv(path, tuple(_READ), texts=(*_READ, *_ALSO), optional=tuple(_ALSO))
-    frame = frame.rename(columns={**_READ, **_ALSO})
+    frame = read_csv(path, tuple(_NEEDED), texts=(*_NEEDED, *_OPTIONAL), optional=tuple(_OPTIONAL))
+    frame = frame.rename(columns={**_NEEDED, **_OPTIONAL})
     ids = frame["name"].str.extract(f"^{_NAME}$")
     wrong = ids[0].isna() | (ids[0].str.lstrip("0") != frame["patient_id"].str.strip().str.lstrip("0"))
     wrong |= frame.duplicated("name") | (ids[1].astype(float) >= _IMAGES_A_PATIENT)
     if wrong.any():
         row = frame.index[wrong][0]
         raise InputError(
-            f"{path}, data row {row + 1}: Image Index {frame['name'][row]!r} of Patient ID {frame['patient_id'][row]!r} is no "
-            "image of that patient, such as 00000001_000.png of 1, or stands there twice; fetch the file again"
+            f"{path}, data row {row + 1}: Image Index {frame['name'][row]!r} is no image of Patient ID "
+            f"{frame['patient_id'][row]!r}, as 00000001_000.png is of 1, or stands there twice; fetch the file again"
         )
     patient = ids[0].astype(int)
     strange = ~frame["view"].isin(["PA", "AP"])
@@ -110,17 +106,14 @@ def _with_splits(table, root):
         raise InputError(
             f"{(rest & test).sum()} images stand in both lists of {root}, e.g. {first}; fetch the lists again"
         )
-    if not (rest | test).all():
-        first = table["name"][~(rest | test)].iloc[0]
-        say(f"splits: dropped {(~(rest | test)).sum()} of {len(table)} images that stand in no list, e.g. {first}")
     table = table.assign(split=test.map({True: "test", False: ""}))
-    return table[rest | test].reset_index(drop=True)
+    return drop_rows(table, ~(rest | test), "splits", "images that stand in no list", "name")
 
 
 def _codes(labels, path):
-    """Their findings, "Effusion|Mass", => codes; says what is dropped. InputError for a finding that is none of theirs."""
+    """NIH's findings, "Effusion|Mass", => codes. Prints what is dropped; InputError for a finding that is not NIH's."""
     places, texts = pd.factorize(labels)
-    theirs = pd.Series(texts).str.get_dummies("|")  # a row a combination of findings
+    theirs = pd.Series(texts).str.get_dummies("|")  # a row a combination of findings, a column a finding of NIH's
     unknown = [name for name in theirs if name not in COLUMNS]
     if unknown:
         raise InputError(f"{path}: {unknown[0]!r} in Finding Labels is none of {', '.join(COLUMNS)}")

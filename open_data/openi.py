@@ -3,21 +3,21 @@
     ROOT/NLMCXR_png/*.png, ROOT/ecgen-radiology/*.xml      the National Library of Medicine's form: two .tgz, unpacked
     ROOT/images/*.dcm.png, ROOT/indiana_reports.csv, ROOT/indiana_projections.csv      Kaggle's form
 
-The XMLs may lie in ROOT/NLMCXR_reports and the images in ROOT itself. Which form it is follows from the files; where XMLs
-and indiana_projections.csv are both there, the views are taken from the latter.
+The XMLs may lie in ROOT/NLMCXR_reports and the images in ROOT itself. The files decide which form it is; if XMLs and
+indiana_projections.csv are both there, the views are taken from the latter.
 
-patient  Each report counts as a patient with one study: the collection was made so, and says no more.
-report   Findings and impression, with the collection's marks XXXX; whatever trains on reports removes those
+patient  Each report counts as a patient with one study: the collection says no more.
+report   Findings and impression, with the collection's marks XXXX, which every training on reports removes
          (utils.report_text). Indication and comparison stand in the report's file and in provenance.csv.
 labels   What the rules of evaluation.labeler read in the report. The collection's MeSH terms stand in provenance.csv.
 view     `view_from` in provenance.csv says how it is known:
-             projections    Frontal or Lateral in indiana_projections.csv, which somebody looked at
+             projections    Frontal or Lateral in indiana_projections.csv, which was made by looking at the images
              caption        one image, and the report's caption names a frontal view, no lateral one and no two views
-             order          two images, a caption that names a lateral view or two views, and a first image whose number
-                            ends in -1001: the first is frontal, the other lateral. Of the 534 such reports of which a
-                            DICOM header names a lateral view, this is right in 530
-         Else it is not known, and "". A frontal view is AP where the caption says AP or portable and not PA, else PA;
-         "; PA assumed" where the caption does not say PA either.
+             order          two images, a caption that names a lateral view or two views, and a first image whose
+                            number ends in -1001: the first is frontal, the other lateral. Of the 534 such reports of
+                            which a DICOM header names a lateral view, this is right in 530
+         Otherwise the view is unknown, "". A frontal view is AP if the caption says AP or portable and not PA, else
+         PA; "; PA assumed" is added if the caption does not say PA either.
 """
 
 import re
@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.labeler import label_reports
-from open_data.tree import image_places, place_of
+from open_data.tree import drop_rows, place_of, png_places
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
 from utils.mimic_cxr import read_csv
@@ -51,11 +51,11 @@ _SIDE_OR_TWO = re.compile(
 _FIRST_FRONTAL = "-1001"  # how the first image's number ends where the order of two is to be trusted
 
 
-def read(root):
-    """The table of the folder as downloaded, see open_data.tree; InputError for a folder that is none."""
+def read(root: str | Path) -> pd.DataFrame:
+    """The table of the folder as downloaded, see open_data.tree; InputError for another folder."""
     wanted = (*(f"{folder}/*.xml" for folder in _XML_FOLDERS), REPORTS_CSV)
     root = place_of(root, wanted, "Indiana University's chest X-rays")
-    xmls = next((files for files in (sorted(root.glob(pattern)) for pattern in wanted[:-1]) if files), [])
+    xmls = next(filter(None, (sorted(root.glob(f"{folder}/*.xml")) for folder in _XML_FOLDERS)), [])
     projections = _read_projections(root / PROJECTIONS_CSV)
     if xmls:
         reports, images = _read_xmls(xmls, root)
@@ -68,11 +68,9 @@ def read(root):
     table = _with_views(table, projections)
     pairs = zip(table["findings"], table["impression"])
     table["report"] = [report_text(join_sections(*pair)) for pair in pairs]  # as it will be read in the tree
-    empty = table["report"] == ""
-    if empty.any():
-        say(
-            f"reports: {table['patient'][empty].nunique()} have neither findings nor impression; their images have none"
-        )
+    empty = table["patient"][table["report"] == ""].nunique()
+    if empty:
+        say(f"reports: {empty} have neither findings nor impression; their images have none")
     places, texts = pd.factorize(table["report"])
     labels = pd.DataFrame(label_reports(texts)[places], columns=list(FINDINGS), index=table.index)
     table = table.drop(columns=["findings", "impression"]).assign(study=table["patient"], split="")
@@ -88,8 +86,10 @@ def _read_xmls(paths, root):
     for path in paths:
         try:
             tree = ET.parse(path).getroot()
-            reports.append(_read_report(tree, path))
-            images += [(image, reports[-1]["patient"]) for image in _read_images(tree)]
+            report = _read_report(tree, path)
+            names = [image.get("id") for image in tree.iterfind("parentImage")]
+            reports.append(report)
+            images += [(name, report["patient"]) for name in names if name]
         except (ET.ParseError, OSError, ValueError) as error:
             broken.append(f"{path.name} ({reason(error)})")
     if broken:
@@ -119,10 +119,6 @@ def _read_report(tree, path):
     return row
 
 
-def _read_images(tree):
-    return [image.get("id") for image in tree.iterfind("parentImage") if image.get("id")]
-
-
 # ---- Kaggle's form -------------------------------------------------------------------------------------------------
 
 
@@ -141,16 +137,13 @@ def _read_projections(path):
         return None
     frame = read_csv(path, ("uid", "filename", "projection"), texts=("uid", "filename", "projection"))
     wrong = ~frame["projection"].isin(["Frontal", "Lateral"])
-    if wrong.any():
-        found = frame["projection"][wrong].iloc[0]
-        say(f"{path}: dropped {wrong.sum()} of {len(frame)} rows that say neither Frontal nor Lateral, e.g. {found!r}")
-    frame = frame[~wrong]
+    frame = drop_rows(frame, wrong, str(path), "rows that say neither Frontal nor Lateral", "projection")
     frame = frame.assign(patient=_numbers(frame["uid"], path))
     return frame.rename(columns={"filename": "name"})[["name", "patient", "projection"]]
 
 
 def _numbers(column, path):
-    """Numbers of reports as integers; InputError for what is none."""
+    """Numbers of reports as integers; InputError for anything else."""
     wrong = ~column.str.fullmatch(r"\d{1,5}")
     if wrong.any():
         row = column.index[wrong][0]
@@ -178,19 +171,16 @@ def _image_key(name):
 
 
 def _with_images(reports, images, root):
-    """A row an image that a report names, with its file."""
-    places = image_places(root, _IMAGE_FOLDERS, ".png")
+    """A row for each image that a report names, with its file."""
+    places = png_places(root, _IMAGE_FOLDERS)
     files = {}
     for name, file in places.items():
         files.setdefault(_image_key(name), file)
     files.pop("", None)
     images = images.assign(dicom_id=images["name"].map(_image_key))
-    strange = (images["dicom_id"] == "") | images.duplicated("dicom_id")
-    if strange.any():
-        first = images["name"][strange].iloc[0]
-        say(f"images: dropped {strange.sum()} of {len(images)} whose name is none or stands twice, e.g. {first!r}")
-    images = images[~strange].drop(columns=["name", "projection"], errors="ignore")
-    table = images.merge(reports, on="patient")
+    wrong = (images["dicom_id"] == "") | images.duplicated("dicom_id")
+    images = drop_rows(images, wrong, "images", "whose name is not an image's or stands twice", "name")
+    table = images[["dicom_id", "patient"]].merge(reports, on="patient")
     if len(table) < len(images):
         say(f"images: dropped {len(images) - len(table)} of {len(images)} whose report is not there")
     bare = (~reports["patient"].isin(table["patient"])).sum()
@@ -204,38 +194,33 @@ def _with_images(reports, images, root):
 
 
 def _with_views(table, projections):
-    """The table with view and view_from; says how many views are known in which way."""
+    """The table with view and view_from. Prints how many views are known in which way."""
     kind = pd.Series("", index=table.index)  # "frontal" or "lateral"
-    how = pd.Series("", index=table.index)
-    caption = table["caption"]
-    both = caption.str.contains(_SIDE_OR_TWO)
+    source = pd.Series("", index=table.index)
+    caption, of_patient = table["caption"], table.groupby("patient")
+    side_or_two = caption.str.contains(_SIDE_OR_TWO)
+    count = of_patient["patient"].transform("size")
 
-    place, count = table.groupby("patient").cumcount(), table.groupby("patient")["patient"].transform("size")
-    first = table.groupby("patient")["dicom_id"].transform("first")
-    ordered = both & (count == 2) & first.str.endswith(_FIRST_FRONTAL)
-    for known, what, source in (
-        (ordered, place.map({0: "frontal", 1: "lateral"}), "order"),
-        (caption.str.contains(_FRONTAL) & ~both & (count == 1), "frontal", "caption"),
-        (*_projection_of(table, projections), "projections"),
-    ):
-        kind, how = kind.mask(known, what), how.mask(known, source)
+    ordered = side_or_two & (count == 2) & of_patient["dicom_id"].transform("first").str.endswith(_FIRST_FRONTAL)
+    kind = kind.mask(ordered, of_patient.cumcount().map({0: "frontal", 1: "lateral"}))
+    source = source.mask(ordered, "order")
 
-    pa = caption.str.contains(_PA)
-    frontal = (caption.str.contains(_AP) & ~pa).map({True: "AP", False: "PA"})
+    captioned = caption.str.contains(_FRONTAL) & ~side_or_two & (count == 1)
+    kind, source = kind.mask(captioned, "frontal"), source.mask(captioned, "caption")
+
+    if projections is not None:
+        named = projections.assign(key=projections["name"].map(_image_key)).drop_duplicates("key").set_index("key")
+        projection = table["dicom_id"].map(named["projection"].str.lower())
+        kind = kind.mask(projection.notna(), projection)
+        source = source.mask(projection.notna(), "projections")
+
+    says_pa = caption.str.contains(_PA)
+    frontal = (caption.str.contains(_AP) & ~says_pa).map({True: "AP", False: "PA"})
     view = frontal.where(kind == "frontal", kind.map({"lateral": "LATERAL"}).fillna(""))
-    assumed = (view == "PA") & ~pa
-    counts = ", ".join(f"{number} by {source}" for source, number in how[how != ""].value_counts().items())
+    assumed = (view == "PA") & ~says_pa
+    counts = ", ".join(f"{number} by {name}" for name, number in source[source != ""].value_counts().items())
     say(
-        f"views: {(view == '').sum()} of {len(table)} are not known, {counts or 'none known'}; {assumed.sum()} frontal ones "
-        "count as PA, since their caption says neither PA nor AP"
+        f"views: {(view == '').sum()} of {len(table)} are not known, {counts or 'none known'}; {assumed.sum()} frontal "
+        "ones count as PA, since their caption says neither PA nor AP"
     )
-    return table.assign(view=view, view_from=how + assumed.map({True: "; PA assumed", False: ""}))
-
-
-def _projection_of(table, projections):
-    """=> (whether a projection is known, "frontal" or "lateral") of each row."""
-    if projections is None:
-        return pd.Series(False, index=table.index), ""
-    named = projections.assign(key=projections["name"].map(_image_key)).drop_duplicates("key").set_index("key")
-    found = table["dicom_id"].map(named["projection"].str.lower())
-    return found.notna(), found
+    return table.assign(view=view, view_from=source + assumed.map({True: "; PA assumed", False: ""}))

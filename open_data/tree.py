@@ -1,34 +1,35 @@
-"""The images of an open set, as the module of its source reads them => a CXR tree. The same for every source.
+"""From the table of any source to a CXR tree.
 
-A source (open_data/kermany.py and its like) reads the files as they are downloaded into a table, a row an image:
+A source (open_data/kermany.py and so on) reads the files as they are downloaded into a table with a row for each image:
 
     file          the image, relative to the folder as downloaded
     dicom_id      its name in the tree, without an ending
     patient       number of the patient in the source, 1 or more
     study         number of the study in the source, 0 or more: the same whatever else has been downloaded
-    view          ViewPosition, "" where nobody says it
+    view          ViewPosition, "" if it is unknown
     patient_id    what the source calls the patient
-    split         "train", "validate" or "test" where the source gives it, else "": it is drawn here, by patient
-    report        the text of findings and impression, "" where there is none
+    split         "train", "validate" or "test" if the source gives it, else "": then it is drawn here, by patient
+    report        the text of findings and impression, "" if there is none
     FINDINGS      codes of the authors' coding (utils.findings)
 
-and whatever further columns it has: they stand in provenance.csv as they are.
+Further columns are copied to provenance.csv.
 
-ids      subject_id is 8 digits, of which the first two (p10 to p19) hang on a hash of source and patient, and the others
-         on the patient's number: no two sources share a subject_id or a study_id, so their trees can be merged.
+ids      subject_id has 8 digits: the first two (10 to 19) are a hash of source and patient, the others follow from the
+         patient's number. No two sources share a subject_id or a study_id, so their trees can be merged.
 splits   By a hash of (seed, source, patient): they do not change when more of a download is there.
 images   A JPEG is linked or copied as it is. Anything else becomes an 8-bit grey JPEG: colour and palettes by Pillow's
-         luma, transparency ignored, 16 bits scaled by the fewest of 8 to 16 bits that hold the picture's largest value.
+         luma, transparency ignored, 16 bits scaled by the fewest of 8 to 16 bits that hold the image's largest value.
 """
 
 import os
 import shutil
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from glob import glob
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
@@ -40,21 +41,21 @@ from utils.seeds import keyed_seed
 
 PROVENANCE_FILE = "provenance.csv"
 JPEG_QUALITY = 95  # of converted images
-_NUMBERS = {  # source => what is added to a patient's number, its first study_id, and how many there may be of it
+_BATCH = 256  # images that a run which is stopped still places
+_NUMBERS = {  # source => what is added to a patient's number, the first study_id, the number of study_ids
     "openi": (0, 20_000_000, 2_000_000),
     "kermany": (10_000, 22_000_000, 28_000_000),  # MIMIC-CXR's own begin at 50,000,000
     "nih": (100_000, 60_000_000, 10_000_000),
     "chexpert": (200_000, 70_000_000, 10_000_000),
 }
-_PROVENANCE = ("dicom_id", "subject_id", "study_id", "split", "view", "file", "patient_id")  # first columns of it
-_OF_A_TREE = ("patient", "study", "report", *FINDINGS)  # what it does not repeat
-_AT_A_TIME = 256  # images between two looks at whether the run was stopped
+_PROVENANCE = ("dicom_id", "subject_id", "study_id", "split", "view", "file", "patient_id")  # its first columns
+_NOT_IN_PROVENANCE = ("patient", "study", "report", *FINDINGS)
 
 
-def place_of(root, wanted, source):
-    """`root` as a Path; InputError unless one of the names `wanted` is in it, with the folder that has them, if one is near.
+def place_of(root: str | Path, wanted: tuple[str, ...], source: str) -> Path:
+    """`root` as a Path; InputError unless it holds one of the patterns `wanted`.
 
-    wanted: patterns of files or folders in the folder as downloaded, the first one named in the message.
+    The message names the first pattern, and a folder near by that holds one.
     """
     root = Path(root)
     if not root.is_dir():
@@ -71,50 +72,48 @@ def place_of(root, wanted, source):
     raise InputError(f"{root} is no folder of {source}: there is no {wanted[0]} in it; {way_out}")
 
 
-def image_places(root, folders, ending):
-    """{file name: its path relative to root} of the images in some folders, patterns below root; says what stands twice."""
+def png_places(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
+    """{file name: its path relative to root} of the PNGs in some folders (patterns). Prints which names stand twice."""
     places, twice = {}, []
-    for folder in dict.fromkeys(found for pattern in folders for found in sorted(glob(pattern, root_dir=root))):
-        if os.path.isdir(f"{root}/{folder}"):
-            for name in sorted(entry.name for entry in os.scandir(f"{root}/{folder}") if entry.name.endswith(ending)):
-                place = os.path.normpath(f"{folder}/{name}")
-                if places.setdefault(name, place) != place:
-                    twice.append(place)
+    for pattern in folders:
+        for place in map(os.path.normpath, sorted(glob(f"{pattern}/*.png", root_dir=root))):
+            if places.setdefault(os.path.basename(place), place) != place:
+                twice.append(place)
     if twice:
         say(f"images: {len(twice)} stand in an earlier folder too and are not read, e.g. {twice[0]}")
     return places
 
 
-def make_tree(output, table, settings, threads):
+def drop_rows(table: pd.DataFrame, wrong: pd.Series, what: str, why: str, column: str = "file") -> pd.DataFrame:
+    """The table without its wrong rows. Prints how many are dropped, and why, with an example from a column."""
+    if wrong.any():
+        say(f"{what}: dropped {wrong.sum()} of {len(table)} {why}, e.g. {table[column][wrong].iloc[0]}")
+    return table[~wrong].reset_index(drop=True)
+
+
+def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: int) -> None:
     """Writes the CXR tree of a source's table.
 
     output: the tree's folder, new or begun with the same settings.
     settings: a flat dict with source, root (the folder as downloaded), images ("link" or "copy"), validate_share,
         test_share and seed.
     threads: how many images are looked at and converted at a time.
-    Prints what each step dropped. InputError when nothing is left, or for a folder that is not ours to write.
+    Prints what each step dropped. InputError when nothing is left, or for a folder that holds something else.
     """
     root = Path(settings["root"])
     table = _with_ids(table, settings["source"])
     table = table.assign(split=_splits(table, settings))  # before anything is dropped: so that it changes no split
     _check_one_each(table, "patient", ["split"], root, "patients", "split: what is trained on would be evaluated on")
     _check_one_each(table, "study_id", ["patient", *FINDINGS], root, "studies", "set of labels")
-    table = _keep_existing(table, root)
+    is_there = table["file"].map(lambda file: os.path.isfile(f"{root}/{file}")).astype(bool)
+    if not is_there.any():
+        raise InputError(f"none of the {len(table)} images is in {root}: is the download whole, and unpacked?")
+    table = drop_rows(table, ~is_there, "images", "rows whose image is not there")
     with making(OPEN_TREE, output, settings, constant="OUTPUT"):
         table = _place_images(Path(output).resolve(), root, table, settings["images"], threads)
-        further = [name for name in table if name not in (*_PROVENANCE, *_OF_A_TREE)]
+        further = [name for name in table if name not in (*_PROVENANCE, *_NOT_IN_PROVENANCE)]
         write_tree(output, table, table[[*_PROVENANCE, *further]], PROVENANCE_FILE)
     _say_result(output, table)
-
-
-def _keep_existing(table, root):
-    there = np.array([os.path.isfile(f"{root}/{file}") for file in table["file"]], dtype=bool)
-    if not there.all():
-        first = table["file"].iloc[int(there.argmin())]
-        say(f"images: dropped {(~there).sum()} of {len(table)} rows whose image is not there, e.g. {first}")
-    if not there.any():
-        raise InputError(f"none of the {len(table)} images is in {root}: is the download whole, and unpacked?")
-    return table[there].reset_index(drop=True)
 
 
 def _with_ids(table, source):
@@ -132,7 +131,7 @@ def _with_ids(table, source):
 
 
 def _splits(table, settings):
-    """The split of each row: the source's, else drawn by patient; test rows are drawn where the source has none."""
+    """The split of each row: the source's, else drawn by patient, and test only if the source has no test patients."""
     test_share = 0 if (table["split"] == "test").any() else settings["test_share"]
     drawn = {}
     for patient in table["patient"].unique():
@@ -144,8 +143,8 @@ def _splits(table, settings):
 
 def _check_one_each(table, key, columns, root, whose, what):
     """InputError where the lists of a source give a patient two splits, or a study two sets of labels."""
-    found = table[[key, *columns]].drop_duplicates()
-    several = found.loc[found.duplicated(key), key].unique()
+    distinct = table[[key, *columns]].drop_duplicates()
+    several = distinct.loc[distinct.duplicated(key), key].unique()
     if len(several):
         files = table.loc[table[key] == several[0]].drop_duplicates(columns)["file"]
         raise InputError(
@@ -158,75 +157,51 @@ def _check_one_each(table, key, columns, root, whose, what):
 
 
 def _place_images(output, root, table, how, threads):
-    """Links, copies or converts each image; the rows whose image can be read."""
+    """Links, copies or converts each image; returns the rows whose image can be read."""
     targets = [image_file(output, *row) for row in zip(table["subject_id"], table["study_id"], table["dicom_id"])]
-    work = list(zip([root / file for file in table["file"]], targets))
-    kinds, refused = Counter(), {}
-    with (
-        writing("the images", output),
-        tqdm(total=len(work), desc="images", unit="image", disable=None) as progress,
-        ThreadPoolExecutor(max(threads, 1)) as pool,
-    ):
-        for start in range(0, len(work), _AT_A_TIME):
-            batch = work[start : start + _AT_A_TIME]
-            for row, (kind, why_not) in enumerate(pool.map(lambda pair: _place_image(*pair, how), batch), start):
-                if why_not:
-                    refused[row] = f"{table['file'].iloc[row]}: {why_not}"
-                else:
-                    kinds[kind] += 1
-            progress.update(len(batch))
-    if refused:
-        say(f"images: dropped {len(refused)} of {len(table)} that cannot be read, e.g. {next(iter(refused.values()))}")
-    if len(refused) == len(table):
-        raise InputError(f"none of the {len(table)} images of {root} can be read: fetch them again")
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    say(f"images: {said}")
-    return table.drop(index=list(refused)).reset_index(drop=True)
+    sources, results = [root / file for file in table["file"]], []
+    place = partial(_place_image, how=how)
+    with writing("the images", output), ThreadPoolExecutor(max(threads, 1)) as pool:
+        for start in tqdm(range(0, len(table), _BATCH), "images", unit=f" x {_BATCH}", disable=None):
+            results += pool.map(place, sources[start : start + _BATCH], targets[start : start + _BATCH])
+    kinds, errors = (pd.Series(column, index=table.index) for column in zip(*results))
+    broken = errors != ""
+    if broken.all():
+        raise InputError(f"none of the {len(table)} images of {root} can be read, e.g. {errors[0]}: fetch them again")
+    table = table.assign(error=table["file"] + ": " + errors)
+    table = drop_rows(table, broken, "images", "that cannot be read", "error").drop(columns="error")
+    say(f"images: {', '.join(f'{count} {kind}' for kind, count in kinds[~broken].value_counts().items())}")
+    return table
 
 
 def _place_image(source, target, how):
-    """Puts an image into the tree => (how, and what it was, in words; "" or why it cannot be read)."""
-    grey = None
+    """Puts an image into the tree unless it is there => (what it was made by, ""), or ("", why it cannot be read)."""
+    grey, is_there = None, target.is_file()
     try:
         with Image.open(source) as image:
             kind, is_jpeg = f"{image.format} {image.mode}", image.format == "JPEG"
-            if is_jpeg and not _is_in_place(source, target, how):
-                image.draft("L", (1, 1))  # decodes an eighth of the size: enough to meet a file that was cut short
+            if is_jpeg and not is_there:
+                image.draft("L", (1, 1))  # decodes an eighth of the size: enough to find a file that was cut short
                 image.load()
-            elif not is_jpeg and not target.is_file():
+            elif not is_there:
                 grey = to_grey(image)
-    except Exception as error:  # a decoder meets a broken file with whatever its code runs into
+    except Exception as error:  # decoders raise errors of many kinds for a broken file
         return "", reason(error)
-    if is_jpeg:
-        _put(source, target, how)
-        return f"{'linked' if how == 'link' else 'copied'}, {kind}", ""
-    if grey:
+    if not is_there:
         with replacing(target) as temporary:
-            grey.save(temporary, format="JPEG", quality=JPEG_QUALITY)
-    return f"converted from {kind}", ""
+            if grey:
+                grey.save(temporary, format="JPEG", quality=JPEG_QUALITY)
+            elif how == "copy":
+                shutil.copyfile(source, temporary)
+            else:
+                os.symlink(os.path.relpath(source, target.parent), temporary)
+    if not is_jpeg:
+        return f"converted from {kind}", ""
+    return f"{'linked' if how == 'link' else 'copied'}, {kind}", ""
 
 
-def _is_in_place(source, target, how):
-    if how == "link":
-        return target.is_symlink() and os.readlink(target) == os.path.relpath(source, target.parent)
-    return target.is_file() and target.stat().st_size == source.stat().st_size
-
-
-def _put(source, target, how):
-    """Links or copies a file, in one step."""
-    if _is_in_place(source, target, how):
-        return
-    if how == "copy":
-        with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # a link to something else
-    os.symlink(os.path.relpath(source, target.parent), target)
-
-
-def to_grey(image):
-    """A Pillow image of any mode => mode L. Of 16 bits, the fewest that hold the largest value are black to white."""
+def to_grey(image: Image.Image) -> Image.Image:
+    """An image of any mode => mode L. Of 16 bits, the fewest that hold the largest value become black to white."""
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.int64)
         bits = min(max(int(values.max()).bit_length(), 8), 16)
@@ -238,10 +213,10 @@ def to_grey(image):
 
 def _say_result(output, table):
     splits = table["split"].value_counts()
-    said = ", ".join(f"{splits.get(split, 0)} {split}" for split in SPLITS)
-    present = {name: int((table[name] == PRESENT).sum()) for name in FINDINGS}
-    found = ", ".join(f"{name} {count}" for name, count in present.items() if count)
+    of_splits = ", ".join(f"{splits.get(split, 0)} {split}" for split in SPLITS)
+    present = (table[list(FINDINGS)] == PRESENT).sum()
+    findings = ", ".join(f"{name} {count}" for name, count in present.items() if count)
     say(
-        f"{output}: {table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} images "
-        f"({said}), {(table['report'] != '').sum()} of them with a report; present: {found or 'nothing'}"
+        f"{output}: {table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} "
+        f"images ({of_splits}), {(table['report'] != '').sum()} with a report; present: {findings or 'no finding'}"
     )

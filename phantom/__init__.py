@@ -1,7 +1,4 @@
-"""A procedural CXR tree: drawn chests with visible findings, and their reports. No patient was ever in front of it.
-
-python -m phantom --OUTPUT_ROOT demo/phantom --STUDIES 1500 --IMAGE_SIZE 64
-"""
+"""Drawn chests with visible findings, and their reports, as a CXR tree: `python -m phantom`. No data of patients."""
 
 from phantom.anatomy import Anatomy, Finding, random_anatomy, random_findings
 from phantom.drawing import draw_chest

@@ -1,4 +1,4 @@
-"""A procedural CXR tree: drawn chests with visible findings, and their reports. No patient was ever in front of it.
+"""Draws a CXR tree: chests with visible findings, and their reports. No data of patients is used.
 
     python -m phantom --OUTPUT_ROOT demo/phantom --STUDIES 1500 --IMAGE_SIZE 64
 
@@ -14,7 +14,7 @@ OUTPUT_ROOT = "demo/phantom"  # folder of the tree that is drawn (a folder to wr
 STUDIES = 1500  # studies; about 1.3 images and 0.5 patients each (1 to 10000000)
 IMAGE_SIZE = 256  # pixels, height and width (32 to 4096)
 SEED = 1234  # same seed, same bytes (0 or more)
-NUM_WORKERS = 0  # processes that draw (0 to 256; 0: this one alone)
+NUM_WORKERS = 0  # processes that draw (0 to 256; 0: the script's own only)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What is drawn: a patient's anatomy, and the findings of one study with their place, size and plainness.
+"""What is drawn: a patient's anatomy, and the findings of a study with their place, size and visibility.
 
 Lengths are in body coordinates: x runs from -1 (image left, the patient's right) to 1, y from -1 (neck) to 1 (abdomen).
 """
@@ -16,15 +16,15 @@ MASS_EXTENT = 0.6  # a lung lesion larger than this is one mass, not nodules
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """What a patient keeps from study to study. Lengths in body coordinates, where the image is 2 wide."""
+    """What stays the same in all studies of a patient. Lengths are in body coordinates, where the image is 2 wide."""
 
     scale: float  # size on the film
     tilt: float  # radians
-    shift: tuple  # (x, y)
+    shift: tuple[float, float]  # (x, y)
     body_width: float  # half width of the trunk
     lung_width: float  # from the midline to the chest wall, inside
     apex: float  # y of the lungs' tops
-    domes: tuple  # y of the diaphragm's tops, (right, left)
+    domes: tuple[float, float]  # y of the diaphragm's tops, (right, left)
     heart_ratio: float  # cardiothoracic ratio
     mediastinum: float  # half width above the heart
     aortic_knob: float  # radius
@@ -38,19 +38,19 @@ class Anatomy:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One finding as it is drawn and told: where it lies, how large, how plainly it shows."""
+    """One finding as it is drawn and reported: where it lies, how large and how visible it is."""
 
-    name: str  # out of utils.findings.FINDINGS
+    name: str  # one of utils.findings.FINDINGS
     side: str  # "right", "left" or "both"
     zone: str  # "upper", "mid" or "lower"
     kind: str  # "" unless the finding has several looks, e.g. "rib" or "clavicle"
     extent: float  # 0 smallest to 1 largest
-    strength: float  # 1 plain; well below that for what a report calls possible
+    strength: float  # 1 clearly visible; far below for what a report calls possible; 0 not drawn
     seed: int  # of its own irregularities
 
 
-def random_anatomy(rng):
-    """An Anatomy, every measure drawn within the range of adults without disease."""
+def random_anatomy(rng: np.random.Generator) -> Anatomy:
+    """An Anatomy with every measure drawn within the range of adults without disease."""
     return Anatomy(
         scale=rng.uniform(0.93, 1.05),
         tilt=rng.uniform(-0.04, 0.04),
@@ -71,12 +71,12 @@ def random_anatomy(rng):
     )
 
 
-def random_findings(rng):
-    """What one study shows and says: (findings to draw, labels (14,) int8 in the coding of utils.findings).
+def random_findings(rng: np.random.Generator) -> tuple[list[Finding], np.ndarray]:
+    """The findings of one study: (Findings, labels (14,) int8 in the coding of utils.findings).
 
     About a quarter of the studies is normal; the others show one to three findings, each of the 13 equally often. No
-    Finding is present where nothing but support devices is present or uncertain. An uncertain finding is drawn faintly
-    or not at all; those that are told but not drawn are in the list too, with strength 0.
+    Finding is present if nothing but support devices is present or uncertain. An uncertain finding is drawn faintly or
+    not at all; those that are reported but not drawn are in the list too, with strength 0.
     """
     pathologies = [name for name in cxr.FINDINGS if name != "No Finding"]
     present, uncertain = [], []
@@ -106,7 +106,7 @@ def random_findings(rng):
 
 
 def _place(name, strength, taken, rng):
-    """A Finding of that name where `taken`, a set of (side, zone), leaves room; what it covers is added to `taken`."""
+    """A Finding of that name in a free place. `taken`: the set of (side, zone) in use, to which its own are added."""
     kinds = {
         "Fracture": ("rib", "rib", "clavicle"),
         "Pleural Other": ("thickening", "thickening", "cap", "plaque"),
@@ -140,6 +140,6 @@ def _place(name, strength, taken, rng):
     return Finding(name, side, zone, kind, rng.random(), float(strength), int(rng.integers(2**31)))
 
 
-def nodule_count(finding):
-    """How many lesions are drawn and told: one mass, or one to three nodules."""
+def nodule_count(finding: Finding) -> int:
+    """How many lesions are drawn and reported: one mass, or one to three nodules."""
     return 1 if finding.extent > MASS_EXTENT else 1 + finding.seed % 3

@@ -1,7 +1,7 @@
-"""A chest film: organs and findings add up to one thickness, and the film turns it into brightness.
+"""Draws a chest film: the attenuation of organs and findings adds up, and the film turns it into brightness.
 
 Organs are masks with soft edges, (S, S) each, in the body coordinates of phantom.anatomy; brightness is
-1 - exp(-thickness), as X-rays are absorbed. Views are PA and AP; no lateral view is drawn.
+1 - exp(-attenuation), as X-rays are absorbed. Views are PA and AP; no lateral view is drawn.
 """
 
 import dataclasses
@@ -10,25 +10,25 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from phantom.anatomy import SIDES
+from phantom.anatomy import SIDES, Anatomy, Finding
 from phantom.lesions import LUNG_FINDINGS, draw_pneumothorax
 from utils.errors import InputError
 
 _LUNG, _SOFT_TISSUE, _HEART, _ABDOMEN = 0.30, 1.05, 1.75, 1.75  # attenuation, thickness included; air 0
 
 
-def draw_chest(anatomy, drawn, view, image_size, seed):
+def draw_chest(anatomy: Anatomy, drawn: list[Finding], view: str, image_size: int, seed: int) -> np.ndarray:
     """A chest film as (image_size, image_size) float32 in [0, 1].
 
-    anatomy: an Anatomy; drawn: Findings (those of strength 0 leave no trace); view: "PA" or "AP"; seed: of pose,
-    exposure and film noise, which do not depend on the findings, so two films of one seed differ by findings alone.
+    drawn: findings (those of strength 0 leave no trace); view: "PA" or "AP"; seed: of pose, exposure and film noise,
+    which do not depend on the findings: two films of one seed differ by their findings alone.
     """
     if view not in ("PA", "AP"):
         raise InputError(f"view {view!r} cannot be drawn; the phantom's views are PA and AP")
     rng = np.random.default_rng(seed)
     drawn = [finding for finding in drawn if finding.strength > 0]
     by_name = {finding.name: finding for finding in drawn}
-    anatomy = _as_seen(anatomy, by_name, view)
+    anatomy = _in_view(anatomy, by_name, view)
     canvas = _Canvas(anatomy, image_size, rng)
     lungs = {side: _Lung(canvas, anatomy, side) for side in SIDES}
 
@@ -60,8 +60,8 @@ def draw_chest(anatomy, drawn, view, image_size, seed):
     return _expose(canvas, film, view, rng)
 
 
-def _as_seen(anatomy, by_name, view):
-    """The anatomy as this study and view show it: AP magnifies heart and diaphragm, findings reshape it."""
+def _in_view(anatomy, by_name, view):
+    """The anatomy as this study and view show it: AP magnifies heart and diaphragm, findings change its shape."""
     heart_ratio, mediastinum, domes = anatomy.heart_ratio, anatomy.mediastinum, list(anatomy.domes)
     if "Cardiomegaly" in by_name:
         finding = by_name["Cardiomegaly"]
@@ -79,7 +79,7 @@ def _as_seen(anatomy, by_name, view):
 
 
 class _Canvas:
-    """Body coordinates of every pixel, and strokes in them. Small images are drawn at twice their size."""
+    """The body coordinates of every pixel, and shapes in them. Small images are drawn at twice their size."""
 
     def __init__(self, anatomy, image_size, rng):
         self.image_size = image_size
@@ -118,13 +118,13 @@ class _Canvas:
         return np.exp(-(((self.x - x) / width) ** 2) - ((self.y - y) / height) ** 2)
 
     def texture(self, rng, cells):
-        """Smooth random relief of so many cells across, about unit variance; (S, S)."""
+        """Smooth noise of so many cells across, about unit variance; (S, S)."""
         coarse = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
         return np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 
 class _Lung:
-    """One lung's outline. across: distance from the midline; to_wall: from the lateral wall inwards; (S, S) each."""
+    """The outline of a lung. across: distance from the midline; to_wall: from the lateral wall inwards; (S, S) each."""
 
     def __init__(self, canvas, anatomy, side):
         self.side = side
@@ -143,7 +143,7 @@ class _Lung:
         self.abdomen = beside * canvas.edge(canvas.y - self.floor, 0.02)
 
     def borders(self, y):
-        """How far from the midline the lung begins and ends at height y."""
+        """The distances from the midline at which the lung begins and ends at height y."""
         rise = np.clip((0.12 - y) / (0.12 - self.apex), 0, 1)
         half = (self.width - 0.06) / 2 * np.sqrt(1 - rise**2.6)
         centre = (self.width + 0.06) / 2 - 0.11 * rise**1.5
@@ -217,7 +217,7 @@ def _mediastinum(canvas, anatomy):
 
 
 def _trachea(canvas):
-    """The air column down to the carina and the two main bronchi; (S, S), to be taken away."""
+    """The air column down to the carina and the two main bronchi; (S, S), to be subtracted."""
     bronchi = canvas.strokes(
         [
             (((0.0, -1.2), (0.0, -0.6), (-0.01, -0.22)), 0.075, 1.0),
@@ -229,14 +229,14 @@ def _trachea(canvas):
 
 
 def _stomach_gas(canvas, anatomy):
-    """The gastric bubble under the left dome; (S, S), to be taken away."""
+    """The gastric bubble under the left dome; (S, S), to be subtracted."""
     top = anatomy.domes[1] + 0.07 + 0.6 * anatomy.bubble
     distance = 1 - np.hypot((canvas.x - 0.33) / (1.7 * anatomy.bubble), (canvas.y - top) / (0.8 * anatomy.bubble))
     return 0.8 * canvas.edge(distance, 0.4)
 
 
 def _spine(canvas):
-    """Vertebral bodies, seen through the mediastinum; (S, S)."""
+    """Vertebral bodies, visible through the mediastinum; (S, S)."""
     column = canvas.edge(0.075 - np.abs(canvas.x), 0.03)
     discs = 0.5 + 0.5 * np.cos(2 * np.pi * canvas.y / 0.125)
     return column * (0.16 + 0.14 * np.sqrt(discs)) * np.clip(1.3 - 0.4 * canvas.y, 0, 1.6)
@@ -338,7 +338,7 @@ def _devices(canvas, anatomy, finding):
 
 
 def _curve(points):
-    """A smooth path through the given points, (24, 2): a Catmull-Rom-like cubic in each coordinate."""
+    """A smooth path through the given points, (24, 2): a cubic Hermite spline in each coordinate."""
     points = np.asarray(points, dtype=float)
     places = np.linspace(0, len(points) - 1, 24)
     tangents = np.gradient(points, axis=0)
@@ -368,6 +368,6 @@ def _expose(canvas, film, view, rng):
     return np.clip(brightness + noise + 0.01, 0, 1).astype(np.float32)
 
 
-def to_bytes(image):
+def to_bytes(image: np.ndarray) -> np.ndarray:
     """[0, 1] float => 8-bit grey."""
     return np.round(255 * image).astype(np.uint8)

@@ -1,15 +1,15 @@
-"""The findings that lie in a lung, as attenuation on a canvas, (S, S) each.
+"""The findings that lie in a lung, as attenuation, (S, S) each.
 
-canvas: what `phantom.drawing` draws on; lung: the outline of the lung that the finding lies in.
+canvas: the _Canvas of `phantom.drawing`; lung: the _Lung that the finding lies in.
 """
 
 import numpy as np
 
-from phantom.anatomy import MASS_EXTENT, ZONES, nodule_count
+from phantom.anatomy import MASS_EXTENT, ZONES, Finding, nodule_count
 
 
 def _atelectasis(canvas, lung, finding):
-    """Plate-like bands above the raised dome (which `_as_seen` raised); (S, S)."""
+    """Plate-like bands above the dome, which `phantom.drawing._in_view` has raised; (S, S)."""
     rng = np.random.default_rng(finding.seed)
     slope = rng.uniform(-0.25, 0.25)
     height = lung.dome - rng.uniform(0.11, 0.15) + slope * (lung.across - 0.4)
@@ -115,8 +115,8 @@ def _pneumonia(canvas, lung, finding):
     return np.clip(0.8 * patches * (1 + 0.4 * canvas.texture(rng, 24)), 0, 1.0)
 
 
-def draw_pneumothorax(canvas, film, lung, finding):
-    """Air between chest wall and lung: markings gone, darker, behind a thin bright pleural line; (S, S) film."""
+def draw_pneumothorax(canvas, film: np.ndarray, lung, finding: Finding) -> np.ndarray:
+    """The film (S, S) with air between chest wall and lung: dark, without vessels, behind a bright pleural line."""
     width = 0.15 + 0.14 * finding.extent
     height = np.clip((canvas.y - lung.apex) / (lung.dome - lung.apex), 0, 1)
     from_wall, from_top = lung.to_wall - width * (1 - 0.75 * height), (canvas.y - lung.apex) - 1.1 * width

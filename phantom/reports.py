@@ -1,6 +1,8 @@
-"""The words of a drawn study's report: what its labels say, each finding with side and size as drawn."""
+"""The report of a drawn study: it states the labels, and each finding with its side and size as drawn."""
 
-from phantom.anatomy import MASS_EXTENT, nodule_count
+import numpy as np
+
+from phantom.anatomy import MASS_EXTENT, Finding, nodule_count
 from utils import findings as cxr
 
 _DEGREES = {  # (smallest, middle, largest)
@@ -62,37 +64,20 @@ _INDICATIONS = (
 )
 
 
-def write_report(drawn, labels, rng):
-    """A report in MIMIC-CXR's layout that says what the labels say, each finding with side and size as drawn.
+def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Generator) -> str:
+    """A report in MIMIC-CXR's layout that states the labels, and each finding with its side and size as drawn.
 
-    drawn: the Findings of `random_findings`, uncertain ones included; labels: its (14,) codes.
+    drawn, labels: from `random_findings`, uncertain findings included.
     """
     by_name = {finding.name: finding for finding in drawn}
     labelled = {code: [n for n, label in zip(cxr.FINDINGS, labels) if label == code] for code in set(labels.tolist())}
     present = [by_name[name] for name in labelled.get(cxr.PRESENT, ()) if name != "No Finding"]
     uncertain = [by_name[name] for name in labelled.get(cxr.UNCERTAIN, ())]
     absent = list(rng.permutation(labelled.get(cxr.ABSENT, [])))
-
-    positives = [_say(_words_for(finding), _mention(finding), rng) for finding in rng.permutation(present)]
-    hedges = [_say(_UNCERTAIN_WORDS, _hedged(finding), rng) for finding in uncertain]
-    # one sentence negates at most two findings
-    pairs = [
-        " or ".join(_UNQUALIFIED[name] for name in absent[start : start + 2]) for start in range(0, len(absent), 2)
-    ]
-    negatives = [_say(_ABSENT_WORDS, pair, rng) for pair in pairs]
     normal = labels[cxr.finding_index("No Finding")] == cxr.PRESENT
-    blocks = [positives, hedges, negatives] if rng.random() < 0.7 else [negatives, positives, hedges]
-    sentences = ([rng.choice(_CLEAR)] if normal else []) + [sentence for block in blocks for sentence in block]
-    for place in rng.permutation(len(_FILLERS))[: max(1, 3 - len(sentences))]:
-        if len(sentences) < 6:
-            sentences.append(rng.choice(_FILLERS[place]))
 
-    impression = [_capital(_mention(finding)) + "." for finding in present]
-    impression += [f"Possible {_hedged(finding)}." for finding in uncertain]
-    if normal:
-        impression.insert(0, rng.choice(_NORMAL_IMPRESSIONS))
-    elif not impression:
-        impression = [sentences[0]]
+    sentences = _findings_section(present, uncertain, absent, normal, rng)
+    impression = _impression_section(present, uncertain, normal, rng) or [sentences[0]]
     if len(impression) > 1 and rng.random() < 0.5:
         impression = [f"{number}. {sentence}" for number, sentence in enumerate(impression, 1)]
     heading = rng.choice(["EXAMINATION:  CHEST RADIOGRAPH", "EXAMINATION:  CHEST (SINGLE VIEW)"])
@@ -106,8 +91,31 @@ def write_report(drawn, labels, rng):
     return " " * 33 + "FINAL REPORT\n " + "\n \n ".join(parts) + "\n"
 
 
+def _findings_section(present, uncertain, absent, normal, rng):
+    """Sentences about all labelled findings, with fillers up to about three sentences."""
+    positives = [_say(_words_for(finding), _mention(finding), rng) for finding in rng.permutation(present)]
+    hedges = [_say(_UNCERTAIN_WORDS, _hedged(finding), rng) for finding in uncertain]
+    # one sentence negates at most two findings
+    pairs = [" or ".join(_UNQUALIFIED[name] for name in absent[at : at + 2]) for at in range(0, len(absent), 2)]
+    negatives = [_say(_ABSENT_WORDS, pair, rng) for pair in pairs]
+    in_order = rng.random() < 0.7
+    sentences = [rng.choice(_CLEAR)] if normal else []
+    sentences += [*positives, *hedges, *negatives] if in_order else [*negatives, *positives, *hedges]
+    for place in rng.permutation(len(_FILLERS))[: max(1, 3 - len(sentences))]:
+        if len(sentences) < 6:
+            sentences.append(rng.choice(_FILLERS[place]))
+    return sentences
+
+
+def _impression_section(present, uncertain, normal, rng):
+    """A sentence for each present or uncertain finding, after one that calls a normal chest normal."""
+    sentences = [rng.choice(_NORMAL_IMPRESSIONS)] if normal else []
+    sentences += [_capital(_mention(finding)) + "." for finding in present]
+    return sentences + [f"Possible {_hedged(finding)}." for finding in uncertain]
+
+
 def _mention(finding):
-    """The finding in words, its degree, side and zone as drawn."""
+    """The finding in words, with its degree, side and zone as drawn."""
     degree = _DEGREES.get(finding.name, ("small", "moderate", "large"))[min(2, int(3 * finding.extent))]
     if finding.name == "Lung Lesion":
         words = "mass in the {side} {zone} lung"
@@ -123,19 +131,19 @@ def _mention(finding):
 
 
 def _hedged(finding):
-    """The finding in words of which a radiologist is not sure: a place, but no degree."""
+    """An uncertain finding in words: with its side, but no degree."""
     side = "" if finding.side == "both" or finding.name == "Support Devices" else finding.side + " "
     return side + _UNQUALIFIED[finding.name].removeprefix("focal ")
 
 
 def _words_for(finding):
-    """Sentences around a finding, singular or plural as `_mention` names it."""
+    """Sentence templates for a finding, singular or plural as `_mention` words it."""
     several = finding.kind in ("rib", "plaque") or (finding.name == "Lung Lesion" and nodule_count(finding) > 1)
     return _PRESENT_WORDS_PLURAL if several or finding.kind == "lines" else _PRESENT_WORDS
 
 
 def _say(templates, words, rng):
-    """One of the templates around the words, as a sentence."""
+    """One of the templates, filled with the words, as a sentence."""
     template = str(rng.choice(templates))
     if template.startswith("There is {}") and words.split()[0] not in ("severe", "mild", "moderate"):
         words = ("an " if words[0] in "aeiou" else "a ") + words

@@ -1,6 +1,6 @@
 """Drawn patients and their studies => a CXR tree in MIMIC-CXR-JPG's layout.
 
-Every picture hangs on (seed, patient, study, image) alone, so a larger tree holds the pictures of a smaller one.
+Every image depends on (seed, patient, study, image) alone, so a larger tree contains the images of a smaller one.
 """
 
 import dataclasses
@@ -14,24 +14,26 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from phantom.anatomy import Anatomy, random_anatomy, random_findings
+from phantom.anatomy import Anatomy, Finding, random_anatomy, random_findings
 from phantom.drawing import draw_chest, to_bytes
 from phantom.reports import write_report
 from utils import findings as cxr
 from utils.errors import InputError, say, writing
 from utils.folders import DRAWN_TREE, making
 
-CHUNK = 16  # studies that a process draws before it asks for more
+CHUNK = 16  # studies that a process draws at a time
 _SPLIT_CYCLE = 25  # patients of a group after which the splits repeat: 20 train, 2 validate, 3 test
 _TEST_PLACES, _VALIDATE_PLACES = (0, 9, 17), (5, 22)
 
 
-def draw_tree(root, studies=1500, image_size=256, seed=1234, processes=0):
-    """Draws a CXR tree of so many studies under `root`: three CSVs, JPEGs and reports, byte for byte its seed's.
+def draw_tree(
+    root: str | Path, studies: int = 1500, image_size: int = 256, seed: int = 1234, processes: int = 0
+) -> None:
+    """Draws a CXR tree of so many studies: three CSVs, JPEGs and reports. The same seed gives the same bytes.
 
-    A patient has one to four studies, a study one film (PA or AP) or both. Patients go round p10 to p19; in each group
-    80 % are train, 8 % validate and 12 % test, in every 25 patients. processes: that draw beside this one, 0 for none; they
-    change no byte. InputError for sizes that cannot be drawn, and for a folder that holds anything but the same drawn tree.
+    A patient has one to four studies, a study one film (PA or AP) or both. Patients are spread over groups p10 to p19;
+    of every 25 patients of a group 80 % are train, 8 % validate and 12 % test. processes: that draw; 0: this one.
+    InputError for sizes that cannot be drawn, and for a folder that holds anything but the same drawn tree.
     """
     if studies < 1 or image_size < 32:
         raise InputError(f"cannot draw {studies} studies of {image_size} pixels; ask for 1 study and 32 pixels or more")
@@ -51,8 +53,8 @@ def draw_tree(root, studies=1500, image_size=256, seed=1234, processes=0):
     say(f"{root}: {patient} patients, {len(labelled)} studies, {len(images)} images of {image_size} pixels")
 
 
-def random_chest(rng, image_size):
-    """A chest of a patient never seen before: (image (H, W) uint8, labels (14,) int8, report str)."""
+def random_chest(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """A chest of a new patient: (image (H, W) uint8, labels (14,) int8, report)."""
     anatomy = random_anatomy(rng)
     drawn, labels = random_findings(rng)
     view = str(rng.choice(["PA", "AP"], p=[0.7, 0.3]))
@@ -62,29 +64,29 @@ def random_chest(rng, image_size):
 
 @dataclasses.dataclass(frozen=True)
 class _Study:
-    """One visit of one patient, with all that its films and its report are made from."""
+    """One visit of one patient, with everything that its films and its report are made from."""
 
     subject_id: int
     study_id: int
     split: str
     anatomy: Anatomy
-    drawn: list
+    drawn: list[Finding]
     labels: np.ndarray  # (14,) int8
-    views: tuple  # out of "PA", "AP"
+    views: tuple[str, ...]  # of "PA", "AP"
     date: str  # YYYYMMDD, shifted into the future as MIMIC's dates are
     time: str  # HHMMSS.fff
     report: str
-    film_seeds: tuple  # one a view
-    dicom_ids: tuple  # one a view
+    film_seeds: tuple[int, ...]  # one a view
+    dicom_ids: tuple[str, ...]  # one a view
 
     @property
     def folder(self):
-        """files/pNN/pNNNNNNNN, where the study's report lies beside the folder of its images."""
+        """files/pNN/pNNNNNNNN, which holds the study's report and the folder of its images."""
         return Path("files") / f"p{str(self.subject_id)[:2]}" / f"p{self.subject_id}"
 
 
 def _studies_of(patient, seed):
-    """All studies of one patient, given by number; each hangs on (seed, patient, study) alone."""
+    """All studies of a patient, given by number; each depends on (seed, patient, study) alone."""
     rng = np.random.default_rng([seed, patient])
     anatomy = random_anatomy(rng)
     round_, group = divmod(patient, 10)
@@ -119,7 +121,7 @@ def _studies_of(patient, seed):
 
 
 def _draw_study(root, study, image_size):
-    """Writes the study's films and its report; its rows of the metadata, one a film."""
+    """Writes the study's films and its report; returns its rows of the metadata, one a film."""
     folder = root / study.folder / f"s{study.study_id}"
     folder.mkdir(parents=True, exist_ok=True)
     folder.with_suffix(".txt").write_text(study.report, encoding="utf-8")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import soak
-from utils.errors import InputError
+from utils.errors import InputError, run
 
 
 def write_run(folder, speed=1.0, loss=0.5, shards=((0, 1, 2),), weights=b"abc"):
@@ -62,23 +62,34 @@ def test_a_changed_byte_a_missing_and_an_extra_file_are_noticed(tmp_path, change
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A place whose script counts the starts, and that ends at once, waits for a signal, or fails."""
-    (tmp_path / "waits.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
-    (tmp_path / "ends.py").write_text("print('done')\n")
-    (tmp_path / "fails.py").write_text("raise ValueError('broken')\n")
+    """A place whose scripts end at once, wait for a signal, are slow to start, or fail."""
+    script = "import time\nfrom utils.errors import run\n{before}\ndef main():\n    {inside}\nrun(main)\n"
+    for name, before, inside in (
+        ("ends", "", "pass"),
+        ("waits", "", "time.sleep(60)"),
+        ("starts_late", "print('importing', flush=True)\ntime.sleep(0.5)", "pass"),
+        ("fails", "", "raise ValueError('broken')"),
+    ):
+        (tmp_path / f"{name}.py").write_text(script.format(before=before, inside=inside))
     monkeypatch.setattr(soak, "REPOSITORY", tmp_path)
-    return soak.Place(tmp_path / "place", tmp_path / "no.toml")
+    return soak.Place(tmp_path / "place", {})
 
 
-def test_a_run_meets_its_signal_or_ends_before(place):
-    for after in (0, 0.05):  # before the run has begun, perhaps, and while it waits
-        assert place.run("waits", signal.SIGKILL, after) is True
-    assert place.run("ends", signal.SIGKILL, 60) is False
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_ends_a_run_or_comes_too_late(place, kind):
+    assert place.run("waits", kind, 0.5) is True
+    assert place.run("ends", kind, 60) is False
     assert place.run("ends") is False
 
 
-def test_a_run_that_fails_or_that_sigterm_ends_badly_is_an_error(place):
+def test_a_sigterm_before_the_script_is_up_does_not_count(place):
+    """Not even with a handler in the parent, which a fork inherits."""
+    assert place.run("starts_late", signal.SIGKILL, 0.1) is True
+    ended = []
+    run(lambda: ended.append(place.run("starts_late", signal.SIGTERM, 0.1)))
+    assert ended == [False]
+
+
+def test_a_run_that_fails_is_an_error(place):
     with pytest.raises(InputError, match="(?s)fails ended with 1 after no signal.*broken"):
         place.run("fails")
-    with pytest.raises(InputError, match="waits ended with -15 after Terminated: begun"):
-        place.run("waits", signal.SIGTERM, 0.5)

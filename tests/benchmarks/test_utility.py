@@ -55,7 +55,7 @@ def test_a_classifier_in_two_stages_learns_from_both(make_table, tmp_path, accel
 
     train_classifier = utility.train_classifier
     monkeypatch.setattr(utility, "train_classifier", train)
-    classifiers = utility.Classifiers(settings, {"real": table}, table, tmp_path, accelerator, 0, 4)
+    classifiers = utility.Classifiers(settings, table, table, tmp_path, accelerator, 0)
     found = classifiers.measure([table[:6], table[6:]], seed=7)
     assert 0 <= found["AUROC"] <= 1
     assert [stage[:3] for stage in stages] == [(6, 2, 7), (54, 2, 7)]
@@ -65,7 +65,7 @@ def test_a_classifier_in_two_stages_learns_from_both(make_table, tmp_path, accel
 def test_the_stages_of_a_training_share_its_steps_and_follow_each_other(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(utility, "run_script", lambda *call: calls.append([str(part) for part in call]))
-    last = utility.train_in_stages("train_bart.py", "a.toml", ["one", "two"], tmp_path / "bart", 9, "--SEED", 3)
+    last = utility.train_in_stages("train_bart.py", ["one", "two"], tmp_path / "bart", 9, "--SEED", 3)
     assert last == tmp_path / "bart-1" / "last"
     first, second = (dict(zip(call[1::2], call[2::2])) for call in calls)
     assert (first["--DATA_ROOT"], second["--DATA_ROOT"]) == ("one", "two")
@@ -73,16 +73,20 @@ def test_the_stages_of_a_training_share_its_steps_and_follow_each_other(tmp_path
     assert "--INITIAL_WEIGHTS" not in first and second["--INITIAL_WEIGHTS"] == str(tmp_path / "bart-0" / "last")
 
 
-def test_the_table_tells_mean_and_deviation_of_the_seeds():
+def test_the_table_has_mean_and_deviation_of_the_seeds():
     results = [
         {"trained on": name, "share": share, "seed": seed, "pairs": 10 + seed, "AUROC": value + seed / 100}
         for name, share, value in (("real", 1.0, 0.9), ("real", 0.1, 0.7))
         for seed in (1, 2, 3)
     ]
-    lines = utility.table_of(results).splitlines()
-    assert len(lines) == 4
-    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["100%", "real", "12", "0.920 ± 0.010"]
-    assert "0.720 ± 0.010" in lines[3]
+    rows = utility.table_of(results).to_numpy().tolist()
+    assert rows == [["100%", "real", 12, "0.920 ± 0.010"], ["10%", "real", 12, "0.720 ± 0.010"]]
+
+
+def test_models_of_synthetic_pairs_are_trained_once_whatever_the_share():
+    plans = utility.plans((1, 2), (1.0, 0.1))
+    assert len(plans) == 2 * (1 + 3 * 2)
+    assert [share for _, share, name in plans if name == "synthetic"] == [0.0, 0.0]
 
 
 def test_a_missing_config_is_named(tmp_path, monkeypatch):

@@ -95,6 +95,18 @@ def test_one_child_is_one_patient_in_one_split(children, tmp_path, capsys):
     assert "1 images are of a child with another number" in capsys.readouterr().out
 
 
+def test_identical_files_join_children_in_chains(children):
+    """501 and 502 share a file, and so do 502 and 503: all three are 501, whatever their order."""
+    folder = children / "chest_xray/train/PNEUMONIA"
+    for key, names in enumerate(
+        (("person501_virus_1", "person502_virus_2"), ("person502_virus_3", "person503_virus_4"))
+    ):
+        draw(folder / f"{names[0]}.jpeg", key=key)
+        (folder / f"{names[1]}.jpeg").write_bytes((folder / f"{names[0]}.jpeg").read_bytes())
+    table = kermany.read(children)
+    assert table["patient"][table["patient_id"].isin([501, 502, 503])].tolist() == [501] * 4
+
+
 def test_kermany_leaves_out_what_it_does_not_know_and_says_so(children, tmp_path, capsys):
     draw(children / "chest_xray/val/NORMAL/.IM-0117-0001.jpeg")
     draw(children / "chest_xray/val/NORMAL/person7_virus_1.jpeg")  # no name of a normal one
@@ -107,7 +119,7 @@ def test_kermany_leaves_out_what_it_does_not_know_and_says_so(children, tmp_path
     table, _ = make(tmp_path / "tree", "kermany", kermany.read, children)
     said = capsys.readouterr().out
     assert "has no test/NORMAL: is the download whole?" in said
-    assert "dropped 2 whose name tells no child" in said and "person7_virus_1" not in table.index
+    assert "dropped 2 of 72 whose name numbers no child" in said and "person7_virus_1" not in table.index
     assert "dropped 1 of 70 whose name stands in an earlier folder too, e.g. chest_xray/test/PNEUMONIA" in said
     assert "dropped 1 of 69 that cannot be read, e.g. chest_xray/val/PNEUMONIA/person200_bacteria_200" in said
     assert len(table) == 68
@@ -233,14 +245,14 @@ def test_bad_rows_of_kaggles_form(kaggle, tmp_path, capsys):
     edit(kaggle / "indiana_projections.csv", "6_IM-2192-1001", "cover")
     table, _ = make(tmp_path / "tree", "openi", openi.read, kaggle)
     said = capsys.readouterr().out
-    assert "dropped 1 of 12 rows that say neither Frontal nor Lateral, e.g. 'Oblique'" in said
-    assert "dropped 1 of 11 whose name is none or stands twice, e.g. 'cover.dcm.png'" in said
+    assert "dropped 1 of 12 rows that say neither Frontal nor Lateral, e.g. Oblique" in said
+    assert "dropped 1 of 11 whose name" in said and "e.g. cover.dcm.png" in said
     assert "dropped 1 of 10 whose report is not there" in said and len(table) == 9
     edit(kaggle / "indiana_reports.csv", "\n2,", "\n3,")
-    with pytest.raises(InputError, match="has 1 reports with the number of another, e.g. 3; remove one of them"):
+    with pytest.raises(InputError, match="has 1 reports .*e.g. 3; remove one"):
         openi.read(kaggle)
     edit(kaggle / "indiana_reports.csv", "\n3,", "\nthree,")
-    with pytest.raises(InputError, match="data row 2: uid 'three' is no number of a report"):
+    with pytest.raises(InputError, match="data row 2: uid 'three'"):
         openi.read(kaggle)
 
 
@@ -276,20 +288,16 @@ def test_openi_names_what_it_leaves_out(library, tmp_path, capsys):
 
 def test_openi_half_downloaded_is_one_sentence(library, kaggle, tmp_path):
     (kaggle / "indiana_projections.csv").unlink()
-    with pytest.raises(InputError, match="there is no .*indiana_projections.csv, which says whose image is whose"):
+    with pytest.raises(InputError, match="there is no .*indiana_projections.csv"):
         openi.read(kaggle)
-    with pytest.raises(
-        InputError, match=r"there is no ecgen-radiology/\*.xml in it; it is in .*library: name that as ROOT"
-    ):
-        openi.read(library / "NLMCXR_png")
     for path in (library / "NLMCXR_png").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="none of the 12 images is in .*library: is the download whole, and unpacked"):
+    with pytest.raises(InputError, match="none of the 12 images is in .*library"):
         make(tmp_path / "tree", "openi", openi.read, library)
     assert not (tmp_path / "tree").exists()
     for path in (library / "ecgen-radiology").iterdir():
         path.write_text("")
-    with pytest.raises(InputError, match="none of the 7 XMLs in .* is a report: fetch NLMCXR_reports.tgz again"):
+    with pytest.raises(InputError, match="none of the 7 XMLs .* fetch NLMCXR_reports.tgz"):
         openi.read(library)
 
 
@@ -374,22 +382,27 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+TEST_LIST, OTHER_LIST, CSV = "test_list.txt", "train_val_list.txt", "Data_Entry_2017.csv"
+
+
+def move_to_the_other_list(root):
+    edit(root / TEST_LIST, "00000003_001.png", "")
+    edit(root / OTHER_LIST, "\n", "\n00000003_001.png\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "test_list.txt").unlink(), "has train_val_list.txt and no test_list.txt: fetch it as well"),
-        (lambda root: edit(root / "train_val_list.txt", "00000002_000.png", "00000003_000.png"), "1 images stand in both"),
-        (lambda root: edit(root / "Data_Entry_2017.csv", "Hernia", "Hernia|Rickets"), "'Rickets' in Finding Labels is none"),
-        (lambda root: edit(root / "Data_Entry_2017.csv", "00000002_000.png", "00000003_002.png"), "data row 3: Image Index"),
-        (lambda root: edit(root / "Data_Entry_2017.csv", "00000001_001.png", "00000001_000.png"), "or stands there twice"),
-        (lambda root: edit(root / "Data_Entry_2017.csv", "Patient ID", "Patient"), "has no column 'Patient ID'"),
-        (lambda root: (root / "Data_Entry_2017.csv").unlink(), r"no Data_Entry_2017\*.csv\* in it; name the folder"),
-        (
-            lambda root: [edit(root / "test_list.txt", "00000003_001.png", ""), edit(root / "train_val_list.txt", "\n", "\n00000003_001.png\n")],
-            "give 1 patients more than one split: .* e.g. .*00000003_000.png and .*00000003_001.png; mend the lists",
-        ),
+        (lambda root: (root / TEST_LIST).unlink(), "has train_val_list.txt and no test_list.txt: fetch it"),
+        (lambda root: edit(root / OTHER_LIST, "00000002_000.png", "00000003_000.png"), "1 images stand in both"),
+        (lambda root: edit(root / CSV, "Hernia", "Hernia|Rickets"), "'Rickets' in Finding Labels"),
+        (lambda root: edit(root / CSV, "00000002_000.png", "00000003_002.png"), "data row 3: Image Index"),
+        (lambda root: edit(root / CSV, "00000001_001.png", "00000001_000.png"), "stands there twice"),
+        (lambda root: edit(root / CSV, "Patient ID", "Patient"), "no column 'Patient ID'"),
+        (lambda root: (root / CSV).unlink(), r"no Data_Entry_2017\*.csv\* in it; name the folder"),
+        (move_to_the_other_list, "1 patients more than one split: .*00000003_000.png and .*00000003_001.png; mend"),
     ],
-)  # fmt: skip
+)
 def test_bad_lists_of_nih_are_one_sentence(chestxray14, tmp_path, damage, message):
     damage(chestxray14)
     with pytest.raises(InputError, match=message):
@@ -523,10 +536,6 @@ def test_chexpert_half_downloaded(films, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "has no valid.csv and no test.csv; the test patients are drawn" in said and "test" in set(table["split"])
     assert "dropped 1 of 24 rows whose image is not there, e.g. train/patient00005/study1/view1_frontal.jpg" in said
-    with pytest.raises(
-        InputError, match=r"there is no train.csv in it; it is in .*CheXpert-v1.0-small: name that as ROOT"
-    ):
-        chexpert.read(films / "train")
 
 
 # ---- what all sources share ----------------------------------------------------------------------------------------
@@ -543,7 +552,7 @@ def test_a_second_run_changes_nothing_and_adds_what_came(children, tmp_path):
     late.write_bytes(picture)
     after, provenance = make(root, "kermany", kermany.read, children)
     assert set(after.index) - set(before.index) == {"person1_bacteria_1"} == set(provenance.index) - set(before.index)
-    columns = ["subject_id", "study_id", "split"]  # none hangs on what else is there
+    columns = ["subject_id", "study_id", "split"]  # which depend on nothing else in the download
     pd.testing.assert_frame_equal(after.loc[before.index, columns], before[columns])
 
 
@@ -561,9 +570,9 @@ def test_a_folder_of_others_is_refused_and_nothing_is_written(children, tmp_path
     root = tmp_path / "tree"
     make(root, "kermany", kermany.read, children)
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="was begun with seed = 1, this run has 2; set OUTPUT to another folder"):
+    with pytest.raises(InputError, match="seed = 1.* 2; set OUTPUT"):
         make(root, "kermany", kermany.read, children, seed=2)
-    with pytest.raises(InputError, match=r"is not empty and has no manifest.json.*name a new folder as OUTPUT"):
+    with pytest.raises(InputError, match=r"manifest.json.*OUTPUT"):
         make(children, "kermany", kermany.read, children)
     with pytest.raises(InputError, match="lies inside the CXR tree"):
         make(root / "files" / "p99", "kermany", kermany.read, children)
@@ -586,7 +595,7 @@ def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(InputError, match="there is no chest_xray/train/NORMAL in it; name the folder with what was"):
         kermany.read(tmp_path)
     (tmp_path / "chest_xray/train/NORMAL").mkdir(parents=True)
-    with pytest.raises(InputError, match="has no image whose name tells a child"):
+    with pytest.raises(InputError, match="has no image whose name numbers a child"):
         kermany.read(tmp_path)
 
 
@@ -615,7 +624,7 @@ def test_images_are_linked_or_copied_as_they_are(children, tmp_path):
 def test_torchxrayvision_reads_an_open_tree(request, tmp_path, folder, source, view, count, finding, values):
     datasets = pytest.importorskip("torchxrayvision.datasets")
     root = tmp_path / "tree"
-    make(root, source.__name__.removeprefix("utils."), source.read, request.getfixturevalue(folder))
+    make(root, source.__name__.removeprefix("open_data."), source.read, request.getfixturevalue(folder))
     dataset = datasets.MIMIC_Dataset(
         imgpath=str(root / "files"),
         csvpath=str(root / "mimic-cxr-2.0.0-chexpert.csv.gz"),
@@ -636,10 +645,9 @@ def test_a_tree_without_reports_trains_and_samples_images(children, tmp_path, co
     assert run_script("sample_diffusion_clipUViT", "--config", config, *flags(DATA_ROOT=root, **constants)) == 0
     made = read_table(tmp_path / "made")
     assert len(made) == 2 and set(made["Pneumonia"]) <= {1, -1}
-    said = "not one study has a report; set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has"
     refused = run_script("train_bart", "--config", config, *flags(DATA_ROOT=root, RUN_DIR=tmp_path / "bart"))
-    assert said in refused and "0 of 71 studies have one" in capfd.readouterr().out
-    with pytest.raises(InputError, match="not one image has a report; set REPORTS_ROOT"):
+    assert "REPORTS_ROOT" in refused and "0 of 71 studies have one" in capfd.readouterr().out
+    with pytest.raises(InputError, match="REPORTS_ROOT"):
         reported_rows(read_table(root))
 
 
@@ -661,17 +669,8 @@ def test_any_picture_becomes_eight_bits_of_grey(pixels, expected):
 
 def test_the_command(children, tmp_path):
     def command(*arguments):
-        run = [
-            sys.executable,
-            "-m",
-            "open_data",
-            "--SOURCE",
-            "kermany",
-            "--OUTPUT",
-            str(tmp_path / "tree"),
-            *arguments,
-        ]
-        return subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True)
+        run = [sys.executable, "-m", "open_data", "--SOURCE", "kermany", "--OUTPUT", str(tmp_path / "tree")]
+        return subprocess.run([*run, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
 
     done = command("--ROOT", str(children))
     assert done.returncode == 0 and "64 patients, 71 studies, 71 images" in done.stdout, done.stderr

@@ -228,8 +228,8 @@ def test_a_wide_heart_is_wider_than_any_normal_one():
     for number in range(5):
         anatomy = phantom.random_anatomy(np.random.default_rng(number))
         for view in ("PA", "AP"):
-            normal = phantom.drawing._as_seen(anatomy, {}, view).heart_ratio
-            wide = phantom.drawing._as_seen(
+            normal = phantom.drawing._in_view(anatomy, {}, view).heart_ratio
+            wide = phantom.drawing._in_view(
                 anatomy, {"Cardiomegaly": plain("Cardiomegaly", extent=0.0)}, view
             ).heart_ratio
             assert normal < 0.49 and wide > 0.55

@@ -158,16 +158,17 @@ def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, conf
     assert facts["teacher"] == weights_fingerprint(teacher)
 
 
-def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, tmp_path):
+def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.record.RESULTS", tmp_path / "results")
     draw_tree(tmp_path / "tree", studies=40, image_size=64, seed=5)  # twice the size that the checkpoint draws
     code = run_script(
         "benchmarks/fidelity", *flags(CHECKPOINT=runs / "clipUViT" / "best", DATA_ROOT=tmp_path / "tree"),
         *flags(CACHE_DIR=tmp_path / "cache", OUTPUT=tmp_path / "fidelity", SPLIT="train", STRENGTHS="0.5,", DEVICE="cpu"),
         *flags(VARIANTS="text 1,both 2 0.2 4,both 1", STEPS=3, JUDGE_IMAGE_SIZE=48, JUDGE_STEPS=2),
-        *flags(DIVERSITY_PAIRS=4),
     )  # fmt: skip
     assert code == 0, code
-    table = pd.read_csv(tmp_path / "fidelity" / "fidelity.md", sep=r"\s*\|\s*", engine="python", skiprows=[1])
+    record = json.loads((tmp_path / "results" / "fidelity.json").read_text())
+    table = pd.DataFrame(record["rows"], columns=record["columns"])
     assert table.images.tolist() == [
         "real images", "through the VAE", "denoised from 50%", "sampled, text 1", "sampled, both 2 0.2 4", "sampled, both 1",
     ]  # fmt: skip

@@ -1,0 +1,213 @@
+"""An optimiser step of each trainer, naively and as its script does it; what benchmarks.bench.training measures.
+
+naive    the frozen encoders run in every step; float32; reports are padded to the longest that BART can read; AdamW
+ours     features come from the cache; reports are padded to the longest of their batch; the precision, optimiser,
+         clipping and averaging that the script's constants state
+
+Both take the script's own compute_loss, BATCH_SIZE and ACCUMULATION. Reading files is not part of a step: pixels are
+random numbers, and reports are those of drawn chests.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+import train_bart
+import train_diffusion_clipSD
+import train_diffusion_clipUViT
+import train_prior_model
+from benchmarks.bench.clock import plain_float32
+from benchmarks.bench.networks import Networks
+from phantom import random_findings, write_report
+from training.examples import ReportExamples
+from training.loop import Average
+from training.muon import make_optimizer
+from utils.findings import to_prompt
+from utils.latents import draw_latents, encode_moments
+from utils.report_text import clean_report
+
+REPORT_BATCHES = 9  # drawn; the one of middle length is measured
+
+
+def draw_reports(count: int, tokens: int, tokenizer) -> list[str]:
+    """Cleaned reports of drawn chests, joined and cut to between half and one and a half times so many tokens."""
+    rng, reports = np.random.default_rng(0), []
+    for length in rng.uniform(0.5, 1.5, count) * tokens:
+        text = ""
+        while len(tokenizer(text, verbose=False).input_ids) < length:
+            text = f"{text} {clean_report(write_report(*random_findings(rng), rng))}".strip()
+        ids = tokenizer(text, verbose=False).input_ids[1 : int(length) - 1]  # without <s>, and with room for </s>
+        reports.append(tokenizer.decode(ids))
+    return reports
+
+
+class Trainer:
+    """One trainer: naive() and ours() each do one optimiser step.
+
+    A subclass calls `_set_up`, and sets `raw` and `cached`: the batches of a step before and after the frozen encoders,
+    on the CPU.
+    """
+
+    title, script = "", ""
+    note = ""
+
+    def __init__(self, networks: Networks, accelerator: Accelerator, batch_size: int = 0):
+        """batch_size: instead of the script's own; 0: the script's."""
+        self.networks, self.accelerator, self.device = networks, accelerator, networks.device
+        self.constants = networks.constants_of(self.script)
+        self.batch_size = batch_size or self.constants["BATCH_SIZE"]
+        self.passes = self.constants["ACCUMULATION"]
+        self.size = self.batch_size // self.passes  # examples a pass
+
+    def encode(self, raw: dict) -> dict:
+        """A raw batch on the device => what the cache would hold."""
+        raise NotImplementedError
+
+    def _set_up(self, model, loss):
+        self.model, self.loss = model, loss
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        names = {"lr": "LEARNING_RATE", "betas": "BETAS", "weight_decay": "WEIGHT_DECAY"}
+        settings = {setting: self.constants[name] for setting, name in names.items()}
+        self.naive_optimizer = torch.optim.AdamW(self.trained, **settings)
+        self.our_optimizer = make_optimizer(self.constants["OPTIMIZER"], model, **settings)
+        self.average = Average(self.trained, decay=self.constants["EMA_DECAY"])
+
+    @plain_float32()
+    def naive(self) -> None:
+        self.model.train()
+        for raw in self.raw:
+            batch = self.encode(self._on_device(raw))
+            (self.loss(self.model, batch) / self.passes).backward()
+        self.naive_optimizer.step()
+        self.naive_optimizer.zero_grad()
+
+    def ours(self) -> None:
+        self.model.train()
+        for cached in self.cached:
+            batch = self._on_device(cached)
+            with self.accelerator.autocast():
+                loss = self.loss(self.model, batch) / self.passes
+            self.accelerator.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.trained, self.constants["CLIP_NORM"] or float("inf"))
+        self.our_optimizer.step()
+        self.our_optimizer.zero_grad()
+        self.average.step(self.trained)
+
+    def _fill_cache(self):
+        """Encodes the raw batches."""
+        encoded = (self.encode(self._on_device(raw)) for raw in self.raw)
+        self.cached = [{name: value.cpu() for name, value in batch.items()} for batch in encoded]
+
+    def _on_device(self, batch):
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+
+class VisionTrainer(Trainer):
+    compute_loss = None  # the script's
+
+    def __init__(self, networks, accelerator, report_tokens=0, batch_size=0):
+        super().__init__(networks, accelerator, batch_size)
+        model = networks.vision(self.script)
+        self._set_up(model, partial(type(self).compute_loss, schedule=model.schedule))
+        self.texts = networks.text_encoder(pooled=self.script.endswith("UViT"))
+        self.raw = [self._draw(np.random.default_rng(number)) for number in range(self.passes)]
+        self._fill_cache()
+
+    def _draw(self, rng):
+        size, images, references = self.size, self.networks.image_size, self.networks.references.image_size
+        timesteps = rng.integers(0, self.model.schedule.config.num_train_timesteps, size)
+        return {
+            "pixels": torch.randn(size, 3, images, images),
+            "reference_pixels": torch.randn(size, 3, references, references),
+            "draw": torch.randn(size, *self.networks.shape),  # of the VAE's posterior
+            "noise": torch.randn(size, *self.networks.shape),
+            "timesteps": torch.from_numpy(timesteps),
+            "prompts": [to_prompt(random_findings(rng)[1]) for _ in range(size)],
+        }
+
+    def encode(self, raw):
+        vae = self.networks.vae
+        return {
+            "latents": draw_latents(encode_moments(vae, raw["pixels"]), raw["draw"], vae.config.scaling_factor),
+            "noise": raw["noise"],
+            "timesteps": raw["timesteps"],
+            "text": self.texts.encode(raw["prompts"]),
+            "reference": self.networks.references.encode(raw["reference_pixels"]),
+        }
+
+
+class UViTTrainer(VisionTrainer):
+    title, script, compute_loss = "U-ViT", "train_diffusion_clipUViT", train_diffusion_clipUViT.compute_loss
+
+
+class UNetTrainer(VisionTrainer):
+    title, script, compute_loss = "SD's U-Net", "train_diffusion_clipSD", train_diffusion_clipSD.compute_loss
+
+
+class BartTrainer(Trainer):
+    title, script = "BART", "train_bart"
+
+    def __init__(self, networks, accelerator, report_tokens, batch_size=0):
+        super().__init__(networks, accelerator)
+        loss = partial(train_bart.compute_loss, latent_noise=self.constants["LATENT_NOISE"])
+        self._set_up(networks.autoencoder(), loss)
+        count, measured = self.batch_size * REPORT_BATCHES, self.size * self.passes
+        examples = ReportExamples(draw_reports(count, report_tokens, self.model.tokenizer), self.model, self.size)
+        middle = np.argsort(examples.lengths)[count // 2 - measured // 2 :][:measured]
+        batches = middle.reshape(self.passes, self.size).tolist()
+        self.cached = [examples.collate([examples[row, row] for row in batch]) for batch in batches]
+        self.raw = [self._pad_to_the_longest(batch, examples.pad) for batch in self.cached]
+        length = examples.lengths[middle].mean()
+        self.note = f"{length:.0f} tokens a report, of naive padded to {self.model.max_tokens}"
+
+    def _pad_to_the_longest(self, cached, pad):
+        raw = {"noise": cached["noise"]}
+        for ids, mask in (("input_ids", "attention_mask"), ("other_ids", "other_mask")):
+            further = (0, self.model.max_tokens - cached[ids].shape[1])
+            raw[ids], raw[mask] = F.pad(cached[ids], further, value=pad), F.pad(cached[mask], further)
+        return raw
+
+    def encode(self, raw):
+        return raw  # this trainer has no frozen encoder
+
+
+class PriorTrainer(Trainer):
+    title, script = "prior", "train_prior_model"
+
+    def __init__(self, networks, accelerator, report_tokens, batch_size=0):
+        super().__init__(networks, accelerator)
+        self.autoencoder = networks.autoencoder().eval().requires_grad_(False)
+        loss = partial(train_prior_model.compute_loss, cosine_weight=self.constants["COSINE_WEIGHT"])
+        self._set_up(networks.prior(self.autoencoder.width), loss)
+        tokenizer, images = self.autoencoder.tokenizer, networks.image_size
+        tokens = tokenizer(
+            draw_reports(self.size * self.passes, report_tokens, tokenizer), return_tensors="pt",
+            padding="max_length", truncation=True, max_length=self.autoencoder.max_tokens,
+        )  # fmt: skip
+        self.raw = [
+            {
+                "pixels": torch.randn(self.size, 3, images, images),
+                "draw": torch.randn(self.size, *networks.shape),  # of the VAE's posterior
+                "input_ids": ids,
+                "attention_mask": mask,
+            }
+            for ids, mask in zip(tokens["input_ids"].split(self.size), tokens["attention_mask"].split(self.size))
+        ]
+        self._fill_cache()
+
+    @torch.no_grad()
+    def encode(self, raw):
+        vae = self.networks.vae
+        return {
+            "latents": draw_latents(encode_moments(vae, raw["pixels"]), raw["draw"], vae.config.scaling_factor),
+            "report_latents": self.autoencoder.encode(raw["input_ids"], raw["attention_mask"]),
+        }
+
+
+TRAINERS = {"uvit": UViTTrainer, "unet": UNetTrainer, "bart": BartTrainer, "prior": PriorTrainer}

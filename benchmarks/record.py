@@ -1,0 +1,92 @@
+"""Records of measurements: one JSON file for each table, under benchmarks/results.
+
+A record holds what is needed to repeat the measurement and to render its table:
+
+    title, columns, rows    the table
+    command, constants      what was run, with all constants resolved
+    commit, processor, date on which code and machine, and when
+    notes                   what the reader of the table has to know
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.constants import REPOSITORY
+from utils.errors import InputError, replacing, writing
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+FIELDS = ("title", "command", "commit", "processor", "date", "constants", "columns", "rows", "notes")
+
+
+def write_record(
+    name: str, title: str, columns: list[str], rows: list[list], constants: dict, notes: str = "", device="cpu"
+) -> Path:
+    """Writes a table as `RESULTS/<name>.json`; returns the path.
+
+    rows: a list of cells for each row, texts or numbers; NaN is stored as null. device: a torch device or its name, on
+    which the measured code ran.
+    """
+    record = {
+        "title": title,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": _commit(),
+        "processor": processor(device),
+        "date": datetime.date.today().isoformat(),
+        "constants": constants,
+        "columns": list(columns),
+        "rows": [[_plain(cell) for cell in row] for row in rows],
+        "notes": notes,
+    }
+    path = RESULTS / f"{name}.json"
+    with writing("the record", RESULTS), replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_record(path: Path) -> dict:
+    """Reads a record; InputError for a file that is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no record of a measurement: {error}") from error
+    missing = [field for field in FIELDS if field not in record]
+    if missing:
+        raise InputError(f"{path} is no record of a measurement: it has no {', '.join(missing)}")
+    return record
+
+
+def processor(device="cpu") -> str:
+    """The name of the GPU, or the name of the CPU and its number of cores."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        model = None
+    name = model[1].strip() if model else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """The commit that is checked out, "unknown" outside of a clone."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _plain(cell):
+    """A cell as JSON can hold it: numpy's numbers become Python's, and NaN becomes None."""
+    cell = cell.item() if hasattr(cell, "item") else cell
+    return None if isinstance(cell, float) and math.isnan(cell) else cell
