@@ -35,7 +35,6 @@ from utils.prompts import NULL_PROMPT
 DRAWN_SIZE = 256  # pixels at which films are drawn; larger ones are these, enlarged, with grain
 GRAIN = 6.0  # grey levels, the standard deviation
 SCRIPT = "train_diffusion_clipUViT"
-DROPOUT = ("DROP_TEXT", "DROP_REFERENCE", "DROP_BOTH")
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ class CachedExamples:
     """DiffusionExamples as batches on a device."""
 
     def __init__(self, features, num_timesteps, dropout, device):
-        self.examples, self.device = DiffusionExamples(features, "train", num_timesteps, *dropout), device
+        self.examples, self.device = DiffusionExamples(features, "train", num_timesteps, dropout), device
 
     def batch(self, places):
         batch = default_collate([self.examples[place] for place in places])
@@ -171,10 +170,9 @@ def measure(parts, folder, accelerator, rows, films, film_size, label_sets, batc
     table = draw_films(f"{folder}/films", films, film_size)
     encoders = parts.vae, parts.pooled_texts, parts.references
     cache = f"{folder}/cache"
-    features = DiffusionFeatures(table, *encoders, parts.image_size, cache, batches["naive"], 0, accelerator)
+    features = DiffusionFeatures(table, *encoders, parts.image_size, cache, 0, accelerator)
     vectors = draw_vectors(label_sets)
-    constants = constants_of(SCRIPT, parts.sizes)
-    dropout, steps = [constants[name] for name in DROPOUT], 1000
+    dropout, steps = constants_of(SCRIPT, parts.sizes)["PROMPT_DROPOUT"], 1000
     for count in rows:
         stretched = Stretched(features, count, vectors, parts.pooled_texts, cache, accelerator)
         naive = NaiveExamples(stretched.table, *encoders, parts.image_size, steps, dropout)

@@ -24,6 +24,7 @@ from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import start_from
+from training.examples import PATCH_SIZE
 from utils.constants import REPOSITORY, override_constants
 from utils.latents import latent_shape, load_vae
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
@@ -107,9 +108,7 @@ class Parts:
             else:
                 width = constants["EMBED_DIM"]
                 fusion = PooledFusion(text, reference, width)
-                denoiser = UViT(
-                    side, constants["PATCH_SIZE"], channels, width, constants["DEPTH"], constants["NUM_HEADS"]
-                )
+                denoiser = UViT(side, PATCH_SIZE, channels, width, constants["DEPTH"], constants["NUM_HEADS"])
         model = PromptedDenoiser(denoiser or load_unet(self.base_model, text), fusion, schedule).to(self.device)
         if not self.paper and script == "train_diffusion_clipUViT":
             start_from(model, str(REPOSITORY / constants["INITIAL_WEIGHTS"]))
@@ -131,8 +130,8 @@ class Parts:
         """The prior of the paper's kind, made anew, with the identity for statistics."""
         constants = constants_of("train_prior_model", self.sizes)
         channels, side, _ = self.shape
-        sizes = (constants[name] for name in ("PATCH_SIZE", "EMBED_DIM", "DEPTH", "NUM_HEADS"))
-        return Prior(channels, side, *sizes, report_dim).to(self.device)
+        sizes = (constants[name] for name in ("EMBED_DIM", "DEPTH", "NUM_HEADS"))
+        return Prior(channels, side, PATCH_SIZE, *sizes, report_dim).to(self.device)
 
 
 class UntrainedTexts(TextEncoder):

@@ -19,9 +19,9 @@ from benchmarks.bench_parts import constants_of
 from models.report_autoencoder import pad_tokens
 from phantom import random_findings, write_report
 from training.examples import ReportExamples
-from training.loop import Average
+from training.loop import DEFAULTS, Average
 from training.muon import make_optimizer
-from training.preflight import made_up
+from training.trial import random_batch
 from utils.findings import to_prompt
 from utils.latents import draw_latents, encode_moments
 from utils.report_text import clean_report
@@ -53,12 +53,12 @@ class Trainer:
 
     name, script = "", ""  # what benchmarks.bench calls it
     encoders = ()
-    denoiser = None  # what the script's GRADIENT_CHECKPOINTING and COMPILE are about
+    denoiser = None  # what the script's COMPILE compiles
 
     def __init__(self, parts, accelerator, **otherwise):
         """otherwise: constants that are not the script's."""
         self.parts, self.accelerator, self.device = parts, accelerator, parts.device
-        self.constants = constants_of(self.script, parts.sizes) | otherwise
+        self.constants = DEFAULTS | constants_of(self.script, parts.sizes) | otherwise
         self.passes = self.constants["ACCUMULATION"]
         self.size = self.constants["BATCH_SIZE"] // self.passes  # examples a pass
 
@@ -83,7 +83,6 @@ class Trainer:
 
     @plain_float32()
     def naive(self):
-        self._checkpoint_gradients(False)
         self.model.train()
         for raw in self.raw:
             batch = self.encode({name: self._to_device(value) for name, value in raw.items()})
@@ -92,7 +91,6 @@ class Trainer:
         self._naive_optimizer.zero_grad()
 
     def ours(self, model=None):
-        self._checkpoint_gradients(self.constants.get("GRADIENT_CHECKPOINTING", False))
         self.model.train()
         for cached in self.cached:
             batch = {name: self._to_device(value) for name, value in cached.items()}
@@ -106,12 +104,6 @@ class Trainer:
 
     def _to_device(self, value):
         return value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-
-    def _checkpoint_gradients(self, wanted):
-        """Not by the networks' own method: each call of it would make a compiled network be compiled again."""
-        for module in self.denoiser.modules() if self.denoiser else ():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = wanted
 
     def resident(self, recipe):
         """Bytes that lie on the device from step to step."""
@@ -147,8 +139,8 @@ class VisionTrainer(Trainer):
         noises = {"noise": parts.shape, "timesteps": ()}
         text = (self.texts.model.config.max_position_embeddings,) * (not self.texts.pooled) + (self.texts.width,)
         features = {"latents": parts.shape, **noises, "text": text, "reference": (parts.references.width,)}
-        self.cached = [made_up(features, self.size) for _ in range(self.passes)]
-        self.raw = [made_up(shapes | noises | {"draw": parts.shape}, self.size) for _ in range(self.passes)]
+        self.cached = [random_batch(features, self.size) for _ in range(self.passes)]
+        self.raw = [random_batch(shapes | noises | {"draw": parts.shape}, self.size) for _ in range(self.passes)]
         for batch in (*self.cached, *self.raw):
             batch["timesteps"] = torch.from_numpy(rng.integers(0, steps, self.size))
         for batch in self.raw:
@@ -213,17 +205,17 @@ class PriorTrainer(Trainer):
         super().__init__(parts, accelerator)
         self.autoencoder = parts.autoencoder().eval().requires_grad_(False)
         self.model = parts.prior(self.autoencoder.width)
-        self.loss = partial(train_prior_model.compute_loss, cosine_weight=self.constants["COSINE_WEIGHT"])
+        self.loss = train_prior_model.compute_loss
         self.encoders = parts.vae, self.autoencoder
         features = {"latents": parts.shape, "report_latents": (self.autoencoder.width,)}
         pixels = {"pixels": (3, parts.image_size, parts.image_size), "draw": parts.shape}
-        self.cached = [made_up(features, self.size) for _ in range(self.passes)]
+        self.cached = [random_batch(features, self.size) for _ in range(self.passes)]
         reports = draw_reports(self.size * self.passes, report_tokens, self.autoencoder.tokenizer)
         examples, most = ReportExamples(reports, self.autoencoder, self.size), self.autoencoder.max_tokens
         self.raw = []
         for start in range(0, len(reports), self.size):
             tokens = [torch.tensor(ids) for ids in examples.tokens[start : start + self.size]]
-            self.raw.append({**made_up(pixels, self.size), **pad_to_the_most(tokens, most, examples.pad)})
+            self.raw.append({**random_batch(pixels, self.size), **pad_to_the_most(tokens, most, examples.pad)})
 
     @torch.no_grad()
     def encode(self, raw):

@@ -77,17 +77,13 @@ _CONFIG = """  # indented, so that none is taken for a constant of this script
     DEVICE = "cpu"
     PRECISION = "no"
     NUM_WORKERS = 0
-    ENCODE_BATCH_SIZE = 8
     PREDICTION = "v_prediction"
     BATCH_SIZE = 4
     EPOCHS = 1000
     MAX_STEPS = {max_steps}
     WARMUP_STEPS = 2
-    LOG_EVERY = 3
     CHECKPOINT_EVERY = {checkpoint_every}
-    KEEP_CHECKPOINTS = 2
     VALIDATION_ROWS = 8
-    PREVIEW_STEPS = 2
     STEPS = 4
 [train_diffusion_clipUViT]
     CACHE_DIR = "cache-clipUViT"
@@ -120,7 +116,6 @@ _CONFIG = """  # indented, so that none is taken for a constant of this script
     RUN_DIR = "bart"
     INITIAL_WEIGHTS = "{assets}/bart"
     LATENT_NOISE = 0.4
-    PREVIEW_REPORTS = 2
     EVALUATION_REPORTS = 4
 [train_prior_model]
     CACHE_DIR = "cache-prior"
@@ -130,7 +125,6 @@ _CONFIG = """  # indented, so that none is taken for a constant of this script
     EMBED_DIM = 64
     DEPTH = 4
     NUM_HEADS = 4
-    HEAD_ROWS = 16
     EVALUATION_IMAGES = 4
 [sample_prior_model]
     CHECKPOINT = "prior/best"
@@ -142,7 +136,7 @@ _MODULES = (  # what the scripts import, and what these import only when they ne
     "torch", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
     "diffusers.schedulers.scheduling_dpmsolver_multistep", "transformers.models.bart.modeling_bart",
     "transformers.models.clip.modeling_clip", "open_clip", "timm", "matplotlib.figure", "training.examples", "evaluation.metrics",
-    "training.preflight", "models.prior", "utils.references", "sampling.images", "training.loop", "models.weights", "uvit.model",
+    "training.trial", "models.prior", "utils.references", "sampling.images", "training.loop", "models.weights", "uvit.model",
 )  # fmt: skip
 
 

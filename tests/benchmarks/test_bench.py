@@ -37,7 +37,7 @@ def stretched(base_model, reference_encoder_name, make_table, accelerator, tmp_p
     monkeypatch.setattr(bench_data, "SHARD_ROWS", 16)
     encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
     table = make_table(np.zeros((3, 14)), [1, 2, 3])
-    features = DiffusionFeatures(table, *encoders, IMAGE_SIZE, tmp_path / "cache", 4, 0, accelerator)
+    features = DiffusionFeatures(table, *encoders, IMAGE_SIZE, tmp_path / "cache", 0, accelerator)
     vectors = bench_data.draw_vectors(3)
     return bench_data.Stretched(features, ROWS, vectors, encoders[1], tmp_path / "cache", accelerator), encoders
 
@@ -71,7 +71,7 @@ def test_the_larger_tree_has_links_and_a_cache_that_misses_nothing(
 
     def features_of(tree):
         table = read_table(tree, splits=("train", "validate"), with_reports=False)
-        return DiffusionFeatures(table, *encoders, IMAGE_SIZE, tmp_path / "cache", 4, 0, accelerator)
+        return DiffusionFeatures(table, *encoders, IMAGE_SIZE, tmp_path / "cache", 0, accelerator)
 
     draw_tree(tmp_path / "tree", 12, IMAGE_SIZE)
     drawn = features_of(tmp_path / "tree")
