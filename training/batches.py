@@ -1,8 +1,12 @@
-"""What `fit` trains on: data sets of examples, and which of them make up a batch."""
+"""What `fit` trains on: data sets of examples, which of them make up a batch, and how batches are loaded."""
+
+import os
+import signal
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.errors import InputError
 from utils.seeds import keyed_seed
@@ -73,3 +77,27 @@ def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None
             f"BATCH_SIZE {batch_size} cannot be shared by {processes} processes x ACCUMULATION {accumulation}; "
             "make it a multiple of their product"
         )
+
+
+def make_loader(data: Examples, batches, workers: int, device: torch.device, ended) -> DataLoader:
+    """A loader of batches in `workers` processes. ended: a multiprocessing.Event, set when the run ends."""
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=partial(_ignore_sigterm, ended),
+        pin_memory=device.type == "cuda",
+        collate_fn=data.collate,
+    )
+
+
+def _ignore_sigterm(ended, _):
+    """For a process that loads batches: a job's SIGTERM reaches it, too, but the current step still needs its batch.
+
+    Once the run has ended, SIGTERM comes from the run itself and ends the process.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ended.is_set() else None)
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -8,14 +8,11 @@ seed is (SEED, step, process).
 import json
 import math
 import multiprocessing
-import os
 import shutil
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,10 +20,9 @@ from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from training.batches import Batches
+from training.batches import Batches, make_loader, to_device
 from training.muon import make_optimizer
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.checkpoints import load_weights, read_training
@@ -187,7 +183,7 @@ class _Run:
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, hence the factor num_processes
                     weight = terms[part] * accelerator.num_processes / all_terms
-                    loss = self.compute_loss(self.model, _to_device(batch, accelerator.device)) * weight
+                    loss = self.compute_loss(self.model, to_device(batch, accelerator.device)) * weight
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, settings["CLIP_NORM"] or math.inf))
@@ -274,14 +270,7 @@ class _Run:
         )  # fmt: skip
 
     def _loader(self, data, batches):
-        return DataLoader(
-            data,
-            batch_sampler=batches,
-            num_workers=self.settings["NUM_WORKERS"],
-            worker_init_fn=partial(_ignore_sigterm, self.ended),
-            pin_memory=self.accelerator.device.type == "cuda",
-            collate_fn=data.collate,
-        )
+        return make_loader(data, batches, self.settings["NUM_WORKERS"], self.accelerator.device, self.ended)
 
     def _sum_over_processes(self, *values):
         """The sums of numbers over all processes: tensors with several processes, so that nothing waits for a GPU."""
@@ -363,7 +352,7 @@ class _Run:
         for batch in self._loader(self.validation, batches):
             terms.append(self.validation.count_terms(batch))
             with accelerator.autocast():
-                losses.append(self.compute_loss(self.raw_model, _to_device(batch, accelerator.device)))
+                losses.append(self.compute_loss(self.raw_model, to_device(batch, accelerator.device)))
         sums = [sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), terms)), sum(terms)]
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")
@@ -447,18 +436,6 @@ class Average(EMAModel):
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         get_ema_multi_avg_fn(self.cur_decay_value)(self.shadow_params, parameters, self.optimization_step)
-
-
-def _ignore_sigterm(ended, _):
-    """For a process that loads batches: a job's SIGTERM reaches it, too, but the current step still needs its batch.
-
-    ended: an Event; once it is set, SIGTERM comes from the run itself and ends the process.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ended.is_set() else None)
-
-
-def _to_device(batch, device):
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def _peak_gpu_memory(device):

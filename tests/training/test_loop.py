@@ -83,7 +83,7 @@ def squared_error(model, batch):
 
 @pytest.fixture
 def train(tmp_path, accelerator, monkeypatch):
-    """A function: name of the run, constants that differ => the run's folder. Only one test draws loss.png: it is slow."""
+    """A function: name of the run, constants that differ => the folder. Only one test draws loss.png, which is slow."""
     draw = MetricsLog._draw
     monkeypatch.setattr(MetricsLog, "_draw", lambda log: draw(log) if log.folder.name == "drawn" else None)
 
