@@ -373,7 +373,7 @@ def test_a_step_whose_gradient_is_no_number_is_not_applied_and_is_named(train, c
     run = train("a", exploding({6}), ACCUMULATION=accumulation, LOG_EVERY=100, CHECKPOINT_EVERY=4)
     step = -(-6 // accumulation)
     said = capsys.readouterr().out
-    assert f"step {step} is not applied, its gradient is nan (1 in a row); its examples: " in said
+    assert f"step {step} is not applied" in said and "nan (1 in a row)" in said
     positions = Batches(Points(), 4, 1, 5, 0, 8).step(step - 1)
     assert ", ".join(str(position) for position, _ in positions) in said
     for part in (".", "raw"):
