@@ -15,18 +15,20 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from evaluation.selection import check_candidates, requested_findings, write_best
+from models.prior import Prior
 from models.weights import load_autoencoder, load_prior
-from training.preflight import check_run
 from utils.checkpoints import check_encoders, check_hold_out, weights_fingerprint
 from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, run, say, stoppable, writing
@@ -42,7 +44,7 @@ CHECKPOINT = "runs/prior/best"  # a checkpoint folder of train_prior_model.py, o
 BART_CHECKPOINT = ""  # the report autoencoder it was trained with, or the authors' .ckpt; empty: where it was then
 POOLING = "mean"  # of an authors' BART, whose file does not say it (mean, bos or eos)
 TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
-BASE_MODEL = ""  # whose vae encodes images without kept latents; empty: the one of the prior's training
+BASE_MODEL = ""  # folder or hub id whose VAE encodes images without kept latents; empty: the one of the training
 OUTPUT_ROOT = "synthetic/clipUViT"  # for the reports (a folder to write; a synthetic CXR tree of ours, or a new one)
 DATA_ROOT = ""  # the CXR tree whose images get reports; empty: OUTPUT_ROOT, which has to be a synthetic tree then
 VIEWS = ()  # ViewPosition of the images; () for all (the authors' code too)
@@ -61,64 +63,67 @@ MAX_TOKENS = 512  # tokens a report at most (1 or more)
 BATCH_SIZE = 32  # images at a time, a process (1 to 65536)
 SEED = 1234  # of nucleus draws and of the VAE's posterior, for each image its own (0 or more)
 # running
-CHECK = False  # True: only try what the run needs, and say what would end it
 PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images (0 to 256)
 
-SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose (1 or more)
-
-_BYTES_A_REPORT = 10_000  # at most, as a file of its own and in reports.csv
+_SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose
 
 
 class ImageLatents:
-    """The latents that the prior reads, of any image of a tree: the kept ones, else a draw of the VAE's posterior."""
+    """The latents of a tree's images, which the prior reads: the kept ones, else a draw of the VAE's posterior."""
 
-    def __init__(self, tree, table, prior, training, base_model, seed, threads):
+    def __init__(self, tree: str | Path, prior: Prior, training: dict, base_model: str, seed: int, threads: int):
         self.folder, self.training, self.device = Path(tree) / "latents", training, prior.device
         self.shape = (prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side)
+        self.base_model = base_model or training["constants"]["BASE_MODEL"]
         self.image_size, self.seed, self.threads = training["constants"]["IMAGE_SIZE"], seed, threads
-        self.base_model, self.vae = base_model or training["constants"]["BASE_MODEL"], None
-        self.kept_rows = sum(self.kept(dicom_id).exists() for dicom_id in table["dicom_id"])
-        if self.kept_rows < len(table):
-            self._load_vae()
+        self.vae = None  # loaded when an image has to be encoded
 
-    def kept(self, dicom_id):
-        return self.folder / f"{dicom_id}.npy"
-
-    def __call__(self, rows):
-        """Rows of the table => (those whose image could be read, their latents (n, C, h, w), unit variance)."""
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            found = list(pool.map(self._read, rows.to_dict("records")))
-        latents = []
-        for row, (kind, value) in zip(rows.itertuples(), found):
-            if kind == "pixels":
-                self._load_vae()
-                moments = encode_moments(self.vae, value[None])[0].float().cpu()  # (2C, h, w)
-                generator = keyed_generator(self.seed, "posterior", row.dicom_id)
-                value = draw_posterior(moments, generator, self.vae.config.scaling_factor)
-            if kind != "unreadable":
-                latents.append(value)
-        readable = rows[np.array([kind != "unreadable" for kind, _ in found], dtype=bool)]
-        return readable, torch.stack(latents) if latents else torch.zeros(0, *self.shape)
-
-    def _load_vae(self):
+    def load_vae(self):
+        """Loads the VAE, if it is not; InputError for another one than the prior was trained with."""
         if self.vae is None:
             self.vae = load_vae(self.base_model, self.device)
             check_encoders(self.training, vae=weights_fingerprint(self.vae))
 
-    def _read(self, row):
-        latents = self._read_kept(self.kept(row["dicom_id"]))
-        if latents is not None:
-            return "latents", latents
+    def count_kept(self, table: pd.DataFrame) -> int:
+        """How many rows of a table have kept latents."""
+        return sum(self._file(dicom_id).exists() for dicom_id in table["dicom_id"])
+
+    def __call__(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, torch.Tensor]:
+        """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance)."""
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            latents = list(pool.map(self._read_kept, rows["dicom_id"]))
+            absent = [place for place, values in enumerate(latents) if values is None]
+            images = list(pool.map(self._read_image, rows["image_path"].iloc[absent]))
+        for place, pixels in zip(absent, images):
+            if pixels is not None:
+                latents[place] = self._encode(pixels, rows["dicom_id"].iloc[place])
+        readable = rows[np.array([values is not None for values in latents], dtype=bool)]
+        found = [values for values in latents if values is not None]
+        return readable, torch.stack(found) if found else torch.zeros(0, *self.shape)
+
+    def _encode(self, pixels, dicom_id):
+        """pixels (3, S, S) => latents (C, h, w), a draw of the posterior by the image's own seed."""
+        self.load_vae()
+        moments = encode_moments(self.vae, pixels[None])[0].float().cpu()  # (2C, h, w)
+        generator = keyed_generator(self.seed, "posterior", dicom_id)
+        return draw_posterior(moments, generator, self.vae.config.scaling_factor)
+
+    def _read_image(self, path):
+        """The pixels (3, S, S) of an image; None for one that cannot be read, which is named."""
         try:
-            return "pixels", read_pixels(row["image_path"], self.image_size)  # (3, S, S)
+            return read_pixels(path, self.image_size)
         except (OSError, ValueError) as error:
             tqdm.write(f"left out: {error}")
-            return "unreadable", None
+            return None
 
-    def _read_kept(self, path):
-        """The latents in a file; None where there is none, or a damaged one: they are made again from the image."""
+    def _file(self, dicom_id):
+        return self.folder / f"{dicom_id}.npy"
+
+    def _read_kept(self, dicom_id):
+        """The kept latents (C, h, w) of an image; None where there are none, or damaged ones, which are named."""
+        path = self._file(dicom_id)
         try:
             with open(path, "rb") as file:
                 latents = torch.from_numpy(np.lib.format.read_array(file).astype(np.float32))
@@ -126,27 +131,27 @@ class ImageLatents:
                 raise ValueError("it holds NaN or infinity")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, TypeError, MemoryError) as error:
+        except (OSError, ValueError) as error:
             tqdm.write(f"damaged: {path} ({reason(error)}); the latents are made again from the image")
             return None
         if latents.shape != self.shape:
             raise InputError(
                 f"{path} holds latents of the shape {tuple(latents.shape)}, and the prior reads {self.shape}: it was "
-                "trained for another image size; take the prior of this size, or remove the folder latents"
+                "trained for another image size; take a prior of this size, or remove the folder latents"
             )
         return latents
 
 
 class Reports:
-    """reports.csv and the .txt of its studies: of a study's first image where it has several.
+    """reports.csv and the .txt files of its studies; a study with several images gets the report of its first one.
 
-    table: the images that reports are written for; save_every: reports between two writings. InputError when the reports.csv of an earlier run is damaged.
+    table: the images to write reports for. InputError where the reports.csv of an earlier run is damaged.
     """
 
-    def __init__(self, output_root, table, save_every):
-        self.root, self.path = output_root, output_root / "reports.csv"
+    def __init__(self, root: Path, table: pd.DataFrame):
+        self.root, self.path = root, root / "reports.csv"
         self.first_images = set(table.drop_duplicates(["subject_id", "study_id"])["dicom_id"])
-        self.save_every, self.pending = save_every, []  # pending: rows that are not in reports.csv yet
+        self.pending = []  # rows that are not in reports.csv yet
         self.written = pd.DataFrame({"dicom_id": [], "study_id": [], "report": []})
         if self.path.exists():
             self.written = read_csv(self.path, ("dicom_id", "study_id", "report"), texts=("dicom_id", "report"))
@@ -155,14 +160,14 @@ class Reports:
                 name = self.written["dicom_id"][repeated.to_numpy().argmax()]
                 raise InputError(f"{self.path} is damaged: it has two reports of {name}; remove one of the rows")
 
-    def add(self, rows):
-        """rows: dicts with dicom_id, subject_id, study_id and report."""
+    def add(self, rows: list[dict]):
+        """rows: with dicom_id, subject_id, study_id and report."""
         self.pending += rows
-        if len(self.pending) >= self.save_every:
+        if len(self.pending) >= _SAVE_EVERY:
             self.save()
 
     def save(self):
-        """Writes what is pending: the .txt files first, so that a report in reports.csv has its file."""
+        """Writes what is pending: the .txt files first, so that each report in reports.csv has its file."""
         if not self.pending:
             return
         new = pd.DataFrame(self.pending)
@@ -185,35 +190,33 @@ class Reports:
             temporary.write_text(report_file(findings, impression), encoding="utf-8")
 
 
-def trial(count, shape):
-    """Latents and rows of nothing, to try with what is made of so many images."""
-    return torch.zeros(count, *shape), pd.DataFrame(0, index=range(count), columns=["dicom_id", *FINDINGS])
+def write_reports(
+    table: pd.DataFrame, image_latents: ImageLatents, write: Callable, reports: Reports, batch_size: int,
+    accelerator: Accelerator,
+):  # fmt: skip
+    """Writes the reports of a table's images, each process its share. Whatever ends this, all reports made are saved.
 
-
-def write_reports(table, image_latents, write, reports, batch_size, accelerator):
-    """Writes the reports of a table's images, each process its share; all that are written are kept, whatever ends it.
-
-    SIGTERM ends it after the batch (Stopped). write: latents (n, C, h, w) and n rows => n texts.
+    write: latents (n, C, h, w) and their n rows => n reports. SIGTERM ends it after the batch (Stopped).
     """
-    progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)
     size = batch_size * accelerator.num_processes
-    with stoppable() as stopped:
+    progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)
+    with stoppable() as stopped, progress:
         try:
             for start in range(0, len(table), size):
                 batch = table.iloc[start : start + size]
                 mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
                 texts = write(latents, mine) if len(mine) else []
                 made = mine[["dicom_id", "subject_id", "study_id"]].assign(report=texts).to_dict("records")
-                made, stops = zip(*gather_object([(made, stopped())]))  # of all processes, so that they end together
+                made, stops = zip(*gather_object([(made, stopped())]))  # of all processes, so that all end together
                 if accelerator.is_main_process:
                     reports.add([row for rows in made for row in rows])
                 progress.update(len(batch))
                 if any(stops):
+                    place = reports.root
                     raise Stopped(
-                        f"stopped; the reports written so far are in {reports.root}: the same command goes on from there"
+                        f"stopped; the reports written so far are in {place}: the same command goes on from there"
                     )
         finally:
-            progress.close()
             if accelerator.is_main_process:
                 reports.save()
 
@@ -258,33 +261,30 @@ def main():
             wanted = requested_findings(rows) if own else prior.read_findings(latents)
             return write_best(latents, rows["dicom_id"], draw, CANDIDATES, SEED, wanted)
 
-    shape = prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side
-    write(*trial(1, shape))  # settings that nothing can be written with end here, before the manifest
+    side = prior.config.latent_side
+    made_up = pd.DataFrame(0, index=[0], columns=["dicom_id", *FINDINGS])
+    write(torch.zeros(1, prior.config.latent_channels, side, side), made_up)  # what can fail, fails before the manifest
 
     inside = SYNTHETIC_TREE if own else ""
-    with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process and not CHECK):
+    with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process):
         splits = (SPLIT,) if SPLIT else ()
         table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=False)
-        reports = Reports(output_root, table, SAVE_EVERY)
+        reports = Reports(output_root, table)
         missing = table[~table["dicom_id"].isin(reports.written["dicom_id"])]
-        image_latents = ImageLatents(tree, missing, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
-        say(
-            f"{len(table)} images, {len(table) - len(missing)} with a report already; {image_latents.kept_rows} of the "
-            "others have kept latents"
-        )
-        if CHECK:
-            write(*trial(BATCH_SIZE, shape))
-            unread = [] if image_latents.vae is None else missing["image_path"]
-            return check_run({output_root: len(missing) * _BYTES_A_REPORT}, unread, accelerator)
+        image_latents = ImageLatents(tree, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
+        kept = image_latents.count_kept(missing)
+        if kept < len(missing):
+            image_latents.load_vae()
+        done = len(table) - len(missing)
+        say(f"{len(table)} images, {done} with a report already; {kept} of the others have kept latents")
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if accelerator.is_main_process:
             with writing("reports.json", output_root), replacing(output_root / "reports.json") as temporary:
                 temporary.write_text(json.dumps({"constants": constants}, indent=2) + "\n")
         write_reports(missing, image_latents, write, reports, BATCH_SIZE, accelerator)
         empty = (reports.written["report"] == "").sum()
-        say(
-            f"{output_root}: {len(reports.written)} reports, {empty} of them empty; {len(reports.first_images)} studies"
-        )
+        studies = len(reports.first_images)
+        say(f"{output_root}: {len(reports.written)} reports, {empty} of them empty; {studies} studies")
         accelerator.wait_for_everyone()
 
 

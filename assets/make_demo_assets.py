@@ -40,6 +40,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import PNDMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
@@ -56,7 +57,7 @@ from phantom import random_chest, random_findings, write_report
 from utils.constants import REPOSITORY, override_constants
 from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, run, say
 from utils.findings import FINDINGS, PRESENT, to_prompt
-from utils.latents import draw_latents, encode_moments, load_vae
+from utils.latents import encode_moments, load_vae
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
 PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "bert")  # in this order
@@ -259,8 +260,8 @@ def make_vit(folder: Path, images: np.ndarray, labels: np.ndarray, steps: int) -
     def compute_loss(step):
         generator = torch.Generator().manual_seed(SEED + step)
         batch = torch.randint(len(moments), (64,), generator=generator)
-        noise = torch.randn((64, 4, IMAGE_SIZE // 4, IMAGE_SIZE // 4), generator=generator)
-        logits = vit(draw_latents(moments[batch], noise, vae.config.scaling_factor))  # (B, 14)
+        latents = DiagonalGaussianDistribution(moments[batch]).sample(generator) * vae.config.scaling_factor
+        logits = vit(latents)  # (B, 14)
         return F.binary_cross_entropy_with_logits(logits, present[batch])
 
     train(vit.parameters(), compute_loss, steps, 2e-3, "vit")

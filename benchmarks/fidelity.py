@@ -8,7 +8,7 @@ All rows of the table have the same rows of SPLIT, with their prompts, reference
     through the VAE         encoded and decoded: what the latents keep
     denoised from 25 %      the true latents with the noise of that share of the schedule's steps, denoised with the
                             true prompt and no guidance; 100 % differs from sampling only in where it starts
-    sampled                 for each of VARIANTS, from noise, or from noise on the reference (the samplers' START)
+    sampled                 for each of VARIANTS, from noise
 
 All are compared with images of the train split, on which the judge is trained as well.
 
@@ -31,7 +31,7 @@ from evaluation.judges import JudgeSettings, extract, image_judge, images_to_pix
 from evaluation.metrics import auroc_table, diversity, feature_distances, label_set_pairs, positives
 from evaluation.report import markdown
 from models.diffusion import ALL_NOISE, PromptedDenoiser
-from sampling.images import check_settings, draw_batch
+from sampling.images import ImageSampler, check_settings
 from sampling.plan import label_vectors, plan_requests, real_rows
 from sampling.reference_pool import ReferencePool
 from utils.checkpoints import read_training
@@ -39,10 +39,8 @@ from utils.constants import override_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
 from utils.latents import (
-    decode_in,
     decode_latents,
     encode_moments,
-    latent_shape,
     load_vae,
     mean_latents,
     read_grey,
@@ -59,7 +57,7 @@ SPLIT = "validate"  # whose rows (train, validate or test)
 IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
 COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # shares of the schedule's steps to denoise from (each 0 to 1)
-VARIANTS = (  # condition, guidance, where less than all its lowest and highest noise level; "from-reference": START
+VARIANTS = (  # condition, guidance, and its lowest and highest noise level where it has limits
     "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
 )  # fmt: skip
 SCHEDULER = "DPMSolverMultistep"  # of all rows
@@ -93,18 +91,19 @@ class Module:
         trained = read_training(checkpoint)["constants"]
         self.image_size = trained["IMAGE_SIZE"]
         self.vae = load_vae(trained["BASE_MODEL"], device)
-        decode_in(self.vae, accelerator.mixed_precision)
-        self.shape = latent_shape(self.vae, self.image_size)
         pooled = type(self.model.denoiser).__name__ == "UViT"
         self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled, device, trained["TEXT_ENCODER"])
         self.table = real_rows(trained, constants["DATA_ROOT"], "", with_prompts=True)
         self.pool = ReferencePool(
             self.table, ReferenceEncoder(trained["REFERENCE_ENCODER"], device), self.model.fusion,
-            constants["CACHE_DIR"], self.batch_size, constants["NUM_WORKERS"], accelerator,
+            constants["CACHE_DIR"], self.batch_size, accelerator,
         )  # fmt: skip
-        self.settings = {"steps": constants["STEPS"], "scheduler": constants["SCHEDULER"], "checkpoint_sha256": ""}
+        self.settings = {
+            "steps": constants["STEPS"], "scheduler": constants["SCHEDULER"], "checkpoint_sha256": "",
+            "image_size": self.image_size,
+        }  # fmt: skip
         vectors = label_vectors(
-            "", "", self.table, constants["SPLIT"], constants["IMAGES"], seed, prompt=trained["PROMPT"]
+            self.table, seed, trained["PROMPT"], split=constants["SPLIT"], limit=constants["IMAGES"]
         )
         settings = {**self.settings, **guidance_settings("both 1")}
         self.requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
@@ -114,21 +113,17 @@ class Module:
     def sample(self, variant: str, strength: float | None = None) -> tuple[np.ndarray, float]:
         """Images (N, S, S) uint8 and network calls an image.
 
-        strength: of the noise on the true latents that sampling starts from; None: it starts as the variant says.
+        strength: of the noise on the true latents that sampling starts from; None: it starts from noise alone.
         """
         settings = {**self.settings, **guidance_settings(variant)}
         check_settings(settings, self.model.schedule)
-        if "start" in settings:
-            self.pool.prepare_latents(self.requests["reference_dicom_id"], self.vae, self.image_size)
+        sampler = ImageSampler(self.model, self.vae, self.text_encoder, settings, self.pool, self.accelerator)
         images, calls = [], []
         counter = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
         for start in range(0, len(self.requests), self.batch_size):
             batch = self.requests.iloc[start : start + self.batch_size]
             begin = None if strength is None else (self._true_latents(start), strength)
-            latents = draw_batch(
-                batch, settings, self.model, self.text_encoder, self.pool, self.shape, self.accelerator, begin
-            )
-            images.append(decode_latents(self.vae, latents))
+            images.append(sampler.decode(sampler.draw(batch, begin)))
         counter.remove()
         return np.concatenate(images), sum(calls) / len(self.requests)
 
@@ -149,19 +144,17 @@ class Module:
 
 
 def guidance_settings(variant: str) -> dict:
-    """A variant such as "both 3.5 0.3 5 from-reference" as the settings of a sampler."""
+    """A variant such as "both 3.5 0.3 5" as the settings of a sampler."""
     words = variant.split()
-    start = {"start": "reference"} if words[-1:] == ["from-reference"] else {}
-    words = words[: len(words) - len(start)]
     try:
         guidance, low, high = [*map(float, words[1:]), *(0.0, ALL_NOISE)[: 4 - len(words)]]
     except ValueError as error:
         raise InputError(
-            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level, and 'from-reference'"
+            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level"
         ) from error
     return {
         "condition": words[0], "text_guidance": guidance, "reference_guidance": guidance, "guidance_low": low,
-        "guidance_high": high, **start,
+        "guidance_high": high,
     }  # fmt: skip
 
 

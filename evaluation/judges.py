@@ -33,7 +33,7 @@ from evaluation.labeler import label_reports
 from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_finite
-from utils.errors import InputError, reason, remove_leftovers, replacing, say, writing
+from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.latents import PREPROCESSING, read_grey, read_pixels
 from utils.mimic_cxr import read_csv
@@ -230,7 +230,6 @@ def _save_judge(judge, folder):
     }
     weights = {name: value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
     with writing("the image judge", folder.parent):
-        remove_leftovers(folder.parent)
         try:
             with replacing(folder) as temporary:
                 temporary.mkdir()

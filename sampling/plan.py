@@ -1,8 +1,8 @@
-"""Label vectors and their prompts => requests => the plan: all images that were ever asked for in a synthetic tree.
+"""Label vectors and prompts => requests => the plan: all images that were ever requested in a synthetic tree.
 
-A *request* is one image to make: its label vector, prompt, seed, reference and its place in the tree. The plan is written
-(plan.csv) before the first image. A request stays as it was planned, its number and its reference with it, so that several
-processes, or a second run, agree on it and make only what is missing; other requests get the numbers that follow.
+A *request* is one image to make: its label vector, prompt, seed and reference, and its place in the tree. The plan
+(plan.csv) is written before the first image, and a request in it never changes. So several processes, or a second run,
+agree on each request and make only the images that are missing. New requests get the numbers that follow.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.labeler import labels_of_prompt, labels_of_sentence
+from sampling.reference_pool import ReferencePool
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.mimic_cxr import authors_codes, drop_blank, image_files, read_csv, read_table, split_rows
@@ -20,32 +21,26 @@ from utils.prompt_text import check_prompt, shorten, with_prompts
 from utils.report_text import clean_report
 from utils.seeds import keyed_seed, numbered_seeds
 
-TEXT = "text"  # the kind of a prompt that somebody wrote
-NOBODY = -1  # the subject_id of a label vector that is no patient's
-CONDITIONS = ("both", "text", "reference")  # what prompts an image
+FREE_TEXT = "text"  # the kind of a prompt in free text; the others are those of PROMPTS
+NO_PATIENT = -1  # the subject_id of a label vector that does not come from a patient's image
 FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
-TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; above the last are 2 million
+TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; 2 million follow the last
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
-SETTINGS = (  # further columns of synthetic.csv, out of the tree's manifest: they are the same for all of its images
+SETTINGS = (  # columns of synthetic.csv from the tree's manifest, the same for all images; `start`: of older trees
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
     "start", "checkpoint_sha256", "student",
 )  # fmt: skip
-SELECTED = (
-    "request_seed",
-    "candidates",
-    "candidate",
-    "score",
-    "agrees",
-)  # of synthetic.csv, too: evaluation/selection.py's
+CHOSEN = ("request_seed", "candidates", "candidate", "score", "agrees")  # columns of synthetic.csv: the kept candidate
+SYNTHETIC_COLUMNS = (*PROVENANCE, *CHOSEN, *SETTINGS)  # of synthetic.csv
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 
 
-def real_rows(trained, data_root, reports_root, with_prompts):
-    """The table of the tree that a model was trained on, or of data_root, with what its training left out left out.
+def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bool) -> pd.DataFrame:
+    """The rows of data_root, by default of the tree that a model was trained on, which its training did not leave out.
 
-    trained: the constants of its training; with_prompts: whether the rows' own prompts are asked for, and so, where it was
-    trained on impressions, their reports, of the training's or of reports_root.
+    trained: the constants of the training; with_prompts: whether the rows' own prompts are needed. For a model that was
+    trained on impressions these come from the reports in reports_root, by default those of the training.
     """
     return read_table(
         data_root or trained["DATA_ROOT"],
@@ -56,35 +51,38 @@ def real_rows(trained, data_root, reports_root, with_prompts):
     )
 
 
-def label_vectors(findings, labels_csv, table, split, limit, seed, text="", prompt="findings"):
-    """What to make images of: a DataFrame with the 14 findings, `prompt`, `prompt_kind`, `source` (texts), `subject_id`, `view`.
+def label_vectors(
+    table: pd.DataFrame | None, seed: int, trained_on: str = "findings", *,
+    text: str = "", findings: str = "", labels_csv: str = "", split: str = "", limit: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """What to make images of, a row each: the 14 findings, `prompt`, `prompt_kind`, `source`, `subject_id` and `view`.
 
-    text: a free text, whose label vector is findings where they are given, else read by rules; else findings: plain text
-    such as "cardiomegaly, not edema"; else labels_csv: a CSV with PhysioNet's 14 columns, or with the authors' `label`
-    column, or with a column `prompt` of free texts beside or in place of them; else the rows of one split of the table.
-    limit: so many of them, drawn at random (a larger limit keeps them); 0: all. prompt: what the model was trained on;
-    InputError for requests in other words than those.
+    text: free text; its label vector is `findings` where these are set, else it is read by rules. Else findings: one
+    label vector, such as "cardiomegaly, not edema". Else labels_csv: a CSV with PhysioNet's 14 columns, with the
+    authors' `label`, or with a column `prompt` of free texts. Else the rows of one split of the table. limit: so many
+    of them, drawn at random (a larger limit keeps those of a smaller one); 0: all. trained_on: the PROMPT of the
+    model's training. InputError for prompts of another kind, and where there are no rows.
     """
-    check_prompt(prompt)
+    check_prompt(trained_on)
     if text and labels_csv:
-        raise InputError(f"TEXT and LABELS_CSV {labels_csv} both say what to make images of: set one of them")
+        raise InputError(f"both TEXT and LABELS_CSV {labels_csv} are set: set only one of them")
     if text:
-        vectors = free_requests(pd.Series([text]), lambda _: "TEXT", prompt).assign(source="text")
+        vectors = free_requests(pd.Series([text]), ["TEXT"], trained_on).assign(source="text")
         if findings:
             vectors[[*FINDINGS]] = parse_findings(findings)
     elif findings:
-        _check_words(prompt, "FINDINGS gives no text")
+        _check_needs_no_text(trained_on, "FINDINGS gives no text")
         vectors = pd.DataFrame([parse_findings(findings)], columns=FINDINGS).assign(source="findings")
     elif labels_csv:
-        vectors = _read_labels(Path(labels_csv), prompt)
+        vectors = _read_labels(Path(labels_csv), trained_on)
     else:
-        vectors = with_prompts(table.iloc[split_rows(table, split)], prompt)
+        vectors = with_prompts(table.iloc[split_rows(table, split)], trained_on)
         kept = [name for name in (*FINDINGS, "subject_id", "view", "prompt") if name in vectors]
-        vectors = vectors[kept].assign(source=vectors.dicom_id, prompt_kind=prompt)
+        vectors = vectors[kept].assign(source=vectors.dicom_id, prompt_kind=trained_on)
     if vectors.empty:
-        raise InputError(f"{labels_csv or 'the split'} has no rows, so there is nothing to make images of")
+        raise InputError(f"{labels_csv or 'the split'} has no rows, so there are no images to make")
     vectors = vectors.reset_index(drop=True)
-    for column, default in (("subject_id", NOBODY), ("view", "PA"), ("prompt_kind", "findings")):
+    for column, default in (("subject_id", NO_PATIENT), ("view", "PA"), ("prompt_kind", "findings")):
         vectors[column] = vectors.get(column, default)
     vectors["prompt"] = prompts_of(vectors)
     if limit:
@@ -92,17 +90,17 @@ def label_vectors(findings, labels_csv, table, split, limit, seed, text="", prom
     return vectors
 
 
-def _check_words(prompt, what):
-    """InputError for requests without words, which a model that was trained on impressions has not learned to read."""
-    if prompt != "findings":
+def _check_needs_no_text(trained_on: str, what: str):
+    """InputError for a request without text, where the model was trained on impressions."""
+    if trained_on != "findings":
         raise InputError(
-            f"{what}, and CHECKPOINT was trained on impressions: ask in the words of one, with TEXT or with a column "
-            "`prompt` of LABELS_CSV, or for a SPLIT"
+            f"{what}, and CHECKPOINT was trained on impressions: write the request as one, in TEXT or in a column "
+            "`prompt` of LABELS_CSV, or set a SPLIT"
         )
 
 
-def _read_labels(path, prompt):
-    """The requests of LABELS_CSV. Labels that it states hold, and those of a column that it has not are read in `prompt`."""
+def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
+    """The label vectors of LABELS_CSV; where it has prompts, the labels that it does not state are read in them."""
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError, EOFError, zlib.error) as error:
@@ -111,21 +109,20 @@ def _read_labels(path, prompt):
         if name in frame:
             frame = drop_blank(frame.assign(**{name: frame[name].fillna("").astype(str)}), [name], path)
     stated = [name for name in FINDINGS if name in frame]
-    labelled = "label" in frame or len(stated) == len(FINDINGS)
-    if "prompt" in frame and labelled and prompt == "findings":
-        say(
-            f"{path}: its column `prompt` is not used, for CHECKPOINT was trained on prompts of findings: its labels are"
-        )
+    has_labels = "label" in frame or len(stated) == len(FINDINGS)
+    if "prompt" in frame and has_labels and trained_on == "findings":
+        say(f"{path}: its column `prompt` is not used, because CHECKPOINT was trained on prompts of findings")
         frame = frame.drop(columns="prompt")
     if "prompt" in frame:
-        vectors = free_requests(frame["prompt"], lambda row: f"{path}, data row {row + 1}", prompt)
-    elif labelled:
-        _check_words(prompt, f"{path} has no column `prompt`")
+        places = [f"{path}, data row {row + 1}" for row in frame.index]
+        vectors = free_requests(frame["prompt"], places, trained_on)
+    elif has_labels:
+        _check_needs_no_text(trained_on, f"{path} has no column `prompt`")
         vectors = pd.DataFrame(0, columns=FINDINGS, index=frame.index)
     else:
         missing = sorted(set(FINDINGS) - set(frame))
         raise InputError(
-            f"{path} has neither a column `prompt`, nor `label`, nor PhysioNet's 14 columns: {missing} are missing"
+            f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14 columns, of which {missing} are missing"
         )
     if "label" in frame:
         vectors[[*FINDINGS]] = authors_codes(frame["label"], path).to_numpy()
@@ -134,16 +131,41 @@ def _read_labels(path, prompt):
     return vectors.assign(source=[f"{path.name} {row}" for row in frame.index])
 
 
-def plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root):
-    """=> (requests, plan), DataFrames with a row an image: a row of the synthetic tree and of its synthetic.csv each.
+def free_requests(texts: pd.Series, places: list[str], trained_on: str) -> pd.DataFrame:
+    """Prompts in free text => a DataFrame with the 14 findings, `prompt` and `prompt_kind`, a row a text.
 
-    copies: images of each label vector, one number for all or one each; a larger one keeps those of a smaller one.
-    pool: ReferencePool, None where no reference is asked for. settings: the tree's, see `utils.manifest`; checkpoint: a
-    text. The plan holds the requests, and whatever else was asked for in this tree before.
+    places: where each text stands, for messages, such as "labels.csv, data row 3"; trained_on: one of PROMPTS.
+    De-identification marks are removed, as from a training's impressions. InputError for a text without a word, and for
+    free text where the model was trained on prompts of findings.
     """
-    counts = np.broadcast_to(copies, len(vectors))
-    numbers = np.concatenate([np.arange(count) for count in counts])
-    requests = vectors.loc[vectors.index.repeat(counts)].reset_index(drop=True)
+    cleaned = texts.map(clean_report)
+    for place, original, text in zip(places, texts, cleaned):
+        if not text:
+            raise InputError(f"{place}: {shorten(original)!r} has no word, so no image can be made of it")
+        if trained_on == "findings" and labels_of_sentence(text) is None:
+            raise InputError(
+                f"{place}: {shorten(text)!r} is free text, and CHECKPOINT was trained on prompts of findings: set "
+                "FINDINGS instead, or take a checkpoint that was trained with PROMPT impression"
+            )
+    changed = (cleaned != texts.str.split().str.join(" ")).sum()
+    if changed:
+        say(f"prompts: de-identification marks removed from {changed} of {len(texts)}")
+    codes = pd.DataFrame([labels_of_prompt(text) for text in cleaned], columns=FINDINGS, index=texts.index)
+    return codes.assign(prompt=cleaned, prompt_kind="findings" if trained_on == "findings" else FREE_TEXT)
+
+
+def plan_requests(
+    vectors: pd.DataFrame, copies: int, pool: ReferencePool | None, settings: dict, checkpoint: str, seed: int,
+    output_root: str | Path,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Label vectors => (requests, plan), a row an image: a row of the synthetic tree and of its synthetic.csv each.
+
+    copies: images of each label vector; a larger number keeps those of a smaller one. pool: where references are drawn
+    from, None for images without. settings: those of the tree's manifest. The plan holds these requests and all that
+    the tree's plan.csv had before.
+    """
+    requests = vectors.loc[vectors.index.repeat(copies)].reset_index(drop=True)
+    numbers = np.tile(np.arange(copies), len(vectors))
     keys = list(zip(requests.source, requests.prompt, numbers))
     requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
     requests["dicom_id"] = [_dicom_id(*key, seed, settings["checkpoint_sha256"]) for key in keys]
@@ -151,98 +173,56 @@ def plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root
 
     known = read_plan(output_root)
     new = requests[~requests.dicom_id.isin(known.dicom_id)]
+    first_id = known.subject_id.max() + 1 if len(known) else _first_id(new, settings)
     new = new.assign(
-        # the patient to avoid is the vector's own; from here on each image is a patient of its own
-        reference_dicom_id=pool.draw(new) if pool and len(new) else "",
-        subject_id=(known.subject_id.max() + 1 if len(known) else _first_id(new, settings)) + np.arange(len(new)),
+        reference_dicom_id=pool.draw(new) if pool and len(new) else "",  # avoids the patient of the label vector
+        subject_id=first_id + np.arange(len(new)),  # from here on each image is a patient of its own
         checkpoint=checkpoint,
     )
     plan = pd.concat([known, new[[*_PLAN_COLUMNS]]], ignore_index=True).astype(dict.fromkeys(FINDINGS, "int8"))
     if plan.subject_id.max() > LAST_ID:
         raise InputError(
-            f"{output_root} would hold more than {LAST_ID - plan.subject_id.min() + 1:,} images, for which there are no "
-            "numbers: name another OUTPUT_ROOT"
+            f"{output_root} would hold more than {LAST_ID - plan.subject_id.min() + 1:,} images, and there are no more "
+            "patient numbers: name another OUTPUT_ROOT"
         )
-    plan = _as_rows(plan, settings, output_root)
+    plan = plan.assign(
+        study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
+    )
+    plan = plan.assign(image_path=image_files(Path(output_root), plan))
     return plan.set_index("dicom_id").loc[requests.dicom_id].reset_index(), plan
 
 
-def _first_id(new, settings):
-    """Where the numbers of a new tree begin, keyed by what it is, so that two trees that are merged rarely share one."""
+def _first_id(new: pd.DataFrame, settings: dict) -> int:
+    """Where the numbers of a new tree begin: keyed by its settings, so that two trees to be merged rarely share one."""
     return FIRST_ID + TREE_IDS * (keyed_seed("first id", *new.dicom_id[:1], *map(str, settings.items())) % TREES)
 
 
-def read_plan(output_root):
-    """The plan of a synthetic tree without what follows from it, empty where there is none; InputError for a damaged one."""
+def _dicom_id(*key) -> str:
+    """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
+    return "-".join(f"{seed % 16**8:08x}" for seed in numbered_seeds("dicom_id", 5, *map(str, key)))
+
+
+def read_plan(output_root: str | Path) -> pd.DataFrame:
+    """The rows of a tree's plan.csv, empty where there is none; InputError where it cannot be read."""
     path = Path(output_root) / PLAN_FILE
     if not path.exists():
         return pd.DataFrame(columns=[*_PLAN_COLUMNS]).astype({"subject_id": "int64", "seed": "int64"})
     texts = [name for name in (*PROVENANCE, "view") if name not in ("subject_id", "seed", "prompt_kind")]
     columns = [name for name in _PLAN_COLUMNS if name != "prompt_kind"]
-    plan = read_csv(path, columns, texts=texts, optional=["prompt_kind"])  # older plans are all of findings
+    plan = read_csv(path, columns, texts=texts, optional=["prompt_kind"])  # older plans have prompts of findings only
     plan["prompt_kind"] = plan["prompt_kind"].replace("", "findings")
-    in_range = plan.subject_id.between(FIRST_ID, LAST_ID)
-    codes = plan[[*FINDINGS]].isin([1, -1, -2, 0]).all(axis=1)
-    for name, right in (
-        ("dicom_id", ~plan.duplicated("dicom_id")),
-        ("subject_id", in_range & ~plan.duplicated("subject_id")),
-        ("label", codes),
-        ("seed", pd.to_numeric(plan.seed, errors="coerce").between(0, 2**31) & (plan.seed.dtype.kind in "iu")),
-    ):
-        if not right.all():
-            row = right.to_numpy().argmin()
-            raise InputError(f"{path} is damaged: data row {row + 1} has a wrong {name}; name another OUTPUT_ROOT")
     return plan[[*_PLAN_COLUMNS]]
 
 
-def save_plan(output_root, plan):
+def save_plan(output_root: str | Path, plan: pd.DataFrame):
     """Writes plan.csv, in one step."""
     with writing(PLAN_FILE, output_root), replacing(Path(output_root) / PLAN_FILE) as temporary:
         plan[[*_PLAN_COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
 
 
-def plan_digest(output_root, plan):
-    """What tells two processes apart that have another plan, or see another plan.csv in their OUTPUT_ROOT."""
+def plan_digest(output_root: str | Path, plan: pd.DataFrame) -> str:
+    """A hash of a plan and of the plan.csv on disk: equal in all processes of a launch that share OUTPUT_ROOT."""
     rows = pd.util.hash_pandas_object(plan[["dicom_id", "subject_id", "seed", "reference_dicom_id"]], index=False)
     path = Path(output_root) / PLAN_FILE
     written = path.read_bytes() if path.exists() else b""
     return hashlib.sha256(rows.to_numpy().tobytes() + written).hexdigest()
-
-
-def _as_rows(plan, settings, output_root):
-    """A plan with the columns that follow from it: those of a tree's table, and the settings."""
-    plan = plan.assign(
-        study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
-    )
-    return plan.assign(image_path=image_files(Path(output_root), plan))
-
-
-def _dicom_id(*key):
-    """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
-    seeds = numbered_seeds("dicom_id", 5, *map(str, key))
-    digits = "".join(f"{seed % 16**8:08x}" for seed in seeds)
-    return "-".join(digits[start : start + 8] for start in range(0, 40, 8))
-
-
-def free_requests(texts, where, trained_on):
-    """Prompts in somebody's words => a DataFrame with the 14 findings, `prompt` and `prompt_kind`, a row a text.
-
-    texts: a Series; where: what each stands in, such as "LABELS_CSV labels.csv, data row", for the message; trained_on:
-    one of PROMPTS. Marks are removed as from a training's impressions. InputError for a text without a word, and for one
-    that the model cannot have learned to read: a free text where it was trained on findings.
-    """
-    check_prompt(trained_on)
-    cleaned = texts.map(clean_report)
-    for row, text in cleaned.items():
-        if not text:
-            raise InputError(f"{where(row)}: {shorten(texts[row])!r} has no word to make an image of")
-        if trained_on == "findings" and labels_of_sentence(text) is None:
-            raise InputError(
-                f"{where(row)}: {shorten(text)!r} is free text, and CHECKPOINT was trained on prompts of findings: say it "
-                "with FINDINGS, or take a checkpoint that was trained with PROMPT impression"
-            )
-    changed = (cleaned != texts.str.split().str.join(" ")).sum()
-    if changed:
-        say(f"prompts: de-identification marks removed from {changed} of {len(texts)}")
-    codes = pd.DataFrame([labels_of_prompt(text) for text in cleaned], columns=FINDINGS, index=texts.index)
-    return codes.assign(prompt=cleaned, prompt_kind="findings" if trained_on == "findings" else TEXT)

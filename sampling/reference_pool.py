@@ -1,134 +1,124 @@
-"""The references of a sampler: drawn first, then encoded."""
+"""References of synthetic images: drawn from the training rows; only those that were drawn are encoded."""
+
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from accelerate import Accelerator
 
 from utils.errors import InputError, say
-from utils.latents import cache_moments, mean_latents
 from utils.mimic_cxr import split_rows
+from utils.prompts import PooledFusion, ReferenceEncoder, TokenFusion
 from utils.references import NONE, References
 from utils.seeds import keyed_generator
 
-UNREADABLE_IN_A_ROW = 10  # images that one request may draw and not be able to read
+DECODING_THREADS = 4  # threads that decode reference images
+UNREADABLE_IN_A_ROW = 10  # unreadable images that one request may draw before the run ends
 
 
 class ReferencePool:
-    """The training rows of a table, out of which references are drawn; then only those that were drawn are encoded.
+    """The training rows of a table, of which references are drawn.
 
-    fusion: the denoiser's, which says how wide a reference is, and whose prompts it was trained with: "own", a row
-    drawn as `References` has it; "authors", the first row with the same labels. InputError for another encoder's width.
+    fusion: the denoiser's. It states the width of a reference, and its `prompting` how references were chosen in
+    training: "own" as `References.draw_for` draws them, "authors" the first row with the same labels. InputError for a
+    reference encoder of another width, and for a table without training rows.
     """
 
-    def __init__(self, table, reference_encoder, fusion, cache_dir, batch_size, threads, accelerator):
+    def __init__(
+        self, table: pd.DataFrame, reference_encoder: ReferenceEncoder, fusion: PooledFusion | TokenFusion,
+        cache_dir: str | Path, batch_size: int, accelerator: Accelerator,
+    ):  # fmt: skip
         self.prompting, self.width = fusion.config.prompting, fusion.config.reference_dim
         if reference_encoder.width != self.width:
             raise InputError(
-                f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER makes "
-                f"{reference_encoder.width}: set it to the one it was trained with"
+                f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER "
+                f"makes {reference_encoder.width}: set it to the one it was trained with"
             )
         if not (table["split"] == "train").any():
             raise InputError("there are no training rows to take references from; set CONDITION to text")
         self.table = table.iloc[split_rows(table, "train")].reset_index(drop=True)
         self.references = References(self.table)
+        self.reference_encoder, self.cache_dir = reference_encoder, cache_dir
+        self.batch_size, self.accelerator = batch_size, accelerator
         self._row_of = dict(zip(self.table.dicom_id, range(len(self.table))))
-        self._encode = lambda rows: reference_encoder.cache(rows, cache_dir, accelerator, batch_size, threads)
         self._embeddings = {}  # dicom_id => embedding, None for an image that cannot be read
-        self._encode_moments = lambda rows, vae, image_size: cache_moments(
-            rows, vae, image_size, cache_dir, batch_size, accelerator, threads
-        )
-        self._moments = {}  # dicom_id => a cache, the key of the image's moments in it, and what scales them
 
-    def draw(self, requests):
-        """A reference's dicom_id for each request, "" for none; prints how they were found.
+    def draw(self, requests: pd.DataFrame) -> np.ndarray:
+        """The dicom_id of a reference for each request, "" for none; prints how they were chosen.
 
-        Each has an image that can be read: where one cannot, the request's next draw is out of the rows without those
-        that it drew before, so that no request's reference depends on another request. InputError when one request
-        meets UNREADABLE_IN_A_ROW of them: then the disk is broken rather than a file.
+        Every reference can be read: a request that draws an unreadable image draws again (`_draw_again`). No request's
+        reference depends on another request.
         """
-        rejected = [()] * len(requests)
-        rows = self._draw_rows(self.references, requests, np.arange(len(self.table)), 0)
-        while True:
-            self._look_at({row for row in rows if row != NONE})
-            again = [place for place, row in enumerate(rows) if row != NONE and not self._is_readable(row)]
-            if not again:
-                break
-            for place in again:
-                if len(rejected[place]) == UNREADABLE_IN_A_ROW:
-                    raise InputError(
-                        f"{UNREADABLE_IN_A_ROW + 1} references in a row cannot be read (named above), at last "
-                        f"{self.table.image_path[rows[place]]}: is DATA_ROOT whole?"
-                    )
-                rejected[place] = *rejected[place], rows[place]
-                left = np.delete(np.arange(len(self.table)), rejected[place])
-                references = References(self.table.iloc[left])
-                rows[place] = self._draw_rows(references, requests.iloc[[place]], left, len(rejected[place]))[0]
+        rows = self._draw_rows(self.references, requests)
+        self._encode({row for row in rows if row != NONE})
+        unreadable = [place for place, row in enumerate(rows) if not self._is_readable(row)]
+        for place in unreadable:
+            rows[place] = self._draw_again(requests.iloc[[place]], rows[place])
         if self.prompting == "authors":
-            say(
-                f"references of the {len(requests)} images: {(rows != NONE).sum()} the first training row with the "
-                f"same labels, {(rows == NONE).sum()} none"
-            )
+            kinds = {"first with the same labels": int((rows != NONE).sum()), "none": int((rows == NONE).sum())}
         else:
-            say(f"references of the {len(requests)} images: {self.references.count_kinds(requests)}")
-        replaced = sum(map(bool, rejected))
-        if replaced:
-            say(f"references: {replaced} drawn anew, for their images cannot be read (named above)")
+            kinds = self.references.count_kinds(requests)
+        say(f"references of the {len(requests)} images: {kinds}")
+        if unreadable:
+            say(f"references: {len(unreadable)} drawn again, because their images cannot be read (named above)")
         return np.where(rows == NONE, "", self.table.dicom_id.to_numpy()[rows])
 
-    def prepare(self, dicom_ids):
-        """Encodes the references that were drawn in an earlier run; InputError for one that is not there any more."""
-        names = sorted({*dicom_ids} - {""})
-        absent = [name for name in names if name not in self._row_of]
-        self._look_at({self._row_of[name] for name in names if name not in absent})
-        absent += [name for name in names if name not in absent and not self._is_readable(self._row_of[name])]
-        if absent:
-            raise InputError(
-                f"{len(absent)} references of images still to be made, or of their batches, are no readable training images "
-                f"of DATA_ROOT any more, e.g. {absent[0]}: put them back, or name another OUTPUT_ROOT"
-            )
+    def _draw_again(self, request: pd.DataFrame, row: int) -> int:
+        """Another row for one request, drawn without those that it drew before; NONE where none is left.
 
-    def prepare_latents(self, dicom_ids, vae, image_size):
-        """Encodes by a VAE, too, what was prepared, at so many pixels; InputError where it makes no numbers of one."""
-        names = sorted({*dicom_ids} - {"", *self._moments})
-        rows = self.table.iloc[[self._row_of[name] for name in names]]
-        cache, keys, whole = self._encode_moments(rows, vae, image_size)
-        if not whole.all():
-            raise InputError(
-                f"the VAE makes no latents of {(~whole).sum()} references (named above): set START to noise"
-            )
-        scale = vae.config.scaling_factor
-        self._moments |= {name: (cache, key, scale) for name, key in zip(names, keys)}
+        InputError after UNREADABLE_IN_A_ROW further unreadable images: then the disk is broken rather than a file.
+        """
+        rejected = [row]
+        while len(rejected) <= UNREADABLE_IN_A_ROW:
+            rest = np.delete(np.arange(len(self.table)), rejected)
+            drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(rejected))[0]
+            if drawn == NONE:
+                return NONE
+            row = rest[drawn]
+            self._encode({row})
+            if self._is_readable(row):
+                return row
+            rejected.append(row)
+        raise InputError(
+            f"{len(rejected)} references in a row cannot be read (named above), the last is "
+            f"{self.table.image_path[row]}: is DATA_ROOT complete?"
+        )
 
-    def embeddings(self, dicom_ids):
-        """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""
-        nothing = np.zeros(self.width, dtype=np.float32)
-        return torch.from_numpy(np.stack([self._embeddings[name] if name else nothing for name in dicom_ids]))
-
-    def latents(self, dicom_ids, shape):
-        """Latents of references, the posterior's mean, (n, *shape) float32, unit variance; zeros for the dicom_id ""."""
-        latents = torch.zeros(len(dicom_ids), *shape)
-        for place, name in enumerate(dicom_ids):
-            if name:
-                cache, key, scale = self._moments[name]
-                latents[place] = torch.from_numpy(mean_latents(np.asarray(cache[key], dtype=np.float32), scale))
-        return latents
-
-    def _draw_rows(self, references, requests, rows, attempt):
-        """Rows of the pool's table, or NONE, out of a part of it; rows: where in the table the part's rows stand."""
+    def _draw_rows(self, references: References, requests: pd.DataFrame, attempt: int = 0) -> np.ndarray:
+        """Rows of the table that `references` was made of, or NONE, one for each request; attempt: 0 for the first."""
         if self.prompting == "authors":
-            drawn = references.first_for(requests)
-        else:
-            keys = [(seed, "reference", attempt) if attempt else (seed, "reference") for seed in requests.seed]
-            drawn = references.draw_for(requests, [keyed_generator(*key) for key in keys])
-        return np.array([NONE if row == NONE else rows[row] for row in drawn], dtype=np.int64)
+            return references.first_for(requests)
+        keys = [(seed, "reference", attempt) if attempt else (seed, "reference") for seed in requests.seed]
+        return references.draw_for(requests, [keyed_generator(*key) for key in keys])
 
-    def _look_at(self, rows):
-        """Encodes those of these rows of the table that were not encoded yet."""
+    def prepare(self, dicom_ids: pd.Series):
+        """Encodes references that may have been drawn in an earlier run; InputError for one that is gone."""
+        names = sorted({*dicom_ids} - {""})
+        rows = [self._row_of[name] for name in names if name in self._row_of]
+        self._encode(rows)
+        gone = [name for name in names if name not in self._row_of or not self._is_readable(self._row_of[name])]
+        if gone:
+            raise InputError(
+                f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more, "
+                f"e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT"
+            )
+
+    def embeddings(self, dicom_ids: pd.Series) -> torch.Tensor:
+        """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""
+        zeros = np.zeros(self.width, dtype=np.float32)
+        return torch.from_numpy(np.stack([self._embeddings[name] if name else zeros for name in dicom_ids]))
+
+    def _encode(self, rows):
+        """Encodes those of these rows of the table that are not encoded yet."""
         names = self.table.dicom_id
         part = self.table.iloc[sorted(row for row in rows if names[row] not in self._embeddings)]
         if len(part):
-            cache, keys, readable = self._encode(part)
-            for name, key, whole in zip(part.dicom_id, keys, readable):
-                self._embeddings[name] = np.array(cache[key]) if whole else None
+            cache, keys, readable = self.reference_encoder.cache(
+                part, self.cache_dir, self.accelerator, self.batch_size, DECODING_THREADS
+            )
+            for name, key, is_readable in zip(part.dicom_id, keys, readable):
+                self._embeddings[name] = np.array(cache[key]) if is_readable else None
 
-    def _is_readable(self, row):
-        return self._embeddings[self.table.dicom_id[row]] is not None
+    def _is_readable(self, row: int) -> bool:
+        return row == NONE or self._embeddings[self.table.dicom_id[row]] is not None

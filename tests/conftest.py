@@ -5,11 +5,27 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import importlib.util
+import json
+import runpy
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_models
 import torch
 from PIL import Image
+from running import BACKBONES, EVALUATION, ROOT, flags, run_script
+
+from evaluation import metrics
+from models.prior import Prior
+from phantom import draw_tree
+from utils.checkpoints import weights_fingerprint
+from utils.devices import make_accelerator
+from utils.errors import InputError
+from utils.findings import FINDINGS
+from utils.latents import load_vae
 
 torch.set_num_threads(1)  # tiny models are no quicker with more
 
@@ -17,8 +33,6 @@ torch.set_num_threads(1)  # tiny models are no quicker with more
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory):
     """A Stable-Diffusion-like folder, as text."""
-    import tiny_models
-
     folder = tmp_path_factory.mktemp("models") / "base_model"
     tiny_models.save_base_model(folder)
     return str(folder)
@@ -27,8 +41,6 @@ def base_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference_encoder_name(tmp_path_factory):
     """The open_clip name of an image tower."""
-    import tiny_models
-
     folder = tmp_path_factory.mktemp("models") / "reference_encoder"
     tiny_models.save_reference_encoder(folder)
     return f"local-dir:{folder}"
@@ -36,15 +48,12 @@ def reference_encoder_name(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def accelerator():
-    from utils.devices import make_accelerator
-
     return make_accelerator("cpu", "no")
 
 
 @pytest.fixture
 def make_table(tmp_path):
     """A function: label vectors and patients (one a row) => a table, each row with a JPEG of random blobs."""
-    from utils.findings import FINDINGS
 
     def make(labels, subjects, splits=None, size=(48, 40)):
         rows = len(labels)
@@ -62,3 +71,150 @@ def make_table(tmp_path):
         return table
 
     return make
+
+
+# ---- trees, and what the scripts make of them
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "tree"
+    draw_tree(root, studies=40, image_size=32, seed=5)
+    return root
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory, tree, base_model, reference_encoder_name):
+    """A TOML file with the constants of a very small experiment."""
+    folder = tmp_path_factory.mktemp("config")
+    text = f"""
+        [common]
+        DATA_ROOT = "{tree}"
+        CACHE_DIR = "{folder / "cache"}"
+        BASE_MODEL = "{base_model}"
+        REFERENCE_ENCODER = "{reference_encoder_name}"
+        VIEWS = []
+        HOLD_OUT = []
+        IMAGE_SIZE = 32
+        DEVICE = "cpu"
+        PRECISION = "no"
+        NUM_WORKERS = 0
+        BATCH_SIZE = 4
+        MAX_STEPS = 4
+        WARMUP_STEPS = 1
+        CHECKPOINT_EVERY = 2
+        KEEP_CHECKPOINTS = 1
+        VALIDATION_ROWS = 4
+        PREVIEW_STEPS = 2
+        LOG_EVERY = 2
+        STEPS = 3
+        TEXT_GUIDANCE = 2.0
+        REFERENCE_GUIDANCE = 2.0
+        [train_diffusion_clipUViT]
+        INITIAL_WEIGHTS = ""
+        EMBED_DIM = 16
+        DEPTH = 2
+        NUM_HEADS = 2
+        [train_diffusion_clipSD]
+        ACCUMULATION = 2
+    """
+    path = folder / "tiny.toml"
+    path.write_text("\n".join(line.strip() for line in text.splitlines()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, config):
+    """A trained run folder of either backbone."""
+    folder = tmp_path_factory.mktemp("runs")
+    for backbone in BACKBONES:
+        code = run_script(f"train_diffusion_{backbone}", "--config", config, *flags(RUN_DIR=folder / backbone))
+        assert code == 0, code
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluation") / "real"
+    draw_tree(root, studies=150, image_size=32, seed=5)
+    return root
+
+
+@pytest.fixture
+def evaluate(real, tmp_path, monkeypatch):
+    """evaluate(SYNTHETIC=..., ...) => evaluation.json; all runs share one cache, so one judge."""
+    monkeypatch.setattr(metrics, "MINIMUM_POSITIVES", 2)
+    script = ROOT / "evaluate_pairs.py"
+
+    def run(**constants):
+        output = tmp_path / "evaluation"
+        places = {"REAL": real, "CACHE_DIR": real.parent / "cache", "OUTPUT": output, "PAGE": output / "index.html"}
+        arguments = [
+            text for item in {**EVALUATION, **places, **constants}.items() for text in (f"--{item[0]}", str(item[1]))
+        ]
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        spec = importlib.util.spec_from_file_location("evaluate_pairs", script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.main()
+        return json.loads((output / "evaluation.json").read_text())
+
+    return run
+
+
+# ---- models that write reports
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_models.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def autoencoder(tokenizer):
+    return tiny_models.make_autoencoder(tokenizer)
+
+
+@pytest.fixture
+def checkpoints(base_model, tokenizer, tmp_path):
+    """The folders of a prior and of its BART, untrained."""
+    autoencoder = tiny_models.make_autoencoder(tokenizer)
+    autoencoder.save_pretrained(tmp_path / "bart")
+    torch.manual_seed(0)
+    prior = Prior(**tiny_models.PRIOR)
+    prior.set_statistics(torch.zeros(16), 5 * torch.ones(16))  # large latents: images differ in their reports
+    prior.save_pretrained(tmp_path / "prior")
+    training = {
+        "step": 1,
+        "constants": {"IMAGE_SIZE": 32, "BASE_MODEL": base_model, "BART_CHECKPOINT": str(tmp_path / "bart")},
+        "encoders": {
+            "vae": weights_fingerprint(load_vae(base_model)),
+            "bart": autoencoder.fingerprint(),
+            "pooling": "mean",
+        },
+    }
+    (tmp_path / "prior" / "training.json").write_text(json.dumps(training))
+    return tmp_path / "prior", tmp_path / "bart"
+
+
+@pytest.fixture
+def write_reports(checkpoints, monkeypatch):
+    """A function: constants => runs sample_prior_model.py with them."""
+
+    def run_script(**constants):
+        script = ROOT / "sample_prior_model.py"
+        fixed = {"CHECKPOINT": checkpoints[0], "DEVICE": "cpu", "MAX_TOKENS": 20, "NUM_WORKERS": 1}
+        arguments = [text for name, value in {**fixed, **constants}.items() for text in (f"--{name}", str(value))]
+        monkeypatch.setattr("sys.argv", [str(script), *arguments])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as error:
+            raise InputError(str(error)) from error
+
+    return run_script
+
+
+@pytest.fixture
+def uvit_file(tmp_path):
+    """A checkpoint of the U-ViT as the authors' Lightning writes it."""
+    return tiny_models.save_lightning(tmp_path / "clipUViT.ckpt", tiny_models.uvit_state())

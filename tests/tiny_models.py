@@ -1,4 +1,4 @@
-"""Tiny random models, saved in the on-disk formats of the real ones: a Stable-Diffusion-like folder, an open_clip folder."""
+"""Tiny random models in the formats of the real ones: a Stable-Diffusion-like folder, open_clip, BERT, BART, Lightning files."""
 
 import json
 import shutil
@@ -8,12 +8,27 @@ import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel
+from small_data import REPORTS
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+)  # fmt: skip
 
+from models.report_autoencoder import ReportAutoencoder
 from utils.findings import FINDINGS, PROMPT_PARTS, PROMPT_START
+from uvit.model import UViT
 
 WIDTH = 16  # of the texts, of the references and of the U-Net's cross-attention
 VAE_FACTOR = 4
+PRIOR = {"latent_side": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "report_dim": 16}  # sizes
 SCHEDULER = {  # the file of Stable Diffusion v1.4
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.7.0.dev0",
@@ -162,3 +177,75 @@ def save_clip(folder, base_model):
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(Path(base_model) / part, folder, dirs_exist_ok=True)
     return str(folder)
+
+
+def make_tokenizer():
+    """A byte-level tokenizer with BART's special tokens."""
+    bpe = ByteLevelBPETokenizer()
+    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator(REPORTS, vocab_size=330, special_tokens=signs, show_progress=False)
+    bpe._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
+
+
+def make_autoencoder(tokenizer, pooling="mean"):
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=64,
+        init_std=0.4,  # so that an untrained decoder says different things
+        no_repeat_ngram_size=3,  # a rule that must not reach the reports
+        forced_eos_token_id=None,
+    )
+    return ReportAutoencoder(BartForConditionalGeneration(config), tokenizer, pooling).eval()
+
+
+def save_lightning(path, state, **others):
+    """A .ckpt as Lightning writes it; the frozen models that it stores too have names of their own."""
+    frozen = {
+        "vae.encoder.mid_block.attentions.0.query.weight": torch.randn(4, 4),
+        "text_encoder.text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+    checkpoint = {
+        "epoch": 9,
+        "global_step": 1000,
+        "pytorch-lightning_version": "1.9.0",
+        "state_dict": {**state, **frozen},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.1), "dirpath": "checkpoint"}},
+        "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 5e-5}]}],
+        "lr_schedulers": [],
+        **others,
+    }
+    torch.save(checkpoint, path)
+    return str(path)
+
+
+def random_weights(module, prefix=""):
+    """A state as the module has it, every number at random."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        prefix + name: torch.randn(tensor.shape, generator=generator) / max(1, tensor[0].numel()) ** 0.5
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def uvit_state(side=8, width=128, depth=4):
+    """The weights of the authors' U-ViT with heads of 64 channels, every number at random."""
+    with torch.device("meta"):
+        uvit, text_embed = UViT(side, 2, 4, width, depth, 2), torch.nn.Linear(WIDTH, width)
+    return random_weights(uvit, "uvit.uvit.") | random_weights(text_embed, "uvit.text_embed.")

@@ -15,7 +15,7 @@ import shutil
 
 import pandas as pd
 
-from utils.errors import InputError, reason, remove_leftovers, replacing, say, writing
+from utils.errors import InputError, reason, replacing, say, writing
 
 METRICS = (
     "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second",
@@ -72,7 +72,6 @@ def compare_with(checkpoint, training, constants, facts):
 
 def remove_unfinished(folder, found):
     """Removes what a killed run left unfinished; found: from `find_checkpoint`, which stays."""
-    remove_leftovers(folder)
     is_last = found is not None and found.name == "last"
     for path in [*folder.glob("*.new"), *([folder / "last.old"] if is_last else [])]:
         shutil.rmtree(path, ignore_errors=True)

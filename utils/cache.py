@@ -4,61 +4,56 @@
     <CACHE_DIR>/<feature>/<shard>.npy            values, (n, *shape)
     <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys, their shape and type, and the fingerprint's digest
 
-A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
-text the text. A changed input therefore has another key and its old value is never served, and a copy of the images has
-the same keys. Shards are only ever added: values first, keys last, each under a temporary name and then renamed, so
-that a shard without keys does not count. A killed run loses at most one shard, a stopped or interrupted one nothing.
+A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a text
+the text. So a changed input has another key and its old value is never served, and a copy of the images has the same keys.
+Shards are only ever added: values first, keys last, each under a temporary name and then renamed; a shard without keys
+does not count. A killed run loses at most one shard a process, a stopped or interrupted one nothing.
 
-The processes of one launch share the missing keys among them, each writing its own shards, and go on when all of them see
-all shards; on several machines the folder has to be on storage that they share. Launches may share a cache:
-what both are missing at the same time is computed by both, and either value serves. A shard that is damaged is named,
-removed and made again.
+The processes of a launch share the missing keys among them. Each writes shards of its own, and all go on when each of them
+finds all shards; with several machines the folder has to be on storage that they share. Several launches may share a cache:
+a key that two of them lack at the same time is computed by both, and either value serves. A damaged shard is named, removed
+and made again.
 """
 
 import hashlib
 import json
 import os
-import time
 import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from utils.errors import (
-    ABANDONED_AFTER,
-    InputError,
-    Stopped,
-    reason,
-    remove_leftovers,
-    replacing,
-    stoppable,
-    writing,
-)
-from utils.folders import seen_alike
+from utils.errors import InputError, Stopped, reason, replacing, stoppable, writing
+from utils.folders import all_processes_agree
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
 DIGEST_PART = 4096  # bytes that are read at the head, in the middle and at the tail of an image for its key
-LOOK_UP_THREADS = 16  # image files that are opened at a time: the look-up waits for the disk, not for the processor
-LOOK_UP_ROWS = 1024  # images a thread looks up at a time
+KEY_THREADS = 16  # image files that are opened at a time for their keys: this waits for the disk, not for the processor
+KEY_ROWS = 1024  # images for which a thread computes keys at a time
+
+# ---- keys ----------------------------------------------------------------------------------------------------------
 
 
-def image_keys(table):
+def image_keys(table: pd.DataFrame) -> list[str | None]:
     """One cache key a row of a table: the image's dicom_id, and its file's size and a digest of three parts of it.
 
-    Files of up to 3 * DIGEST_PART bytes are digested whole. None for a file that cannot be opened, which is named.
+    Files of up to 3 * DIGEST_PART bytes are digested whole. A file that cannot be opened has the key None, and is named.
     """
     rows = list(zip(table.dicom_id, table.image_path))
-    parts = [rows[start : start + LOOK_UP_ROWS] for start in range(0, len(rows), LOOK_UP_ROWS)]
-    with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
+    parts = [rows[start : start + KEY_ROWS] for start in range(0, len(rows), KEY_ROWS)]
+    with ThreadPoolExecutor(KEY_THREADS) as pool:
         return [key for keys in pool.map(lambda part: [_image_key(*row) for row in part], parts) for key in keys]
 
 
-def _image_key(dicom_id, path):
+def _image_key(dicom_id: str, path: str) -> str | None:
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -72,81 +67,80 @@ def _image_key(dicom_id, path):
     return f"{dicom_id} {size} {digest.hexdigest()}"
 
 
-def save_array(path, values):
+# ---- shards --------------------------------------------------------------------------------------------------------
+
+
+def save_array(path: str | Path, values: np.ndarray) -> None:
     """np.save under a temporary name, then renamed."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, values)
 
 
 @lru_cache(None)
-def _values(path):
+def _map_values(path: str) -> np.ndarray:
     """The values of a shard, mapped into memory once and shared by all caches of a process.
 
-    Torch maps it: numpy's map keeps a file descriptor, of which a process may have 256, and MIMIC-CXR has 750 shards.
+    Torch maps them: numpy's map keeps a file descriptor, of which a process may have 256, and MIMIC-CXR has 750 shards.
     """
-    like = np.lib.format.open_memmap(path, mode="r")  # reads the header
+    header = np.lib.format.open_memmap(path, mode="r")
     whole = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8).numpy()
-    values = np.ndarray(like.shape, like.dtype, whole, like.offset, like.strides)
+    values = np.ndarray(header.shape, header.dtype, whole, header.offset, header.strides)
     values.flags.writeable = False
     return values
 
 
 class FeatureCache:
-    """The features of one encoder: `cache[key]` is a read-only array; what is missing is added by `fill`.
+    """The features of one encoder: `cache[key]` is a read-only array; `fill` adds the missing ones.
 
-    A pickled cache (for a DataLoader's workers) holds the folder and where each key lies in it, and no values.
+    A pickled cache (for a DataLoader's workers) holds the folder and the place of each key in it, and no values.
 
     Args:
         folder: where its shards lie; made if absent.
-        fingerprint: a flat dict that says what makes the features. If the folder was made by another one, InputError.
+        fingerprint: a flat dict of what makes the features. InputError if the folder has another fingerprint.
     """
 
-    def __init__(self, folder, fingerprint):
+    def __init__(self, folder: str | Path, fingerprint: dict):
         self.folder = Path(folder)
         self._digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
         self._places = {}  # key => (shard, row)
-        self._seen = set()  # shards that are served, or that were found damaged
+        self._known_shards = set()  # shards that are served, or that were found damaged
         with writing("the feature cache", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            new = self._is_new(fingerprint)
+            is_new = self._check_fingerprint(fingerprint) is None
             self.refresh()
-            if new:
+            if is_new:
                 with replacing(self.folder / "fingerprint.json") as temporary:
                     temporary.write_text(json.dumps(fingerprint, indent=2))
-        self._remove_leftovers()
 
-    def _is_new(self, fingerprint):
-        """Whether the folder has no fingerprint yet that can be read; InputError if it has another one."""
+    def _check_fingerprint(self, fingerprint: dict) -> dict | None:
+        """The folder's fingerprint, None if it has none; InputError if it is another one."""
         path = self.folder / "fingerprint.json"
         try:
             found = json.loads(path.read_text())
-            if not isinstance(found, dict):
-                raise ValueError("it is no table of names and values")
         except FileNotFoundError:
-            return True
-        except ValueError as error:
-            tqdm.write(f"{path} is damaged ({reason(error)}): it is written again, if the features are this run's")
-            return True
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {reason(error)}; remove it, or set CACHE_DIR anew") from error
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot read {path}: {reason(error)}; remove it, or set CACHE_DIR to another folder"
+            ) from error
         for name in sorted(found.keys() | fingerprint.keys()):
             if found.get(name) != fingerprint.get(name):
                 raise InputError(
                     f"the cache {self.folder} was made with {name} = {found.get(name)!r}, this run has "
                     f"{fingerprint.get(name)!r}; set CACHE_DIR to another folder, or delete this one"
                 )
-        return False
+        return found
 
-    def refresh(self):
-        """Looks for shards that other processes have finished meanwhile."""
+    def refresh(self) -> None:
+        """Adds the shards that other processes have finished since the last call."""
         for keys_file in sorted(self.folder.glob("*.keys.json")):
             shard = keys_file.name.removesuffix(".keys.json")
-            if shard in self._seen:
+            if shard in self._known_shards:
                 continue
-            self._seen.add(shard)
+            self._known_shards.add(shard)
             try:
                 keys = self._read_keys(shard)
-            except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
                 self._remove_damaged(shard, error)
                 continue
             except OSError as error:
@@ -154,12 +148,10 @@ class FeatureCache:
             for row, key in enumerate(keys):
                 self._places.setdefault(key, (shard, row))
 
-    def _read_keys(self, shard):
-        """The keys of a shard; ValueError or an OSError if it is not whole, InputError if it is another cache's."""
+    def _read_keys(self, shard: str) -> list[str]:
+        """The keys of a shard; InputError if another fingerprint made it, another error if it is damaged."""
         about = json.loads((self.folder / f"{shard}.keys.json").read_text())
-        keys = about.get("keys") if isinstance(about, dict) else None
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or "fingerprint" not in about:
-            raise ValueError("its keys.json is not of this kind")
+        keys = about["keys"]
         if about["fingerprint"] != self._digest:
             raise InputError(
                 f"the cache {self.folder} holds features that were made otherwise than this run makes them (shard "
@@ -169,51 +161,37 @@ class FeatureCache:
             values = np.lib.format.open_memmap(self._path(shard), mode="r")
         except OSError:
             raise
-        except Exception as error:  # numpy meets a broken header with whatever its code runs into
+        except Exception as error:  # numpy has errors of many types for a broken header
             raise ValueError(reason(error)) from error
         found = [list(values.shape), values.dtype.str]
-        if found != [about.get("shape"), about.get("dtype")] or found[0][:1] != [len(keys)]:
-            raise ValueError(f"its values are {found}, and not those of its {len(keys)} keys")
+        if found != [about["shape"], about["dtype"]] or len(values) != len(keys):
+            raise ValueError(f"it has values of shape and type {found} for {len(keys)} keys")
         return keys
 
-    def _path(self, shard):
-        return f"{self.folder}/{shard}.npy"  # not of a Path, which would take a twentieth of a training sample's time
+    def _path(self, shard: str) -> str:
+        return f"{self.folder}/{shard}.npy"  # a Path would take a twentieth of a training sample's time
 
-    def _remove_damaged(self, shard, error):
+    def _remove_damaged(self, shard: str, error: Exception) -> None:
         keys_file = self.folder / f"{shard}.keys.json"
         if not keys_file.exists():  # another process has just removed it
             return
         tqdm.write(f"{self.folder}: the shard {shard} is damaged ({reason(error)}): removed, and made again")
-        for path in (keys_file, Path(self._path(shard))):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as failure:
-                tqdm.write(f"cannot remove {path}: {reason(failure)}; it is not used")
+        keys_file.unlink(missing_ok=True)
+        Path(self._path(shard)).unlink(missing_ok=True)
 
-    def _remove_leftovers(self):
-        """Removes what killed runs left: temporary files, and values whose keys were never written."""
-        remove_leftovers(self.folder)
-        for path in self.folder.glob("*.npy"):
-            try:
-                old = time.time() - path.stat().st_mtime > ABANDONED_AFTER
-                if old and not path.with_suffix(".keys.json").exists():
-                    path.unlink()
-            except OSError:  # it has gone meanwhile, or the cache may only be read
-                pass
-
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return key in self._places
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> np.ndarray:
         shard, row = self._places[key]
-        return _values(self._path(shard))[row]
+        return _map_values(self._path(shard))[row]
 
-    def stack(self, keys):
+    def stack(self, keys: Sequence[str]) -> np.ndarray:
         """The features of several keys, (len(keys), *shape)."""
         return np.stack([self[key] for key in keys])
 
-    def append(self, keys, values):
-        """Writes one shard: keys, a list of texts, and their values, (len(keys), *shape)."""
+    def append(self, keys: list[str], values: np.ndarray) -> None:
+        """Writes one shard: keys and their values, (len(keys), *shape)."""
         shard = uuid.uuid4().hex
         about = {
             "fingerprint": self._digest,
@@ -226,86 +204,109 @@ class FeatureCache:
             with replacing(self.folder / f"{shard}.keys.json") as temporary:
                 temporary.write_text(json.dumps(about))
 
-    def fill(self, keys, load, encode, batch_size, accelerator, what, threads=0):
-        """Computes the features that are missing, shared among the processes of a launch; returns which keys it has.
+    def fill(
+        self,
+        keys: Sequence[str | None],
+        load: Callable[[int], object],
+        encode: Callable[[list], np.ndarray],
+        batch_size: int,
+        accelerator: Accelerator,
+        what: str,
+        threads: int = 0,
+    ) -> np.ndarray:
+        """Computes the missing features => a boolean array, True for each key that the cache then has.
 
-        keys: one a row, in the same order on every process; None for an input that cannot be had. load(row) reads the
-        input of one row (in `threads` threads when more than 0); encode(list of inputs) => array (n, *shape). An
-        OSError or ValueError of load, or a feature that is no number, drops its row: it is named, and its key stays out
-        of the cache. SIGTERM ends it after the batch, with all that was computed on disk (Stopped). Returns a boolean
-        array, True where the cache serves.
+        keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the input
+        of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). If `load` raises an
+        OSError or ValueError, or a feature is not finite, the row is named and its key stays out of the cache.
+
+        Each process of a launch computes a share. After SIGTERM all processes save what they have computed and raise
+        Stopped. InputError if the processes do not find the same features at the end.
+        """
+        share = self._share_of_process(keys, accelerator)
+        missing = [(key, row) for key, row in share if key not in self]
+        with stoppable() as stopped:
+            with tqdm(
+                total=len(missing), desc=what, disable=not missing or not accelerator.is_main_process
+            ) as progress:
+                self._compute(missing, load, encode, batch_size, threads, progress, stopped)
+            accelerator.wait_for_everyone()
+            if any(gather_object([stopped()])):  # of all processes, so that they end together
+                raise Stopped(
+                    f"stopped; the {what} computed so far are in {self.folder}: run the same command again to resume"
+                )
+        if not all_processes_agree(lambda: self._digest_of(keys), accelerator):
+            raise InputError(
+                f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and CACHE_DIR "
+                "onto storage that all machines share, or a copy of one filled cache onto each"
+            )
+        return self._serves(keys)
+
+    def _share_of_process(self, keys: Sequence[str | None], accelerator: Accelerator) -> list[tuple[str, int]]:
+        """(key, its first row) of the distinct keys that one process of a launch is to compute.
+
+        The share does not depend on the keys that the cache has already: while another launch writes, each process may
+        find other keys there, and a key could be left to no process.
         """
         first_rows = {}
         for row, key in enumerate(keys):
             if key is not None:
                 first_rows.setdefault(key, row)
-        # a share does not depend on what is there already: beside another launch, each process may see another lot
-        share = list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
-        mine = [(key, row) for key, row in share if key not in self]
-        progress = tqdm(total=len(mine), desc=what, disable=not mine or not accelerator.is_main_process)
-        pending = _Pending(self)
-        with stoppable() as stopped:
-            try:
-                with ThreadPoolExecutor(max(threads, 1)) as pool:
-                    for start in range(0, len(mine), batch_size):
-                        if stopped():
-                            break
-                        batch = mine[start : start + batch_size]
-                        inputs = list(pool.map(lambda item: _load(load, item[1]), batch))
-                        readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
-                        if readable:
-                            pending.add([key for key, _ in readable], encode([value for _, value in readable]))
-                        progress.update(len(batch))
-            finally:
-                pending.flush()  # also what an interrupted run has computed
-                progress.close()
-            accelerator.wait_for_everyone()
-            if any(gather_object([stopped()])):  # of all processes, so that they end together
-                raise Stopped(
-                    f"stopped; the {what} computed so far are in {self.folder}: the same command goes on from there"
-                )
-        if not seen_alike(lambda: self._digest_served(keys), accelerator):
-            raise InputError(
-                f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and CACHE_DIR onto "
-                "storage that all machines share, or a copy of one filled cache onto each"
-            )
-        return self._serves(keys)
+        return list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
 
-    def _serves(self, keys):
+    def _compute(self, missing, load, encode, batch_size, threads, progress, stopped) -> None:
+        """Computes and writes the features of (key, row) pairs, batch after batch, until `stopped()`."""
+        pending = _Pending(self)
+        try:
+            with ThreadPoolExecutor(max(threads, 1)) as pool:
+                for start in range(0, len(missing), batch_size):
+                    if stopped():
+                        break
+                    batch = missing[start : start + batch_size]
+                    inputs = pool.map(lambda item: _load_or_name(load, item[1]), batch)
+                    readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
+                    if readable:
+                        pending.add([key for key, _ in readable], encode([value for _, value in readable]))
+                    progress.update(len(batch))
+        finally:
+            pending.flush()  # Ctrl-C keeps what was computed, too
+
+    def _serves(self, keys: Sequence[str | None]) -> np.ndarray:
         self.refresh()
         return np.array([key in self for key in keys], dtype=bool)
 
-    def _digest_served(self, keys):
-        """What tells two processes apart that have other keys, or are served others of them."""
+    def _digest_of(self, keys: Sequence[str | None]) -> str:
+        """Differs between processes that have other keys, or that find other features of them in the cache."""
         return hashlib.sha256(repr(keys).encode() + self._serves(keys).tobytes()).hexdigest()
 
 
 class _Pending:
-    """Features that wait to be a shard."""
+    """Features that were computed and not yet written; SHARD_ROWS of them become a shard."""
 
-    def __init__(self, cache):
-        self.cache, self.rows, self.batches = cache, 0, []  # batches: (keys, values)
+    def __init__(self, cache: FeatureCache):
+        self.cache, self.keys, self.values = cache, [], []
 
-    def add(self, keys, values):
+    def add(self, keys: list[str], values: np.ndarray) -> None:
         finite = np.isfinite(values).reshape(len(keys), -1).all(axis=1)
-        for key, kept in zip(keys, finite):
-            if not kept:
-                tqdm.write(f"left out: the features of {key!r} are no numbers")
-        if finite.any():
-            self.batches.append(([key for key, kept in zip(keys, finite) if kept], values[finite]))
-            self.rows += int(finite.sum())
-        if self.rows >= SHARD_ROWS:
+        for key, is_finite in zip(keys, finite):
+            if is_finite:
+                self.keys.append(key)
+            else:
+                tqdm.write(f"left out: the features of {key!r} are not finite numbers")
+        self.values.append(values[finite])
+        if len(self.keys) >= SHARD_ROWS:
             self.flush()
 
-    def flush(self):
-        batches, self.batches, self.rows = self.batches, [], 0
-        if batches:
-            self.cache.append([key for keys, _ in batches for key in keys], np.concatenate([v for _, v in batches]))
+    def flush(self) -> None:
+        keys, values = self.keys, self.values
+        self.keys, self.values = [], []
+        if keys:
+            self.cache.append(keys, np.concatenate(values))
 
 
-def _load(load, row):
+def _load_or_name(load: Callable[[int], object], row: int) -> object | None:
     try:
         return load(row)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say that a file is no picture
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors for a file that is not an image
         tqdm.write(f"left out: {error}")
         return None

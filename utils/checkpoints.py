@@ -1,23 +1,19 @@
-"""Checkpoint folders: loaded whole or refused, and compared with the frozen models that they were trained with."""
+"""Checkpoint folders: loaded completely or refused, and compared with the frozen models that they were trained with."""
 
 import hashlib
 import json
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from utils.errors import InputError, reason, say
 
-LARGEST_SIZE = 1_000_000  # of any number in a configuration: words, channels, tokens, time steps
-LARGEST_DEPTH = 1_000  # layers
-_CONSTANTS = {  # what a sampler reads of a training's constants
-    "BASE_MODEL": str, "REFERENCE_ENCODER": str, "BART_CHECKPOINT": str, "DATA_ROOT": str, "CACHE_DIR": str,
-    "REPORTS_ROOT": str, "PROMPT": str, "TEXT_ENCODER": str, "VIEWS": list, "HOLD_OUT": list, "IMAGE_SIZE": int,
-}  # fmt: skip
-_OLDER = {"PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": ""}  # what stands for a constant that came later
-_WAYS_OUT = {  # frozen model => what to do about another one than the checkpoint was trained with
+_ADDED_LATER = {"PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": ""}  # constants that older checkpoints lack
+_WAYS_OUT = {  # frozen model => what to do if it is not the one that the checkpoint was trained with
     "vae": "set BASE_MODEL to the one it was trained with",
     "text_encoder": "set BASE_MODEL, or TEXT_ENCODER where it was trained with one, to the one it was trained with",
     "reference_encoder": "set REFERENCE_ENCODER to the one it was trained with",
@@ -25,35 +21,21 @@ _WAYS_OUT = {  # frozen model => what to do about another one than the checkpoin
     "pooling": "set BART_CHECKPOINT to the one it was trained with",
 }
 
-
-def weights_fingerprint(module):
-    """SHA-256 (hex) over the shapes and values of a module's weights: the same wherever they were loaded from.
-
-    Names take no part, since libraries rename them; a tensor under several names counts once, and one of whole numbers
-    (positions, counters), which some versions of a library save and others do not, not at all.
-    """
-    digests = {}
-    for tensor in module.state_dict().values():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.is_floating_point() and place not in digests:
-            digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            digests[place] = digest.digest()
-    return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
+# ---- weights -------------------------------------------------------------------------------------------------------
 
 
-def load_strictly(model_class, folder, **options):
-    """`model_class.from_pretrained(folder)`, but whatever does not fit is an InputError that names the folder.
+def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module:
+    """`model_class.from_pretrained(folder)`, but an InputError that names the folder if anything does not fit.
 
-    That is: no such folder, a weight that is missing, left over, misshapen or no number, a file that is damaged or that
-    holds code (it is not run), impossible sizes in config.json.
+    That is: no such folder or configuration, a weight that is missing, left over, misshapen or not finite, a file that is
+    damaged or that holds code (which is not run).
     """
     try:
         check_config(folder, options.get("subfolder", ""))
         model, info = model_class.from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=Path(folder).exists(), **options
         )
-    except Exception as error:  # a broken file fails in whatever reads it
+    except Exception as error:  # libraries raise errors of any type for a broken file
         raise InputError(
             f"cannot load a {model_class.__name__} from {folder}: {why_unloaded(folder, error)}"
         ) from error
@@ -62,20 +44,19 @@ def load_strictly(model_class, folder, **options):
     return model
 
 
-def why_unloaded(folder, error):
-    """Why a model could not be loaded from a folder (or hub id), in words that end no sentence."""
+def why_unloaded(folder: str | Path, error: Exception) -> str:
+    """Why a model could not be loaded from a folder (or hub id), as a clause for a message."""
     if not Path(folder).exists():
         is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(folder))
-        return "there is no such folder here" + (
-            f", nor could it be had from the hub: {reason(error)}" * bool(is_hub_id)
-        )
-    if _is_of_pickle(error):  # torch's own words are how to run it all the same
-        return "a file of its weights holds code, or is no file of tensors; nothing of it was run"
+        from_hub = f", nor could it be loaded from the hub: {reason(error)}" if is_hub_id else ""
+        return f"there is no such folder here{from_hub}"
+    if _is_refused_pickle(error):  # torch's own message explains how to load it all the same
+        return "a file of its weights holds code, or is not a file of tensors; nothing of it was run"
     return reason(error)
 
 
-def _is_of_pickle(error):
-    """Whether an error, or one that it came from, is torch's refusal to unpickle anything but tensors."""
+def _is_refused_pickle(error: BaseException | None) -> bool:
+    """Whether an error, or one of its causes, is torch's refusal to unpickle anything but tensors."""
     while error is not None:
         if isinstance(error, pickle.UnpicklingError):
             return True
@@ -83,39 +64,18 @@ def _is_of_pickle(error):
     return False
 
 
-def check_config(folder, subfolder="", file="config.json"):
-    """InputError if a folder has no configuration (a library would take its own), or one with sizes of no model.
+def check_config(folder: str | Path, subfolder: str = "", file: str = "config.json") -> None:
+    """InputError if a folder has no configuration, in whose place a library would use its own.
 
-    Building a network of such a size would fill the memory. What does not exist here may be a hub id, and passes.
+    A folder that does not exist may be a hub id, and passes.
     """
     path = Path(folder) / subfolder / file
-    if not Path(folder).is_dir():
-        return
-    if not path.is_file():
+    if Path(folder).is_dir() and not path.is_file():
         raise InputError(f"there is no file {path}")
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
-    for name, number in _numbers(config):
-        if not abs(number) <= (LARGEST_DEPTH if "layers" in name or name == "depth" else LARGEST_SIZE):
-            raise InputError(f"{path} states {name} = {number}: that is no size of a model")
 
 
-def _numbers(value, name=""):
-    """The numbers in a tree of JSON, each with the name that it stands under."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(item, key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _numbers(item, name)
-    elif isinstance(value, (int, float)):
-        yield name, value
-
-
-def check_finite(module, where):
-    """InputError if a weight is NaN or infinite; where: what the weights were loaded from."""
+def check_finite(module: nn.Module, where: str | Path) -> None:
+    """InputError if a weight is NaN or infinite; where: the place that the weights were loaded from."""
     broken = [
         name
         for name, tensor in module.state_dict().items()
@@ -128,8 +88,8 @@ def check_finite(module, where):
         )
 
 
-def check_loaded(info, folder):
-    """InputError unless every weight found its place and every place its weight; info: what from_pretrained reports."""
+def check_loaded(info: dict, folder: str | Path) -> None:
+    """InputError unless file and model have the same weights; info: the loading info of from_pretrained."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(
@@ -138,43 +98,41 @@ def check_loaded(info, folder):
             )
 
 
-def load_weights(module, state, what, way_out):
-    """module.load_state_dict(state), but other names or shapes are an InputError: `what` does not fit, and the way out."""
+def load_weights(module: nn.Module, state: dict, what: str, way_out: str) -> None:
+    """module.load_state_dict(state); if names or shapes differ, an InputError of `what` does not fit, and the way out."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{what} is a checkpoint of another architecture ({reason(error)}); {way_out}") from error
 
 
-def read_training(checkpoint):
+# ---- training.json -------------------------------------------------------------------------------------------------
+
+
+def read_training(checkpoint: str | Path) -> dict:
     """The training.json of a checkpoint: step, losses, constants and facts. InputError if it is absent or damaged.
 
-    A constant that it does not have is an InputError when it is asked for.
+    Reading one of its constants that is not there raises an InputError, too.
     """
     path = Path(checkpoint) / "training.json"
     if not Path(checkpoint).exists():
         raise InputError(f"there is no checkpoint {checkpoint}: set CHECKPOINT to a folder such as runs/clipUViT/best")
     try:
         training = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        constants = dict(training["constants"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{checkpoint} is no checkpoint of this project (no readable training.json in it: {reason(error)}): "
             "set CHECKPOINT to a folder such as runs/clipUViT/best"
         ) from error
-    constants = training.get("constants") if isinstance(training, dict) else None
-    if not isinstance(constants, dict) or not isinstance(training.get("encoders", {}), dict):
-        raise InputError(f"{path} is damaged: it has no table of constants, or of encoders; take another checkpoint")
-    for name, value in constants.items():
-        if name in _CONSTANTS and (not isinstance(value, _CONSTANTS[name]) or value is True):
-            raise InputError(f"{path} is damaged: it says {name} = {value!r}; take another checkpoint")
-    training["constants"] = _Constants(path, {**_OLDER, **constants})
+    training["constants"] = _TrainingConstants(path, {**_ADDED_LATER, **constants})
     return training
 
 
-class _Constants(dict):
-    """The constants of a training; one that is missing is an InputError."""
+class _TrainingConstants(dict):
+    """The constants of a training; InputError for one that training.json does not have."""
 
-    def __init__(self, path, constants):
+    def __init__(self, path: Path, constants: dict):
         super().__init__(constants)
         self.path = path
 
@@ -182,17 +140,45 @@ class _Constants(dict):
         raise InputError(f"{self.path} does not say {name}: set {name}, or take another checkpoint")
 
 
-def check_encoders(training, **found):
+# ---- the same frozen models ----------------------------------------------------------------------------------------
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 (hex) over the shapes and values of a module's weights, wherever they were loaded from.
+
+    Names do not count, since libraries rename them; a tensor under several names counts once; a tensor of whole numbers
+    (positions, counters), which some versions of a library save and others do not, does not count.
+    """
+    digests = {}
+    for tensor in module.state_dict().values():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.is_floating_point() and place not in digests:
+            digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digests[place] = digest.digest()
+    return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
+
+
+def encoder_fingerprints(vae: nn.Module, text_encoder, reference_encoder) -> dict[str, str]:
+    """The fingerprints of the frozen encoders, which a checkpoint keeps and `check_encoders` compares."""
+    return {
+        "vae": weights_fingerprint(vae),
+        "text_encoder": text_encoder.fingerprint(),
+        "reference_encoder": reference_encoder.fingerprint(),
+    }
+
+
+def check_encoders(training: dict, **fingerprints: str) -> None:
     """InputError unless the frozen models are those that a checkpoint was trained with.
 
-    training: its training.json; found: a fingerprint by the name of each frozen model at hand (those of _WAYS_OUT).
+    training: its training.json; fingerprints: by the names of the loaded frozen models (those of _WAYS_OUT).
     """
     if "source" in training:  # an authors' file
-        say(f"{training['source']} does not say what it was trained with: {', '.join(found)} taken unchecked")
+        say(f"{training['source']} does not say what it was trained with: {', '.join(fingerprints)} taken unchecked")
         return
-    for name, fingerprint in found.items():
+    for name, fingerprint in fingerprints.items():
         expected = training.get("encoders", {}).get(name)
-        if not isinstance(expected, str):
+        if expected is None:
             raise InputError(
                 f"the checkpoint's training.json does not say which {name} it was trained with; take another checkpoint"
             )
@@ -203,10 +189,10 @@ def check_encoders(training, **found):
             )
 
 
-def check_hold_out(hold_out, **checkpoints):
+def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None:
     """InputError unless the patient groups in hold_out are those that were held out of each checkpoint's training.
 
-    checkpoints: folders by the name of their constant. An authors' file, whose hold-out nobody wrote down, is not compared.
+    checkpoints: folders by the name of their constant. An authors' file does not state its groups and is not compared.
     """
     for name, checkpoint in checkpoints.items():
         if not (Path(checkpoint) / "training.json").exists():
@@ -220,12 +206,3 @@ def check_hold_out(hold_out, **checkpoints):
                 f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, so that "
                 f"test patients of one were training patients of the other: set HOLD_OUT to {tuple(found)}, or train again"
             )
-
-
-def encoder_fingerprints(vae, text_encoder, reference_encoder):
-    """Which frozen encoders a checkpoint was trained with; kept in it and compared when it is sampled."""
-    return {
-        "vae": weights_fingerprint(vae),
-        "text_encoder": text_encoder.fingerprint(),
-        "reference_encoder": reference_encoder.fingerprint(),
-    }

@@ -1,15 +1,35 @@
 """Constants at the top of a script, overridden by a TOML file and by --NAME VALUE.
 
-A constant is an UPPER_CASE name of the script's module. Three places give its value, the later the stronger:
+A constant is an UPPER_CASE name of the script's module. Three places set its value; each overrides those before it:
 
-    1. the script itself               BATCH_SIZE = 32  # images an optimiser step
+    1. the script itself               BATCH_SIZE = 32  # images an optimiser step (1 to 1024)
     2. --config FILE.toml              the table [common], then the table named after the script
     3. --BATCH_SIZE 64                 on the command line
 
-The default's type decides what is accepted: text stays text, an int may stand for a float, a tuple of texts may be
-written `PA,AP`. The comment behind a constant is its help text, and ends in its range (utils/ranges.py), which is
-checked here wherever the value comes from. Both are read from the script's text and nothing is executed, so that a
-script can answer before its imports (`check_command_line`).
+A value has to have the type of the default: text stays text, an int may stand for a float, and a tuple of texts may be
+written `PA,AP`. The comment behind a constant is its help text. A parenthesis at its end states the range, which is
+checked wherever the value comes from:
+
+    BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
+    DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0)
+    LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
+    BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
+    PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
+    FEATURES = ("judge",)  # features that are compared (each judge, inception or rad-dino)
+    DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
+    RUN_DIR = "runs/bart"  # checkpoints and metrics (a folder to write)
+    PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
+
+    number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
+    text     the choices, each of one or two words, the last after "or"; `empty` stands for "", the N of `cuda:N` for a
+             whole number
+    path     `a folder to write` or `a file to write`, optionally followed by `or empty`
+    tuple    the same for its values, after `each` (one value or more) or `both` (two values)
+
+The text after a semicolon is for readers only, except `a multiple of NAME`, which names another constant. Every number
+has to have a range (a test checks that); a text without one may be anything.
+
+The script's file is parsed and never executed, so that a script can answer --help before its slow imports.
 """
 
 import argparse
@@ -22,91 +42,45 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError, reason, run, writing
 
-INTEGER_BITS = 63  # besides the sign: what torch, numpy and a file can hold
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = (
-    "*.py",
-    "*/__main__.py",
-    "models/weights.py",
-    "evaluation/gallery.py",
-)  # what may have a table in a TOML file
-_ASSIGNMENT = re.compile(r"^(?P<name>[A-Z][A-Z0-9_]*) = .*?(?:  # (?P<comment>.*))?$")
+SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
+GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
+    "HEAD_ROWS": "the prior's head starts from random weights; remove it",
+    "CHECK": "every run tries one step before its long work; remove it",
+}
+GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 
 
-def check_command_line(name, file):
-    """Answers --help and refuses what `override_constants` would refuse, and does nothing else.
+# ---- for scripts ---------------------------------------------------------------------------------------------------
 
-    name, file: the script's __name__ and __file__. To be called before a script's slow imports.
+
+def check_command_line(name: str, file: str) -> None:
+    """Prints --help and refuses wrong arguments, as `override_constants` does, before a script's slow imports.
+
+    name, file: the script's __name__ and __file__.
     """
     if name == "__main__":
-        run(lambda: _resolve(Path(file), sys.argv[1:]))
+        run(lambda: resolve(Path(file), sys.argv[1:]))
 
 
-def override_constants(namespace, arguments=None):
-    """Sets a script's constants from its config file and its command line; returns all of them as a dict.
+def override_constants(namespace: dict, arguments: list[str] | None = None) -> dict:
+    """Sets a script's constants from its config file and its command line, and returns all of them.
 
-    namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. Unknown names, values of
-    another type or out of their range, and misspelt flags raise InputError; --help prints the docstring and the
-    constants, and exits.
+    namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. InputError for an unknown
+    name, a wrong type, a value out of its range, or a misspelt flag. --help prints docstring and constants, and exits.
     """
-    values = _resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else list(arguments))
+    values = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments)
     namespace.update(values)
     return values
 
 
-def _resolve(script, arguments):
-    """The values of all constants of a script, after its config file and its command line."""
-    tree = ast.parse(script.read_text(encoding="utf-8"))
-    defaults, comments = _constants(tree, script), _comments(script)
-    origins = {name: f"{_name(script)}, {name}" for name in defaults}  # where the value was given, as a message says it
-
-    config_parser = _Parser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", metavar="FILE.toml")
-    config, rest = config_parser.parse_known_args(arguments)
-    values = dict(defaults)
-    if config.config:
-        found = _read_config(Path(config.config), script, defaults)
-        values.update({name: value for name, (value, _) in found.items()})
-        origins.update({name: where for name, (_, where) in found.items()})
-
-    parser = _Parser(
-        prog=_name(script),
-        description=ast.get_docstring(tree),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        usage=f"{_name(script)} [--config FILE.toml] [--NAME VALUE ...]",
-    )
-    parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
-    for name, value in values.items():
-        text = f"{comments.get(name, '')}  [{value!r}]".strip().replace("%", "%%")
-        parser.add_argument(f"--{name}", metavar="VALUE", help=text)
-    given, unknown = parser.parse_known_args(rest)
-    if unknown:
-        raise InputError(f"there is no constant {unknown[0]!r}{_suggestion(unknown[0], values)}; --help lists them all")
-    for name, text in vars(given).items():
-        origins[name] = f"--{name}"
-        values[name] = _parse(text, defaults[name], origins[name])
-    _check_ranges(values, defaults, comments, origins)
-    return values
-
-
-def _check_ranges(values, defaults, comments, origins):
-    """InputError for a value that its constant's comment does not allow; origins: where each value was given."""
-    ranges = {name: Range(comments[name], default) for name, default in defaults.items()}
-    for name, value in values.items():
-        ranges[name].check(value, origins[name])
-    for name, value in values.items():
-        other = ranges[name].multiple_of
-        if other and value % values[other]:
-            raise InputError(f"{origins[name]}: {value} is no multiple of {other}, which is {values[other]}")
-
-
-def save_constants(folder, constants):
+def save_constants(folder: str | Path, constants: dict) -> None:
     """Writes the resolved constants beside a result, as `<folder>/constants.json`."""
     folder = Path(folder)
     with writing("the constants", folder):
@@ -114,39 +88,120 @@ def save_constants(folder, constants):
         (folder / "constants.json").write_text(json.dumps(constants, indent=2) + "\n")
 
 
+# ---- resolving -----------------------------------------------------------------------------------------------------
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}; --help lists the constants")
 
 
-def _constants(tree, script):
-    """{name: default} of the UPPER_CASE names that a parsed script assigns at its top, each to a literal."""
-    constants = {}
+def resolve(path: Path, arguments: Iterable[str]) -> dict:
+    """The values of all constants of a script, {name: value}, after its config file and its command line."""
+    script = read_script(path)
+    config_parser = _Parser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", metavar="FILE.toml")
+    config, rest = config_parser.parse_known_args(list(arguments))
+    values = dict(script.defaults)
+    origins = {name: f"{script.name}, {name}" for name in values}  # where each value was set, for messages
+    if config.config:
+        for name, value, origin in _read_config(Path(config.config), script, path):
+            values[name], origins[name] = value, origin
+
+    given, unknown = _command_line_parser(script, values).parse_known_args(rest)
+    if unknown:
+        raise InputError(_unknown_constant(unknown[0], values))
+    for name, text in vars(given).items():
+        origins[name] = f"--{name}"
+        values[name] = _parse(text, script.defaults[name], origins[name])
+    _check_ranges(script, values, origins)
+    return values
+
+
+def _command_line_parser(script: "Script", values: dict) -> _Parser:
+    parser = _Parser(
+        prog=script.name,
+        description=script.docstring,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage=f"{script.name} [--config FILE.toml] [--NAME VALUE ...]",
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
+    for name, value in values.items():
+        text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar="VALUE", help=text)
+    return parser
+
+
+def _check_ranges(script: "Script", values: dict, origins: dict[str, str]) -> None:
+    """InputError for a value outside of the range in its comment."""
+    for name, value in values.items():
+        stated = read_range(script.comments[name], script.defaults[name])
+        if stated is None:
+            continue
+        stated.check(value, origins[name])
+        other = stated.multiple_of
+        if other and value % values[other]:
+            raise InputError(f"{origins[name]}: {value} is not a multiple of {other}, which is {values[other]}")
+
+
+def _unknown_constant(name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not a constant of the script: what replaces it, or a similar name."""
+    bare = name.lstrip("-").split("=")[0]
+    if bare in GONE:
+        return f"the constant {bare} is gone: {GONE[bare]}"
+    return f"there is no constant {name!r}{_suggestion(bare, known)}; --help lists all constants"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {similar[0]}?)" if similar else ""
+
+
+# ---- reading a script ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the text of a script says about its constants."""
+
+    name: str  # the file's name; of a __main__.py the package's
+    docstring: str
+    defaults: dict  # constant => value
+    comments: dict[str, str]  # constant => the comment behind it, continuation lines included
+
+
+def read_script(path: Path) -> Script:
+    """The constants of a script; InputError if one of them is not a literal."""
+    text = path.read_text(encoding="utf-8")
+    tree, name = ast.parse(text), _script_name(path)
+    defaults = {}
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith("_"):
-            where = f"{_name(script)}, {target.id}"
             try:
-                constants[target.id] = ast.literal_eval(node.value)
-            except (ValueError, TypeError, RecursionError, MemoryError) as error:
-                raise InputError(f"{where}: a constant is a plain value, such as 3, 0.5, True or 'text'") from error
-            _check(constants[target.id], constants[target.id], where)
-    return constants
+                defaults[target.id] = ast.literal_eval(node.value)
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"{name}, {target.id}: a constant has to be a plain value, such as 3, 0.5, True or 'text'"
+                ) from error
+    comments = _read_comments(text)
+    return Script(name, ast.get_docstring(tree) or "", defaults, {key: comments.get(key, "") for key in defaults})
 
 
-def _name(script):
-    """What a script goes by: its file's name, or its package's for the __main__.py of one."""
-    return script.parent.name if script.stem == "__main__" else script.stem
+def _script_name(path: Path) -> str:
+    return path.parent.name if path.stem == "__main__" else path.stem
 
 
-def _comments(script):
-    """{constant: the comment behind it}, a comment's continuation lines included."""
+def _read_comments(text: str) -> dict[str, str]:
+    """{constant: comment} of the lines `NAME = value  # comment` and of the indented comment lines below each."""
     comments, last = {}, None
-    for line in script.read_text(encoding="utf-8").splitlines():
-        match = _ASSIGNMENT.match(line)
-        if match:
-            last = match["name"]
-            comments[last] = match["comment"] or ""
+    for line in text.splitlines():
+        assignment = re.match(r"([A-Z][A-Z0-9_]*) = .*?(?:  # (.*))?$", line)
+        if assignment:
+            last = assignment[1]
+            comments[last] = assignment[2] or ""
         elif last and re.match(r"^ {8,}# ", line):
             comments[last] += " " + line.strip(" #")
         else:
@@ -154,102 +209,87 @@ def _comments(script):
     return comments
 
 
-def _read_config(path, script, defaults):
-    """{name: (value, where it stands)} of a script's constants that a config file gives."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # broken TOML, broken UTF-8, or thousands of brackets in each other
-        raise InputError(f"{path} is no TOML file: {reason(error)}") from error
-    files = [file for pattern in SCRIPTS for file in REPOSITORY.glob(pattern)]
-    scripts = {_name(file): file for file in [*files, script]}
-    values = {}
+# ---- reading a config file -----------------------------------------------------------------------------------------
+
+
+def _read_config(path: Path, script: Script, script_path: Path) -> list[tuple[str, object, str]]:
+    """(name, value, where it stands) of each of a script's constants in a TOML file."""
+    tables = _read_tables(path)
+    scripts = {_script_name(file): file for pattern in SCRIPTS for file in REPOSITORY.glob(pattern)}
+    scripts[script.name] = script_path
     for table, entries in tables.items():
         if not isinstance(entries, dict):
             raise InputError(f"{path}: {table} = {entries!r} stands outside of a table; put it under [common]")
+        if table in GONE_TABLES:
+            raise InputError(f"{path}: the table [{table}] is now called [{GONE_TABLES[table]}]; rename it")
         if table != "common" and table not in scripts:
             raise InputError(
-                f"{path}: the table [{table}] names no script{_suggestion(table, scripts)}; use [common] or a script's name"
+                f"{path}: the table [{table}] does not name a script{_suggestion(table, scripts)}; use [common] or a "
+                "script's name"
             )
-    for table in ("common", _name(script)):
+    found = []
+    for table in ("common", script.name):
         for name, value in tables.get(table, {}).items():
-            if name in defaults:
+            if name in script.defaults:
                 where = f"{path}, [{table}], {name}"
-                values[name] = _check(value, defaults[name], where), where
-            elif table != "common" or not any(name in _comments(file) for file in scripts.values()):
-                raise InputError(f"{path}, [{table}]: there is no constant {name!r}{_suggestion(name, defaults)}")
-    return values
+                found.append((name, _as_type_of(script.defaults[name], value, where), where))
+            elif table != "common" or not _is_constant_of_any(name, scripts.values()):
+                raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
+    return found
 
 
-def _suggestion(name, known):
-    close = difflib.get_close_matches(name.lstrip("-").split("=")[0], list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _read_tables(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
+    except ValueError as error:  # broken TOML or broken UTF-8
+        raise InputError(f"{path} is not a TOML file: {reason(error)}") from error
 
 
-def _parse(text, default, where):
-    """The text of a command line as a value of the default's type."""
+def _is_constant_of_any(name: str, scripts: Iterable[Path]) -> bool:
+    return any(name in _read_comments(script.read_text(encoding="utf-8")) for script in scripts)
+
+
+# ---- types ---------------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str, default: object, where: str) -> object:
+    """A text of the command line as a value of the default's type."""
     if isinstance(default, str):
-        return _check(text, default, where)
-    if (
-        isinstance(default, tuple)
-        and all(isinstance(item, str) for item in default)
-        and not text.startswith(("(", "["))
-    ):
-        return tuple(filter(None, (part.strip() for part in text.split(","))))  # PA,AP
+        return text
+    is_tuple_of_texts = isinstance(default, tuple) and all(isinstance(item, str) for item in default)
+    if is_tuple_of_texts and not text.startswith(("(", "[")):
+        return tuple(part.strip() for part in text.split(",") if part.strip())  # PA,AP
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))  # TOML's words for a bool as well
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError):
         value = text
-    return _check(value, default, where)
+    return _as_type_of(default, value, where)
 
 
-def _check(value, default, where):
+def _as_type_of(default: object, value: object, where: str) -> object:
     """A value as the default's type, or InputError. An int may stand for a float; a list for a tuple."""
     if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(_check(item, default[0] if default else "", where) for item in value)
-    if type(value) is int and value.bit_length() > INTEGER_BITS:
-        raise InputError(f"{where}: a whole number of {value.bit_length()} bits; {INTEGER_BITS} are the most")
+        sample = default[0] if default else ""
+        return tuple(_as_type_of(sample, item, where) for item in value)
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):
         raise InputError(
             f"{where}: {reason(repr(value))} is not of the type of the default {default!r} ({type(default).__name__})"
         )
-    if type(value) is float and not math.isfinite(value):
-        raise InputError(f"{where}: {value} is no finite number")
-    if type(value) is str and "\0" in value:
-        raise InputError(f"{where}: {value!r} holds a NUL character, which no name of a file can have")
     return value
 
 
-# ---- ranges: the parenthesis that ends a constant's comment -----------------------------------------------------
-#
-#     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
-#     DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0)
-#     LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
-#     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-#     PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
-#     FEATURES = ("judge",)  # whose features (each judge, inception or rad-dino)
-#     DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
-#     RUN_DIR = "runs/bart"  # checkpoints and metrics (a folder to write)
-#     PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
-#
-# number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
-# text     its choices, each of one or two words, the last after "or"; `empty` stands for "", the N of `cuda:N` for a
-#          whole number
-# path     a folder to write, or a file to write; optionally followed by: or empty
-# tuple    the same for its values, after `each` (one value or more) or `both` (two values)
-#
-# Text after a semicolon is for the reader, except `a multiple of NAME`, which names another constant. Text and tuples of
-# text without any of these may be anything; every number must have a range (a test checks that).
+# ---- ranges --------------------------------------------------------------------------------------------------------
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _BOUNDS = re.compile(
     rf"(?:(?P<low>{_NUMBER}) to (?P<high>{_NUMBER})|(?P<least>{_NUMBER}) or more|above (?P<above>{_NUMBER}))"
     rf"(?:, below (?P<below>{_NUMBER})|, (?P<most>{_NUMBER}) at most)?"
 )
-_KEPT = {  # kind of bound => whether a number keeps it
+_COMPARISONS = {  # group of _BOUNDS => what a number in the range fulfils
     "low": operator.ge, "least": operator.ge, "above": operator.gt,
     "high": operator.le, "most": operator.le, "below": operator.lt,
 }  # fmt: skip
@@ -260,70 +300,77 @@ _PARENTHESIS = re.compile(r"\((?P<count>each |both )?(?P<words>[^();]+)(?P<furth
 _MULTIPLE = re.compile(r"; a multiple of (?P<name>[A-Z][A-Z0-9_]*)")
 
 
+@dataclass(frozen=True)
 class Range:
-    """What one constant may be.
+    """The values that a constant may have."""
 
-    comment: the whole comment behind it; default: its value in the script. `words`: the range as the comment has it, ""
-    where it states none; `multiple_of`: the name of another constant, or "".
-    """
+    words: str  # as the comment has them
+    count: str  # of a tuple: "each" or "both"; else ""
+    multiple_of: str  # the name of another constant, or ""
+    problem_of: Callable[[object, re.Match], str]  # value, match of its grammar => what is wrong, "" if nothing is
+    match: re.Match
 
-    def __init__(self, comment, default):
-        sample = default[0] if isinstance(default, tuple) and default else default
-        grammars = {int: [_BOUNDS], float: [_BOUNDS], str: [_PLACE, _CHOICES]}.get(type(sample), [])
-        self.words = self.multiple_of = self.count = ""
-        stated = _PARENTHESIS.search(comment)
-        if not stated or bool(stated["count"]) != isinstance(default, tuple):
-            return
-        for grammar in grammars:
-            self._found = grammar.fullmatch(stated["words"])
-            if self._found:
-                self.words, self.count = stated["words"], (stated["count"] or "").strip()
-                self._why_not = {_BOUNDS: _why_not_number, _PLACE: _why_not_place, _CHOICES: _why_not_choice}[grammar]
-                multiple = _MULTIPLE.search(stated["further"] or "")
-                self.multiple_of = multiple["name"] if multiple else ""
-                return
-
-    def check(self, value, where):
-        """InputError, which begins with `where`, if the constant may not be this value."""
-        if not self.words:
-            return
+    def check(self, value: object, where: str) -> None:
+        """InputError, which begins with `where`, for a value out of the range."""
         values = value if self.count else (value,)
-        if (self.count == "both" and len(values) != 2) or not values:
-            raise InputError(
-                f"{where}: {value!r} has not the right number of values, {'2' if self.count == 'both' else '1 or more'}"
-            )
+        if self.count == "both" and len(values) != 2:
+            raise InputError(f"{where}: {value!r} has to have 2 values")
+        if not values:
+            raise InputError(f"{where}: {value!r} has to have 1 value or more")
         for item in values:
-            why = self._why_not(item, self._found)
-            if why:
-                raise InputError(f"{where}: {reason(repr(item))} {why}")
+            problem = self.problem_of(item, self.match)
+            if problem:
+                raise InputError(f"{where}: {reason(repr(item))} {problem}")
 
 
-def _why_not_number(value, found):
-    """Why a number is out of the bounds of a match of _BOUNDS, "" if it is not."""
-    bounds = {kind: float(number) for kind, number in found.groupdict().items() if number}
-    kept = all(_KEPT[kind](value, bound) for kind, bound in bounds.items())
-    return "" if kept else f"is out of its range, {found[0]}"
+def read_range(comment: str, default: object) -> Range | None:
+    """The range at the end of a constant's comment; None if there is none for values of the default's type."""
+    stated = _PARENTHESIS.search(comment)
+    if not stated or bool(stated["count"]) != isinstance(default, tuple):
+        return None
+    sample = default[0] if isinstance(default, tuple) and default else default
+    for kind, grammar, problem_of in (
+        ((int, float), _BOUNDS, _problem_of_number),
+        ((str,), _PLACE, _problem_of_place),
+        ((str,), _CHOICES, _problem_of_choice),
+    ):
+        match = grammar.fullmatch(stated["words"])
+        if type(sample) in kind and match:
+            multiple = _MULTIPLE.search(stated["further"] or "")
+            count = (stated["count"] or "").strip()
+            return Range(stated["words"], count, multiple["name"] if multiple else "", problem_of, match)
+    return None
 
 
-def _why_not_choice(value, found):
-    """Why a text is none of the choices of a match of _CHOICES, "" if it is one."""
-    choices = re.split(r", | or ", found[0])
-    patterns = ("" if choice == "empty" else re.sub(r"(?<=:)N$", r"\\d+", re.escape(choice)) for choice in choices)
-    known = any(re.fullmatch(pattern, value) for pattern in patterns)
-    return "" if known else f"is none of {', '.join(choices)}"
+def _problem_of_number(value: float, bounds: re.Match) -> str:
+    in_range = math.isfinite(value) and all(
+        _COMPARISONS[kind](value, float(bound)) for kind, bound in bounds.groupdict().items() if bound
+    )
+    return "" if in_range else f"is out of its range, {bounds[0]}"
 
 
-def _why_not_place(value, found):
-    """Why nothing can be written at a place of a match of _PLACE, as far as what is there now tells; "" if it can."""
+def _problem_of_choice(value: str, choices: re.Match) -> str:
+    names = re.split(r", | or ", choices[0])
+    for name in names:
+        pattern = "" if name == "empty" else re.sub(r"(?<=:)N$", r"\\d+", re.escape(name))
+        if re.fullmatch(pattern, value):
+            return ""
+    return f"is none of {', '.join(names)}"
+
+
+def _problem_of_place(value: str, place: re.Match) -> str:
+    """What prevents a file or folder from being written at a path, as far as the files that exist now show it."""
     if not value:
-        return "" if found["empty"] else f"names no {found['kind']} to write"
+        return "" if place["empty"] else f"does not name a {place['kind']} to write"
     path = Path(value)
     try:
-        if found["kind"] == "folder" and path.exists() and not path.is_dir():
+        if place["kind"] == "folder" and path.exists() and not path.is_dir():
             return "is a file: name a folder"
-        if found["kind"] == "file" and path.is_dir():
+        if place["kind"] == "file" and path.is_dir():
             return "is a folder: name a file"
-        file = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
-        return f"lies inside {file}, which is a file: name another place" if file else ""
+        for parent in path.parents:
+            if parent.exists() and not parent.is_dir():
+                return f"lies inside {parent}, which is a file: name another place"
     except OSError as error:  # a name that is too long, a loop of links
         return f"cannot be written: {os.strerror(error.errno).lower()}"
+    return ""

@@ -1,56 +1,56 @@
-"""What people see and what a kill may not halve: errors in one sentence, the one way to print, the one atomic write."""
+"""Errors in one sentence, output of a launch's first process, files written whole, and an orderly end after SIGTERM."""
 
 import os
-import platform
 import re
 import shutil
 import signal
 import sys
 import threading
-import time
 import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-REASON_LENGTH = 200  # characters of another library's words in an error of ours
-ABANDONED_AFTER = 86400  # seconds; a temporary file of another machine that is older belongs to nobody
-_NOTHING_LOST = "stopped between two pieces of work; nothing was lost: the same command goes on from there"
-CLOCK_SKEW = 10  # seconds between the clock of a file server and ours
+REASON_LENGTH = 200  # characters of another library's message in one of ours
 STATUS_WHEN_STOPPED = "STATUS_WHEN_STOPPED"  # environment variable: the exit status of a run that SIGTERM ended, else 0
+_STOPPED_AT_ONCE = "stopped; nothing was lost: run the same command again to resume"
 
 
 class InputError(Exception):
-    """What a user can mend: its text is one sentence that says what is wrong, where, and the way out."""
+    """A mistake that the user can correct: one sentence that says what is wrong, where, and what to do."""
 
 
 class Stopped(BaseException):
-    """A run that SIGTERM ended in good order: its text is one sentence that says how to go on.
+    """SIGTERM ended a run in good order: one sentence that says how to resume.
 
-    No Exception, as KeyboardInterrupt is none: whoever catches what a broken file may raise does not catch it.
+    Like KeyboardInterrupt it is no Exception, so that `except Exception` around the reading of a file does not catch it.
     """
 
 
-def reason(error):
-    """What another exception says, on one line and cut to REASON_LENGTH; its type where it says nothing."""
+def reason(error: object) -> str:
+    """The message of an exception on one line, cut to REASON_LENGTH; the name of its type if it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 2] + " …"
 
 
-def say(line):
+def say(line: str) -> None:
     """Prints a line, in the first process of a launch only."""
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(line, flush=True)
 
 
-@contextmanager
-def replacing(path):
-    """Yields a temporary path beside `path` for a file or a folder to be written, which then takes the name `path`.
+# ---- writing -------------------------------------------------------------------------------------------------------
 
-    So whatever bears the name is whole: the old one, or the new one. A failure inside leaves the old one.
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; the file or folder written there is then renamed to `path`.
+
+    So `path` is always whole: the old one, or the new one. If the block fails, the old one stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         if temporary.is_file():
@@ -64,44 +64,18 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder):
-    """Removes the temporary files in a folder that `replacing` left there when its process was killed."""
-    for path in Path(folder).glob(".*.tmp"):
-        try:
-            if not _has_writer(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except OSError:  # it has gone meanwhile, or the folder may only be read
-            pass
-
-
-def _has_writer(temporary):
-    """Whether the process that made a temporary file may still be at work on it."""
-    import psutil  # not above: the command line of every script needs this module at once
-
-    changed = temporary.stat().st_mtime
-    ours = re.search(rf"\.{re.escape(platform.node())}-(\d+)-[0-9a-f]{{32}}\.tmp$", temporary.name)
-    if not ours:
-        return time.time() - changed < ABANDONED_AFTER
-    try:
-        return psutil.Process(int(ours[1])).create_time() < changed + CLOCK_SKEW  # else its number was given anew
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True
-
-
 @contextmanager
-def writing(what, where):
-    """What cannot be written inside becomes an InputError that names `what` was being written, and `where`.
+def writing(what: str, where: str | Path) -> Iterator[None]:
+    """Turns a failure to write (a full or read-only disk, a missing permission, a taken name) into an InputError.
 
-    That is: a full or read-only disk, a place that one may not write to, and a name that is taken by something else.
+    what, where: the contents that are written and their folder, for the message.
     """
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, OSError) or _is_of_a_writer(error)):
+        if not (isinstance(error, OSError) or _is_write_error_of_library(error)):
             raise
-        number = getattr(error, "errno", None)  # numpy's has none, and says how much was written
+        number = getattr(error, "errno", None)  # numpy's errors have none; their message counts the bytes written
         why = os.strerror(number).lower() if number else reason(error)
         raise InputError(
             f"cannot write {what} under {where}: {why}; what was written before is kept, "
@@ -109,93 +83,90 @@ def writing(what, where):
         ) from error
 
 
-def _is_of_a_writer(error):
-    """Whether safetensors or torch says in its own way that a file could not be written."""
-    return type(error).__name__ == "SafetensorError" or (
-        isinstance(error, RuntimeError) and bool(re.search("PytorchStreamWriter|inline_container", str(error)))
-    )
+def _is_write_error_of_library(error: Exception) -> bool:
+    """Whether this is safetensors' or torch's own type of error for a file that could not be written."""
+    if type(error).__name__ == "SafetensorError":
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("PytorchStreamWriter|inline_container", str(error)))
+
+
+# ---- running and stopping ------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def stoppable():
-    """Inside, SIGTERM waits: yields a function that says whether it has come, to be asked after each piece of work.
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Delays SIGTERM inside the block: yields a function that returns whether the signal has arrived.
 
-    Who is told so saves what it has, and raises Stopped. One that came too late to be asked for counts as one that came
-    outside, where it ends the run at once (`run`). In other threads than the main one nothing waits.
+    The block calls it after each piece of work; if it returns True, the block saves its results and raises Stopped.
+    A signal that arrives after the last call ends the run when the block ends.
     """
-    came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # no signal arrives there
-        yield came.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    try:
-        yield came.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if came.is_set():
+    arrived = threading.Event()
+    with _sigterm_handler(lambda *_: arrived.set()):
+        yield arrived.is_set
+    if arrived.is_set():
         signal.raise_signal(signal.SIGTERM)
 
 
-def run(main):
-    """Runs a script's main(); an InputError, too little memory or Ctrl-C ends it with one line on stderr.
+def run(main: Callable[[], object]) -> None:
+    """Runs a script's main() and ends it with one line instead of a traceback where that helps the user.
 
-    The exit status is then 1, or 130 for Ctrl-C. SIGTERM ends it with one line, after the piece of work in hand where that
-    would be lost (`stoppable`), and with exit status 0: nothing failed. Who starts a script and needs it whole asks for
-    another by STATUS_WHEN_STOPPED.
+    An InputError and a lack of memory exit with status 1, Ctrl-C with 130. SIGTERM exits with status 0, or with the one
+    in the environment variable STATUS_WHEN_STOPPED, set by callers that need the script to finish.
     """
-    came = threading.Event()
+    arrived = threading.Event()
 
     def stop(*_):
-        came.set()
-        raise Stopped(_NOTHING_LOST)
+        arrived.set()
+        raise Stopped(_STOPPED_AT_ONCE)
 
-    def stopped_or_not():
+    with _sigterm_handler(stop):
         try:
             main()
+        except Stopped as stopped:
+            _end_stopped(stopped)
+        except KeyboardInterrupt:
+            print(f"{_program()}: interrupted; what was written is kept", file=sys.stderr)
+            sys.exit(130)
         except Exception as error:
-            if came.is_set():  # a library in another language has made an error of its own of it
-                raise Stopped(_NOTHING_LOST) from error
-            raise
+            if arrived.is_set():  # a library has turned Stopped into an error of its own
+                _end_stopped(_STOPPED_AT_ONCE)
+            elif isinstance(error, InputError):
+                sys.exit(f"{_program()}: {error}")
+            elif _is_out_of_memory(error):
+                sys.exit(
+                    f"{_program()}: not enough memory ({reason(error)}); lower BATCH_SIZE (or raise ACCUMULATION), the "
+                    "sizes of images or of the network, or NUM_WORKERS; what was written is kept"
+                )
+            else:
+                raise
 
-    before = signal.getsignal(signal.SIGTERM)
-    in_main_thread = threading.current_thread() is threading.main_thread()  # no signal arrives in others
-    if in_main_thread:
-        signal.signal(signal.SIGTERM, stop)
+
+@contextmanager
+def _sigterm_handler(handler: Callable) -> Iterator[None]:
+    """Sets the handler of SIGTERM; has no effect outside the main thread, which alone receives signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
     try:
-        _run(stopped_or_not)
+        yield
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
-def _run(main):
-    try:
-        main()
-    except Stopped as stop:
-        say(f"{Path(sys.argv[0]).name}: {stop}")
-        if STATUS_WHEN_STOPPED in os.environ:
-            sys.exit(int(os.environ[STATUS_WHEN_STOPPED]))
-    except InputError as error:
-        sys.exit(f"{_program()}: {error}")
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        sys.exit(
-            f"{_program()}: not enough memory ({reason(error)}); lower BATCH_SIZE (or raise ACCUMULATION), the sizes "
-            "of images or of the network, or NUM_WORKERS; what was written is kept"
-        )
-    except KeyboardInterrupt:
-        print(f"{_program()}: interrupted; what was written is kept", file=sys.stderr)
-        sys.exit(130)
+def _end_stopped(sentence: object) -> None:
+    say(f"{_program()}: {sentence}")
+    if STATUS_WHEN_STOPPED in os.environ:
+        sys.exit(int(os.environ[STATUS_WHEN_STOPPED]))
 
 
-def _is_out_of_memory(error):
-    """Whether an error says that memory is short: Python's and numpy's, torch's of a GPU, or torch's of the CPU."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: for Python and numpy, for torch on a GPU, or for torch on the CPU."""
     of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     return isinstance(error, MemoryError) or of_torch
 
 
-def _program():
-    """The name of what runs: a script's file, or the package whose __main__.py it is."""
+def _program() -> str:
+    """The name of the command: the script's file, or the package whose __main__.py runs."""
     path = Path(sys.argv[0])
     return path.parent.name if path.name == "__main__.py" else path.name

@@ -1,47 +1,54 @@
-"""Folders that scripts write: an exclusive lock, and manifest.json, which says what a folder holds.
+"""Folders that scripts write: an exclusive lock, and manifest.json, which describes the contents.
 
     {"synthetic tree": {"steps": 25, ...}, "written reports": {"LATENT_GAIN": 1.0, ...}}
 
-A *part* is what one kind of script makes in a folder. Its settings stand in the manifest before the first file of the
-part is written. Scripts write only into folders that this project began; one part is made with one set of settings, and
-by one run at a time.
+A *part* is what one kind of script makes in a folder. Its settings are written to the manifest before the first file of
+the part. Scripts write only into folders that this project began; a part has one set of settings, and one run at a time
+makes it.
 """
 
 import json
 import time
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from utils.errors import InputError, reason, replacing, writing
 
-VISIBLE_WITHIN = 60  # seconds that a file server may take to show one machine what another one has written
+VISIBLE_WITHIN = 60  # seconds in which a file server shows one machine the files of another
+MANIFEST_FILE = "manifest.json"
+SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE, WRITTEN_REPORTS = (  # all parts
+    "synthetic tree", "drawn tree", "open tree", "written reports"
+)  # fmt: skip
 
 
-def seen_alike(look, accelerator):
-    """Whether all processes of a launch see the same, at once or within VISIBLE_WITHIN; all of them have to ask.
+# ---- several processes ---------------------------------------------------------------------------------------------
 
-    look: () => what a process sees, to be compared with what the others see; it is called again each second.
+
+def all_processes_agree(observe: Callable[[], object], accelerator) -> bool:
+    """Whether `observe()` returns the same in all processes of a launch, at once or within VISIBLE_WITHIN.
+
+    All processes have to call this function. `observe` is called once a second until the results are equal.
     """
     if accelerator.num_processes == 1:
         return True
-    from accelerate.utils import gather_object  # takes seconds, and who is alone, or only wants a lock, needs none
+    from accelerate.utils import gather_object  # takes seconds to import, and a single process does not need it
 
-    for _ in range(VISIBLE_WITHIN):  # a number of looks, so that all give up together
-        if len({*gather_object([look()])}) == 1:
+    for _ in range(VISIBLE_WITHIN):  # counted, not timed, so that all processes stop at the same call
+        if len({*gather_object([observe()])}) == 1:
             return True
         time.sleep(1)
     return False
 
 
 @contextmanager
-def locked(folder, what):
-    """Holds a folder, made if need be, for one run; InputError while another one has it.
+def locked(folder: str | Path, what: str) -> Iterator[None]:
+    """Locks a folder for one run, and makes it if it is absent; InputError while another run holds the lock.
 
-    what: what is being written there, in words. The lock is the operating system's, on the file `.lock` in the folder,
-    which stays: it goes with the process, however that ends, so a killed run blocks nobody. Of a launch, only the first
-    process may ask for it.
+    what: the contents that are being written, for the message. The operating system holds the lock, on the file `.lock`
+    in the folder, and releases it when the process ends, even by a kill. In a launch only the first process may lock.
     """
     folder = Path(folder)
     with writing("the lock", folder):
@@ -59,111 +66,118 @@ def locked(folder, what):
         lock.release()
 
 
-MANIFEST_FILE = "manifest.json"
-SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE, WRITTEN_REPORTS = (  # the parts there are
-    "synthetic tree", "drawn tree", "open tree", "written reports"
-)  # fmt: skip
+# ---- manifests -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def making(part, folder, settings, inside="", main_process=True, constant="OUTPUT_ROOT"):
-    """Holds a folder while a part of it is made: compared first, then locked, then its manifest written.
+def making(
+    part: str,
+    folder: str | Path,
+    settings: dict,
+    inside: str = "",
+    main_process: bool = True,
+    constant: str = "OUTPUT_ROOT",
+) -> Iterator[None]:
+    """Locks a folder while a part of it is made, and writes its manifest; first checks that the part may go there.
 
-    part: one of the four; inside: the part that the folder has to be already, "" for a part with a folder of its own.
-    settings: a flat dict. main_process: the others of a launch only compare. constant: what names the folder.
-    InputError, and nothing is written, for a folder that was not begun by this project, for another part or other
-    settings, and while another run writes there.
+    part: one of the four parts; inside: the part that the folder has to hold already, "" for a folder of its own;
+    settings: a flat dict; main_process: False only checks; constant: the name of the constant that holds the folder.
+
+    InputError, before anything is written, if this project did not begin the folder, if it holds another part or was
+    made with other settings, or if another run is writing there.
     """
     folder = Path(folder)
     settings = json.loads(json.dumps(settings))
-    _check(folder, part, settings, inside, constant)
-    with locked(folder, f"the {part}") if main_process else nullcontext():
-        if main_process:
-            _begin(folder, part, settings, inside, constant)
+    _check_may_make(part, folder, settings, inside, constant)
+    if not main_process:
+        yield
+        return
+    with locked(folder, f"the {part}"):
+        manifest = _check_may_make(part, folder, settings, inside, constant)  # another run may have begun the folder
+        if manifest.get(part) != settings:
+            with writing(MANIFEST_FILE, folder), replacing(folder / MANIFEST_FILE) as temporary:
+                temporary.write_text(json.dumps({**manifest, part: settings}, indent=2) + "\n", encoding="utf-8")
         yield
 
 
-def read_manifest(folder, constant="OUTPUT_ROOT"):
-    """The manifest of a folder that a constant names, {} where there is none; InputError for a damaged one."""
+def read_manifest(folder: str | Path, constant: str = "OUTPUT_ROOT") -> dict[str, dict]:
+    """The manifest of a folder, {part: settings}; {} if it has none. InputError if the file is damaged.
+
+    constant: the name of the constant that holds the folder, for the message.
+    """
     path = Path(folder) / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(manifest, dict) and all(isinstance(settings, dict) for settings in manifest.values())):
-            raise ValueError("it does not hold what it should")
+        if not isinstance(manifest, dict) or not all(isinstance(settings, dict) for settings in manifest.values()):
+            raise ValueError("it is not a table of settings")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged ({reason(error)}), so it cannot be said what the folder holds: name another {constant}"
+            f"{path} is damaged ({reason(error)}), so the contents of the folder are unknown: name another {constant}"
         ) from error
     return manifest
 
 
-def is_same_folder(one, other):
-    """Whether two paths are of one folder, whatever their spelling; "" is none."""
-    return bool(one) and bool(other) and _real(one) == _real(other)
+def is_same_folder(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same folder; False if one of them is empty."""
+    return bool(one) and bool(other) and _resolve(one) == _resolve(other)
 
 
-def _begin(folder, part, settings, inside, constant):
-    manifest = _check(folder, part, settings, inside, constant)  # once more: another run may have been quicker
-    with writing(MANIFEST_FILE, folder):
-        for left in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-            if left.is_file():
-                left.unlink()
-        if manifest.get(part) != settings:
-            with replacing(folder / MANIFEST_FILE) as temporary:
-                temporary.write_text(json.dumps({**manifest, part: settings}, indent=2) + "\n", encoding="utf-8")
-
-
-def _check(folder, part, settings, inside, constant):
-    """The manifest of a folder that a part may be made in; InputError for any other folder."""
-    real = _real(folder)
-    if real.exists() and not real.is_dir():
-        raise InputError(f"{folder} is no folder: name another {constant}")
-    around = next((parent for parent in real.parents if any(parent.glob("mimic-cxr-2.*-metadata.csv*"))), None)
-    if around:
+def _check_may_make(part: str, folder: Path, settings: dict, inside: str, constant: str) -> dict[str, dict]:
+    """The manifest of a folder in which a part may be made; InputError for any other folder."""
+    _check_place(folder, constant)
+    manifest = read_manifest(folder, constant)
+    has_files = any(name != MANIFEST_FILE for name in _file_names(folder))
+    if has_files and not manifest:
         raise InputError(
-            f"{folder} lies inside the CXR tree {around}, into which nothing is written: name a folder outside"
-        )
-    manifest = read_manifest(real, constant)
-    if not manifest and any(map(_is_foreign, _names(real))):
-        raise InputError(
-            f"{folder} is not empty and has no {MANIFEST_FILE}, so this version of the scripts did not begin it and writes "
-            f"nothing into it: name a new folder as {constant} (whatever reads trees still reads this one, as DATA_ROOT)"
+            f"{folder} is not empty and has no {MANIFEST_FILE}, so this version of the scripts did not begin it and "
+            f"writes nothing into it: name a new folder as {constant} (DATA_ROOT may still be this one)"
         )
     if inside and inside not in manifest:
-        raise InputError(
-            f"{folder} is no {inside}, so there are no images for the {part}: name their tree as DATA_ROOT"
-        )
+        raise InputError(f"{folder} is not a {inside}, so it has no images for the {part}: set DATA_ROOT to their tree")
     if manifest and not inside and part not in manifest:
         raise InputError(f"{folder} holds a {' and '.join(manifest)}, and no {part}: name a new folder as {constant}")
-    found = manifest.get(part, settings)
-    different = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
-    if different and any(name != MANIFEST_FILE and _is_foreign(name) for name in _names(real)):
-        name = different[0]
-        raise InputError(
-            f"the {part} in {folder} was begun with {name} = {found.get(name)!r}, this run has {settings.get(name)!r}; set "
-            f"{constant} to another folder"
-        )
+    if has_files and part in manifest:
+        _check_settings(manifest[part], settings, f"the {part} in {folder}", constant)
     return manifest
 
 
-def _real(path):
+def _check_place(folder: Path, constant: str) -> None:
+    """InputError if something else than a folder has this name, or if it lies inside a CXR tree."""
+    resolved = _resolve(folder)
+    if resolved.exists() and not resolved.is_dir():
+        raise InputError(f"{folder} is not a folder: name another {constant}")
+    for parent in resolved.parents:
+        if any(parent.glob("mimic-cxr-2.*-metadata.csv*")):
+            raise InputError(
+                f"{folder} lies inside the CXR tree {parent}, into which nothing is written: name a folder outside as "
+                f"{constant}"
+            )
+
+
+def _check_settings(found: dict, settings: dict, what: str, constant: str) -> None:
+    for name in {**found, **settings}:
+        if found.get(name) != settings.get(name):
+            raise InputError(
+                f"{what} was begun with {name} = {found.get(name)!r}, this run has {settings.get(name)!r}; set "
+                f"{constant} to another folder"
+            )
+
+
+def _resolve(path: str | Path) -> Path:
     try:
         return Path(path).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise InputError(f"{path} cannot be followed to a folder: {reason(error)}") from error
+        raise InputError(f"{path} does not lead to a folder: {reason(error)}") from error
 
 
-def _names(folder):
+def _file_names(folder: Path) -> list[str]:
+    """What lies in a folder, without the temporary files and the lock that a run leaves before its manifest."""
     try:
-        return [path.name for path in folder.iterdir()]
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"{folder} cannot be listed: {reason(error)}") from error
-
-
-def _is_foreign(name):
-    """Whether a file's name is none of those that a run leaves before its manifest is written."""
-    return not (name.startswith(".") and name.endswith((".tmp", ".lock")))
+    return [name for name in names if not (name.startswith(".") and name.endswith((".tmp", ".lock")))]

@@ -1,84 +1,22 @@
 """evaluate_pairs.py on drawn trees: known answers, bad input, and that it runs through."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_scripts import flags, launch
+from running import EVALUATION, by, flags, launch
+from small_data import generated_tree
 
-from evaluation import judges, metrics
+from evaluation import judges
 from evaluation import sections as evaluation
 from evaluation.judges import first_half
-from phantom import draw_tree
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.folders import MANIFEST_FILE, WRITTEN_REPORTS
 from utils.mimic_cxr import image_file, read_table, write_tree
-
-SCRIPT = Path(__file__).parent.parent.parent / "evaluate_pairs.py"
-SMALL = {
-    "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
-    "JUDGE_BATCH_SIZE": 16, "IMAGE_SIZE": 32, "BASE_MODEL": "", "BOOTSTRAP": 50, "DOWNSTREAM": False, "NUM_WORKERS": 0,
-    "DEVICE": "cpu",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    root = tmp_path_factory.mktemp("evaluation") / "real"
-    draw_tree(root, studies=150, image_size=32, seed=5)
-    return root
-
-
-@pytest.fixture
-def evaluate(real, tmp_path, monkeypatch):
-    """evaluate(SYNTHETIC=..., ...) => evaluation.json; all runs of this file share one cache, so one judge."""
-    monkeypatch.setattr(metrics, "MINIMUM_POSITIVES", 2)
-
-    def run(**constants):
-        output = tmp_path / "evaluation"
-        places = {"REAL": real, "CACHE_DIR": real.parent / "cache", "OUTPUT": output, "PAGE": output / "index.html"}
-        arguments = [
-            text for item in {**SMALL, **places, **constants}.items() for text in (f"--{item[0]}", str(item[1]))
-        ]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        spec = importlib.util.spec_from_file_location("evaluate_pairs", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.main()
-        return json.loads((output / "evaluation.json").read_text())
-
-    return run
-
-
-def generated_tree(root, real, rows, reports=True):
-    """A tree with synthetic.csv whose images and reports are those of real rows, under ids of their own."""
-    table = read_table(real)
-    table = table[table["split"].isin(rows)].reset_index(drop=True)
-    made = table.assign(
-        dicom_id=[f"{number:08x}" for number in range(len(table))],
-        subject_id=10_000_000 + np.arange(len(table)),
-        study_id=50_000_000 + np.arange(len(table)),
-        split="train",
-        report=table["report"] if reports else "",
-    )
-    for old, row in zip(table["image_path"], made.itertuples()):
-        path = image_file(root, row.subject_id, row.study_id, row.dicom_id)
-        path.parent.mkdir(parents=True)
-        shutil.copyfile(old, path)
-    provenance = pd.DataFrame({"dicom_id": made["dicom_id"], "source": table["dicom_id"], "prompt": "", "seed": 1})
-    write_tree(root, made, provenance.assign(reference_dicom_id=""))
-    return made
-
-
-def by(rows, column):
-    return {row[column]: row for row in rows}
 
 
 def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evaluate):
@@ -299,7 +237,7 @@ def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluat
     places = {"REAL": real, "CACHE_DIR": tmp_path / "cache", "OUTPUT": tmp_path / "two", "PAGE": tmp_path / "two.html"}
     config = tmp_path / "empty.toml"
     config.write_text("")
-    said = launch("evaluate_pairs", config, *flags(**{**SMALL, **places, **constants}))
+    said = launch("evaluate_pairs", config, *flags(**{**EVALUATION, **places, **constants}))
     assert said.count("the evaluation: ") == 1
     monkeypatch.undo()  # the number of positives that is enough, which the launched processes have
     one, two = evaluate(**constants), json.loads((tmp_path / "two" / "evaluation.json").read_text())

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_evaluate_pairs import by, evaluate, generated_tree, real  # noqa: F401
-from test_scripts import says
+from running import by, says
+from small_data import generated_tree
 
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.labeler import label_report

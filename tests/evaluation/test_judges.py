@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_metrics import columns
+from small_data import columns
 
 import phantom
 from evaluation import judges, metrics

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_data import columns
 
 from evaluation import metrics
 from utils.findings import FINDINGS, UNCERTAIN
@@ -14,14 +15,6 @@ from utils.findings import FINDINGS, UNCERTAIN
 
 def gaussians(count, width, seed=0):
     return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-
-
-def columns(*pairs, rows):
-    """(rows, 14) bool with the named columns set."""
-    array = np.zeros((rows, len(FINDINGS)), dtype=bool)
-    for finding, values in pairs:
-        array[:, FINDINGS.index(finding)] = values
-    return array
 
 
 @pytest.fixture

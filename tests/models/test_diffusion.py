@@ -22,26 +22,11 @@ from models.diffusion import (
 from utils.checkpoints import load_strictly
 from utils.errors import InputError
 from utils.findings import to_prompt
-from utils.prompts import NULL_PROMPT, PooledFusion, TextEncoder, TokenFusion
+from utils.prompts import NULL_PROMPT, PooledFusion, TextEncoder
 from uvit.model import UViT
 
 SHAPE = (4, 8, 8)
 EDEMA = to_prompt([0, 0, 0, 1] + [0] * 10)
-
-
-@pytest.fixture
-def unet_model(base_model):
-    """The tiny U-Net with the fusion of tokens."""
-    return PromptedDenoiser(
-        load_unet(base_model, 16), TokenFusion(16, 16), noise_schedule(base_model, "epsilon")
-    ).eval()
-
-
-@pytest.fixture
-def uvit_model(base_model):
-    torch.manual_seed(0)
-    uvit = UViT(img_size=8, embed_dim=16, depth=2, num_heads=2)
-    return PromptedDenoiser(uvit, PooledFusion(16, 16, 16), noise_schedule(base_model, "v_prediction")).eval()
 
 
 # --- schedule and target -----------------------------------------------------------------------------------------

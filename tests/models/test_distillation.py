@@ -3,12 +3,12 @@
 import diffusers
 import pytest
 import torch
-from test_diffusion import SHAPE, unet_model, uvit_model  # noqa: F401 (fixtures)
 
 from models.diffusion import ALL_NOISE, PromptedDenoiser, sample_latents, sampling_scheduler
 from models.distillation import Guidance, Teacher, begin_student, distillation_loss, student_settings
 from utils.errors import InputError
 
+SHAPE = (4, 8, 8)
 BACKBONES = ("uvit_model", "unet_model")
 PLAIN = Guidance(1, 1, 0.0, ALL_NOISE)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_prior import REPORTS, SMALL, checkpoints, features, make_tree, read_reports, sample  # noqa: F401 (fixtures)
-from test_report_autoencoder import tokenizer  # noqa: F401 (a fixture)
-from test_scripts import flags, run_script
+from running import flags, read_reports, run_script
+from small_data import make_tree
+from tiny_models import PRIOR as SMALL
 
 import train_prior_model
 from evaluation.selection import best_reports, candidate_seed, requested_findings, write_best

@@ -1,6 +1,5 @@
 import json
 import os
-import runpy
 import signal
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from PIL import Image
+from running import flags, launch, read_reports, run_script
 from safetensors.torch import save_file
 from sklearn.linear_model import Ridge
-from test_report_autoencoder import REPORTS, make_autoencoder, tokenizer  # noqa: F401 (a fixture)
-from test_scripts import flags, launch, run_script
+from small_data import make_tree
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
+from tiny_models import PRIOR as SMALL
+from tiny_models import make_autoencoder
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
@@ -26,34 +26,9 @@ from models.weights import load_autoencoder
 from training.examples import PriorExamples, PriorFeatures
 from utils.checkpoints import check_encoders
 from utils.errors import InputError
-from utils.findings import FINDINGS
-from utils.folders import MANIFEST_FILE, SYNTHETIC_TREE
-from utils.latents import load_vae
-from utils.mimic_cxr import image_file, read_table, write_tree
+from utils.mimic_cxr import image_file, read_table
 
-SMALL = {"latent_side": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "report_dim": 16}
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-
-
-def make_tree(root, studies=8, images_a_study=1, reports=REPORTS, split="train", provenance=False):
-    """A small CXR tree of random blobs with 32 x 32 pixels; returns its table."""
-    rows = []
-    for study in range(studies):
-        for image in range(images_a_study):
-            ids = {"dicom_id": f"{study:04x}-{image}", "subject_id": 10_000_000 + study, "study_id": 50_000_000 + study}
-            path = image_file(root, ids["subject_id"], ids["study_id"], ids["dicom_id"])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            blobs = np.random.default_rng([study, image]).integers(0, 256, (6, 6), dtype=np.uint8)
-            Image.fromarray(blobs).resize((32, 32)).save(path)
-            report = reports[study % len(reports)] if reports else ""
-            rows.append({**ids, "view": "PA", "split": split, "report": report, "image_path": str(path)})
-    table = pd.DataFrame(rows)
-    table[list(FINDINGS)] = np.zeros((len(table), len(FINDINGS)), dtype=np.int8)
-    made = table[["dicom_id"]].assign(prompt="A chest X ray image") if provenance else None
-    write_tree(root, table, made)
-    if provenance:
-        (root / MANIFEST_FILE).write_text(json.dumps({SYNTHETIC_TREE: {}}))
-    return table
 
 
 # ---- the network ---------------------------------------------------------------------------------------------------
@@ -201,16 +176,6 @@ def test_loss_is_the_papers():
 # ---- both ends from the cache --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def features(base_model, tokenizer, accelerator, tmp_path):  # noqa: F811
-    make_tree(tmp_path / "tree", studies=6, images_a_study=2)
-    make_tree(tmp_path / "tree", studies=8, reports=())  # two more studies, without a report
-    table = read_table(tmp_path / "tree")
-    autoencoder = make_autoencoder(tokenizer).requires_grad_(False)
-    arguments = (load_vae(base_model), autoencoder, 32, tmp_path / "cache", 4, 0, accelerator)
-    return PriorFeatures(table, *arguments), table, arguments
-
-
 def test_features(features, capsys):
     features, table, (_, autoencoder, *_) = features
     assert len(table) == 14 and len(features.table) == 12
@@ -264,51 +229,6 @@ def test_another_bart_is_refused():
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def checkpoints(base_model, tokenizer, tmp_path):  # noqa: F811
-    """The folders of a prior and of its BART, untrained."""
-    from utils.checkpoints import weights_fingerprint
-
-    autoencoder = make_autoencoder(tokenizer)
-    autoencoder.save_pretrained(tmp_path / "bart")
-    torch.manual_seed(0)
-    prior = Prior(**SMALL)
-    prior.set_statistics(torch.zeros(16), 5 * torch.ones(16))  # large latents: images differ in their reports
-    prior.save_pretrained(tmp_path / "prior")
-    training = {
-        "step": 1,
-        "constants": {"IMAGE_SIZE": 32, "BASE_MODEL": base_model, "BART_CHECKPOINT": str(tmp_path / "bart")},
-        "encoders": {
-            "vae": weights_fingerprint(load_vae(base_model)),
-            "bart": autoencoder.fingerprint(),
-            "pooling": "mean",
-        },
-    }
-    (tmp_path / "prior" / "training.json").write_text(json.dumps(training))
-    return tmp_path / "prior", tmp_path / "bart"
-
-
-@pytest.fixture
-def sample(checkpoints, monkeypatch):
-    """A function: constants => runs sample_prior_model.py with them."""
-
-    def run_script(**constants):
-        script = REPOSITORY / "sample_prior_model.py"
-        fixed = {"CHECKPOINT": checkpoints[0], "DEVICE": "cpu", "MAX_TOKENS": 20, "NUM_WORKERS": 1}
-        arguments = [text for name, value in {**fixed, **constants}.items() for text in (f"--{name}", str(value))]
-        monkeypatch.setattr("sys.argv", [str(script), *arguments])
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except SystemExit as error:
-            raise InputError(str(error)) from error
-
-    return run_script
-
-
-def read_reports(root):
-    return pd.read_csv(root / "reports.csv", keep_default_na=False).set_index("dicom_id")["report"].to_dict()
 
 
 def test_a_synthetic_tree_gets_its_reports(sample, tmp_path, capsys):
@@ -578,7 +498,7 @@ def test_sampling_with_another_bart_or_without_images_is_refused(sample, checkpo
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="another bart"):
         sample(OUTPUT_ROOT=root, BART_CHECKPOINT=tmp_path / "other")
-    with pytest.raises(InputError, match="nothing is no synthetic tree"):
+    with pytest.raises(InputError, match="nothing is not a synthetic tree"):
         sample(OUTPUT_ROOT=tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     for path in root.rglob("*.jpg"):

@@ -4,8 +4,8 @@ import runpy
 import pandas as pd
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from tokenizers.processors import RobertaProcessing
+from small_data import REPORTS
+from tiny_models import make_autoencoder
 from torch.nn import functional
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BartTokenizer, PreTrainedTokenizerFast
 
@@ -14,59 +14,12 @@ from models.report_autoencoder import ReportAutoencoder, blur, pad_tokens, token
 from training.examples import ReportExamples
 from utils.errors import InputError
 
-REPORTS = [
-    "FINDINGS: The lungs are clear. IMPRESSION: No acute process.",
-    "FINDINGS: Large left pleural effusion. There is no pneumothorax. The heart is enlarged. IMPRESSION: Effusion.",
-    "FINDINGS: Clear. IMPRESSION: Normal.",
-    "IMPRESSION: Right lower lobe pneumonia.",
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    bpe = ByteLevelBPETokenizer()
-    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe.train_from_iterator(REPORTS, vocab_size=330, special_tokens=signs, show_progress=False)
-    bpe._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    names = {
-        "bos_token": "<s>",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
-
-
-def make_autoencoder(tokenizer, pooling="mean"):
-    torch.manual_seed(0)
-    config = BartConfig(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=64,
-        init_std=0.4,  # so that an untrained decoder says different things
-        no_repeat_ngram_size=3,  # a rule that must not reach the reports
-        forced_eos_token_id=None,
-    )
-    return ReportAutoencoder(BartForConditionalGeneration(config), tokenizer, pooling).eval()
-
 
 def without_dropout(autoencoder):
     for module in autoencoder.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0
     return autoencoder
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tokenizer):
-    return make_autoencoder(tokenizer)
 
 
 def make_batch(autoencoder, reports):

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from test_prior import make_tree
-from test_report_autoencoder import REPORTS, tokenizer  # noqa: F401 (a fixture)
+from running import ROOT as REPOSITORY
+from small_data import REPORTS, make_tree
+from tiny_models import random_weights, save_lightning, uvit_state
 from transformers import BartConfig, BartForConditionalGeneration, ViTConfig, ViTModel
 
 from models.diffusion import PromptedDenoiser, noise_schedule
@@ -45,49 +46,7 @@ from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from uvit.model import UViT
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 WIDTH, DEPTH, TEXT = 128, 4, 16  # of the U-ViT: 2 heads of 64; TEXT: of the tiny CLIP
-
-
-def save_lightning(path, state, **others):
-    """A .ckpt as Lightning writes it; the frozen models that it stores too have names of their own."""
-    frozen = {
-        "vae.encoder.mid_block.attentions.0.query.weight": torch.randn(4, 4),
-        "text_encoder.text_model.embeddings.position_ids": torch.arange(77)[None],
-    }
-    checkpoint = {
-        "epoch": 9,
-        "global_step": 1000,
-        "pytorch-lightning_version": "1.9.0",
-        "state_dict": {**state, **frozen},
-        "loops": {"fit_loop": {"state_dict": {}}},
-        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.1), "dirpath": "checkpoint"}},
-        "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 5e-5}]}],
-        "lr_schedulers": [],
-        **others,
-    }
-    torch.save(checkpoint, path)
-    return str(path)
-
-
-def random_weights(module, prefix=""):
-    """A state as the module has it, every number at random."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        prefix + name: torch.randn(tensor.shape, generator=generator) / max(1, tensor[0].numel()) ** 0.5
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def uvit_state(side=8, width=WIDTH, depth=DEPTH):
-    with torch.device("meta"):
-        uvit, text_embed = UViT(side, 2, 4, width, depth, 2), torch.nn.Linear(TEXT, width)
-    return random_weights(uvit, "uvit.uvit.") | random_weights(text_embed, "uvit.text_embed.")
-
-
-@pytest.fixture
-def uvit_file(tmp_path):
-    return save_lightning(tmp_path / "clipUViT.ckpt", uvit_state())
 
 
 # ---- the vision module: U-ViT --------------------------------------------------------------------------------------
@@ -229,7 +188,7 @@ def sample(run_script, tree, base_model, reference_encoder_name, tmp_path):
         root = tmp_path / output
         run_script(
             script, DATA_ROOT=tmp_path / "tree", CACHE_DIR=tmp_path / "cache", BASE_MODEL=base_model, OUTPUT_ROOT=root,
-            REFERENCE_ENCODER=reference_encoder_name, SCHEDULER="PNDM", STEPS=3, TEXT_GUIDANCE=4.0, NUM_WORKERS=0,
+            REFERENCE_ENCODER=reference_encoder_name, SCHEDULER="PNDM", STEPS=3, TEXT_GUIDANCE=4.0,
             REFERENCE_GUIDANCE=4.0, DEVICE="cpu", **constants,
         )  # fmt: skip
         made = pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("prompt").sort_index()
@@ -974,7 +933,7 @@ def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, t
     tiny_models.save_reference_encoder(tmp_path / "wide", width=24)
     constants = {
         "DATA_ROOT": tmp_path / "tree", "CACHE_DIR": tmp_path / "cache", "OUTPUT_ROOT": tmp_path / "made", "CHECKPOINT": path,
-        "BASE_MODEL": base_model, "DEVICE": "cpu", "NUM_WORKERS": 0,
+        "BASE_MODEL": base_model, "DEVICE": "cpu",
     }  # fmt: skip
     with pytest.raises(InputError, match=f"references of width {TEXT}, and this REFERENCE_ENCODER makes 24"):
         run_script("sample_diffusion_clipUViT.py", **constants, REFERENCE_ENCODER=f"local-dir:{tmp_path / 'wide'}")

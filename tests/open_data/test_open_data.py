@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_scripts import config, flags, run_script, tree  # noqa: F401
+from running import flags, run_script
 
 from evaluation.labeler import label_report
 from open_data import chexpert, kermany, nih, openi

@@ -1,4 +1,4 @@
-"""Free text as a prompt: which text a row has, what is asked for in words, and the scripts that train and sample by it."""
+"""Free text as a prompt: the text of a row, requests in words, and the scripts that train and sample by it."""
 
 import json
 import shutil
@@ -8,18 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import (  # noqa: F401
-    BACKBONES,
-    assert_same_weights,
-    config,
-    flags,
-    pictures,
-    run_script,
-    runs,
-    sample,
-    says,
-    tree,
-)
+from running import BACKBONES, assert_same_weights, flags, pictures, run_script, sample, says
 
 from evaluation.labeler import label_report, labels_of_prompt
 from sampling import plan
@@ -43,7 +32,7 @@ def impressions_of(root):
 
 
 @pytest.fixture(scope="module")
-def reported(tree, tmp_path_factory):  # noqa: F811
+def reported(tree, tmp_path_factory):
     """The drawn tree, two training studies of which have no impression, and one no report."""
     root = Path(shutil.copytree(tree, tmp_path_factory.mktemp("reported") / "tree"))
     table = read_table(root, with_reports=False)
@@ -56,7 +45,7 @@ def reported(tree, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def read(config, reported, tmp_path_factory):  # noqa: F811
+def read(config, reported, tmp_path_factory):
     """Runs that were trained on impressions, a folder of either backbone."""
     folder = tmp_path_factory.mktemp("read")
     for backbone in BACKBONES:
@@ -85,8 +74,8 @@ def test_a_rows_prompt_is_its_own_impression_without_marks(make_table, capsys):
     assert rows.dicom_id.tolist() == ["image-0", "image-4"]
     assert prompts_of(rows) == ["1. Edema, worse. 2. No effusion.", "Normal chest."]
     assert capsys.readouterr().out == (
-        "impressions: 2 of 5 images have one; dropped 1 without a report, 1 whose report has no impression and 1 of which "
-        "de-identification left no sentence\n"
+        "impressions: 2 of 5 images have one; dropped 1 without a report, 1 whose report has no impression and 1 of "
+        "which de-identification left no sentence\n"
     )
     assert with_prompts(table, "findings") is table and prompts_of(table) == ["A chest X ray image"] * 5
     with pytest.raises(InputError, match=r"not one of 2 images has an impression .* 1 whose .*: set REPORTS_ROOT"):
@@ -129,7 +118,8 @@ def test_what_is_cut_and_what_is_not_read_is_counted(base_model, capsys):
     long = "edema " * 76
     encoder.tell(["edema", "edema", "edema " * 75, long, "edema; fracture."])
     assert capsys.readouterr().out == (
-        "prompts: 4 distinct, 40 tokens on average; 1 of them cut at 77; 2 signs that the tokenizer does not know left out\n"
+        "prompts: 4 distinct, 40 tokens on average; 1 of them cut at 77; 2 signs that the tokenizer does not know "
+        "left out\n"
     )
     torch.testing.assert_close(encoder.encode([long]), encoder.encode(["edema " * 75]))
     punctuated = encoder.encode(["edema. " * 76])  # cut after what is not read is left out
@@ -140,14 +130,14 @@ def test_what_is_cut_and_what_is_not_read_is_counted(base_model, capsys):
 
 
 def test_the_labels_of_a_free_text_are_those_that_the_rules_read():
-    requests = plan.label_vectors("", "", None, "", 0, 1, EFFUSION, "impression")
+    requests = plan.label_vectors(None, 1, "impression", text=EFFUSION)
     assert requests[["prompt", "prompt_kind", "source"]].values.tolist() == [[EFFUSION, "text", "text"]]
     assert to_prompt(requests[list(FINDINGS)].iloc[0]) == "A chest X ray image with pleural effusion"
-    given = plan.label_vectors("edema", "", None, "", 0, 1, EFFUSION, "impression")
+    given = plan.label_vectors(None, 1, "impression", text=EFFUSION, findings="edema")
     assert given.prompt[0] == EFFUSION and (given[list(FINDINGS)].iloc[0] == parse_findings("edema")).all()
     sentence = "A chest X ray image with edema, without pneumothorax"
     assert (labels_of_prompt(sentence) == parse_findings("edema, not pneumothorax")).all()
-    requests = plan.label_vectors("", "", None, "", 0, 1, f" {sentence} ", "findings")
+    requests = plan.label_vectors(None, 1, text=f" {sentence} ")
     assert requests[["prompt", "prompt_kind"]].values.tolist() == [[sentence, "findings"]]
     assert (requests[list(FINDINGS)].iloc[0] == parse_findings("edema, not pneumothorax")).all()
 
@@ -156,7 +146,7 @@ def test_a_csv_with_a_text_a_row(tmp_path, capsys):
     path = tmp_path / "asked.csv"
     texts = [EFFUSION, "", "Severe edema, compared to ___.", "No pneumothorax."]
     pd.DataFrame({"prompt": texts}).to_csv(path, index=False)
-    requests = plan.label_vectors("", str(path), None, "", 0, 1, "", "impression")
+    requests = plan.label_vectors(None, 1, "impression", labels_csv=str(path))
     assert requests.prompt.tolist() == [EFFUSION, "Severe edema.", "No pneumothorax."]
     assert requests.source.tolist() == ["asked.csv 0", "asked.csv 2", "asked.csv 3"]
     assert (requests[list(FINDINGS)].to_numpy() == [label_report(text) for text in requests.prompt]).all()
@@ -164,19 +154,17 @@ def test_a_csv_with_a_text_a_row(tmp_path, capsys):
     assert "3 of 4 rows kept (1 without prompt dropped)" in out and "marks removed from 1 of 3" in out
 
     pd.DataFrame({"prompt": texts, "Edema": [1.0, 0.0, None, -1.0]}).to_csv(path, index=False)  # one label is stated
-    stated = plan.label_vectors("", str(path), None, "", 0, 1, "", "impression")
+    stated = plan.label_vectors(None, 1, "impression", labels_csv=str(path))
     assert stated["Edema"].tolist() == [1, 0, -2]
     others = [name for name in FINDINGS if name != "Edema"]
     pd.testing.assert_frame_equal(stated[others], requests[others])
 
     label = str(parse_findings("fracture").tolist())
     pd.DataFrame({"prompt": texts[:1], "label": [label]}).to_csv(path, index=False)
-    own = plan.label_vectors("", str(path), None, "", 0, 1, "", "impression")
+    own = plan.label_vectors(None, 1, "impression", labels_csv=str(path))
     assert to_prompt(own[list(FINDINGS)].iloc[0]) == "A chest X ray image with fracture" and own.prompt[0] == EFFUSION
     capsys.readouterr()
-    asked = plan.label_vectors(
-        "", str(path), None, "", 0, 1, "", "findings"
-    )  # labels serve a model of findings as well
+    asked = plan.label_vectors(None, 1, labels_csv=str(path))  # labels serve a model of findings as well
     assert asked.prompt.tolist() == ["A chest X ray image with fracture"] and set(asked.prompt_kind) == {"findings"}
     assert "its column `prompt` is not used" in capsys.readouterr().out
 
@@ -188,14 +176,13 @@ def test_a_csv_with_a_text_a_row(tmp_path, capsys):
         ({"text": "   "}, "impression", ["TEXT: '   ' has no word"]),
         ({"text": "___"}, "impression", ["TEXT: '___' has no word"]),
         ({"findings": "edema"}, "impression", ["FINDINGS gives no text", "trained on impressions", "TEXT"]),
-        ({"text": EFFUSION, "labels_csv": "a.csv"}, "impression", ["TEXT and LABELS_CSV a.csv both", "set one"]),
+        ({"text": EFFUSION, "labels_csv": "a.csv"}, "impression", ["TEXT and LABELS_CSV a.csv", "set only one"]),
         ({"text": EFFUSION}, "report", ["PROMPT 'report' is none of"]),
     ],
 )
 def test_requests_that_the_model_cannot_read(asked, prompt, words):
-    asked = {"findings": "", "labels_csv": "", **asked}
     with pytest.raises(InputError) as refused:
-        plan.label_vectors(table=None, split="", limit=0, seed=1, prompt=prompt, **asked)
+        plan.label_vectors(None, 1, prompt, **asked)
     says(str(refused.value), *words)
 
 
@@ -204,7 +191,7 @@ def test_a_csv_that_the_model_cannot_read(tmp_path):
     labels = pd.DataFrame(1.0, columns=FINDINGS, index=range(2))
     for frame, prompt, words in (
         (labels, "impression", ["has no column `prompt`", "trained on impressions"]),
-        (labels[["Edema"]], "impression", ["neither a column `prompt`, nor `label`", "'Atelectasis'"]),
+        (labels[["Edema"]], "impression", ["column `prompt`, or `label`", "'Atelectasis'"]),
         (pd.DataFrame({"prompt": ["A chest X ray image", EFFUSION]}), "findings", ["data row 2: 'Large", "free text"]),
         (pd.DataFrame({"prompt": ["Edema.", "XXXX"]}), "impression", ["data row 2: 'XXXX' has no word"]),
         (pd.DataFrame({"prompt": []}), "impression", ["no rows"]),
@@ -212,13 +199,13 @@ def test_a_csv_that_the_model_cannot_read(tmp_path):
     ):
         frame.to_csv(path, index=False)
         with pytest.raises(InputError) as refused:
-            plan.label_vectors("", str(path), None, "", 0, 1, "", prompt)
+            plan.label_vectors(None, 1, prompt, labels_csv=str(path))
         says(str(refused.value), str(path), *words)
 
 
 def test_a_long_text_is_shortened_in_a_message():
     with pytest.raises(InputError) as refused:
-        free_requests(pd.Series(["word " * 500]), lambda _: "TEXT", "findings")
+        free_requests(pd.Series(["word " * 500]), ["TEXT"], "findings")
     assert len(str(refused.value)) < 300
 
 
@@ -226,7 +213,7 @@ def test_a_long_text_is_shortened_in_a_message():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_split_is_asked_for_in_the_words_of_its_reports(backbone, config, read, reported, tmp_path, capsys):  # noqa: F811
+def test_a_split_is_asked_for_in_the_words_of_its_reports(backbone, config, read, reported, tmp_path, capsys):
     training = json.loads((read / backbone / "best" / "training.json").read_text())
     assert training["constants"]["PROMPT"] == "impression"
     assert sample(backbone, config, read, tmp_path / "made", SPLIT="validate") == 0
@@ -240,7 +227,7 @@ def test_a_split_is_asked_for_in_the_words_of_its_reports(backbone, config, read
     pd.testing.assert_frame_equal(made[list(FINDINGS)], labels.loc[made.index], check_names=False)
 
 
-def test_rows_without_an_impression_are_no_training_rows_and_no_requests(config, read, reported, tmp_path, capsys):  # noqa: F811
+def test_rows_without_an_impression_are_no_training_rows_and_no_requests(config, read, reported, tmp_path, capsys):
     train = read_table(reported, splits=("train",))
     without, silent = (train.report == "").sum(), [impressions_of(reported)[name] == "" for name in train.dicom_id]
     assert without and sum(silent) > without
@@ -253,7 +240,7 @@ def test_rows_without_an_impression_are_no_training_rows_and_no_requests(config,
     assert (provenance(tmp_path / "made").prompt != "").all()
 
 
-def test_free_text_is_sampled_and_heard(config, read, tmp_path):  # noqa: F811
+def test_free_text_is_sampled_and_heard(config, read, tmp_path):
     for name, text in (("one", EFFUSION), ("same", EFFUSION), ("other", "Severe pulmonary edema.")):
         asked = {"TEXT": text, "IMAGES_PER_LABEL": 2, "CONDITION": "text"}
         assert sample("clipUViT", config, read, tmp_path / name, **asked) == 0
@@ -266,7 +253,7 @@ def test_free_text_is_sampled_and_heard(config, read, tmp_path):  # noqa: F811
     assert one.keys().isdisjoint(pictures(tmp_path / "other"))
 
 
-def test_a_csv_of_texts_is_sampled_and_listed_with_its_labels(config, read, tmp_path):  # noqa: F811
+def test_a_csv_of_texts_is_sampled_and_listed_with_its_labels(config, read, tmp_path):
     path = tmp_path / "asked.csv"
     pd.DataFrame({"prompt": [EFFUSION, "Normal chest."], "Edema": [1.0, None]}).to_csv(path, index=False)
     assert sample("clipUViT", config, read, tmp_path / "made", LABELS_CSV=path) == 0
@@ -278,12 +265,7 @@ def test_a_csv_of_texts_is_sampled_and_listed_with_its_labels(config, read, tmp_
     assert table.loc[normal, ["Edema", "Pleural Effusion", "No Finding"]].tolist() == [0, 0, 1]
 
 
-def test_check_tries_a_text(config, read, tmp_path, capsys):  # noqa: F811
-    assert sample("clipSD", config, read, tmp_path / "made", TEXT=EFFUSION, CHECK=True) == 0
-    assert "nothing was found" in capsys.readouterr().out and not (tmp_path / "made").exists()
-
-
-def test_other_words_than_the_trainings_are_refused_before_a_tree_is_begun(config, runs, read, tmp_path):  # noqa: F811
+def test_other_words_than_the_trainings_are_refused_before_a_tree_is_begun(config, runs, read, tmp_path):
     for folder, asked, words in (
         (runs, {"TEXT": EFFUSION}, "trained on prompts of findings"),
         (read, {"FINDINGS": "edema"}, "trained on impressions"),
@@ -292,7 +274,7 @@ def test_other_words_than_the_trainings_are_refused_before_a_tree_is_begun(confi
     assert not (tmp_path / "made").exists()
 
 
-def test_a_tree_without_impressions_trains_nobody(config, tree, tmp_path):  # noqa: F811
+def test_a_tree_without_impressions_trains_nobody(config, tree, tmp_path):
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     for path in root.rglob("*.txt"):
         path.write_text(path.read_text().split("IMPRESSION:")[0])
@@ -306,14 +288,14 @@ def test_a_tree_without_impressions_trains_nobody(config, tree, tmp_path):  # no
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_its_own_prompt_only(config, read, reported, tmp_path):  # noqa: F811
+def test_a_run_goes_on_with_its_own_prompt_only(config, read, reported, tmp_path):
     shutil.copytree(read / "clipUViT", tmp_path / "run")
     constants = flags(RUN_DIR=tmp_path / "run", DATA_ROOT=reported, MAX_STEPS=6)
     message = run_script("train_diffusion_clipUViT", "--config", config, *constants)
     says(message, "was trained with", str(tmp_path / "run"))
 
 
-def test_a_student_hears_what_its_teacher_heard(config, read, tmp_path, capsys):  # noqa: F811
+def test_a_student_hears_what_its_teacher_heard(config, read, tmp_path, capsys):
     student = flags(
         CHECKPOINT=read / "clipUViT" / "best", RUN_DIR=tmp_path / "student", STUDENT_STEPS=2, TEACHER_STEPS=2
     )
@@ -326,7 +308,7 @@ def test_a_student_hears_what_its_teacher_heard(config, read, tmp_path, capsys):
     assert set(provenance(tmp_path / "made").prompt) == {EFFUSION}
 
 
-def test_a_checkpoint_and_a_plan_from_before_there_was_free_text(config, runs, tmp_path):  # noqa: F811
+def test_a_checkpoint_and_a_plan_from_before_there_was_free_text(config, runs, tmp_path):
     """Neither says PROMPT or prompt_kind: both are of findings, and are gone on with."""
     older = Path(shutil.copytree(runs / "clipUViT", tmp_path / "older"))
     for path in older.rglob("training.json"):

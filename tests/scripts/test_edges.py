@@ -4,14 +4,11 @@ import json
 
 import numpy as np
 import pandas as pd
-from test_evaluate_pairs import evaluate, real  # noqa: F401
-from test_prior import checkpoints, make_tree, read_reports  # noqa: F401
-from test_prior import sample as write  # noqa: F401
-from test_report_autoencoder import tokenizer  # noqa: F401
-from test_scripts import config, pictures, runs, sample, says, train, tree  # noqa: F401
+from running import pictures, read_reports, sample, says, train
+from small_data import make_tree
 
 
-def test_the_smallest_training(config, tmp_path):  # noqa: F811
+def test_the_smallest_training(config, tmp_path):
     smallest = {"EMBED_DIM": 2, "DEPTH": 1, "NUM_HEADS": 1, "PATCH_SIZE": 1, "BATCH_SIZE": 1, "ENCODE_BATCH_SIZE": 1}
     optimisation = {
         "MAX_STEPS": 1,
@@ -28,7 +25,7 @@ def test_the_smallest_training(config, tmp_path):  # noqa: F811
     assert metrics.step.tolist() == [1] and np.isfinite(metrics.validation_loss).all()
 
 
-def test_the_largest_numbers_of_a_training(config, tmp_path):  # noqa: F811
+def test_the_largest_numbers_of_a_training(config, tmp_path):
     largest = {
         "ENCODE_BATCH_SIZE": 65536,
         "EPOCHS": 1_000_000,
@@ -41,7 +38,7 @@ def test_the_largest_numbers_of_a_training(config, tmp_path):  # noqa: F811
     assert train(config, tmp_path, **largest, **kept, **noise, LEARNING_RATE=1, PREVIEW_GUIDANCE=100) == 0
 
 
-def test_the_edges_of_sampling(config, runs, tmp_path):  # noqa: F811
+def test_the_edges_of_sampling(config, runs, tmp_path):
     asked = {"FINDINGS": "edema", "STEPS": 2, "SCHEDULER": "DDIM", "BATCH_SIZE": 65536, "SEED": 2**63 - 1}
     for guidance in (0, 100):
         root = tmp_path / str(guidance)
@@ -50,19 +47,19 @@ def test_the_edges_of_sampling(config, runs, tmp_path):  # noqa: F811
         assert len(pictures(root)) == 1
 
 
-def test_the_edges_of_writing_reports(write, tmp_path):  # noqa: F811
+def test_the_edges_of_writing_reports(write_reports, tmp_path):
     for name, constants in {
         "smallest": {"DECODING": "nucleus", "TOP_P": 1e-9, "TEMPERATURE": 1e-9, "MAX_TOKENS": 1, "LATENT_GAIN": 0},
         "largest": {"DECODING": "nucleus", "TOP_P": 1, "TEMPERATURE": 100, "MAX_TOKENS": 2**63 - 1, "LATENT_GAIN": 100},
-        "beams": {"DECODING": "beam", "BEAMS": 64, "MAX_TOKENS": 2, "SAVE_EVERY": 2**63 - 1, "SEED": 0},
-        "beam": {"DECODING": "beam", "BEAMS": 1, "MAX_TOKENS": 2, "SAVE_EVERY": 1, "BATCH_SIZE": 65536},
+        "beams": {"DECODING": "beam", "BEAMS": 64, "MAX_TOKENS": 2, "SEED": 0},
+        "beam": {"DECODING": "beam", "BEAMS": 1, "MAX_TOKENS": 2, "BATCH_SIZE": 65536},
     }.items():
         make_tree(tmp_path / name, studies=2, reports=(), provenance=True)
-        write(OUTPUT_ROOT=tmp_path / name, **constants)
+        write_reports(OUTPUT_ROOT=tmp_path / name, **constants)
         assert len(read_reports(tmp_path / name)) == 2
 
 
-def test_the_edges_of_an_evaluation(evaluate, real, tmp_path):  # noqa: F811
+def test_the_edges_of_an_evaluation(evaluate, real, tmp_path):
     judge = {"JUDGE_STEPS": 1, "JUDGE_BATCH_SIZE": 2, "JUDGE_LEARNING_RATE": 1, "CACHE_DIR": tmp_path / "cache"}
     largest = {"NEIGHBOURS": 2**63 - 1, "CLOSEST": 100, "PAGE_IMAGES": 2**63 - 1, "COPY_QUANTILE": 1}
     smallest = {

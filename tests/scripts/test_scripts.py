@@ -2,12 +2,8 @@
 
 import gzip
 import json
-import os
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,111 +13,25 @@ import torch
 import torch._dynamo.utils
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.numpy import load_file
+from running import (
+    BACKBONES,
+    ROOT,
+    assert_same_weights,
+    flags,
+    launch_each,
+    pictures,
+    run_script,
+    sample,
+    says,
+    train,
+    weights,
+)
 
 from models.weights import load_vision
 from phantom import draw_tree
 from utils.checkpoints import weights_fingerprint
 from utils.findings import FINDINGS, to_prompt
 from utils.mimic_cxr import read_table
-
-ROOT = Path(__file__).parent.parent.parent
-BACKBONES = {"clipUViT": "UViT", "clipSD": "UNet2DConditionModel"}
-
-
-def run_script(name, *arguments):
-    """Runs a script in this process, as `python name.py ARGUMENTS` would; returns its exit status or message."""
-    argv, sys.argv = sys.argv, [f"{name}.py", *map(str, arguments)]
-    try:
-        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
-    except SystemExit as exit:
-        return exit.code
-    finally:
-        sys.argv = argv
-    return 0
-
-
-def flags(**constants):
-    return [part for name, value in constants.items() for part in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "tree"
-    draw_tree(root, studies=40, image_size=32, seed=5)
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, tree, base_model, reference_encoder_name):
-    """A TOML file with the constants of a very small experiment."""
-    folder = tmp_path_factory.mktemp("config")
-    text = f"""
-        [common]
-        DATA_ROOT = "{tree}"
-        CACHE_DIR = "{folder / "cache"}"
-        BASE_MODEL = "{base_model}"
-        REFERENCE_ENCODER = "{reference_encoder_name}"
-        VIEWS = []
-        HOLD_OUT = []
-        IMAGE_SIZE = 32
-        DEVICE = "cpu"
-        PRECISION = "no"
-        NUM_WORKERS = 0
-        BATCH_SIZE = 4
-        MAX_STEPS = 4
-        WARMUP_STEPS = 1
-        CHECKPOINT_EVERY = 2
-        KEEP_CHECKPOINTS = 1
-        VALIDATION_ROWS = 4
-        PREVIEW_STEPS = 2
-        LOG_EVERY = 2
-        STEPS = 3
-        TEXT_GUIDANCE = 2.0
-        REFERENCE_GUIDANCE = 2.0
-        [train_diffusion_clipUViT]
-        INITIAL_WEIGHTS = ""
-        EMBED_DIM = 16
-        DEPTH = 2
-        NUM_HEADS = 2
-        [train_diffusion_clipSD]
-        ACCUMULATION = 2
-    """
-    path = folder / "tiny.toml"
-    path.write_text("\n".join(line.strip() for line in text.splitlines()))
-    return path
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, config):
-    """A trained run folder of either backbone."""
-    folder = tmp_path_factory.mktemp("runs")
-    for backbone in BACKBONES:
-        code = run_script(f"train_diffusion_{backbone}", "--config", config, *flags(RUN_DIR=folder / backbone))
-        assert code == 0, code
-    return folder
-
-
-def sample(backbone, config, runs, output_root, **constants):
-    constants = {"CHECKPOINT": runs / backbone / "best", "OUTPUT_ROOT": output_root, **constants}
-    return run_script(f"sample_diffusion_{backbone}", "--config", config, *flags(**constants))
-
-
-def pictures(root):
-    table = read_table(root)
-    return {row.dicom_id: np.asarray(Image.open(row.image_path)).astype(int) for row in table.itertuples()}
-
-
-def weights(folder):
-    return {str(path.relative_to(folder)): load_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
-
-
-def assert_same_weights(one, other):
-    one, other = weights(one), weights(other)
-    assert one.keys() == other.keys() and one
-    for file in one:
-        for name in one[file]:
-            np.testing.assert_array_equal(one[file][name], other[file][name], err_msg=f"{file}: {name}")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -238,9 +148,8 @@ def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, conf
 
     made = tmp_path / "made"
     best = tmp_path / "whole" / "best"
-    assert sample(backbone, config, tmp_path, made, CHECKPOINT=best, SPLIT="validate", START="reference") == 0
+    assert sample(backbone, config, tmp_path, made, CHECKPOINT=best, SPLIT="validate") == 0
     told = pd.read_csv(made / "synthetic.csv")
-    assert told.start.isna().all()  # it begins with noise, as it was taught
     assert len(told) and (told[["text_guidance", "reference_guidance"]] == 1).all(axis=None)
     assert set(told.steps) == {2} and set(told.scheduler) == {"DDIM"}
     facts = json.loads(told.student[0])
@@ -255,14 +164,14 @@ def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, 
     code = run_script(
         "benchmarks/fidelity", *flags(CHECKPOINT=runs / "clipUViT" / "best", DATA_ROOT=tmp_path / "tree"),
         *flags(CACHE_DIR=tmp_path / "cache", OUTPUT=tmp_path / "fidelity", SPLIT="train", STRENGTHS="0.5,", DEVICE="cpu"),
-        *flags(VARIANTS="text 1,both 2 0.2 4,both 1,both 1 from-reference", STEPS=3, JUDGE_IMAGE_SIZE=48, JUDGE_STEPS=2),
+        *flags(VARIANTS="text 1,both 2 0.2 4,both 1", STEPS=3, JUDGE_IMAGE_SIZE=48, JUDGE_STEPS=2),
     )  # fmt: skip
     assert code == 0, code
     record = json.loads((tmp_path / "results" / "fidelity.json").read_text())
     table = pd.DataFrame(record["rows"], columns=record["columns"])
+    table = table.astype({"calls": float, "FID": float, "coverage": float})
     assert table.images.tolist() == [
         "real images", "through the VAE", "denoised from 50%", "sampled, text 1", "sampled, both 2 0.2 4", "sampled, both 1",
-        "sampled, both 1 from-reference",
     ]  # fmt: skip
     calls = table.calls.tolist()
     assert calls[:2] == [0, 0] and calls[3] == 3 and calls[2] < 3 < calls[4] <= 6
@@ -270,9 +179,7 @@ def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, 
     assert table.FID[0] == pytest.approx(0, abs=1e-3) and table.coverage[0] == 1
     assert (table.FID[1:] > 10 * abs(table.FID[0]) + 1e-3).all()
     with Image.open(tmp_path / "fidelity" / "fidelity.png") as picture:
-        assert picture.size == (16 * 32, 7 * 32)
-        from_noise, from_reference = np.asarray(picture).reshape(7, 32, 16 * 32)[-2:]
-    assert calls[5] == calls[6] == 3 and (from_noise != from_reference).any()
+        assert picture.size == (16 * 32, 6 * 32)
 
 
 def test_what_is_no_teacher_is_refused(config, tmp_path):
@@ -302,27 +209,6 @@ def test_plain_diffusers_opens_a_checkpoint_and_a_pipeline_is_assembled(runs, ba
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("A chest X ray image with edema", num_inference_steps=2, height=32, width=32).images[0]
     assert image.size == (32, 32)
-
-
-def launch(script, config, *arguments):
-    """Two processes on the CPU; returns what they printed. (accelerate launch --cpu starts one only.)"""
-    return launch_each([script, config, *arguments])
-
-
-SEVERAL = (
-    "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]): runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-
-
-def launch_each(*runs):
-    """As `launch`, for several scripts one after the other, whose imports are then paid for once."""
-    runs = [[str(ROOT / f"{script}.py"), "--config", *map(str, arguments)] for script, *arguments in runs]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--no-python", sys.executable, "-c", SEVERAL, json.dumps(runs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 TRAININGS = {  # what differs from the test's constants; two passes a step in each process, in one process two as well
@@ -433,11 +319,6 @@ def test_a_compiled_training_on_a_gpu_is_the_same(backbone, constants, config, t
 # --- bad input: one sentence, no traceback ---------------------------------------------------------------------------
 
 
-def train(config, tmp_path, **constants):
-    constants = {"RUN_DIR": tmp_path / "run", "CACHE_DIR": tmp_path / "cache", **constants}
-    return run_script("train_diffusion_clipUViT", "--config", config, *flags(**constants))
-
-
 def copy_of(tree, tmp_path):
     return Path(shutil.copytree(tree, tmp_path / "tree"))
 
@@ -447,12 +328,6 @@ def edit_csv(root, kind, edit):
     frame = edit(pd.read_csv(path, dtype=str, keep_default_na=False))
     with gzip.open(path, "wt", newline="") as file:
         frame.to_csv(file, index=False)
-
-
-def says(message, *words):
-    assert isinstance(message, str) and message.count("\n") == 0, message
-    for word in words:
-        assert word in message, message
 
 
 def test_a_tree_without_its_csvs(config, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_report_autoencoder import REPORTS, autoencoder, tokenizer  # noqa: F401 (fixtures)
+from small_data import REPORTS
 
 import train_bart
 from training.examples import DiffusionExamples, DiffusionFeatures, ReportExamples, study_reports

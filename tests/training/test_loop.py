@@ -1,7 +1,6 @@
 import csv
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -620,7 +619,6 @@ def test_what_a_kill_left_is_removed(train):
     run = train("a", MAX_STEPS=4)
     for name in ("last.new", "best.new", "last.old"):
         (run / name).mkdir()
-    (run / f".metrics.csv.{platform.node()}-999999999-{'0' * 32}.tmp").write_text("")
     assert_same_run(train("a"), train("b"))
     assert names(run) == names(run.parent / "b")
 
@@ -703,14 +701,10 @@ def test_no_checkpoint_there(tmp_path):
         read_training(tmp_path)
 
 
-def test_devices_and_precisions_are_checked():
-    with pytest.raises(InputError, match="PRECISION 'fp8' is none of"):
-        make_accelerator("cpu", "fp8")
-    with pytest.raises(InputError, match="DEVICE 'gpu' is no torch device"):
-        make_accelerator("gpu", "no")
-    for device in ("meta", "fpga"):
-        with pytest.raises(InputError, match=f"DEVICE '{device}': torch .* cannot compute on it here"):
-            make_accelerator(device, "no")
+@pytest.mark.parametrize("device", ["gpu", "meta", "fpga"])
+def test_a_device_without_computation_is_refused(device):
+    with pytest.raises(InputError, match=f"DEVICE '{device}'"):
+        make_accelerator(device, "no")
 
 
 def test_an_epoch_sees_every_example_once():

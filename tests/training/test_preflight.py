@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_prior import checkpoints  # noqa: F401
-from test_report_autoencoder import make_autoencoder, tokenizer  # noqa: F401
-from test_scripts import BACKBONES, config, flags, launch, run_script, runs, sample, says, train, tree  # noqa: F401
+from running import BACKBONES, flags, launch, run_script, says
+from tiny_models import make_autoencoder
 
 from training.preflight import BYTES_A_PARAMETER
 from utils.findings import prompts_of

@@ -2,13 +2,11 @@ import errno
 import json
 import os
 import pickle
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,7 +68,7 @@ def test_each_distinct_key_is_computed_once(tmp_path, threads):
     np.testing.assert_array_equal(reopened["3"], [6, 0])
 
 
-def test_a_killed_run_keeps_its_finished_shards(tmp_path, small_shards):
+def test_an_interrupted_or_killed_run_keeps_what_it_computed(tmp_path):
     keys = [str(number) for number in range(10)]
     with pytest.raises(KeyboardInterrupt):
         fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, Doubling(3, KeyboardInterrupt()))
@@ -151,7 +149,7 @@ def test_a_changed_image_has_another_key_and_a_copy_the_same(tmp_path, make_tabl
 
 
 def test_an_absent_image_is_named_and_left_out(tmp_path, make_table, capsys, monkeypatch):
-    monkeypatch.setattr(cache_module, "LOOK_UP_ROWS", 2)
+    monkeypatch.setattr(cache_module, "KEY_ROWS", 2)
     table = make_table(np.zeros((5, 14)), range(5))
     Path(table.image_path[1]).unlink()
     keys = image_keys(table)
@@ -236,41 +234,21 @@ def damage_values(kind, path):
     whole = path.read_bytes()
     if kind == "absent":
         path.unlink()
-    elif kind == "a folder":
-        path.unlink()
-        path.mkdir()
     elif kind == "another shape":
         np.save(path, np.zeros((2, 3), np.float32))
     elif kind == "another type":
         np.save(path, np.zeros((2, 2), np.float64))
     elif kind == "objects":
         np.save(path, np.array([[Creates(path.parent / "run")] * 2] * 2), allow_pickle=True)
-    elif kind == "archive":
-        with open(path, "wb") as file:
-            np.savez(file, np.zeros((2, 2), np.float32))
     else:
         path.write_bytes({
-            "cut": whole[:-3], "cut in its header": whole[:40], "empty": b"", "text": b"no array",
-            "negative": whole.replace(b"(2, 2)", b"(-2,2)"), "huge": whole.replace(b"(2, 2)", b"(9**9,"),
-            "pickle": pickle.dumps(Creates(path.parent / "run")),
+            "cut": whole[:-3], "cut in its header": whole[:40], "empty": b"", "pickle": pickle.dumps(Creates(path.parent / "run")),
         }[kind])  # fmt: skip
 
 
-VALUES = (
-    "cut",
-    "cut in its header",
-    "empty",
-    "absent",
-    "a folder",
-    "another shape",
-    "another type",
-    "text",
-    "negative",
-    "huge",
+@pytest.mark.parametrize(
+    "kind", ["cut", "cut in its header", "empty", "absent", "another shape", "another type", "pickle", "objects"]
 )
-
-
-@pytest.mark.parametrize("kind", [*VALUES, "pickle", "objects", "archive"])
 def test_damaged_values_are_named_and_made_again(kind, tmp_path, small_shards, capsys):
     keys = [str(number) for number in range(6)]
     folder = tmp_path / "c"
@@ -279,30 +257,23 @@ def test_damaged_values_are_named_and_made_again(kind, tmp_path, small_shards, c
     lost = json.loads(harmed.with_suffix(".keys.json").read_text())["keys"]
     damage_values(kind, harmed)
     check_made_again(folder, keys, lost, harmed.stem, capsys)
-    assert not (folder / "run").exists() and (kind == "a folder" or not harmed.exists())
+    assert not (folder / "run").exists() and not harmed.exists()
 
 
-@pytest.mark.parametrize(
-    "kind", ["cut", "empty", "a list", "a number", "without keys", "other keys", "bytes", "a folder"]
-)
+@pytest.mark.parametrize("kind", ["cut", "a list", "without keys", "other keys"])
 def test_damaged_keys_are_named_and_made_again(kind, tmp_path, small_shards, capsys):
     keys = [str(number) for number in range(6)]
     folder = tmp_path / "c"
     fill(FeatureCache(folder, FINGERPRINT), keys, Doubling())
     harmed = sorted(folder.glob("*.keys.json"))[1]
     about = json.loads(harmed.read_text())
-    if kind == "a folder":
-        harmed.unlink()
-        harmed.mkdir()
-    else:
-        harmed.write_bytes({
-            "cut": harmed.read_bytes()[:-4], "empty": b"", "a list": json.dumps(about["keys"]).encode(), "a number": b"3",
-            "odd keys": json.dumps({**about, "keys": [["a"], ["b"]]}).encode(),
-            "without keys": json.dumps({**about, "keys": None}).encode(), "bytes": b"\xff\xfe\x00",
-            "other keys": json.dumps({**about, "keys": about["keys"][:1]}).encode(),
-        }[kind])  # fmt: skip
+    harmed.write_bytes({
+        "cut": harmed.read_bytes()[:-4], "a list": json.dumps(about["keys"]).encode(),
+        "without keys": json.dumps({**about, "keys": None}).encode(),
+        "other keys": json.dumps({**about, "keys": about["keys"][:1]}).encode(),
+    }[kind])  # fmt: skip
     check_made_again(folder, keys, about["keys"], harmed.name.removesuffix(".keys.json"), capsys)
-    assert kind == "a folder" or not harmed.exists()
+    assert not harmed.exists()
 
 
 def check_made_again(folder, keys, lost, shard, capsys):
@@ -314,43 +285,22 @@ def check_made_again(folder, keys, lost, shard, capsys):
     np.testing.assert_array_equal(cache.stack(keys)[:, 0], [2 * float(key) for key in keys])
 
 
-@pytest.mark.parametrize("content", [b'{"encoder": "a', b"", b"[]", b"3", b"\xff\xfe", None])
-def test_a_damaged_fingerprint_is_written_again_and_no_other_run_served(content, tmp_path, capsys):
+def test_a_lost_fingerprint_is_written_again_and_no_other_run_served(tmp_path):
     path = tmp_path / "c" / "fingerprint.json"
     fill(FeatureCache(tmp_path / "c", FINGERPRINT), ["1", "2"], Doubling())
     whole = path.read_text()
-    path.unlink() if content is None else path.write_bytes(content)
+    path.unlink()
     with pytest.raises(InputError, match=r"made otherwise than this run makes them .*; set CACHE_DIR"):
         FeatureCache(tmp_path / "c", {**FINGERPRINT, "encoder": "xyz"})
-    capsys.readouterr()
     cache = FeatureCache(tmp_path / "c", FINGERPRINT)
-    assert (f"{path} is damaged" in capsys.readouterr().out) == (content is not None)
     assert "1" in cache and "2" in cache and path.read_text() == whole
 
 
-def test_a_fingerprint_that_is_a_folder_is_one_sentence(tmp_path):
-    (tmp_path / "c" / "fingerprint.json").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"cannot read .*fingerprint.json: .*; remove it"):
+def test_a_damaged_fingerprint_is_one_sentence(tmp_path):
+    fill(FeatureCache(tmp_path / "c", FINGERPRINT), ["1", "2"], Doubling())
+    (tmp_path / "c" / "fingerprint.json").write_text('{"encoder": "a')
+    with pytest.raises(InputError, match=r"cannot read .*fingerprint.json: .*; remove it, or set CACHE_DIR"):
         FeatureCache(tmp_path / "c", FINGERPRINT)
-
-
-def test_leftovers_of_killed_runs_are_removed_and_those_of_living_ones_kept(tmp_path):
-    folder = tmp_path / "c"
-    folder.mkdir()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    node, unique = platform.node(), "0" * 32
-    removed = [f".a.npy.{node}-{dead.pid}-{unique}.tmp", f".a.npy.elsewhere-1-{unique}.tmp", f".a.npy.{unique}.tmp"]
-    removed += [f".b.npy.{node}-{os.getpid()}-{unique}.tmp", "orphan.npy"]
-    kept = [f".c.npy.{node}-{os.getpid()}-{unique}.tmp", f".c.npy.elsewhere-1-{unique}.tmp", "new.npy"]
-    for name in removed + kept:
-        (folder / name).write_bytes(b"half")
-    (folder / f".d.{node}-{dead.pid}-{unique}.tmp").mkdir()
-    two_days_ago = time.time() - 2 * 86400
-    for name in removed[1:]:  # the first one is recent, but its process is gone
-        os.utime(folder / name, (two_days_ago, two_days_ago))
-    FeatureCache(folder, FINGERPRINT)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, "fingerprint.json"])
 
 
 def test_a_feature_that_is_no_number_is_left_out(tmp_path, capsys):
@@ -359,20 +309,11 @@ def test_a_feature_that_is_no_number_is_left_out(tmp_path, capsys):
 
     cache = FeatureCache(tmp_path / "c", FINGERPRINT)
     assert fill(cache, ["1", "2", "3"], encode).tolist() == [True, False, True]
-    assert "left out: the features of '2' are no numbers" in capsys.readouterr().out
+    assert "left out: the features of '2' are not finite numbers" in capsys.readouterr().out
     np.testing.assert_array_equal(cache.stack(["1", "3"]), [[1, 0], [3, 0]])
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_run_keeps_what_it_computed(tmp_path):
-    keys = [str(number) for number in range(10)]
-    with pytest.raises(KeyboardInterrupt):
-        fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, Doubling(3, KeyboardInterrupt()))
-    encode = Doubling()
-    assert fill(FeatureCache(tmp_path / "c", FINGERPRINT), keys, encode).all()
-    assert encode.seen == [6, 7, 8, 9]
 
 
 def test_a_stopped_run_keeps_what_it_computed_and_says_how_to_go_on(tmp_path):
@@ -399,7 +340,7 @@ run(main)
 """
     root = Path(__file__).resolve().parent.parent.parent
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], cwd=root, capture_output=True, text=True)
-    said = f"stopped; the features computed so far are in {tmp_path / 'c'}: the same command goes on from there"
+    said = f"the features computed so far are in {tmp_path / 'c'}: run the same command again to resume"
     assert result.returncode == 0 and result.stdout.strip().endswith(said) and "not reached" not in result.stdout
     assert "Traceback" not in result.stderr
     keys, encode = [str(number) for number in range(10)], Doubling()
@@ -498,11 +439,11 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path, monkeypatch):
     assert list((tmp_path / "c").iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["c", "c/below"])
-def test_a_name_that_is_a_file_is_one_sentence(place, tmp_path):
+def test_a_name_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "c").write_text("a file")
-    with pytest.raises(InputError, match=r"cannot write the feature cache under .*/c"):
-        FeatureCache(tmp_path / place, FINGERPRINT)
+    for place in ("c", "c/below"):
+        with pytest.raises(InputError, match=r"cannot write the feature cache under .*/c"):
+            FeatureCache(tmp_path / place, FINGERPRINT)
     assert (tmp_path / "c").read_text() == "a file"
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint and model folders that are damaged, foreign or hostile: each is one sentence, and none of them is used."""
+"""Damaged and foreign checkpoint and model folders: each is refused in one sentence that names the folder."""
 
 import json
 import math
@@ -10,9 +10,9 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from test_report_autoencoder import make_autoencoder, tokenizer  # noqa: F401
+from tiny_models import make_autoencoder
 
-from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, sampling_scheduler
+from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import load_autoencoder, load_prior, load_vision
@@ -100,33 +100,27 @@ def refusal(load, root):
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_the_whole_ones_load(name, whole):
-    LOADERS[name][0](whole)
-
-
-@pytest.mark.parametrize("harm", ["cut", "empty", "text", "absent", "folder", "another model's", "NaN", "infinite"])
-@pytest.mark.parametrize("name", LOADERS)
-def test_damaged_weights_are_refused(name, harm, whole, tmp_path):
+def test_whole_models_load_and_damaged_weights_are_refused(name, whole, tmp_path):
     load, weights, _ = LOADERS[name]
+    load(whole)
     root = copy(whole, tmp_path)
     path = root / weights
     content = path.read_bytes()
-    if harm in ("absent", "folder"):
-        path.unlink()
-        if harm == "folder":
-            path.mkdir()
-    elif harm in ("NaN", "infinite"):
-        tensors = load_file(path)
+    for harmed in (content[: len(content) // 2], b"", b"no weights"):
+        path.write_bytes(harmed)
+        assert str(root) in refusal(load, root)
+    save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})  # another model's
+    assert str(root) in refusal(load, root)
+    path.unlink()
+    assert str(root) in refusal(load, root)
+    for number in (math.nan, math.inf):
+        path.write_bytes(content)
+        tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
         last = max(key for key in tensors if "visual" in key or name != "reference encoder")
-        tensors[last].view(-1)[-1] = math.nan if harm == "NaN" else math.inf
+        tensors[last].view(-1)[-1] = number
         save_file(tensors, path, metadata={"format": "pt"})
-    elif harm == "another model's":
-        save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
-    else:
-        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"no weights"}[harm])
-    sentence = refusal(load, root)
-    assert str(root) in sentence
-    assert harm not in ("NaN", "infinite") or "hold NaN or infinity" in sentence
+        sentence = refusal(load, root)
+        assert str(root) in sentence and "hold NaN or infinity" in sentence
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -146,111 +140,51 @@ def test_a_pickle_that_holds_code_is_not_run(name, whole, tmp_path):
     assert (tmp_path / "run").exists()
 
 
-CONFIGS = [
-    "cut",
-    "empty",
-    "a list",
-    "a number",
-    "absent",
-    "folder",
-    "text",
-    "negative",
-    "zero",
-    "words",
-    "huge",
-    "null",
-]
+SIZES = {
+    "vision": "embed_dim", "fusion": "text_dim", "prior": "embed_dim", "bart": "d_model", "vae": "latent_channels",
+    "unet": "cross_attention_dim", "text encoder": "hidden_size", "reference encoder": "model_cfg",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("harm", CONFIGS)
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_damaged_config_is_refused(name, harm, whole, tmp_path):
+def test_a_damaged_config_is_refused(name, whole, tmp_path):
     load, _, config = LOADERS[name]
     root = copy(whole, tmp_path)
-    harm_json(root / config, harm, {
-        "vision": "embed_dim", "fusion": "text_dim", "prior": "embed_dim", "bart": "d_model", "vae": "latent_channels",
-        "unet": "cross_attention_dim", "text encoder": "hidden_size", "reference encoder": "model_cfg",
-    }[name])  # fmt: skip
-    assert str(root) in refusal(load, root)
-
-
-def harm_json(path, harm, name):
+    path = root / config
     content = path.read_bytes()
-    values = {"negative": -16, "zero": 0, "words": "many", "huge": 10**12, "null": None}
-    if harm in ("absent", "folder"):
-        path.unlink()
-        if harm == "folder":
-            path.mkdir()
-    elif harm in values:
-        path.write_text(json.dumps({**json.loads(content), name: values[harm]}))
-    else:
-        path.write_bytes({
-            "cut": content[:-5], "empty": b"", "a list": b"[]", "a number": b"3", "text": b"\xff\xfe no json",
-        }[harm])  # fmt: skip
+    for harmed in (content[:-5], b"", b"[]"):
+        path.write_bytes(harmed)
+        assert str(root) in refusal(load, root)
+    for size in (0, "many"):
+        path.write_text(json.dumps({**json.loads(content), SIZES[name]: size}))
+        assert str(root) in refusal(load, root)
+    path.unlink()  # a library would take its own configuration in its place
+    assert str(root) in refusal(load, root) and not path.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("depth", 10**9), ("depth", 0.5), ("num_heads", 0), ("num_heads", 7), ("patch_size", 0), ("img_size", 9)],
-)  # fmt: skip
-def test_impossible_sizes_of_a_uvit_are_refused(name, value, whole, tmp_path):
-    root = copy(whole, tmp_path)
-    config = root / "vision" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), name: value}))
-    assert str(root) in refusal(LOADERS["vision"][0], root)
-
-
-@pytest.mark.parametrize("change", [
-    {"beta_start": -0.1}, {"beta_end": 3.0}, {"beta_end": math.nan}, {"beta_start": 0, "beta_end": 0}, {"beta_start": "x"},
-    {"beta_schedule": "steep"}, {"num_train_timesteps": 0}, {"num_train_timesteps": -5}, {"num_train_timesteps": 1},
-    {"num_train_timesteps": 10**12}, {"num_train_timesteps": "many"}, {"prediction_type": "sample"},
-    {"prediction_type": 3}, {"trained_betas": [0.1, "x"]}, {"trained_betas": [2.0, 2.0]},
-])  # fmt: skip
-def test_impossible_noise_is_refused(change, whole, tmp_path):
+def test_a_damaged_scheduler_is_refused(whole, tmp_path):
     root = copy(whole, tmp_path)
     path = root / "vision" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    content = path.read_text()
+    path.write_text(content[:-5])
     assert str(root) in refusal(LOADERS["vision"][0], root)
-
-
-@pytest.mark.parametrize("harm", ["cut", "empty", "a list", "a number", "absent", "folder", "text"])
-def test_a_damaged_scheduler_is_refused(harm, whole, tmp_path):
-    root = copy(whole, tmp_path)
-    harm_json(root / "vision" / "scheduler" / "scheduler_config.json", harm, "")
+    path.unlink()
     assert str(root) in refusal(LOADERS["vision"][0], root)
-
-
-def test_an_odd_value_of_a_scheduler_is_refused_before_it_samples(whole, tmp_path):
-    root = copy(whole, tmp_path)
-    path = root / "vision" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "steps_offset": "one"}))
-    model, _ = load_vision(root / "vision", "UViT")
-    with pytest.raises(InputError, match="SCHEDULER 'PNDM' cannot sample"):
-        sampling_scheduler("PNDM", model.schedule)
 
 
 # ---- training.json -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "a list", "a number", "absent", "folder", "text", "null"])
 @pytest.mark.parametrize("name", ["vision", "prior"])
-def test_a_damaged_training_is_refused(name, harm, whole, tmp_path):
+def test_a_damaged_training_is_refused(name, whole, tmp_path):
     root = copy(whole, tmp_path)
-    harm_json(root / name / "training.json", harm, "constants")
+    path = root / name / "training.json"
+    content = path.read_text()
+    for harmed in (content[:-5], "[]", json.dumps({**json.loads(content), "constants": None})):
+        path.write_text(harmed)
+        assert str(root / name) in refusal(LOADERS[name][0], root)
+    path.unlink()
     assert str(root / name) in refusal(LOADERS[name][0], root)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("IMAGE_SIZE", "large"), ("IMAGE_SIZE", True), ("BASE_MODEL", 3), ("VIEWS", "PA"), ("DATA_ROOT", None)],
-)
-def test_a_constant_of_another_kind_is_refused(name, value, whole, tmp_path):
-    root = copy(whole, tmp_path)
-    path = root / "vision" / "training.json"
-    training = json.loads(path.read_text())
-    training["constants"][name] = value
-    path.write_text(json.dumps(training))
-    assert f"says {name} = {value!r}" in refusal(LOADERS["vision"][0], root)
 
 
 def test_what_a_training_does_not_say_is_named_when_it_is_asked_for(whole, tmp_path):
@@ -270,8 +204,8 @@ def test_what_a_training_does_not_say_is_named_when_it_is_asked_for(whole, tmp_p
 # ---- folders that are not there ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["absent", "runs/absent", "runs/clipUViT/best", "/no/such/place"])
-def test_an_absent_folder_says_so(place):
+@pytest.mark.parametrize("place", ["runs/absent", "/no/such/place"])
+def test_an_absent_folder_is_named(place):
     for load in (
         lambda: load_vision(place, "UViT"), lambda: load_prior(place), lambda: load_autoencoder(place, "mean", ""),
         lambda: load_vae(place), lambda: load_unet(place, 16), lambda: TextEncoder(place, pooled=True),
@@ -284,21 +218,17 @@ def test_an_absent_folder_says_so(place):
 
 def test_a_bart_without_its_tokenizer_is_refused(whole, tmp_path):
     root = copy(whole, tmp_path)
-    (root / "bart" / "tokenizer.json").unlink()
-    refusal(LOADERS["bart"][0], root)
+    path = root / "bart" / "tokenizer.json"
+    content = path.read_bytes()
+    for harmed in (b"", content[:200]):
+        path.write_bytes(harmed)
+        refusal(LOADERS["bart"][0], root)
+    path.unlink()
     (root / "bart" / "tokenizer_config.json").unlink()
     assert "the folder has no tokenizer of its own" in refusal(LOADERS["bart"][0], root)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\xfe", None])
-def test_a_bart_with_a_damaged_tokenizer_is_refused(content, whole, tmp_path):
-    root = copy(whole, tmp_path)
-    path = root / "bart" / "tokenizer.json"
-    path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    refusal(LOADERS["bart"][0], root)
-
-
-def test_weights_that_are_no_numbers_are_named():
+def test_weights_that_are_not_finite_are_named():
     layer = torch.nn.Linear(2, 2)
     check_finite(layer, "here")
     with torch.no_grad():

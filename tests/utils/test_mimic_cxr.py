@@ -7,27 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from small_data import CANONICAL, REPORT
 
 from utils import mimic_cxr
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.mimic_cxr import image_file, is_report_list, read_report_list, read_table, write_tree
 
-REPORT = """                                 FINAL REPORT
- EXAMINATION:  CHEST (PA AND LAT)
-
- INDICATION:  ___ year old man with cough.
-
- FINDINGS:
-
- The heart is   enlarged. No
- pneumothorax.
-
- IMPRESSION:
-
- Cardiomegaly.
-"""
-CANONICAL = "FINDINGS: The heart is enlarged. No pneumothorax. IMPRESSION: Cardiomegaly."
 KINDS = ("metadata", "chexpert", "split")
 
 

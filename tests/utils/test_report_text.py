@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from test_mimic_cxr import CANONICAL, REPORT
+from small_data import CANONICAL, REPORT
 
 from utils.report_text import clean_report, has_marks, report_file, report_sections, report_text, without_marks
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from running import BACKBONES, flags, run_script, sample, says
 from safetensors.torch import load_file
-from test_scripts import BACKBONES, config, flags, run_script, runs, sample, says, tree  # noqa: F401
-from test_weights import uvit_file  # noqa: F401
 from tiny_models import WIDTH, save_bert, save_clip
 from transformers import AutoTokenizer, BertModel, ViTConfig, ViTModel
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sampling.images import picture_first
+from sampling.tree import save_first_picture
 from utils.findings import FINDINGS
 
 SIDE = 16
@@ -32,7 +32,7 @@ def test_the_first_sixteen_stand_beside_real_images_of_their_labels(tmp_path):
     names = ["Edema", "Fracture"] * 10
     made = table(tmp_path / "made", range(100, 120), names)
     real = table(tmp_path / "real", [30, 60, 90], ["Fracture", "Edema", "Pneumonia"])
-    picture_first(made, real, tmp_path, SIDE, seed=1)
+    save_first_picture(made, real, tmp_path, SIDE, seed=1)
     generated, beside = blocks(tmp_path / "first.png")
     assert generated.shape == (4 * SIDE, 4 * SIDE)
     assert generated[::SIDE, ::SIDE].ravel().tolist() == list(range(100, 116))  # in their order, none chosen
@@ -43,7 +43,7 @@ def test_without_a_match_the_nearest_labels_and_without_an_image_black(tmp_path)
     made = table(tmp_path / "made", [100, 110], ["Edema", "Edema"])
     (tmp_path / "made" / "1.png").unlink()
     real = table(tmp_path / "real", [30], ["Fracture"])
-    picture_first(made, real, tmp_path, SIDE, seed=1)
+    save_first_picture(made, real, tmp_path, SIDE, seed=1)
     generated, beside = blocks(tmp_path / "first.png")
     assert generated[0, ::SIDE].tolist() == [100, 0, 0, 0] and beside[0, ::SIDE].tolist() == [30, 30, 0, 0]
 
@@ -51,5 +51,5 @@ def test_without_a_match_the_nearest_labels_and_without_an_image_black(tmp_path)
 @pytest.mark.parametrize("count", [1, 5])
 def test_where_no_table_was_read_there_are_no_real_images(tmp_path, count):
     made = table(tmp_path / "made", [100] * count, ["Edema"] * count)
-    picture_first(made, None, tmp_path, SIDE, seed=1)
+    save_first_picture(made, None, tmp_path, SIDE, seed=1)
     assert np.asarray(Image.open(tmp_path / "first.png")).shape == (-(-count // 4) * SIDE, 4 * SIDE)

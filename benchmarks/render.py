@@ -1,0 +1,103 @@
+"""Renders docs/results.md and the README's table of the demo from the records in benchmarks/results.
+
+    python -m benchmarks.render
+
+A record is one table with its command, commit, processor, date and constants (benchmarks/record.py writes it). No figure
+of the two documents is written by hand; a test fails when they differ from the records.
+
+Reads:  benchmarks/results/*.json
+Writes: docs/results.md, and README.md between its two marks
+"""
+
+import json
+import re
+from pathlib import Path
+
+from utils.constants import REPOSITORY
+
+RECORDS = REPOSITORY / "benchmarks" / "results"
+RESULTS, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
+START, END = "<!-- rendered from benchmarks/results by python -m benchmarks.render -->", "<!-- end -->"
+HEADER = """# Results
+
+Everything on this page was measured on drawn chests with tiny models, or with random weights, unless a table says
+otherwise. Nothing was measured on MIMIC-CXR or with the published weights. `python -m benchmarks.render` makes this page
+from the records in [benchmarks/results](../benchmarks/results); each record names its command, commit, processor and
+constants. Results differ from processor to processor: the same command gives other figures in the second digit.
+"""
+ORDER = (  # records whose names begin so, in this order; further ones follow
+    "demo", "pairs", "guidance", "fidelity", "priors", "ablation", "students", "labeler", "utility", "bench",
+)  # fmt: skip
+
+
+def read_records(folder: Path = RECORDS) -> list[dict]:
+    """All records in the order of the page, each with its file's stem as `name`."""
+    records = [{"name": path.stem, **json.loads(path.read_text())} for path in sorted(folder.glob("*.json"))]
+
+    def place(record):
+        begins = [number for number, start in enumerate(ORDER) if record["name"].startswith(start)]
+        return (begins[0] if begins else len(ORDER)), record["name"]
+
+    return sorted(records, key=place)
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table in GitHub's markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def section(record: dict) -> str:
+    """One record as a section of the page."""
+    about = f"*`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['date']}.*"
+    parts = [f"## {record['title']}", markdown_table(record["columns"], record["rows"]), about, record["notes"]]
+    return "\n\n".join(part for part in parts if part)
+
+
+def page(records: list[dict]) -> str:
+    """The text of docs/results.md."""
+    return "\n\n".join([HEADER.strip(), *map(section, records)]) + "\n"
+
+
+def demo_table(records: list[dict]) -> str:
+    """The README's table: each figure of the demo over all records of it, from the lowest to the highest."""
+    demos = [record for record in records if record["name"].startswith("demo")]
+    columns = demos[0]["columns"]
+    rows = []
+    for name in [row[0] for row in demos[0]["rows"]]:
+        found = [row for record in demos for row in record["rows"] if row[0] == name]
+        rows.append([name, *(spread([row[place] for row in found]) for place in range(1, len(columns)))])
+    return markdown_table(columns, rows)
+
+
+def spread(values: list[str]) -> str:
+    """Figures as text => "lowest to highest", or the one figure that they all are; intervals behind them are left out."""
+    figures = [re.sub(r" \[.*?\]", "", value) for value in values if value]
+    lists = [figure.split(" / ") for figure in figures]
+    if not lists:
+        return ""
+    parts = []
+    for same in zip(*lists):
+        low, high = min(same, key=number), max(same, key=number)
+        parts.append(low if low == high else f"{low} to {high}")
+    return " / ".join(parts)
+
+
+def number(figure: str) -> float:
+    return float(figure.replace("−", "-").replace(",", "").split()[0].rstrip("%"))
+
+
+def with_table(text: str, table: str) -> str:
+    """The README with this table between its two marks."""
+    before, rest = text.split(START)
+    return before + START + "\n" + table + "\n" + END + rest.split(END, 1)[1]
+
+
+def main():
+    records = read_records()
+    RESULTS.write_text(page(records))
+    README.write_text(with_table(README.read_text(), demo_table(records)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The images of a synthetic tree: which are missing, how they are made, and the CSVs that list them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers import AutoencoderKL
+from PIL import Image
+from tqdm import tqdm
+
+from evaluation.judges import JudgeSettings
+from evaluation.selection import LARGEST_SIDE, Choice, ImageSelector, candidate_seed
+from models.diffusion import PromptedDenoiser
+from models.distillation import student_settings
+from sampling.images import ImageSampler, KeptImage, batches_to_draw, check_settings, draw_images
+from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
+from sampling.reference_pool import ReferencePool
+from utils.cache import save_array
+from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
+from utils.constants import save_constants
+from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
+from utils.folders import SYNTHETIC_TREE, making, all_processes_agree
+from utils.latents import read_grey
+from utils.mimic_cxr import PICTURE_FILE, write_tree
+from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.references import NONE, References
+from utils.seeds import keyed_generator
+
+JPEG_QUALITY = 95
+PICTURE_IMAGES, PICTURE_COLUMNS = 16, 4  # of each half of first.png: images at most, and images in a row
+
+
+def sample_tree(
+    denoiser: PromptedDenoiser, training: dict, vae: AutoencoderKL, text_encoder: TextEncoder,
+    reference_encoder: ReferenceEncoder, constants: dict, accelerator: Accelerator,
+):  # fmt: skip
+    """Makes the images that an image sampler's constants name and that the tree OUTPUT_ROOT does not have yet.
+
+    denoiser, training: from `load_vision`; the others: the frozen models of its training; constants: those of the
+    script, read here by name.
+    """
+    trained, output_root, seed = training["constants"], constants["OUTPUT_ROOT"], constants["SEED"]
+    encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+    check_encoders(training, **encoders)
+    settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
+    check_settings(settings, denoiser.schedule)
+    table, vectors = _read_requests(constants, trained)
+    text_encoder.tell(vectors["prompt"])
+    cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
+    selector, pool = None, None
+    if constants["CANDIDATES"] > 1:
+        judge_settings = JudgeSettings(
+            model=constants["SELECTOR_MODEL"],
+            image_size=min(LARGEST_SIDE, trained["IMAGE_SIZE"]),
+            steps=constants["SELECTOR_STEPS"],
+            learning_rate=constants["SELECTOR_LEARNING_RATE"],
+        )
+        selector = ImageSelector(constants["CANDIDATES"], judge_settings, table)
+        settings |= selector.settings
+    if constants["CONDITION"] != "text":
+        pool = ReferencePool(table, reference_encoder, denoiser.fusion, cache_dir, constants["BATCH_SIZE"], accelerator)
+    sampler = ImageSampler(denoiser, vae, text_encoder, settings, pool, accelerator)
+    sampler.try_once(vectors["prompt"].iloc[0])
+
+    with making(SYNTHETIC_TREE, output_root, settings, main_process=accelerator.is_main_process):
+        if selector:
+            selector.train(cache_dir, output_root, accelerator)
+        if accelerator.is_main_process:
+            save_constants(output_root, constants)
+        copies, checkpoint = constants["IMAGES_PER_LABEL"], constants["CHECKPOINT"]
+        requests, plan = plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root)
+        make_missing(SyntheticTree(Path(output_root), plan, selector), requests, sampler, constants["BATCH_SIZE"])
+        if accelerator.is_main_process:
+            save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
+
+
+def _tree_settings(
+    denoiser: PromptedDenoiser, training: dict, encoders: dict, constants: dict, accelerator: Accelerator
+) -> dict:
+    """What the tree's manifest states, but for the selection. The order counts: a tree's first number depends on it."""
+    low, high = constants["GUIDANCE_INTERVAL"]
+    return {
+        "condition": constants["CONDITION"],
+        "text_guidance": constants["TEXT_GUIDANCE"],
+        "reference_guidance": constants["REFERENCE_GUIDANCE"],
+        "guidance_low": low,
+        "guidance_high": high,
+        "steps": constants["STEPS"],
+        "scheduler": constants["SCHEDULER"],
+        "checkpoint_sha256": weights_fingerprint(denoiser),
+        "image_size": training["constants"]["IMAGE_SIZE"],
+        "precision": accelerator.mixed_precision,
+        **encoders,
+        **student_settings(training),
+    }
+
+
+def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """=> (the real rows, None where none are needed; the label vectors to make images of)."""
+    table = None
+    by_split = not (constants["TEXT"] or constants["FINDINGS"] or constants["LABELS_CSV"])
+    if constants["CONDITION"] != "text" or by_split or constants["CANDIDATES"] > 1:
+        table = real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
+    vectors = label_vectors(
+        table, constants["SEED"], trained["PROMPT"], text=constants["TEXT"], findings=constants["FINDINGS"],
+        labels_csv=constants["LABELS_CSV"], split=constants["SPLIT"], limit=constants["MAX_LABELS"],
+    )  # fmt: skip
+    return table, vectors
+
+
+class SyntheticTree:
+    """The image files of a plan, and the CSVs that list them."""
+
+    def __init__(self, root: Path, plan: pd.DataFrame, selector: ImageSelector | None):
+        self.root, self.plan, self.selector = root, plan, selector
+
+    def choices(self, rows: pd.DataFrame) -> pd.Series:
+        """For each row the Choice that its image file states; None for one that is missing, or damaged (and named)."""
+        return pd.Series([self._read_choice(path) for path in rows.image_path], index=rows.index, dtype=object)
+
+    def _read_choice(self, path: str) -> Choice | None:
+        try:
+            with Image.open(path) as image:
+                return self.selector.read_choice(image.info) if self.selector else Choice()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, SyntaxError) as error:
+            say(f"damaged: {path} ({reason(error)})")
+            return None
+
+    def save(self, requests: pd.DataFrame, kept: dict[str, KeptImage]):
+        """Writes the latents and the image of each request; an image appears last, and only when it is whole."""
+        with writing("synthetic images", self.root):
+            for row in requests.itertuples():
+                save_array(self.root / "latents" / f"{row.dicom_id}.npy", kept[row.dicom_id].latents)
+                comment = {"comment": kept[row.dicom_id].choice.comment()} if self.selector else {}
+                with replacing(row.image_path) as temporary:
+                    image = Image.fromarray(kept[row.dicom_id].image)
+                    image.save(temporary, format="JPEG", quality=JPEG_QUALITY, **comment)
+
+    def list_images(self) -> int:
+        """Adds all images of the plan that exist to the CSVs, and returns how many there are."""
+        choices = self.choices(self.plan).dropna()
+        made = self.plan.loc[choices.index]
+        candidate = [choice.candidate for choice in choices]
+        listed = made.assign(
+            request_seed=made.seed,
+            candidates=self.selector.candidates if self.selector else 1,
+            candidate=candidate,
+            score=[choice.score for choice in choices],
+            agrees=[choice.agrees for choice in choices],
+            seed=list(map(candidate_seed, made.seed, candidate)),
+        )
+        if len(listed):
+            write_tree(self.root, listed, provenance=listed[[*SYNTHETIC_COLUMNS]])
+        return len(listed)
+
+
+def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSampler, batch_size: int):
+    """Makes the requested images that a tree does not have yet. Whatever ends this, all images that exist are listed.
+
+    Each process of a launch makes its share of the batches. SIGTERM ends it after the batch (Stopped).
+    """
+    accelerator = sampler.accelerator
+    missing = set(requests.dicom_id[tree.choices(requests).isna()])
+    say(f"{len(requests)} images requested, {len(requests) - len(missing)} of them exist")
+    accelerator.wait_for_everyone()  # all processes have looked before the first one writes
+    if accelerator.is_main_process:
+        save_plan(tree.root, tree.plan)
+    accelerator.wait_for_everyone()
+    _check_shared(lambda: plan_digest(tree.root, tree.plan), tree.root, accelerator)
+    if accelerator.is_main_process:
+        tree.list_images()  # fails here, before hours of sampling, where the CSVs cannot be added to
+    batches = batches_to_draw(tree.plan, missing, batch_size, sampler)
+    if sampler.pool and batches:
+        sampler.pool.prepare(pd.concat(batches).reference_dicom_id)
+    share = batches[accelerator.process_index :: accelerator.num_processes]
+    with stoppable() as stopped:
+        try:
+            _make_batches(share, missing, tree, sampler, stopped)
+            accelerator.wait_for_everyone()
+            paths = requests.image_path[requests.dicom_id.isin(missing)]
+            _check_shared(lambda: tuple(map(os.path.exists, paths)), tree.root, accelerator)
+        finally:
+            if accelerator.is_main_process:
+                say(f"{tree.root}: {tree.list_images()} images")
+        if any(gather_object([stopped()])):  # in any process, so that all end together
+            raise Stopped(f"stopped; the images made so far are in {tree.root}: the same command goes on from there")
+
+
+def _make_batches(
+    batches: list[pd.DataFrame], missing: set[str], tree: SyntheticTree, sampler: ImageSampler, stopped: Callable
+):
+    count = sum(int(batch.dicom_id.isin(missing).sum()) for batch in batches)
+    with tqdm(total=count, desc="images", disable=not sampler.accelerator.is_main_process) as progress:
+        for batch in batches:
+            if stopped():
+                return
+            kept = draw_images(batch, sampler, tree.selector)
+            made = batch[batch.dicom_id.isin(missing)]
+            tree.save(made, kept)
+            progress.update(len(made))
+
+
+def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerator):
+    """InputError unless `look` returns the same in all processes of a launch."""
+    if not all_processes_agree(look, accelerator):
+        raise InputError(
+            f"the processes of this launch find different plans or images in {root}: put OUTPUT_ROOT onto storage that "
+            "all machines share, and run the same command again"
+        )
+
+
+# ---- the first picture ---------------------------------------------------------------------------------------------
+
+
+def save_first_picture(
+    requests: pd.DataFrame, table: pd.DataFrame | None, root: str | Path, image_size: int, seed: int
+):
+    """Writes first.png: the images of the first requests at the left, real images with the same labels at the right.
+
+    table: real rows, None for a picture without; where none has the same labels, one with the nearest is drawn. Images
+    that cannot be read stay black.
+    """
+    first = requests.iloc[:PICTURE_IMAGES]
+    blocks = [_block(first.image_path.tolist(), image_size)]
+    if table is not None:
+        generators = [keyed_generator(seed, "beside", dicom_id) for dicom_id in first.dicom_id]
+        rows = References(table).draw_for(first.assign(subject_id=NO_PATIENT), generators)
+        gap = np.full((len(blocks[0]), image_size // 8), 255, dtype=np.uint8)
+        paths = ["" if row == NONE else table.image_path.iloc[row] for row in rows]
+        blocks += [gap, _block(paths, image_size)]
+    with writing(PICTURE_FILE, root), replacing(Path(root) / PICTURE_FILE) as temporary:
+        Image.fromarray(np.concatenate(blocks, axis=1)).save(temporary, format="PNG")
+
+
+def _block(paths: list[str], image_size: int) -> np.ndarray:
+    """Images in rows of PICTURE_COLUMNS, (height, width) uint8."""
+    rows = -(-len(paths) // PICTURE_COLUMNS)
+    block = np.zeros((rows * image_size, PICTURE_COLUMNS * image_size), dtype=np.uint8)
+    for place, path in enumerate(paths):
+        y, x = image_size * (place // PICTURE_COLUMNS), image_size * (place % PICTURE_COLUMNS)
+        try:
+            block[y : y + image_size, x : x + image_size] = read_grey(path, image_size)
+        except ValueError:  # missing or damaged: it was named when it was needed
+            continue
+    return block

@@ -1,0 +1,125 @@
+"""What several tests do: run the scripts, in this process or in two, and read and compare what they wrote."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from safetensors.numpy import load_file
+
+from utils.mimic_cxr import read_table
+
+ROOT = Path(__file__).parent.parent
+BACKBONES = {"clipUViT": "UViT", "clipSD": "UNet2DConditionModel"}
+CSVS = ("synthetic.csv", *(f"mimic-cxr-2.0.0-{kind}.csv.gz" for kind in ("metadata", "chexpert", "split")))
+EVALUATION = {
+    "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
+    "JUDGE_BATCH_SIZE": 16, "IMAGE_SIZE": 32, "BASE_MODEL": "", "BOOTSTRAP": 50, "DOWNSTREAM": False, "NUM_WORKERS": 0,
+    "DEVICE": "cpu",
+}  # fmt: skip
+
+
+# ---- running scripts
+
+
+def run_script(name, *arguments):
+    """Runs a script in this process, as `python name.py ARGUMENTS` would; returns its exit status or message."""
+    argv, sys.argv = sys.argv, [f"{name}.py", *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def flags(**constants):
+    return [part for name, value in constants.items() for part in (f"--{name}", str(value))]
+
+
+def train(config, tmp_path, **constants):
+    constants = {"RUN_DIR": tmp_path / "run", "CACHE_DIR": tmp_path / "cache", **constants}
+    return run_script("train_diffusion_clipUViT", "--config", config, *flags(**constants))
+
+
+def sample(backbone, config, runs, output_root, **constants):
+    constants = {"CHECKPOINT": runs / backbone / "best", "OUTPUT_ROOT": output_root, **constants}
+    return run_script(f"sample_diffusion_{backbone}", "--config", config, *flags(**constants))
+
+
+def launch(script, config, *arguments):
+    """Two processes on the CPU; returns what they printed. (accelerate launch --cpu starts one only.)"""
+    return launch_each([script, config, *arguments])
+
+
+SEVERAL = (
+    "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]): runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def launch_each(*runs):
+    """As `launch`, for several scripts one after the other, whose imports are then paid for once."""
+    runs = [[str(ROOT / f"{script}.py"), "--config", *map(str, arguments)] for script, *arguments in runs]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--no-python", sys.executable, "-c", SEVERAL, json.dumps(runs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+# ---- what they wrote
+
+
+def says(message, *words):
+    assert isinstance(message, str) and message.count("\n") == 0, message
+    for word in words:
+        assert word in message, message
+
+
+def by(rows, column):
+    return {row[column]: row for row in rows}
+
+
+def pictures(root):
+    table = read_table(root)
+    return {row.dicom_id: np.asarray(Image.open(row.image_path)).astype(int) for row in table.itertuples()}
+
+
+def read_reports(root):
+    return pd.read_csv(root / "reports.csv", keep_default_na=False).set_index("dicom_id")["report"].to_dict()
+
+
+def contents(root):
+    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def provenance(root):
+    return pd.read_csv(root / "synthetic.csv", keep_default_na=False).set_index("dicom_id")
+
+
+def kill(root, images_left):
+    """Leaves a tree as SIGKILL does: some images and their latents, the manifest and the plan, but no CSV."""
+    for name in CSVS:
+        (root / name).unlink()
+    for path in sorted(root.rglob("*.jpg"))[images_left:]:
+        path.unlink()
+        (root / "latents" / f"{path.stem}.npy").unlink()
+
+
+def weights(folder):
+    return {str(path.relative_to(folder)): load_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys() and one
+    for file in one:
+        for name in one[file]:
+            np.testing.assert_array_equal(one[file][name], other[file][name], err_msg=f"{file}: {name}")
