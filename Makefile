@@ -55,10 +55,11 @@ demo: .venv/installed
 	    demo/written demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
 	$(RUN) -m evaluation.gallery $(DEMO)
 
+# the evaluation of the images, still without reports, trains the judge of both evaluations of pairs
 demo/clipUViT:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)
 	$(RUN) sample_diffusion_clipUViT.py $(DEMO)
-	$(RUN) evaluate_pairs.py $(DEMO) --JUDGE_ONLY true
+	$(RUN) evaluate_pairs.py $(DEMO)
 
 demo/bart:
 	@$(call logged,$(RUN) train_bart.py $(DEMO))
@@ -82,11 +83,9 @@ demo/reports-clipSD: demo/prior demo/clipSD
 demo/pairs-clipUViT: demo/reports-clipUViT demo/written
 	$(RUN) evaluate_pairs.py $(DEMO) --WRITTEN demo/written
 
-# demo/clipUViT trained the judge of both
 demo/pairs-clipSD: demo/reports-clipSD demo/clipUViT
 	@$(call logged,\
-	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD \
-	        --PAGE demo/synthetic/clipSD.html)
+	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD)
 
 demo-open: .venv/installed-imagenet
 	$(RUN) -m open_data --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany

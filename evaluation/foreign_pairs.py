@@ -1,8 +1,8 @@
-"""Other people's image-report pairs: a CSV of images and prompts => a table; reports and references => the CSVs of others.
+"""Image-report pairs of other projects: a CSV of images and prompts as a table, and reports as CSVs for other scorers.
 
-read     a CSV with a column of images and one of prompts, and perhaps reports, the 14 findings, and the dicom_id of the real
-         image that a prompt came from: CheXGenBench's prompt_INFO.csv (`prompt`, `img_savename`), RoentGen-v2's (`image_id`,
-         `text`, the findings). Columns are known by their names, whatever their case; which ones are read is printed.
+read     a CSV with a column of images and one of prompts, and perhaps reports, the 14 findings, and the dicom_id of the
+         real image that a prompt came from: CheXGenBench's prompt_INFO.csv (`prompt`, `img_savename`), RoentGen-v2's
+         (`image_id`, `text`, the findings). Columns are known by their names, in any case; the ones read are printed.
 written  radeval.csv (`reference`, `hypothesis`), as RadEval's documentation reads one; rexrank_references.csv and
          rexrank_predictions.csv (`study_id`, `report`), as ReXrank scores them
 """
@@ -18,136 +18,138 @@ from utils.findings import FINDINGS, from_physionet
 from utils.mimic_cxr import csv_header, drop_blank, parse_csv
 from utils.report_text import join_sections, report_sections, report_text
 
-IMAGES = (  # names of the column of images, the first that a CSV has
-    "img_savename", "image_path", "img_path", "image_filename", "image_file", "image_name", "filename", "file_name",
-    "filepath", "file_path", "path", "image", "image_id",
-)  # fmt: skip
-PROMPTS = (  # of prompts
-    "prompt", "text_prompt", "prompt_text", "prompt_variation", "annotated_prompt", "caption", "text", "impression",
-    "impression_short",
-)  # fmt: skip
-REPORTS = ("report", "generated_report", "report_text", "hypothesis")
-SOURCES = ("source", "dicom_id")  # of the real image whose words, or labels, a prompt has
-_AUTHORS = {"label", "split", "image_path"}  # a CSV with these is the CXR-IRGen authors', and read as a tree is
-_ENDINGS = ("", ".jpg", ".jpeg", ".png", "_0.jpg", "_0.png")  # of a file, which a CSV may leave out
+COLUMNS = {  # what a column holds => its possible names, the first that a CSV has
+    "images": (
+        "img_savename", "image_path", "img_path", "image_filename", "image_file", "image_name", "filename", "file_name",
+        "filepath", "file_path", "path", "image", "image_id",
+    ),
+    "prompts": (
+        "prompt", "text_prompt", "prompt_text", "prompt_variation", "annotated_prompt", "caption", "text", "impression",
+        "impression_short",
+    ),
+    "reports": ("report", "generated_report", "report_text", "hypothesis"),
+    "sources": ("source", "dicom_id"),  # the real images whose words, or labels, the prompts have
+}  # fmt: skip
+AUTHORS = {"label", "split", "image_path"}  # a CSV with these is the CXR-IRGen authors', and read as a tree is
+ENDINGS = ("", ".jpg", ".jpeg", ".png", "_0.jpg", "_0.png")  # of image files, which a CSV may leave out
 
 
-def is_foreign(path):
-    """Whether a path is of a CSV of somebody else's pairs: neither a tree nor the authors' CSV."""
+def is_foreign(path: str | Path) -> bool:
+    """Whether a path is a CSV of another project's pairs: neither a tree nor the authors' CSV."""
     names = csv_header(path)
-    return bool(names) and not names >= _AUTHORS
+    return bool(names) and not names >= AUTHORS
 
 
-def read_pairs(path, images_root=""):
-    """A CSV of somebody else's pairs => a table (see utils/mimic_cxr.py) with the columns prompt and source, a row an image.
+def read_pairs(path: str | Path) -> pd.DataFrame:
+    """A CSV of another project's pairs => a table (see utils/mimic_cxr.py) with the columns prompt and source.
 
-    images_root: the folder of its images; "": the CSV's own. The labels are the CSV's where it has PhysioNet's 14 columns,
-    else those that a prompt asks for, by rules where it is no sentence of findings. Each image counts as a patient and a
-    study of its own, of the view PA. InputError for a CSV without the two columns, and where none of its images is there;
-    prints which columns were read, and what was dropped.
+    Labels are the CSV's where it has PhysioNet's 14 columns, else those that a prompt asks for, by rules where it is
+    not a list of findings. Each image counts as a patient and a study of its own, of the view PA. Prints the columns
+    read and what was dropped. InputError for a CSV without images or prompts, or with none of its images beside it.
     """
     path = Path(path)
     columns = _columns(path)
     frame = parse_csv(path, dtype=str, keep_default_na=False)
-    stated = {*FINDINGS} <= {*frame}
-    codes = from_physionet(frame, path) if stated else None
+    has_labels = {*FINDINGS} <= {*frame}
+    codes = from_physionet(frame, path) if has_labels else None
     frame = drop_blank(frame, [columns["images"], columns["prompts"]], path)
-    folder = Path(images_root or path.parent)
-    frame = frame.assign(image_path=[_find(folder, name) for name in frame[columns["images"]]])
-    found = frame["image_path"] != ""
-    if not found.all():
-        lost = frame[columns["images"]][~found]
-        told = f"{len(lost)} of {len(frame)} images that {path} names are not in {folder}, e.g. {lost.iloc[0]}"
-        if not found.any():
-            raise InputError(f"{told}: set IMAGES_ROOT to the folder that its column `{columns['images']}` starts from")
-        say(f"{told}: dropped")
     if frame.empty:
         raise InputError(f"{path} has no rows with an image and a prompt")
-    frame = frame[found]
+    frame = _with_image_paths(frame, columns["images"], path)
     prompts = frame[columns["prompts"]]
-    if codes is None:
+    if has_labels:
+        codes = codes.loc[frame.index].reset_index(drop=True)
+    else:
         labels = {prompt: labels_of_prompt(prompt) for prompt in prompts.unique()}
-        codes = pd.DataFrame([labels[prompt] for prompt in prompts], columns=FINDINGS, index=frame.index)
+        codes = pd.DataFrame([labels[prompt] for prompt in prompts], columns=FINDINGS)
     numbers = np.arange(1, len(frame) + 1)
     table = pd.DataFrame({
         "dicom_id": [f"{number}-{Path(name).stem}"[:100] for number, name in zip(numbers, frame["image_path"])],
         "subject_id": numbers, "study_id": numbers, "view": "PA", "split": "test",
-        "image_path": frame["image_path"].to_numpy(), "report": _reports(frame, columns),
+        "image_path": frame["image_path"].to_numpy(), "report": _reports(frame, columns["reports"]),
         "prompt": prompts.to_numpy(), "source": frame[columns["sources"]].to_numpy() if columns["sources"] else "",
     })  # fmt: skip
-    _say_columns(path, columns, stated, len(table))
-    return pd.concat([table, codes.loc[frame.index].reset_index(drop=True)], axis=1)
+    parts = [f"{name} in `{'` and `'.join(np.atleast_1d(columns[name]))}`" for name in COLUMNS if columns[name]]
+    parts += [f"no {name}" for name in COLUMNS if not columns[name]]
+    parts.append("labels in the 14 columns" if has_labels else "labels by the words of the prompts")
+    say(f"{path}: {len(table)} images; {', '.join(parts)}")
+    return pd.concat([table, codes], axis=1)
 
 
 def _columns(path):
-    """{"images", "prompts", "reports", "sources": the name of a column or None, "sections": those of a report in two}."""
+    """The names of the columns, {"images", "prompts", "sources": a name; "reports": one or, in two sections, two}.
+
+    "" or () for none; InputError without images or prompts.
+    """
     names = {name.strip().lower(): name for name in sorted(csv_header(path))}
-    kinds = {"images": IMAGES, "prompts": PROMPTS, "reports": REPORTS, "sources": SOURCES}
-    found = {kind: next((names[name] for name in known if name in names), None) for kind, known in kinds.items()}
-    for kind, known in (("images", IMAGES), ("prompts", PROMPTS)):
-        if found[kind] is None:
+    columns = {kind: next((names[name] for name in known if name in names), "") for kind, known in COLUMNS.items()}
+    for kind in ("images", "prompts"):
+        if not columns[kind]:
             raise InputError(
-                f"{path} is neither a CXR tree, nor the authors' CSV, nor a CSV of images and prompts: it has no column of "
-                f"{kind}, such as {', '.join(known[:3])}; its columns are {', '.join(names.values())}"
+                f"{path} is neither a CXR tree, nor the authors' CSV, nor a CSV of images and prompts: it has no "
+                f"column of {kind}, such as {', '.join(COLUMNS[kind][:3])}; its columns are {', '.join(names.values())}"
             )
-    whole = (
-        found["prompts"] != names.get("impression") and not found["reports"] and {"findings", "impression"} <= {*names}
-    )
-    return found | {"sections": (names["findings"], names["impression"]) if whole else ()}
+    sections = [names[name] for name in ("findings", "impression") if name in names]
+    if columns["reports"]:
+        sections = [columns["reports"]]
+    elif len(sections) < 2 or columns["prompts"] in sections:
+        sections = []
+    return columns | {"reports": sections}
 
 
-def _reports(frame, columns):
-    if columns["sections"]:
-        return [join_sections(*sections) for sections in zip(*(frame[name] for name in columns["sections"]))]
-    if not columns["reports"]:
-        return ""
-    texts = {raw: report_text(raw) or " ".join(raw.split()) for raw in frame[columns["reports"]].unique()}
-    return frame[columns["reports"]].map(texts).to_numpy()
+def _with_image_paths(frame, column, path):
+    """The rows whose image is there, with the column image_path; InputError if none is."""
+    paths = [_find(path.parent, name) for name in frame[column]]
+    frame = frame.assign(image_path=paths)
+    missing = frame[column][frame["image_path"] == ""]
+    if len(missing):
+        message = f"{len(missing)} of {len(frame)} images of {path} are not in {path.parent}, e.g. {missing.iloc[0]}"
+        if len(missing) == len(frame):
+            raise InputError(f"{message}: put the CSV into the folder that its column `{column}` starts from")
+        say(f"{message}: dropped")
+    return frame[frame["image_path"] != ""]
 
 
 def _find(folder, name):
     """The path of an image that a CSV names, "" where there is none."""
-    for ending in _ENDINGS:
-        path = folder / f"{name}{ending}"
-        if path.is_file():
-            return str(path)
-    return ""
+    paths = (folder / f"{name}{ending}" for ending in ENDINGS)
+    return next((str(path) for path in paths if path.is_file()), "")
 
 
-def _say_columns(path, columns, stated, count):
-    parts = [f"images in `{columns['images']}`", f"prompts in `{columns['prompts']}`"]
-    reports = columns["sections"] or (columns["reports"],)
-    parts.append(f"reports in `{'`, `'.join(reports)}`" if all(reports) else "no reports")
-    parts.append("labels in the 14 columns" if stated else "labels as the prompts say them")
-    parts.append(f"sources in `{columns['sources']}`" if columns["sources"] else "no sources")
-    say(f"{path}: {count} images; {', '.join(parts)}")
+def _reports(frame, columns):
+    """The reports of the rows; columns: one with reports, two with their sections, or none."""
+    if len(columns) == 2:
+        return [join_sections(*sections) for sections in zip(*(frame[name] for name in columns))]
+    if not columns:
+        return ""
+    return [report_text(raw) or " ".join(raw.split()) for raw in frame[columns[0]]]
 
 
-def write_for_others(folder, table, references, kind=""):
-    """Writes the reports of a table and their references as RadEval and ReXrank read them, into a folder.
+def write_for_others(folder: Path, table: pd.DataFrame, references: list[str], prefix: str = "") -> None:
+    """Writes the reports of a table and their references into a folder, as RadEval and ReXrank read them.
 
-    references: a text for each row, "" where there is none; such rows are left out, and so is a second image of a study.
-    kind: what the names begin with. Nothing is written where no report has a reference.
+    references: a text for each row; rows where it is "" are left out, and so is a second image of a study. prefix: of
+    the file names. Nothing is written where no report has a reference.
     """
     table = table.assign(reference=references)
     kept = table[table["reference"] != ""].drop_duplicates("study_id")
     if kept.empty:
         say("no report has a real one beside it, so there is nothing to write for RadEval and ReXrank")
         return
-    in_one = kept.rename(columns={"report": "hypothesis"})[["study_id", "reference", "hypothesis"]]
-    apart = {name: kept[["study_id"]].assign(report=kept[column].map(_as_rexrank)) for name, column in _REXRANK.items()}
-    folder = Path(folder)
+    studies = kept[["study_id"]]
+    frames = {
+        "radeval": studies.assign(reference=kept["reference"], hypothesis=kept["report"]),
+        "rexrank_references": studies.assign(report=kept["reference"].map(_as_rexrank)),
+        "rexrank_predictions": studies.assign(report=kept["report"].map(_as_rexrank)),
+    }
     with writing("the reports for RadEval and ReXrank", folder):
-        for name, frame in {"radeval": in_one, **apart}.items():
-            with replacing(folder / f"{kind}{name}.csv") as temporary:
+        for name, frame in frames.items():
+            with replacing(folder / f"{prefix}{name}.csv") as temporary:
                 frame.to_csv(temporary, index=False, lineterminator="\n")
     say(f"{folder}: {len(kept)} of {len(table)} reports with their references for RadEval and ReXrank")
 
 
-_REXRANK = {"rexrank_references": "reference", "rexrank_predictions": "report"}  # file => column
-
-
 def _as_rexrank(report):
     """A report as ReXrank writes one, its headings not in capitals."""
-    findings, impression = report_sections(report)
-    return " ".join(f"{name}: {text}" for name, text in (("Findings", findings), ("Impression", impression)) if text)
+    sections = zip(("Findings", "Impression"), report_sections(report))
+    return " ".join(f"{name}: {text}" for name, text in sections if text)

@@ -2,8 +2,8 @@
 
     python -m evaluation.gallery --TREES '("demo/synthetic/clipUViT",)' --DATA_ROOT demo/phantom
 
-Several trees stand side by side: images with the same prompt, reference and seed (the request's, where an image was
-chosen among candidates) share a card.
+Several trees stand side by side: images with the same prompt, reference and seed share a card; an image that was chosen
+among candidates has the seed of its request.
 
 Reads:  one or more CXR trees (a synthetic one with its synthetic.csv), and the tree that the references come from.
 Writes: PAGE, and <its name>_files/ beside it with small JPEG copies of those images that lie outside PAGE's folder.
@@ -18,6 +18,7 @@ import html
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,22 +38,29 @@ MAX_IMAGES = 0  # cards on the page, one image of each tree on a card (0 or more
 _TEMPLATE = Path(__file__).with_suffix(".html")
 _COPY_SIDE = 512  # pixels; the longer side of a copied image
 _PICTURE_SIDE = 2048  # pixels; the longer side of a copied picture of first images
-_ASKED = ("prompt", "seed", "reference_dicom_id")  # columns that synthetic.csv must have
-_MADE_WITH = (  # and may have
-    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high",
-    "start",
+_REQUEST = ("prompt", "seed", "reference_dicom_id")  # columns that synthetic.csv must have
+_SETTINGS = (  # and may have
+    "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low",
+    "guidance_high", "start",
 )  # fmt: skip
 
 
-def write_page(page, trees, references=None, title="Chest X-rays", agreement=None, summary=(), max_images=0):
-    """Writes the page and copies what it needs; returns the page's path.
+def write_page(
+    page: str | Path,
+    trees: dict[str, str | Path | pd.DataFrame],
+    references: pd.DataFrame | None = None,
+    title: str = "Chest X-rays",
+    agreement: pd.DataFrame | None = None,
+    summary: Sequence[tuple[str, str]] = (),
+    max_images: int = 0,
+) -> Path:
+    """Writes the page and copies the images that lie outside its folder; returns the page's path.
 
-    page: the .html file to write; every address in it is relative and stays inside the page's folder.
-    trees: {column title: root of a CXR tree, or a table with a column `prompt`}; a tree without synthetic.csv is shown with
-        its labels' prompt.
+    page: the .html file; every address in it is relative and stays inside its folder.
+    trees: {column title: root of a CXR tree, or a table with a column `prompt`}; a tree without synthetic.csv is shown
+        with its labels' prompt.
     references: the table (utils.mimic_cxr.read_table) in which reference_dicom_id is looked up; None: not shown.
-    agreement: DataFrame with dicom_id, finding, asked, image, report (True, False, or NaN where it cannot be told),
-        or {column title: such a DataFrame} where trees share dicom_ids.
+    agreement: DataFrame with dicom_id, finding, asked, image, report (1, 0, or NaN where a judge cannot say).
     summary: (name, value) pairs in plain text, e.g. metrics, shown at the top.
     max_images: the first so many cards, one image of each tree on a card; 0: all.
     InputError for no tree, a tree without images, or a synthetic.csv without its columns.
@@ -61,51 +69,31 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
     if not trees:
         raise InputError("there is no tree to show: name at least one CXR tree, e.g. --TREES '(\"demo/phantom\",)'")
     tables = {column: _read_tree(root) for column, root in trees.items()}
-    rows = _side_by_side(tables)
+    rows = _side_by_side(list(tables.values()))
     if max_images and len(rows) > max_images:
-        print(f"{page}: the first {max_images} of {len(rows)} cards are shown (MAX_IMAGES)")
+        print(f"{page}: the first {max_images} of {len(rows)} cards are shown")
         rows = rows[:max_images]
     with writing("the page", page.parent):
         page.parent.mkdir(parents=True, exist_ok=True)
 
-    lookup = _reference_rows(references, rows)
-    marks = _marks(agreement, trees)
-    made = {column: _made_with(table) for column, table in tables.items()}
-    unreadable, shown_references, cards = [], {}, []
-    for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
-        pictures = []
-        for column, row in zip(trees, row_of_each_tree):
-            image = row and _place(row["image_path"], page, unreadable)
-            told = row and marks[column].get(row["dicom_id"], [])
-            pictures.append(image and {**image, **_caption(row, made[column]), "marks": told})
-        if any(pictures):
-            row = next(row for row, picture in zip(row_of_each_tree, pictures) if picture)
-            name = row["reference_dicom_id"]
-            if name in lookup and name not in shown_references:
-                image = _place(lookup[name]["image_path"], page, unreadable)
-                shown_references[name] = image and {**image, "prompt": findings.to_prompt(_labels(lookup[name]))}
-            words = {"prompt": row["prompt"], "labels": _labels(row), "seed": row["seed"], "reference": name}
-            cards.append({**words, "pictures": pictures})
-    _say_what_is_absent(page, cards, lookup, references, unreadable)
-
+    images = _PageImages(page)
+    settings = {column: _settings(table) for column, table in tables.items()}
+    cards = _cards(rows, list(settings.values()), _marks(agreement), images)
+    shown_references = _references(cards, references, images)
+    if not cards:
+        raise InputError(f"none of the images for {page} can be read, e.g. {images.unreadable[0]}, so no page was made")
+    if images.unreadable:
+        print(f"{page}: left out {len(images.unreadable)} images that cannot be read, e.g. {images.unreadable[0]}")
     content = {
         "title": title,
         "findings": findings.FINDINGS,
         "trees": [
-            {
-                "title": column,
-                "images": sum(card["pictures"][index] is not None for card in cards),
-                "reports": sum(bool((card["pictures"][index] or {}).get("report")) for card in cards),
-                "first": _first_picture(trees[column], page, unreadable),
-                "made": {
-                    key: ", ".join(values[:4]) + ", …" * (len(values) > 4) for key, values in made[column].items()
-                },
-            }
-            for index, column in enumerate(trees)
+            _tree_entry(column, root, settings[column], [card["pictures"][index] for card in cards], images)
+            for index, (column, root) in enumerate(trees.items())
         ],
         "summary": [[str(name), str(value)] for name, value in summary],
         "showReferences": references is not None and any(card["reference"] for card in cards),
-        "references": {name: image for name, image in shown_references.items() if image},
+        "references": shown_references,
         "cards": cards,
     }
     # "<" cannot stand in the data, or a report's "</script>" would end it; everything is shown as text, never as HTML
@@ -116,67 +104,144 @@ def write_page(page, trees, references=None, title="Chest X-rays", agreement=Non
     return page
 
 
-def _first_picture(root, page, unreadable):
-    """The picture of the first images of a tree, as `_place` has it; None where there is none."""
-    path = None if isinstance(root, pd.DataFrame) else Path(root) / PICTURE_FILE
-    return _place(path, page, unreadable, _PICTURE_SIDE) if path and path.exists() else None
+class _PageImages:
+    """The images of a page; those outside its folder are copied into <page's name>_files/ beside it."""
+
+    def __init__(self, page):
+        self.page, self.folder = page, Path(os.path.abspath(page.parent))
+        self.copies = self.folder / f"{page.stem}_files"
+        self.unreadable = []  # paths
+
+    def add(self, image_path, side=_COPY_SIDE):
+        """{"src": the address relative to the page, "width", "height"}, or None for an image that cannot be read.
+
+        side: the longer side of a copy, at most.
+        """
+        path = Path(os.path.abspath(image_path))
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if self.folder not in path.parents:
+                    path, (width, height) = self._copy(path, image, side)
+        except OSError:
+            self.unreadable.append(image_path)
+            return None
+        return {"src": quote(Path(os.path.relpath(path, self.folder)).as_posix()), "width": width, "height": height}
+
+    def _copy(self, path, image, side):
+        """Copies an open image of a file => the copy's path and size."""
+        copy = self.copies / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jpg"
+        small = image.format == "JPEG" and max(image.size) <= side
+        if not small:
+            image.draft("L", (side, side))
+            image = image.convert("L")
+            image.thumbnail((side, side))
+        with writing("the page's images", self.copies):
+            self.copies.mkdir(exist_ok=True)
+            if small:
+                shutil.copyfile(path, copy)
+            else:
+                image.save(copy, quality=92)
+        return copy, image.size
 
 
-def _say_what_is_absent(page, cards, lookup, references, unreadable):
-    """Prints which images and references are not on the page; InputError when no image is."""
-    if not cards:
-        raise InputError(f"none of the images for {page} can be read, e.g. {unreadable[0]}, so no page was made")
-    if unreadable:
-        print(f"{page}: left out {len(unreadable)} images that cannot be read, e.g. {unreadable[0]}")
-    missing = {card["reference"] for card in cards} - {"", *lookup}
-    if missing and references is not None:
-        print(f"{page}: {len(missing)} references are not in the tree of references, e.g. {min(missing)}")
+def _cards(rows, settings, marks, images):
+    """The cards of the page; rows: see `_side_by_side`; settings: of each tree; marks: {dicom_id: agreement}."""
+    cards = []
+    for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
+        pictures = [
+            _picture(row, of_tree, marks, images) if row else None for row, of_tree in zip(row_of_each_tree, settings)
+        ]
+        shown = [row for row, picture in zip(row_of_each_tree, pictures) if picture]
+        if shown:
+            row = shown[0]
+            request = {"prompt": row["prompt"], "labels": _codes(row), "seed": row["seed"]}
+            cards.append({**request, "reference": row["reference_dicom_id"], "pictures": pictures})
+    return cards
 
 
-def _labels(row):
+def _picture(row, settings, marks, images):
+    """An image with what is written beside it, settings where its tree has several; None if it cannot be read."""
+    image = images.add(row["image_path"])
+    if image is None:
+        return None
+    different = [key for key, values in settings.items() if len(values) > 1 and row[key]]
+    return {
+        **image,
+        "id": row["dicom_id"],
+        "view": row["view"],
+        "report": row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: "),
+        "settings": [f"{key.replace('_', ' ')}: {row[key]}" for key in different],
+        "marks": marks.get(row["dicom_id"], []),
+    }
+
+
+def _references(cards, references, images):
+    """{dicom_id: image and prompt} of the references that the cards name; prints how many are missing."""
+    if references is None:
+        return {}
+    names = dict.fromkeys(card["reference"] for card in cards if card["reference"])
+    table = references[references["dicom_id"].isin(names)].drop_duplicates("dicom_id").set_index("dicom_id")
+    missing = names.keys() - {*table.index}
+    if missing:
+        print(f"{images.page}: {len(missing)} references are not in the tree of references, e.g. {min(missing)}")
+    shown = {name: images.add(table.at[name, "image_path"]) for name in names if name in table.index}
+    prompts = {name: findings.to_prompt(_codes(table.loc[name])) for name in shown}
+    return {name: {**image, "prompt": prompts[name]} for name, image in shown.items() if image}
+
+
+def _tree_entry(column, root, settings, pictures, images):
+    """What the page says of a tree; pictures: its pictures on the cards, None where a card has none."""
+    shown = [picture for picture in pictures if picture]
+    first = None if isinstance(root, pd.DataFrame) else Path(root) / PICTURE_FILE
+    return {
+        "title": column,
+        "images": len(shown),
+        "reports": sum(bool(picture["report"]) for picture in shown),
+        "first": images.add(first, _PICTURE_SIDE) if first and first.exists() else None,
+        "made": {key: ", ".join(values[:4] + ["…"] * (len(values) > 4)) for key, values in settings.items()},
+    }
+
+
+def _codes(row):
     return [int(row[name]) for name in findings.FINDINGS]
-
-
-def _caption(row, made):
-    """What is written with an image: its name, its report, and the settings in which it differs from its tree-mates."""
-    settings = [f"{key.replace('_', ' ')}: {row[key]}" for key, values in made.items() if len(values) > 1 and row[key]]
-    report = row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: ")
-    return {"id": row["dicom_id"], "view": row["view"], "report": report, "settings": settings}
 
 
 def _read_tree(root):
     """A tree's table with synthetic.csv's columns as text; images it does not name have their labels' prompt."""
     if isinstance(root, pd.DataFrame):
-        return root.assign(**dict.fromkeys(("seed", "reference_dicom_id", *_MADE_WITH), ""))
+        return root.assign(**dict.fromkeys(("seed", "reference_dicom_id", *_SETTINGS), ""))
     table = read_table(root)
     if table.empty:
         raise InputError(f"the tree {root} holds no images, so there is nothing to show")
-    made = pd.DataFrame("", index=table["dicom_id"], columns=[*_ASKED, *_MADE_WITH])
     source = Path(root) / PROVENANCE_FILE
-    if source.is_file():
-        synthetic = pd.read_csv(source, dtype=str, keep_default_na=False)
-        absent = [name for name in ("dicom_id", *_ASKED) if name not in synthetic]
-        if absent:
-            raise InputError(f"{source} has no column {absent[0]!r}; write the tree again with one of the samplers")
-        if "checkpoint" in synthetic and "checkpoint_sha256" in synthetic:
-            synthetic["checkpoint"] += " " + synthetic["checkpoint_sha256"].str[:8]
-        if "request_seed" in synthetic:  # a candidate's own seed says nothing of which request it was made for
-            synthetic["seed"] = synthetic["request_seed"].where(synthetic["request_seed"] != "", synthetic["seed"])
-        synthetic = synthetic.drop_duplicates("dicom_id", keep="last").set_index("dicom_id")
-        made = synthetic.reindex(index=table["dicom_id"], columns=made.columns, fill_value="")
-    for name in made:
-        table[name] = made[name].to_numpy()
+    made = _read_provenance(source) if source.is_file() else pd.DataFrame()
+    made = made.reindex(index=table["dicom_id"], columns=[*_REQUEST, *_SETTINGS], fill_value="")
+    table = table.assign(**{name: made[name].to_numpy() for name in made})
     unnamed = table["prompt"] == ""
-    table.loc[unnamed, "prompt"] = [
-        findings.to_prompt(labels) for labels in table.loc[unnamed, list(findings.FINDINGS)].to_numpy()
-    ]
+    codes = table.loc[unnamed, list(findings.FINDINGS)].to_numpy()
+    table.loc[unnamed, "prompt"] = [findings.to_prompt(row) for row in codes]
     return table
+
+
+def _read_provenance(path):
+    """synthetic.csv as text, indexed by dicom_id; the seed is the request's where the image is one of its
+    candidates."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    absent = [name for name in ("dicom_id", *_REQUEST) if name not in table]
+    if absent:
+        raise InputError(f"{path} has no column {absent[0]!r}; write the tree again with one of the samplers")
+    if "checkpoint" in table and "checkpoint_sha256" in table:
+        table["checkpoint"] += " " + table["checkpoint_sha256"].str[:8]
+    if "request_seed" in table:
+        table["seed"] = table["request_seed"].where(table["request_seed"] != "", table["seed"])
+    return table.drop_duplicates("dicom_id", keep="last").set_index("dicom_id")
 
 
 def _side_by_side(tables):
     """[[row of the first tree or None, row of the second or None, ...], ...], a list for each card."""
     cards = {}
-    for index, table in enumerate(tables.values()):
+    for index, table in enumerate(tables):
         # a real image is paired by its own name; of those that differ in their settings alone, the nth with the nth
         keys = table[["prompt", "reference_dicom_id", "seed"]].copy()
         keys["name"] = table["dicom_id"].where(table["seed"] == "", "")
@@ -186,66 +251,27 @@ def _side_by_side(tables):
     return list(cards.values())
 
 
-def _reference_rows(references, rows):
-    """{dicom_id: row} of the references that the cards name."""
-    if references is None:
-        return {}
-    named = {row["reference_dicom_id"] for card in rows for row in card if row}
-    wanted = references[references["dicom_id"].isin(named)].drop_duplicates("dicom_id")
-    return {row["dicom_id"]: row for row in wanted.to_dict("records")}
+def _marks(agreement):
+    """{dicom_id: [[index of the finding, asked, image, report], ...]}, each True, False or None.
 
-
-def _marks(agreement, trees):
-    """{column title: {dicom_id: [[index of the finding, asked, image, report], ...]}}, each True, False or None.
-
-    A finding that nobody sees present says nothing and is left out.
+    A finding that is present in none of the three is left out.
     """
-    tables = agreement if isinstance(agreement, dict) else dict.fromkeys(trees, agreement)
-    marks = {column: {} for column in trees}
-    for column in trees:
-        if tables.get(column) is None:
-            continue
-        told = tables[column][["dicom_id", "finding", "asked", "image", "report"]]
-        for dicom_id, finding, *values in told.itertuples(index=False, name=None):
+    marks = {}
+    if agreement is not None:
+        columns = agreement[["dicom_id", "finding", "asked", "image", "report"]]
+        for dicom_id, finding, *values in columns.itertuples(index=False, name=None):
             values = [None if pd.isna(value) else bool(value) for value in values]
             if any(values):
-                marks[column].setdefault(dicom_id, []).append([findings.finding_index(finding), *values])
+                marks.setdefault(dicom_id, []).append([findings.finding_index(finding), *values])
     return marks
 
 
-def _made_with(table):
+def _settings(table):
     """{column of synthetic.csv: its values in this tree}, of the columns that say how a tree was made."""
-    return {key: [value for value in table[key].unique() if value] for key in _MADE_WITH}
+    return {key: [value for value in table[key].unique() if value] for key in _SETTINGS}
 
 
-def _place(image_path, page, unreadable, side=_COPY_SIDE):
-    """An image's address relative to the page, and its size; one outside the page's folder is copied beside the page,
-    its longer side no longer than `side`.
-
-    Returns {"src", "width", "height"}, or None for an image that cannot be read, which is added to `unreadable`.
-    """
-    folder, path = os.path.abspath(page.parent), os.path.abspath(image_path)
-    try:
-        with Image.open(path) as image:
-            if not path.startswith(os.path.join(folder, "")):
-                copy = page.parent / f"{page.stem}_files" / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.jpg"
-                small = image.format == "JPEG" and max(image.size) <= side
-                if not small:
-                    image.draft("L", (side, side))
-                    image = image.convert("L")
-                    image.thumbnail((side, side))
-                with writing("the page's images", copy.parent):
-                    copy.parent.mkdir(exist_ok=True)
-                    shutil.copyfile(path, copy) if small else image.save(copy, quality=92)
-                path = os.path.abspath(copy)
-            width, height = image.size
-    except OSError:
-        unreadable.append(image_path)
-        return None
-    return {"src": quote(Path(os.path.relpath(path, folder)).as_posix()), "width": width, "height": height}
-
-
-def main():
+def main() -> None:
     override_constants(globals())
     names = [Path(tree).name for tree in TREES]
     trees = dict(zip(names if len(set(names)) == len(names) else TREES, TREES))

@@ -1,41 +1,43 @@
-"""Who judges images and reports: networks that are trained here on real rows, and other people's.
+"""The networks and rules that judge images and reports.
 
-image judge    a small timm classifier of the 14 findings, trained on real images, kept in the cache. A judge that selects
-               images and one that evaluates them have no training patient in common (`first_half`)
-text judge     TF-IDF and logistic regression, trained on real reports; or rules; or CheXbert
-extractor      a pretrained network of another library whose features images are compared by
+image judge    a small timm classifier of the 14 findings, trained here on real images and kept in the cache. The judge
+               that selects images and the judge that evaluates them share no training patient (`first_half`)
+text judge     TF-IDF and logistic regression, trained here on real reports; or rules; or CheXbert
+extractor      a pretrained network of another library, for features or probabilities of images
 
-Images go in as pixels (B, 1, S, S) in [-1, 1]; features come out as (N, D), float32, probabilities and predictions as
-(N, 14) in the order of FINDINGS. What is made of them is in evaluation/metrics.py.
+Images are pixels (B, 1, S, S) in [-1, 1]. Features are (N, D), float32; probabilities and predictions are (N, 14) in
+the order of FINDINGS. The measures made of them are in evaluation/metrics.py.
 """
 
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_curve
+from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from evaluation.labeler import label_reports
 from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
-from utils.checkpoints import check_finite
-from utils.errors import InputError, reason, replacing, say, writing
+from utils.errors import InputError, reason, replacing, writing
 from utils.findings import FINDINGS, PRESENT
-from utils.latents import PREPROCESSING, read_grey, read_pixels
+from utils.latents import PREPROCESSING, read_grey
 from utils.mimic_cxr import read_csv
 from utils.seeds import keyed_seed
 
@@ -46,13 +48,13 @@ LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process t
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """How an image judge is trained; with its training rows, all that it depends on."""
+    """How an image judge is trained. These and its training rows determine it."""
 
     model: str = "resnet18"  # any timm classifier, from random weights
     image_size: int = 64  # pixels
     steps: int = 300  # optimiser steps
     batch_size: int = 64
-    learning_rate: float = 5e-3  # of AdamW, the highest of one cycle (Smith & Topin 2019)
+    learning_rate: float = 5e-3  # of AdamW, the peak of one cycle (Smith & Topin 2019)
     seed: int = 1234
 
 
@@ -60,115 +62,118 @@ class Judge:
     """A trained image judge.
 
     thresholds: (14,) probabilities from which on a finding is called present; known: (14,) bool, False for findings
-    that too few training images had: nothing that it says about them counts.
+    with too few training images, about which the judge cannot say anything.
     """
 
-    def __init__(self, model, settings, thresholds, known):
+    def __init__(self, model: nn.Module, settings: JudgeSettings, thresholds: np.ndarray, known: np.ndarray):
         self.model, self.settings = model.eval(), settings
         self.thresholds, self.known = np.asarray(thresholds), np.asarray(known, dtype=bool)
         self.name, self.image_size, self.width = f"judge ({settings.model})", settings.image_size, model.num_features
 
     @torch.no_grad()
-    def encode(self, pixels):
+    def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pixels (B, 1, S, S) in [-1, 1] => features (B, D), probabilities (B, 14)."""
         features = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
         return features, self.model.get_classifier()(features).sigmoid()
 
 
-def cache_pixels(table, image_size, cache_dir, accelerator, threads=0):
+def cache_pixels(
+    table: pd.DataFrame, image_size: int, cache_dir: str | Path, accelerator: Accelerator, threads: int = 0
+) -> tuple[FeatureCache, list[str], np.ndarray]:
     """Every image of a table at the judge's size, decoded once => (cache of (S, S) uint8, keys, readable).
 
-    readable: (len(table),) bool, False for images that cannot be decoded (each was named).
+    readable: (len(table),) bool, False for images that cannot be decoded; each of these was named.
     """
     fingerprint = {"feature": "grey pixels, uint8", "image_size": image_size, "preprocessing": PREPROCESSING}
     cache = FeatureCache(f"{cache_dir}/pixels-{image_size}", fingerprint)
     keys, paths = image_keys(table), table["image_path"].tolist()
 
-    readable = cache.fill(
-        keys,
-        lambda row: read_grey(paths[row], image_size),
-        np.stack,
-        256,
-        accelerator,
-        f"pixels at {image_size}",
-        threads,
-    )
+    def read(row):
+        return read_grey(paths[row], image_size)
+
+    readable = cache.fill(keys, read, np.stack, 256, accelerator, f"pixels at {image_size}", threads)
     return cache, keys, readable
 
 
-def first_half(table):
-    """Which rows are of the first half of all patients there may be, (len(table),) bool: by subject_id alone."""
+def first_half(table: pd.DataFrame) -> np.ndarray:
+    """Which rows are of the first half of all possible patients, (len(table),) bool; depends on subject_id alone."""
     halves = {subject: keyed_seed("half of the patients", subject) % 2 == 0 for subject in table["subject_id"].unique()}
     return table["subject_id"].map(halves).to_numpy(dtype=bool)
 
 
-def image_judge(train_table, validation_table, settings, cache_dir, accelerator, threads=0):
-    """The Judge of these training rows: from `<cache_dir>/judge` if it was trained before, else trained now.
+def image_judge(
+    train_table: pd.DataFrame,
+    validation_table: pd.DataFrame,
+    settings: JudgeSettings,
+    cache_dir: str | Path,
+    accelerator: Accelerator,
+    threads: int = 0,
+) -> Judge:
+    """The Judge of these training rows, out of `<cache_dir>/judge`, trained first if it is not there.
 
-    Of a launch, all processes have to call it; the first one trains, the others wait and take what it has kept.
-    validation_table: rows that only set the thresholds (best F1); a finding with too few positives there keeps 0.5.
+    All processes of a launch have to call it: the first one trains, the others wait. validation_table: rows that only
+    set the thresholds (best F1); a finding with too few positives there keeps 0.5.
     """
-    (pixels, keys, labels), validation = (
-        _judged_rows(table, settings.image_size, cache_dir, accelerator, threads)
-        for table in (train_table, validation_table)
-    )
-    if len(keys) < 2:
+
+    def readable_rows(table):
+        cache, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator, threads)
+        return cache, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
+
+    train, validation = readable_rows(train_table), readable_rows(validation_table)
+    if len(train[1]) < 2:
         raise InputError(
-            f"an image judge cannot be trained on {len(keys)} images; the training rows have to be 2 or more"
+            f"an image judge cannot be trained on {len(train[1])} images; the training rows have to be 2 or more"
         )
-    fingerprint = hashlib.sha256(
-        json.dumps(
-            [dataclasses.asdict(settings), keys, labels.tolist(), validation[1], validation[2].tolist()]
-        ).encode()
-    ).hexdigest()
-    folder = Path(cache_dir) / "judge" / fingerprint[:20]
-    first = accelerator.is_main_process
-    judge = _kept_judge(folder, settings, accelerator.device) if first else None
-    accelerator.wait_for_everyone()  # a damaged one has gone
-    if first and judge is None:
-        judge = _train_judge(pixels, keys, labels, validation, settings, accelerator.device)
-        _save_judge(judge, folder)
-    while judge is None:  # in the others; behind a barrier they would wait for half an hour at most
+    about = [dataclasses.asdict(settings)]
+    for _, keys, labels in (train, validation):
+        about += [keys, labels.tolist()]
+    folder = Path(cache_dir) / "judge" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
+    if accelerator.is_main_process and not folder.exists():
+        _save_judge(_train_judge(train, validation, settings, accelerator.device), folder)
+    while not folder.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
-        judge = _kept_judge(folder, settings, accelerator.device)
+    return _load_judge(folder, settings, accelerator.device)
+
+
+def _train_judge(train, validation, settings, device):
+    """A new Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
+    judge = Judge(train_classifier(*train, settings, device), settings, np.full(len(FINDINGS), 0.5), enough(train[2]))
+    pixels, keys, labels = validation
+    if keys:
+        _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)
+        judge.thresholds = best_thresholds(labels, probabilities)
     return judge
 
 
-def _train_judge(pixels, keys, labels, validation, settings, device):
-    """A new Judge; validation: (pixels, keys, labels) of the rows that set its thresholds."""
-    model = train_classifier(pixels, keys, labels, settings, device)
-    known = enough(labels)
-    judge = Judge(model, settings, np.full(len(FINDINGS), 0.5), known)
-    if len(validation[1]):
-        _, probabilities = extract(judge, pixel_reader(*validation[:2]), len(validation[1]), device)
-        judge.thresholds = best_thresholds(validation[2], probabilities)
-    return judge
+def _save_judge(judge, folder):
+    """Writes the folder of a judge; it has its name only when it is complete."""
+    about = {
+        "settings": dataclasses.asdict(judge.settings),
+        "thresholds": judge.thresholds.tolist(),
+        "known": judge.known.tolist(),
+    }
+    weights = {name: value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
+    with writing("the image judge", folder.parent):
+        try:
+            with replacing(folder) as temporary:
+                temporary.mkdir()
+                save_file(weights, temporary / "model.safetensors")
+                (temporary / "judge.json").write_text(json.dumps(about, indent=2))
+        except OSError:
+            if not folder.exists():  # else another run has saved the same judge meanwhile
+                raise
 
 
-def _kept_judge(folder, settings, device):
-    """The Judge that `_save_judge` left in a folder; None where there is none, or a damaged one, which is removed."""
-    if not folder.exists():
-        return None
+def _load_judge(folder, settings, device):
     model = _classifier(settings.model)
     try:
         about = json.loads((folder / "judge.json").read_text())
-        thresholds, known = np.array(about["thresholds"], float), np.array(about["known"], bool)
-        if not (thresholds.shape == known.shape == (len(FINDINGS),) and np.isfinite(thresholds).all()):
-            raise ValueError("its judge.json does not hold a number for each finding")
         model.load_state_dict(load_file(folder / "model.safetensors"))
-        check_finite(model, folder)
-    except Exception as error:  # a broken file fails in whatever reads it
-        say(f"the image judge in {folder} is damaged ({reason(error)}): it is trained again")
-        with writing("the image judge", folder.parent):
-            shutil.rmtree(folder)
-        return None
-    return Judge(model.to(device), settings, thresholds, known)
-
-
-def _judged_rows(table, image_size, cache_dir, accelerator, threads):
-    """(cache, keys, labels) of the rows whose image can be read."""
-    cache, keys, readable = cache_pixels(table, image_size, cache_dir, accelerator, threads)
-    return cache, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
+        return Judge(model.to(device), settings, np.array(about["thresholds"]), np.array(about["known"]))
+    except Exception as error:  # a damaged file fails in the library that reads it
+        raise InputError(
+            f"the image judge in {folder} is damaged ({reason(error)}): delete this folder, and it is trained again"
+        ) from error
 
 
 def _classifier(name):
@@ -181,19 +186,27 @@ def _classifier(name):
         ) from error
 
 
-def try_judge(settings, device):
-    """One step of a judge's training on nothing: InputError or an error of memory if it cannot be trained here."""
+def try_judge(settings: JudgeSettings, device: torch.device | str) -> None:
+    """Tries one training step on black images: fails where a judge of these settings cannot be trained here."""
     keys = list(range(settings.batch_size))
-    nothing = dict.fromkeys(keys, np.zeros((settings.image_size, settings.image_size), dtype=np.uint8))
+    pixels = dict.fromkeys(keys, np.zeros((settings.image_size, settings.image_size), dtype=np.uint8))
     labels = np.zeros((len(keys), len(FINDINGS)), dtype=bool)
-    train_classifier(nothing, keys, labels, dataclasses.replace(settings, steps=1), device)
+    train_classifier(pixels, keys, labels, dataclasses.replace(settings, steps=1), device)
 
 
-def train_classifier(pixels, keys, labels, settings, device, start=None):
-    """Trains a timm classifier from random weights, or goes on from another's; returns it in evaluation mode.
+def train_classifier(
+    pixels: Mapping,
+    keys: list,
+    labels: np.ndarray,
+    settings: JudgeSettings,
+    device: torch.device | str,
+    start: nn.Module | None = None,
+) -> nn.Module:
+    """Trains a timm classifier, from random weights or from those of `start`, and returns it in evaluation mode.
 
-    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool. Each batch is moved by up to 5 % of its
-    side, so that no place in the picture is learnt by heart. start: a classifier of the same model, or None.
+    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool; start: a classifier of the same model.
+    Each batch is moved by up to 5 % of its side, so that no place in the picture is learnt by heart. Global randomness
+    is left as it was.
     """
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -221,27 +234,8 @@ def train_classifier(pixels, keys, labels, settings, device, start=None):
     return model.eval()
 
 
-def _save_judge(judge, folder):
-    """The folder appears under its name only when it is whole."""
-    about = {
-        "settings": dataclasses.asdict(judge.settings),
-        "thresholds": judge.thresholds.tolist(),
-        "known": judge.known.tolist(),
-    }
-    weights = {name: value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
-    with writing("the image judge", folder.parent):
-        try:
-            with replacing(folder) as temporary:
-                temporary.mkdir()
-                save_file(weights, temporary / "model.safetensors")
-                (temporary / "judge.json").write_text(json.dumps(about, indent=2))
-        except OSError:
-            if not (folder / "judge.json").exists():  # else another run has saved the same judge meanwhile
-                raise
-
-
-def best_thresholds(labels, probabilities):
-    """For each finding the probability with the best F1, (14,); 0.5 where there are too few positives to tell."""
+def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The probability with the best F1 for each finding, (14,); 0.5 for a finding with too few positives."""
     thresholds = np.full(labels.shape[1], 0.5)
     for index in np.flatnonzero(enough(labels)):
         precision, recall, levels = precision_recall_curve(labels[:, index], probabilities[:, index])
@@ -252,20 +246,18 @@ def best_thresholds(labels, probabilities):
 # ---- features ------------------------------------------------------------------------------------------------------
 
 
-def pixel_reader(cache, keys):
-    """row => pixels (1, S, S) in [-1, 1], out of `cache_pixels`."""
+def pixel_reader(cache: Mapping, keys: list) -> Callable[[int], torch.Tensor]:
+    """read(row) => pixels (1, S, S) in [-1, 1], out of `cache_pixels`."""
     return lambda row: _to_float(cache[keys[row]][None])[0]
 
 
-def file_reader(paths, image_size, compared_at=0):
-    """row => pixels (1, S, S) in [-1, 1], out of image files; compared_at: a size that they are brought to before (0: none)."""
-    if not compared_at:
-        return lambda row: read_pixels(paths[row], image_size)[:1]
+def file_reader(paths: list[str], compared_at: int, image_size: int) -> Callable[[int], torch.Tensor]:
+    """read(row) => pixels (1, S, S) in [-1, 1] of image files, resized to compared_at and then to a network's size."""
     return lambda row: images_to_pixels([read_grey(paths[row], compared_at)], image_size)[0]
 
 
-def images_to_pixels(images, image_size):
-    """Images (B, S, S) uint8 in memory => pixels (B, 1, s, s) in [-1, 1] of a network's size, resized as files are."""
+def images_to_pixels(images: list[np.ndarray] | np.ndarray, image_size: int) -> torch.Tensor:
+    """Images (B, S, S) uint8 => pixels (B, 1, s, s) in [-1, 1] at a network's size, resized as image files are."""
     size = (image_size, image_size)
     return _to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
 
@@ -275,10 +267,17 @@ def _to_float(pixels):
     return torch.from_numpy(np.array(pixels))[:, None].float().div(127.5).sub(1)
 
 
-def extract(extractor, read, count, device, batch_size=128, threads=0):
-    """features (count, D) float32 and probabilities (count, 14), or None where the extractor has no classifier.
+def extract(
+    extractor: "Judge | Extractor",
+    read: Callable[[int], torch.Tensor],
+    count: int,
+    device: torch.device | str,
+    batch_size: int = 128,
+    threads: int = 0,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """features (count, D) float32 and probabilities (count, 14), or None where the extractor is no classifier.
 
-    extractor: a Judge or an Extractor; read(row) => pixels (1, S, S) in [-1, 1]. Only one batch of images is held.
+    read(row) => pixels (1, S, S) in [-1, 1]. Only one batch of images is in memory.
     """
     features, probabilities = [], []
     with ThreadPoolExecutor(max(threads, 1)) as pool:
@@ -295,33 +294,33 @@ def extract(extractor, read, count, device, batch_size=128, threads=0):
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A pretrained network: encode(pixels (B, 1, S, S) in [-1, 1]) => features (B, D), probabilities (B, 14) or None."""
+    """A pretrained network."""
 
     name: str
     image_size: int  # pixels
     width: int  # D
-    encode: object
-    known: np.ndarray = None  # (14,) bool, the findings that its probabilities are about
+    encode: Callable  # pixels (B, 1, S, S) in [-1, 1] => features (B, D), probabilities (B, 14) or None
+    known: np.ndarray | None = None  # (14,) bool, the findings that its probabilities are about
 
 
-def load_extractor(name, device):
-    """An Extractor by name: imagenet, whose package has its weights, or inception, torchxrayvision or rad-dino, which their
-    own libraries download where they are absent."""
-    makers = {
+def load_extractor(name: str, device: torch.device | str) -> Extractor:
+    """An Extractor by name: imagenet, inception, torchxrayvision or rad-dino.
+
+    The package of imagenet contains its weights; the other libraries download theirs. InputError where that fails.
+    """
+    loaders = {
         "imagenet": _imagenet,
         "inception": _inception,
         "torchxrayvision": _torchxrayvision,
         "rad-dino": _rad_dino,
     }
-    if name not in makers:
-        raise InputError(f"{name!r} is no feature extractor; there are judge, {', '.join(makers)}")
     try:
         with torch.no_grad():
-            return makers[name](device)
-    except Exception as error:  # each library has its own words for "no network" and "not installed"
+            return loaders[name](device)
+    except Exception as error:  # each library reports a missing package or network in its own way
         raise InputError(
-            f"the feature extractor {name!r} is not at hand ({reason(error)}); install its package and have a network "
-            "for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
+            f"the feature extractor {name!r} cannot be loaded ({reason(error)}); install its package and have a "
+            "network for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
         ) from error
 
 
@@ -387,22 +386,20 @@ def _rad_dino(device):
 
 
 class TextJudge:
-    """Which findings a report says are present: TF-IDF of 1 to 3 words, a logistic regression for each finding.
+    """Reads which findings a report calls present: TF-IDF of 1 to 3 words, a logistic regression a finding.
 
-    reports: N texts; labels: (N, 14) bool. A finding with too few positives (or negatives) is not `known` and never
-    said to be present.
+    reports: N texts; labels: (N, 14) bool. A finding with too few positives or negatives is not `known` and is never
+    called present. InputError where no word stands in two reports.
     """
 
     name = "text judge (TF-IDF + logistic regression)"
 
-    def __init__(self, reports, labels):
-        if not any(reports):
-            raise InputError("a text judge cannot be trained without reports; the training rows have none")
+    def __init__(self, reports: list[str], labels: np.ndarray):
         self.known = enough(labels)
         self._words = TfidfVectorizer(ngram_range=(1, 3), min_df=2, max_features=200_000, sublinear_tf=True)
         try:
             features = self._words.fit_transform(reports)
-        except ValueError as error:  # no words that two reports share
+        except ValueError as error:
             raise InputError(f"a text judge cannot be trained on {len(reports)} reports: {error}") from error
         self._models = {
             index: LogisticRegression(C=30.0, class_weight="balanced", solver="liblinear").fit(
@@ -411,7 +408,7 @@ class TextJudge:
             for index in np.flatnonzero(self.known)
         }
 
-    def __call__(self, reports):
+    def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
         found = np.zeros((len(reports), len(FINDINGS)), dtype=bool)
         features = self._words.transform(reports)
@@ -421,14 +418,14 @@ class TextJudge:
 
 
 class RulesJudge:
-    """Which findings a report says are present, by the rules of evaluation/labeler.py; it learns nothing."""
+    """Reads which findings a report calls present by the rules of evaluation/labeler.py, without training."""
 
     name = "rules (evaluation/labeler.py)"
 
     def __init__(self):
         self.known = np.ones(len(FINDINGS), dtype=bool)
 
-    def __call__(self, reports):
+    def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
         return label_reports(reports) == PRESENT
 
@@ -438,25 +435,25 @@ class ChexbertJudge:
 
     name = "CheXbert"
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device | str):
         try:
             from f1chexbert import F1CheXbert
 
             self._labeler = F1CheXbert(device=str(device))
         except Exception as error:
             raise InputError(
-                f"CheXbert is not at hand ({reason(error)}); pip install f1chexbert and have a network for "
+                f"CheXbert cannot be loaded ({reason(error)}); pip install f1chexbert and have a network for "
                 "its first use, or set TEXT_JUDGE to tfidf or rules"
             ) from error
         self.known = np.ones(len(FINDINGS), dtype=bool)
         self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]
 
-    def __call__(self, reports):
+    def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
         return np.array([self._labeler.get_label(report) for report in reports])[:, self._columns] == 1
 
 
-def radgraph_f1(references, candidates):
+def radgraph_f1(references: list[str], candidates: list[str]) -> float:
     """Mean RadGraph F1 (Jain et al. 2021, partial reward), by the package radgraph and its weights."""
     try:
         from radgraph import F1RadGraph
@@ -464,15 +461,15 @@ def radgraph_f1(references, candidates):
         return float(F1RadGraph(reward_level="partial")(refs=list(references), hyps=list(candidates))[0])
     except Exception as error:
         raise InputError(
-            f"RadGraph is not at hand ({reason(error)}); pip install radgraph and have a network for its "
+            f"RadGraph cannot be loaded ({reason(error)}); pip install radgraph and have a network for its "
             "first use, or set RADGRAPH to False"
         ) from error
 
 
-SELECTOR_FILE = "selector.csv"  # in the synthetic tree: the selector's training patients
+SELECTOR_FILE = "selector.csv"  # in a synthetic tree: the training patients of its selector
 
 
-def selector_patients(tree):
-    """The subject_ids of the patients that a tree's selector was trained on, a set; empty where it has none."""
+def selector_patients(tree: str | Path) -> set[int]:
+    """The subject_ids that the selector of a tree was trained on; empty for a tree without one."""
     path = Path(tree) / SELECTOR_FILE
     return set(read_csv(path, ("subject_id",))["subject_id"].tolist()) if path.exists() else set()

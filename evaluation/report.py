@@ -1,41 +1,62 @@
-"""What an evaluation found, written down: tables, plots, evaluation.md, evaluation.json, and the page's main numbers.
+"""Writes an evaluation down: tables, plots, evaluation.md, evaluation.json, and the main numbers for the page.
 
-`result` is what evaluate_pairs.py gathers, section by section, in the order in which it stands in evaluation.json.
+`result` is what evaluate_pairs.py gathers, section by section, in the order of evaluation.json.
 """
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation import metrics
-from evaluation.sections import COPYING, SHUFFLED
-from utils.errors import writing
+from evaluation.images import ImageSets
+from evaluation.sections import COPYING, SHUFFLED, Nearest
+from utils.errors import say, writing
 from utils.latents import read_pixels
 
+CLOSEST = 8  # closest pairs of each space in the picture
+PICTURE_SIZE = 256  # pixels a side of an image in it, at most
+PAGE_IMAGES = 5000  # synthetic images on the gallery page, at most
 
-def write_evaluation(output, result, seconds, told, found, synthetic, train, closest, image_size):
-    """Writes the folder `output` => the text of evaluation.md.
 
-    seconds: {section: seconds}; told: what request, image and report say of each finding, for agreement.csv.gz;
-    found: {space: Nearest}; closest: how many pairs of each space are shown, of image_size pixels at most.
+class Stopwatch:
+    """Seconds a section, in `seconds`; each is printed as it ends."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Ends the section that ran since the last lap."""
+        now = time.perf_counter()
+        self.seconds[name], self._start = round(now - self._start, 1), now
+        say(f"{name}: {self.seconds[name]} s")
+
+
+def write_evaluation(
+    output: Path, result: dict, sets: ImageSets, findings_of_pairs: pd.DataFrame, spaces: dict[str, Nearest]
+) -> str:
+    """Writes the files of an evaluation into a folder => the text of evaluation.md.
+
+    findings_of_pairs: see `sections.pairs`, for agreement.csv.gz; spaces: see `sections.memorisation`.
     """
     with writing("the evaluation", output):
-        output.mkdir(parents=True, exist_ok=True)
         draw_auroc(result["auroc"], output / "auroc.png")
-        draw_distances(found, output / "memorisation.png")
-        draw_closest(found, synthetic.table, train.table, closest, image_size, output / "closest.png")
-        told.to_csv(output / "agreement.csv.gz", index=False)
+        draw_distances(spaces, output / "memorisation.png")
+        size = min(sets.synthetic.loading.image_size, PICTURE_SIZE)
+        draw_closest(spaces, sets.synthetic.table, sets.train.table, size, output / "closest.png")
+        findings_of_pairs.to_csv(output / "agreement.csv.gz", index=False)
         text = as_markdown(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
-        whole = as_json({**result, "seconds": seconds})
-        (output / "evaluation.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n")
+        (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
     return text
 
 
 def as_json(value):
-    """Tables, arrays and NaN as what JSON can hold."""
+    """A value with tables, arrays and NaN as one that JSON can hold."""
     if isinstance(value, pd.DataFrame):
         return as_json(value.to_dict("index"))
     if isinstance(value, dict):
@@ -47,46 +68,41 @@ def as_json(value):
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def summary(result):
-    """The main numbers, (name, value) pairs for the page."""
+def summary(result: dict) -> list[tuple[str, str]]:
+    """The main numbers as (name, value) pairs for the page."""
     rows = []
     for row in result["image_quality"]:
         warning = f" — {row['warning']}" if row["warning"] else ""
         rows.append((f"FID, {row['images']}", f"{row['FID']:.2f} (N = {row['N']}, {row['extractor']}{warning})"))
     for name, table in result["auroc"].items():
         mean = table.loc["mean"]
-        value = (
-            f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" if mean["counted"] else "too few positives"
-        )
+        value = _with_interval(mean["auroc"], mean["low"], mean["high"]) if mean["counted"] else "too few positives"
         rows.append((f"mean AUROC, {name}", f"{value} ({result['classifier']})"))
     for row in [*result.get("reports", []), *result.get("written_reports", [])[:1]]:
         value = f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f} (N = {row['N']})"
         rows.append((f"clinical F1 of reports, micro / macro, {row['reports']}", value))
-    rows += _complete_agreement_line(result["complete_agreement"])
+    pairs = {row["pairs"]: row for row in result["complete_agreement"]}
+    if SHUFFLED in pairs:  # else there are no reports
+        row, real, floor = pairs["synthetic"], pairs["real"]["all three"], pairs[SHUFFLED]["all three"]
+        value = f"{row['all three']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (N = {row['N']}"
+        value += f"; real pairs {real:.1%}, shuffled reports {floor:.1%})"
+        rows.append(("pairs whose request, image and report agree on every finding", value))
     for row in result["memorisation"]:
         rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
     return rows
 
 
-def _complete_agreement_line(rows):
-    """One (name, value) pair of the pairs that agree on every finding; none where no report was read."""
-    shares = {row["pairs"]: row for row in rows}
-    synthetic, real, floor = (shares.get(name) for name in ("synthetic", "real", SHUFFLED))
-    if floor is None:
-        return []
-    told = f"{synthetic['all three']:.1%} [{synthetic['low']:.1%}, {synthetic['high']:.1%}] (N = {synthetic['N']}"
-    told += f"; real pairs {real['all three']:.1%}, shuffled reports {floor['all three']:.1%})"
-    return [("pairs whose request, image and report agree on every finding", told)]
+def _with_interval(value, low, high):
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 # ---- evaluation.md -------------------------------------------------------------------------------------------------
 
 
-def as_markdown(result):
+def as_markdown(result: dict) -> str:
     """evaluation.md."""
     parts = [*_trees(result), *_images(result), *_reports(result), *_texts(result), *_pairs(result)]
-    parts += [*_selection(result), *_memorisation(result)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_selection(result), *_memorisation(result)]) + "\n"
 
 
 def _trees(result):
@@ -103,16 +119,16 @@ def _trees(result):
 def _images(result):
     parts = [
         "## Image quality",
-        "Each row against the same real images. The floor is what other real images get at the same N; copying needs "
+        "Each row against the same real images. The floor is what other real images score at the same N; copying needs "
         "no model. The judge was trained on the images of these two rows and knows them better than unseen ones, which "
         "makes its floor a little too high.",
         markdown(pd.DataFrame(result["image_quality"])),
-        "Diversity: MS-SSIM of pairs with the same findings (1: all alike; to be read beside the real images'):",
+        "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images):",
         markdown(pd.DataFrame(result["diversity"])),
         "## Clinical efficacy of images",
         f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the "
-        f"classifier's own AUROC on real ones. Fewer than {metrics.MINIMUM_POSITIVES} positives: too few, and no part "
-        "of the mean.",
+        f"classifier's own AUROC on real images. A finding with fewer than {metrics.MINIMUM_POSITIVES} positives (too "
+        "few) is no part of the mean.",
         markdown(auroc_columns(result["auroc"])),
         "![AUROC](auroc.png)",
     ]
@@ -124,7 +140,7 @@ def _images(result):
 
 def _reports(result):
     parts = []
-    for rows, per_finding, title in (
+    for rows, f1_tables, title in (
         ("reports", "report_f1", "Reports"),
         ("written_reports", "written_report_f1", "Reports written for real images"),
     ):
@@ -134,7 +150,7 @@ def _reports(result):
                 f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
                 f"real report of the image that the label vector came from.{_wording(result)}",
                 markdown(pd.DataFrame(result[rows])),
-                markdown(f1_columns(result[per_finding])),
+                markdown(f1_columns(result[f1_tables])),
             ]
     return parts
 
@@ -142,9 +158,7 @@ def _reports(result):
 def _wording(result):
     if "TF-IDF" not in result.get("text_judge", ""):
         return ""
-    return (
-        " The TF-IDF judge reads the wording of the training reports and no other, which the label-only reports show."
-    )
+    return " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
 
 
 def _texts(result):
@@ -155,10 +169,11 @@ def _texts(result):
         table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
     return [
         "## Reports as texts",
-        "Reports with a de-identification mark (`___`, `XXXX`); that contradict themselves: one sentence calls a finding "
-        "present and another absent, by rules that tell no sides apart, so that some real reports do; that stutter: a "
-        "word or a few stand three times in a row. `distinct` is the share of different texts, which falls with N; "
-        "`different` that of the pairs of reports of two patients with the same findings that are not the same text.",
+        "Reports with a de-identification mark (`___`, `XXXX`); with a contradiction: one sentence calls a finding "
+        "present and another absent, by rules that do not distinguish sides, so that some real reports count; with "
+        "stuttering: a word or a few stand three times in a row. `distinct` is the share of different texts, which "
+        "falls with N; `different` is the share of pairs of reports of two patients with the same findings whose texts "
+        "differ.",
         markdown(table.drop(columns="N")),
     ]
 
@@ -171,10 +186,10 @@ def _pairs(result):
         markdown(means.rename_axis("pairs").reset_index()),
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
-        "The share of pairs that agree on every finding which both judges know, those aside that the request leaves "
-        "uncertain, with its 95 % bootstrap interval over pairs, and beside the share of the real pairs, which shows how "
-        "far the judges themselves get; the last columns are the shares in which each two agree on all of them. The "
-        f"judges have learnt from the images and reports that the row of copies shows.{_wording(result)}",
+        "The share of pairs that agree on every finding that both judges know and the request does not leave "
+        "uncertain, with its 95 % bootstrap interval over pairs; beside it the share of the real pairs, which shows "
+        "how far the judges themselves get. In the last columns two of the three agree on all findings. The judges were "
+        f"trained on the images and reports of the row of copies.{_wording(result)}",
         markdown(complete_agreement_columns(result["complete_agreement"])),
     ]
 
@@ -184,12 +199,12 @@ def _selection(result):
         return []
     return [
         "## Selection",
-        "The images were chosen by a selector, a judge of other patients than the image judge's. Does its score say what "
-        "the image judge sees? The images in five groups, from the lowest score to the highest, and the share of each in "
-        "which the image judge finds every finding as it was asked:",
+        "The images were chosen by a selector, a judge of other patients than the image judge's. Does its score "
+        "predict what the image judge finds? The images in five groups, from the lowest score to the highest, and the "
+        "share of each in which the image judge finds every finding as it was asked:",
         markdown(pd.DataFrame(result["selection"]["calibration"])),
-        "Images that show every finding as asked by the selector, and how many of these, and of the others, do so by the "
-        "image judge:",
+        "The share of images that show every finding as asked by the selector, and the shares of these, and of the "
+        "others, that do so by the image judge:",
         markdown(pd.DataFrame([result["selection"]["acceptance"]])),
     ]
 
@@ -208,7 +223,7 @@ def _memorisation(result):
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def markdown(frame, digits=3):
+def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
     """A DataFrame as a Markdown table; NaN is a dash."""
 
     def cell(value):
@@ -221,44 +236,41 @@ def markdown(frame, digits=3):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def auroc_columns(efficacy):
-    """The AUROC tables side by side, with intervals, one row a finding."""
+def auroc_columns(efficacy: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """AUROC tables side by side, with intervals, one row a finding."""
     table = pd.DataFrame({"finding": efficacy["synthetic"].index})
     for name, values in efficacy.items():
-        if name != COPYING:  # has the positives of the synthetic images
+        if name != COPYING:  # whose positives are those of the synthetic images
             table["asked" if name == "synthetic" else f"{name}: positives"] = values["positives"].tolist()
         table[f"{name}: AUROC [95 %]"] = [
-            f"{row.auroc:.3f} [{row.low:.3f}, {row.high:.3f}]" if row.counted else "too few"
-            for row in values.itertuples()
+            _with_interval(row.auroc, row.low, row.high) if row.counted else "too few" for row in values.itertuples()
         ]
     return table
 
 
-def complete_agreement_columns(rows):
-    """The rows of `metrics.complete_agreement` with the interval in one column, and without columns that say nothing."""
+def complete_agreement_columns(rows: list[dict]) -> pd.DataFrame:
+    """The rows of `metrics.complete_agreement` with share and interval in one column."""
     table = pd.DataFrame(rows)
     intervals = [
-        "–" if np.isnan(row["all three"]) else f"{row['all three']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        for row in rows
+        "–" if np.isnan(row["all three"]) else _with_interval(row["all three"], row["low"], row["high"]) for row in rows
     ]
-    for name, values in (("all three [95 %]", intervals), ("of the real share", table.pop("of the real share"))):
-        table.insert(table.columns.get_loc("low"), name, values)
+    place = table.columns.get_loc("all three")
+    table.insert(place, "all three [95 %]", intervals)
+    table.insert(place + 1, "of the real share", table.pop("of the real share"))
     return table.drop(columns=["all three", "low", "high"])
 
 
-def f1_columns(tables):
+def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Clinical F1 per finding of several sets of reports side by side."""
     first = next(iter(tables.values()))
     table = pd.DataFrame({"finding": first.index, "positives": first["positives"].tolist()})
-    for name, values in tables.items():
-        table[name] = values["f1"].tolist()
-    return table
+    return table.assign(**{name: values["f1"].tolist() for name, values in tables.items()})
 
 
 # ---- plots ---------------------------------------------------------------------------------------------------------
 
 
-def draw_auroc(efficacy, path):
+def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:
     """AUROC with its interval per finding, for each of the tables."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -273,35 +285,36 @@ def draw_auroc(efficacy, path):
     figure.savefig(path, dpi=120)
 
 
-def draw_distances(found, path):
-    """Histograms of the distances to the nearest training image, {space: Nearest}, real ones and synthetic ones."""
-    figure = Figure(figsize=(4.5 * len(found), 3.5), layout="constrained")
-    for axes, (space, near) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
-        bins = np.linspace(0, max(near.synthetic.max(), near.real.max()) or 1, 40)
-        distances, names = [near.real, near.synthetic], ["real", "synthetic"]
+def draw_distances(spaces: dict[str, Nearest], path: Path) -> None:
+    """Histograms of the distances to the nearest training image, real and synthetic images, a plot for each space."""
+    figure = Figure(figsize=(4.5 * len(spaces), 3.5), layout="constrained")
+    for axes, (space, nearest) in zip(figure.subplots(1, len(spaces), squeeze=False)[0], spaces.items()):
+        distances, names = [nearest.real, nearest.synthetic], ["real", "synthetic"]
+        bins = np.linspace(0, max(map(np.max, distances)) or 1, 40)
         axes.hist(distances, bins, density=True, histtype="stepfilled", alpha=0.6, label=names)
-        axes.axvline(near.threshold, color="black", linewidth=0.8, label="copies are left of this")
+        axes.axvline(nearest.threshold, color="black", linewidth=0.8, label="copies are left of this")
         axes.set(title=space, xlabel="distance to the nearest training image")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def draw_closest(found, synthetic_table, train_table, count, image_size, path):
-    """The `count` closest pairs of each space: the synthetic image above its nearest training image."""
-    count = min(count, len(synthetic_table))
-    figure = Figure(figsize=(1.6 * count, 3.8 * len(found)), layout="constrained")
-    grid = figure.subplots(2 * len(found), count, squeeze=False)
-    for block, (space, near) in enumerate(found.items()):
-        for column, row in enumerate(np.argsort(near.synthetic, kind="stable")[:count]):
-            shown = (
-                (synthetic_table, row, f"{near.synthetic[row]:.3f}"),
-                (train_table, near.places[row], "training image"),
-            )
-            for below, (table, which, title) in enumerate(shown):
-                axes = grid[2 * block + below, column]
-                pixels = read_pixels(table["image_path"].iloc[which], min(image_size, 256))[0]
-                axes.imshow(pixels.numpy(), cmap="gray", vmin=-1, vmax=1)
-                axes.set_title(title, fontsize=8)
-                axes.set(xticks=[], yticks=[])
-        grid[2 * block, 0].set_ylabel(space, fontsize=7)
+def draw_closest(
+    spaces: dict[str, Nearest], synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path
+) -> None:
+    """The CLOSEST pairs of each space, or fewer: the synthetic image above its nearest training image."""
+    count = min(CLOSEST, len(synthetic))
+    figure = Figure(figsize=(1.6 * count, 3.8 * len(spaces)), layout="constrained")
+    grid = figure.subplots(2 * len(spaces), count, squeeze=False)
+    for block, (space, nearest) in enumerate(spaces.items()):
+        upper, lower = grid[2 * block], grid[2 * block + 1]
+        upper[0].set_ylabel(space, fontsize=7)
+        for column, row in enumerate(np.argsort(nearest.synthetic, kind="stable")[:count]):
+            _show(upper[column], synthetic["image_path"].iloc[row], image_size, f"{nearest.synthetic[row]:.3f}")
+            _show(lower[column], train["image_path"].iloc[nearest.places[row]], image_size, "training image")
     figure.savefig(path, dpi=120)
+
+
+def _show(axes, image_path, image_size, title):
+    axes.imshow(read_pixels(image_path, image_size)[0].numpy(), cmap="gray", vmin=-1, vmax=1)
+    axes.set_title(title, fontsize=8)
+    axes.set(xticks=[], yticks=[])

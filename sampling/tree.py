@@ -23,7 +23,7 @@ from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
-from utils.folders import SYNTHETIC_TREE, making, all_processes_agree
+from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
 from utils.latents import read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.prompts import ReferenceEncoder, TextEncoder

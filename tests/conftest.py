@@ -148,7 +148,7 @@ def evaluate(real, tmp_path, monkeypatch):
 
     def run(**constants):
         output = tmp_path / "evaluation"
-        places = {"REAL": real, "CACHE_DIR": real.parent / "cache", "OUTPUT": output, "PAGE": output / "index.html"}
+        places = {"REAL": real, "CACHE_DIR": real.parent / "cache", "OUTPUT": output}
         arguments = [
             text for item in {**EVALUATION, **places, **constants}.items() for text in (f"--{item[0]}", str(item[1]))
         ]

@@ -10,8 +10,7 @@ from PIL import Image
 from running import EVALUATION, by, flags, launch
 from small_data import generated_tree
 
-from evaluation import judges
-from evaluation import sections as evaluation
+from evaluation import images, judges, sections
 from evaluation.judges import first_half
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -31,17 +30,9 @@ def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evalu
     assert found["pairs"]["synthetic"] == found["pairs"]["real"]
     complete = by(found["complete_agreement"], "pairs")
     assert {**complete["synthetic"], "pairs": "real"} == complete["real"] and complete["real"]["request-report"] > 0.5
-    assert complete[evaluation.SHUFFLED]["request-report"] < complete["synthetic"]["request-report"]
+    assert complete[sections.SHUFFLED]["request-report"] < complete["synthetic"]["request-report"]
     few = "FID from fewer images"
     assert few in by(found["image_quality"], "images")["synthetic"]["warning"]
-
-
-def test_a_judge_is_trained_beforehand(real, evaluate, tmp_path, monkeypatch):
-    fresh = {"SYNTHETIC": real, "CACHE_DIR": tmp_path / "cache"}
-    with pytest.raises(FileNotFoundError):  # nothing but the judge is made
-        evaluate(**fresh, JUDGE_ONLY=True)
-    monkeypatch.setattr(judges, "train_classifier", None)
-    evaluate(**fresh)
 
 
 def test_rules_read_any_wording_and_learn_nothing(real, evaluate, tmp_path):
@@ -54,8 +45,9 @@ def test_rules_read_any_wording_and_learn_nothing(real, evaluate, tmp_path):
     assert judges.RulesJudge.name in page and "TF-IDF" not in page
 
 
-def test_a_tree_against_its_other_half_is_at_the_floor(real, evaluate):
-    rows = by(evaluate(SYNTHETIC=real, SYNTHETIC_SPLIT="validate")["image_quality"], "images")
+def test_other_real_images_are_at_the_floor(real, evaluate, tmp_path):
+    generated_tree(tmp_path / "others", real, ("validate",))
+    rows = by(evaluate(SYNTHETIC=tmp_path / "others")["image_quality"], "images")
     assert 0 < rows["synthetic"]["FID"] < 5 * rows["real train (floor)"]["FID"]
     assert rows["synthetic"]["N"] == rows["real train (floor)"]["N"]
 
@@ -66,8 +58,9 @@ def test_copied_training_images_are_found_and_shown(real, evaluate, tmp_path):
     (row,) = found["memorisation"]
     assert row["share"] == 1 and row["median"] < 1e-5 < row["median_real"]
     assert found["synthetic"]["N"] == len(made)
-    for name in ("auroc.png", "memorisation.png", "closest.png", "evaluation.md", "index.html", "constants.json"):
+    for name in ("auroc.png", "memorisation.png", "closest.png", "evaluation.md", "constants.json"):
         assert (tmp_path / "evaluation" / name).stat().st_size > 0
+    assert (tmp_path / "copies.html").stat().st_size > 0  # beside the tree
     with Image.open(tmp_path / "evaluation" / "closest.png") as picture:
         assert min(picture.size) > 100
     # label vectors of training rows: each has its source's report as reference
@@ -99,7 +92,7 @@ def test_what_is_wrong_with_reports_as_texts_is_counted(real, evaluate, tmp_path
     assert [train[name] for name in ("marks", "contradictions", "stuttering", "distinct")] == [0, 0, 0, 1]
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert "## Reports as texts" in text and f"| synthetic | 2 of {len(made)} | 3 of {len(made)} |" in text
-    assert "agree on every finding" in (tmp_path / "evaluation" / "index.html").read_text()
+    assert "agree on every finding" in (tmp_path / "odd.html").read_text()
 
 
 def test_a_tree_without_reports_gets_image_metrics_only_and_is_told_so(real, evaluate, tmp_path):
@@ -174,7 +167,7 @@ def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
     made = selected_tree(tmp_path / "chosen", real)
     train = read_table(real, splits=("train",))
     with pytest.raises(
-        InputError, match=r"training patients of the judge, e\.g\. 1\d{7}, trained the selector .* JUDGE_PATIENTS"
+        InputError, match=r"training patients of the judge, e\.g\. 1\d{7}, also trained the selector .* JUDGE_PATIENTS"
     ):
         evaluate(SYNTHETIC=tmp_path / "chosen")
     found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half", DOWNSTREAM=True)
@@ -196,13 +189,13 @@ def test_rules_do_not_judge_reports_that_they_chose(tmp_path):
         (tmp_path / name / MANIFEST_FILE).write_text(json.dumps({WRITTEN_REPORTS: settings}))
         return str(tmp_path / name)
 
-    nobody = pd.DataFrame({"subject_id": []})
-    evaluation.check_apart(written("one"), nobody, "rules", written("two", CANDIDATES=1))
-    evaluation.check_apart(written("three", CANDIDATES=4), nobody, "tfidf")
+    no_rows = pd.DataFrame({"subject_id": []})
+    sections.check_apart(written("one"), no_rows, "rules", written("two", CANDIDATES=1))
+    sections.check_apart(written("three", CANDIDATES=4), no_rows, "tfidf")
     with pytest.raises(
         InputError, match="five were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf"
     ):
-        evaluation.check_apart(written("four"), nobody, "rules", written("five", CANDIDATES=2))
+        sections.check_apart(written("four"), no_rows, "rules", written("five", CANDIDATES=2))
 
 
 def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_path):
@@ -212,19 +205,19 @@ def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_pat
 
 
 def test_the_selector_s_judge_of_the_same_request(real, evaluate, tmp_path, monkeypatch):
-    """The judge that says what it is told to says so of each group."""
+    """A judge that finds the better half as asked, and the other half not."""
     made = selected_tree(tmp_path / "chosen", real)
     labels = made[list(FINDINGS)].to_numpy()
     right = np.arange(len(made)) < len(made) // 2  # the better scores
 
-    def see(self, extractor, rows=None):
-        features, probabilities = seen(self, extractor, rows)
+    def encode(self, extractor, rows=None):
+        features, probabilities = encode_images(self, extractor, rows)
         if len(self) == len(made) and rows is None and (self.table["dicom_id"] == made["dicom_id"]).all():
             probabilities = np.where((labels == 1) == right[:, None], 1.0, 0.0)
         return features, probabilities
 
-    seen = evaluation.Images.see
-    monkeypatch.setattr(evaluation.Images, "see", see)
+    encode_images = images.Images.encode
+    monkeypatch.setattr(images.Images, "encode", encode)
     found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half")["selection"]
     shares = [row["agree by the judge"] for row in found["calibration"]]
     assert shares[:2] == [0, 0] and shares[-2:] == [1, 1]
@@ -234,7 +227,7 @@ def test_the_selector_s_judge_of_the_same_request(real, evaluate, tmp_path, monk
 def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, base_model, tmp_path, monkeypatch):
     generated_tree(tmp_path / "made", real, ("test",))
     constants = {"SYNTHETIC": tmp_path / "made", "BASE_MODEL": base_model}
-    places = {"REAL": real, "CACHE_DIR": tmp_path / "cache", "OUTPUT": tmp_path / "two", "PAGE": tmp_path / "two.html"}
+    places = {"REAL": real, "CACHE_DIR": tmp_path / "cache", "OUTPUT": tmp_path / "two"}
     config = tmp_path / "empty.toml"
     config.write_text("")
     said = launch("evaluate_pairs", config, *flags(**{**EVALUATION, **places, **constants}))
@@ -266,12 +259,15 @@ def test_fewer_than_two_images(real, evaluate, tmp_path):
         evaluate(SYNTHETIC=tmp_path / "one")
 
 
-def test_an_image_that_is_no_picture_is_never_replaced(real, evaluate, tmp_path):
-    made = generated_tree(tmp_path / "black", real, ("test",))
-    for row in made.itertuples():
-        image_file(tmp_path / "black", row.subject_id, row.study_id, row.dicom_id).write_bytes(b"no picture")
-    with pytest.raises(InputError, match="has 0 readable images"):
-        evaluate(SYNTHETIC=tmp_path / "black")
+def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(real, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(images.Images, "__init__", None)
+    for constants, message in (
+        ({"BASE_MODEL": tmp_path}, "no VAE"),
+        ({"JUDGE_MODEL": "unheard_of"}, "'unheard_of'"),
+        ({"WRITTEN": tmp_path}, "reports.csv cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(SYNTHETIC=real, **constants)
 
 
 @pytest.mark.parametrize(

@@ -231,14 +231,14 @@ def test_a_planted_label_flip_is_found_by_the_agreement():
     pairs = metrics.pair_table([f"image {row}" for row in range(40)], asked, asked, report)
     differ = pairs[(pairs["asked"] != pairs["report"]) | (pairs["asked"] != pairs["image"])]
     assert differ[["dicom_id", "finding"]].to_numpy().tolist() == [["image 3", "Edema"]]
-    table = metrics.agreement(pairs)
+    table = metrics.agreement(asked, asked, report)
     assert table.loc["Fracture"].tolist() == [20, 1, 1, 1, 1, 1, 1]
     assert table.loc["Edema", "all three"] == pytest.approx(39 / 40)
     assert table.loc["Edema", "told in the report"] == pytest.approx(19 / 20)
     assert table.loc["Edema", "kappa request-report"] == pytest.approx(0.95)
     assert table.loc["Edema", "kappa request-image"] == 1
     assert table.loc["Pneumonia"].isna().sum() == 6  # never asked for
-    unreported = metrics.agreement(metrics.pair_table(range(40), asked, asked, None))
+    unreported = metrics.agreement(asked, asked, None)
     assert np.isnan(unreported.loc["Edema", "all three"]) and unreported.loc["Edema", "seen in the image"] == 1
 
 
@@ -281,11 +281,11 @@ def test_the_interval_of_complete_agreement_is_that_of_pairs_drawn_again():
     labels = columns(("Edema", True), rows=200).astype(int)
     report = labels.astype(float)
     report[60:, FINDINGS.index("Edema")] = 0
-    found = metrics.complete_agreement(labels, labels, report, replicates=2000, seed=1)
+    found = metrics.complete_agreement(labels, labels, report, seed=1)
     draws = np.random.default_rng(0).integers(200, size=(2000, 200))
     low, high = np.quantile((draws < 60).mean(axis=1), (0.025, 0.975))
     assert found["all three"] == 0.3 and [found["low"], found["high"]] == pytest.approx([low, high], abs=0.011)
-    assert found == metrics.complete_agreement(labels, labels, report, replicates=2000, seed=1)
+    assert found == metrics.complete_agreement(labels, labels, report, seed=1)
     certain = metrics.complete_agreement(labels, labels, labels)
     assert certain["low"] == certain["high"] == certain["all three"] == 1
 
@@ -298,7 +298,7 @@ def test_a_planted_copy_is_found():
     exact = np.sqrt(np.square(synthetic[0] - train).mean(axis=1))
     assert distances[0] == pytest.approx(exact.min()) and rows[0] == exact.argmin()
     near_real, _ = metrics.nearest(real, lambda start, end: train[start:end], len(train))
-    found = metrics.memorisation(distances, near_real, 0.01)
+    found = metrics.memorisation(distances, near_real)
     assert found["copies"] >= 1 and found["share"] == found["copies"] / 50
-    copied = metrics.memorisation(np.zeros(50), near_real, 0.01)
+    copied = metrics.memorisation(np.zeros(50), near_real)
     assert copied["share"] == 1 and found["share"] < 0.2

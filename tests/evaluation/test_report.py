@@ -103,7 +103,15 @@ def test_the_closest_pairs_are_drawn_closest_first_with_fewer_images_than_asked(
         Image.new("L", (32, 32), 80 * number).save(tmp_path / f"{number}.png")
     table = pd.DataFrame({"image_path": [str(tmp_path / f"{number}.png") for number in range(3)]})
     near = Nearest(np.array([0.3, 0.1, 0.2]), np.array([0.4, 0.5]), np.array([2, 1, 0]), threshold=0.15)
-    report.draw_closest({"one": near, "other": near}, table, table, 8, 32, tmp_path / "closest.png")
+    report.draw_closest({"one": near, "other": near}, table, table, 32, tmp_path / "closest.png")
     report.draw_distances({"one": near}, tmp_path / "distances.png")
     with Image.open(tmp_path / "closest.png") as picture:
         assert picture.width > 3 * 100 and picture.height > 4 * 100  # three columns, two rows a space
+
+
+def test_the_stopwatch_prints_each_lap(capsys):
+    stopwatch = report.Stopwatch()
+    stopwatch.lap("trees")
+    stopwatch.lap("pairs")
+    assert list(stopwatch.seconds) == ["trees", "pairs"] and 0 <= stopwatch.seconds["pairs"] < 60
+    assert f"trees: {stopwatch.seconds['trees']} s" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """What the ranges allow runs: values at their edges, in the scripts themselves."""
 
-import json
-
 import numpy as np
 import pandas as pd
 from running import pictures, read_reports, sample, says, train
@@ -60,17 +58,5 @@ def test_the_edges_of_writing_reports(write_reports, tmp_path):
 
 
 def test_the_edges_of_an_evaluation(evaluate, real, tmp_path):
-    judge = {"JUDGE_STEPS": 1, "JUDGE_BATCH_SIZE": 2, "JUDGE_LEARNING_RATE": 1, "CACHE_DIR": tmp_path / "cache"}
-    largest = {"NEIGHBOURS": 2**63 - 1, "CLOSEST": 100, "PAGE_IMAGES": 2**63 - 1, "COPY_QUANTILE": 1}
-    smallest = {
-        "NEIGHBOURS": 1,
-        "CLOSEST": 1,
-        "PAGE_IMAGES": 1,
-        "COPY_QUANTILE": 0,
-        "BOOTSTRAP": 1,
-        "DIVERSITY_PAIRS": 0,
-    }
-    for constants in (largest, smallest):
-        found = evaluate(SYNTHETIC=real, BATCH_SIZE=65536, **judge, **constants)
-        assert found["image_quality"][0]["FID"] is not None
-    assert json.dumps(found)
+    judge = {"JUDGE_STEPS": 1, "JUDGE_LEARNING_RATE": 1, "CACHE_DIR": tmp_path / "cache"}
+    assert evaluate(SYNTHETIC=real, BATCH_SIZE=65536, SEED=0, **judge)["image_quality"][0]["FID"] is not None

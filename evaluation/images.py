@@ -1,0 +1,82 @@
+"""The images of an evaluation: three tables whose files are read once, and their features, each computed once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from accelerate import Accelerator
+
+from evaluation.judges import Extractor, Judge, cache_pixels, extract, file_reader, pixel_reader
+from utils.errors import InputError, say
+from utils.findings import FINDINGS
+
+THREADS = 4  # that decode images
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are read, and where what was computed from them is kept."""
+
+    cache_dir: str
+    image_size: int  # pixels at which images are compared: the generator's, which can draw nothing finer
+    batch_size: int  # images at a time
+    accelerator: Accelerator
+
+
+class Images:
+    """The readable images of one table, and their features.
+
+    Attributes: table, of the readable images; cache and keys, of their pixels at the judge's size; unreadable, how many
+    were left out.
+    """
+
+    def __init__(self, table: pd.DataFrame, name: str, judge_size: int, loading: Loading):
+        self.loading, self.device = loading, loading.accelerator.device
+        self.cache, keys, readable = cache_pixels(table, judge_size, loading.cache_dir, loading.accelerator, THREADS)
+        self.unreadable = int((~readable).sum())
+        if self.unreadable:
+            say(f"{name}: {self.unreadable} of {len(table)} images cannot be read and are left out of everything")
+        self.table = table[readable].reset_index(drop=True)
+        self.keys = [key for key, kept in zip(keys, readable) if kept]
+        if len(self.table) < 2:
+            raise InputError(f"{name} has {len(self.table)} readable images; an evaluation needs 2 or more")
+        self._encoded = {}  # (extractor, its rows) => features, probabilities
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def count(self) -> dict[str, int]:
+        return {"N": len(self), "unreadable": self.unreadable}
+
+    def codes(self) -> np.ndarray:
+        """The codes of the 14 findings, (N, 14)."""
+        return self.table[list(FINDINGS)].to_numpy()
+
+    def encode(self, extractor: Judge | Extractor, rows: np.ndarray | None = None) -> tuple:
+        """Features (N, D) and probabilities (N, 14) or None of all images, or of some rows; computed once.
+
+        The judge encodes all images, which several sections need; another extractor only the rows.
+        """
+        is_judge = isinstance(extractor, Judge)
+        if is_judge and rows is not None:
+            return tuple(values[rows] for values in self.encode(extractor))
+        key = extractor.name, None if rows is None else rows.tobytes()
+        if key not in self._encoded:
+            paths = self.table["image_path"] if rows is None else self.table["image_path"].iloc[rows]
+            if is_judge:
+                read = pixel_reader(self.cache, self.keys)
+            else:
+                read = file_reader(paths.tolist(), self.loading.image_size, extractor.image_size)
+            self._encoded[key] = extract(extractor, read, len(paths), self.device, self.loading.batch_size, THREADS)
+        return self._encoded[key]
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """The images of an evaluation."""
+
+    real: Images  # to compare with
+    synthetic: Images  # to evaluate
+    train: Images  # real ones that judges and generators learn from: searched for copies, drawn from for baselines
+    copies: np.ndarray  # for each synthetic image the row of the training image that a copier would give
+    seed: int  # of all draws
