@@ -33,8 +33,8 @@ def write_record(
 ) -> Path:
     """Writes a table as `RESULTS/<name>.json`; returns the path.
 
-    rows: a list of cells for each row, texts or numbers; NaN is stored as null. device: a torch device or its name, on
-    which the measured code ran.
+    rows: a list of cells for each row, texts or numbers, which are stored as texts of three digits. device: a torch
+    device or its name, on which the measured code ran.
     """
     record = {
         "title": title,
@@ -44,7 +44,7 @@ def write_record(
         "date": datetime.date.today().isoformat(),
         "constants": constants,
         "columns": list(columns),
-        "rows": [[_plain(cell) for cell in row] for row in rows],
+        "rows": [[_text(cell) for cell in row] for row in rows],
         "notes": notes,
     }
     path = RESULTS / f"{name}.json"
@@ -86,7 +86,10 @@ def _commit() -> str:
         return "unknown"
 
 
-def _plain(cell):
-    """A cell as JSON can hold it: numpy's numbers become Python's, and NaN becomes None."""
-    cell = cell.item() if hasattr(cell, "item") else cell
-    return None if isinstance(cell, float) and math.isnan(cell) else cell
+def _text(cell):
+    """A text as it is, a number with three digits (all of a large one), a dash for none and NaN."""
+    if isinstance(cell, str):
+        return cell
+    if cell is None or math.isnan(cell):
+        return "–"
+    return f"{cell:,.0f}" if abs(cell) >= 100 else f"{cell:.3g}"

@@ -11,6 +11,7 @@ from functools import cached_property
 import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -25,7 +26,7 @@ from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import start_from
 from utils.constants import REPOSITORY, override_constants
-from utils.latents import latent_shape, load_vae
+from utils.latents import encode_moments, latent_shape, load_vae
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
 from uvit.model import UViT
 
@@ -70,6 +71,11 @@ class Networks:
         if pooled not in self._text_encoders:
             self._text_encoders[pooled] = self._make_text_encoder(pooled)
         return self._text_encoders[pooled]
+
+    def draw_latents(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, S, S) and standard normal noise (B, C, h, w) => latents (B, C, h, w), unit variance."""
+        posterior = DiagonalGaussianDistribution(encode_moments(self.vae, pixels))
+        return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
 
     def vision(self, script: str) -> PromptedDenoiser:
         """The model that a script of the vision module trains."""

@@ -26,7 +26,6 @@ from training.examples import ReportExamples
 from training.loop import Average
 from training.muon import make_optimizer
 from utils.findings import to_prompt
-from utils.latents import draw_latents, encode_moments
 from utils.report_text import clean_report
 
 REPORT_BATCHES = 9  # drawn; the one of middle length is measured
@@ -132,9 +131,8 @@ class VisionTrainer(Trainer):
         }
 
     def encode(self, raw):
-        vae = self.networks.vae
         return {
-            "latents": draw_latents(encode_moments(vae, raw["pixels"]), raw["draw"], vae.config.scaling_factor),
+            "latents": self.networks.draw_latents(raw["pixels"], raw["draw"]),
             "noise": raw["noise"],
             "timesteps": raw["timesteps"],
             "text": self.texts.encode(raw["prompts"]),
@@ -203,9 +201,8 @@ class PriorTrainer(Trainer):
 
     @torch.no_grad()
     def encode(self, raw):
-        vae = self.networks.vae
         return {
-            "latents": draw_latents(encode_moments(vae, raw["pixels"]), raw["draw"], vae.config.scaling_factor),
+            "latents": self.networks.draw_latents(raw["pixels"], raw["draw"]),
             "report_latents": self.autoencoder.encode(raw["input_ids"], raw["attention_mask"]),
         }
 

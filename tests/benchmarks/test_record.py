@@ -14,14 +14,14 @@ from utils.errors import InputError
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
-    rows = [["real images", np.float64(0.5), np.int64(3)], ["sampled", float("nan"), 4]]
+    rows = [["real images", np.float64(0.51349), np.int64(3)], ["sampled", float("nan"), 12345.6]]
     return record.write_record("trial", "A trial", ["images", "FID", "calls"], rows, {"SEED": 1}, notes="drawn")
 
 
 def test_a_record_says_what_was_run_and_is_read_again(path):
     read = record.read_record(path)
     assert tuple(read) == record.FIELDS
-    assert read["rows"] == [["real images", 0.5, 3], ["sampled", None, 4]]
+    assert read["rows"] == [["real images", "0.513", "3"], ["sampled", "–", "12,346"]]
     assert (read["title"], read["constants"], read["notes"]) == ("A trial", {"SEED": 1}, "drawn")
     assert "pytest" in read["command"] and "cores" in read["processor"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()

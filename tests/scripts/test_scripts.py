@@ -166,6 +166,7 @@ def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, 
     assert code == 0, code
     record = json.loads((tmp_path / "results" / "fidelity.json").read_text())
     table = pd.DataFrame(record["rows"], columns=record["columns"])
+    table = table.astype({"calls": float, "FID": float, "coverage": float})
     assert table.images.tolist() == [
         "real images", "through the VAE", "denoised from 50%", "sampled, text 1", "sampled, both 2 0.2 4", "sampled, both 1",
     ]  # fmt: skip

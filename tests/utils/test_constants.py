@@ -19,7 +19,7 @@ from utils.constants import (
 )
 from utils.errors import InputError
 
-FOLDERS = ("", "evaluation", "models", "open_data", "phantom", "benchmarks", "assets")
+FOLDERS = ("", "evaluation", "models", "open_data", "phantom", "benchmarks", "benchmarks/bench", "assets")
 WITH_CONSTANTS = sorted(  # all files with constants that a user may set
     path
     for folder in FOLDERS
