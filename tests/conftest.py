@@ -16,7 +16,7 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
-from running import BACKBONES, EVALUATION, ROOT, flags, run_script
+from running import BACKBONES, EVALUATION, ROOT, flags, run_script, tiny_config
 
 from evaluation import metrics
 from models.prior import Prior
@@ -87,37 +87,10 @@ def tree(tmp_path_factory):
 def config(tmp_path_factory, tree, base_model, reference_encoder_name):
     """A TOML file with the constants of a very small experiment."""
     folder = tmp_path_factory.mktemp("config")
-    text = f"""
-        [common]
-        DATA_ROOT = "{tree}"
-        CACHE_DIR = "{folder / "cache"}"
-        BASE_MODEL = "{base_model}"
-        REFERENCE_ENCODER = "{reference_encoder_name}"
-        VIEWS = []
-        HOLD_OUT = []
-        IMAGE_SIZE = 32
-        DEVICE = "cpu"
-        PRECISION = "no"
-        NUM_WORKERS = 0
-        BATCH_SIZE = 4
-        MAX_STEPS = 4
-        WARMUP_STEPS = 1
-        CHECKPOINT_EVERY = 2
-        VALIDATION_ROWS = 4
-        STEPS = 3
-        TEXT_GUIDANCE = 2.0
-        REFERENCE_GUIDANCE = 2.0
-        [train_diffusion_clipUViT]
-        INITIAL_WEIGHTS = ""
-        EMBED_DIM = 16
-        DEPTH = 2
-        NUM_HEADS = 2
-        [train_diffusion_clipSD]
-        ACCUMULATION = 2
-    """
-    path = folder / "tiny.toml"
-    path.write_text("\n".join(line.strip() for line in text.splitlines()))
-    return path
+    return tiny_config(
+        folder / "tiny.toml",
+        DATA_ROOT=tree, CACHE_DIR=folder / "cache", BASE_MODEL=base_model, REFERENCE_ENCODER=reference_encoder_name,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,40 @@ EVALUATION = {
     "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
     "IMAGE_SIZE": 32, "BASE_MODEL": "", "DOWNSTREAM": False, "DEVICE": "cpu",
 }  # fmt: skip
+TINY = """
+[common]
+VIEWS = []
+HOLD_OUT = []
+IMAGE_SIZE = 32
+DEVICE = "cpu"
+PRECISION = "no"
+NUM_WORKERS = 0
+BATCH_SIZE = 4
+MAX_STEPS = 4
+WARMUP_STEPS = 1
+CHECKPOINT_EVERY = 2
+VALIDATION_ROWS = 4
+STEPS = 3
+TEXT_GUIDANCE = 2.0
+REFERENCE_GUIDANCE = 2.0
+{places}
+[train_diffusion_clipUViT]
+INITIAL_WEIGHTS = ""
+EMBED_DIM = 16
+DEPTH = 2
+NUM_HEADS = 2
+[train_diffusion_clipSD]
+ACCUMULATION = 2
+"""
 
 
 # ---- running scripts
+
+
+def tiny_config(path, **places):
+    """Writes a TOML file with the constants of a very small experiment and these places; returns its path."""
+    path.write_text(TINY.format(places="\n".join(f'{name} = "{place}"' for name, place in places.items())))
+    return path
 
 
 def run_script(name, *arguments):
