@@ -1,18 +1,27 @@
-"""Rules of the house that a machine can check."""
+"""What a machine can check of the repository: scripts and their constants, commands in documents, packaging."""
 
 import ast
 import re
+import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
+import house
 import pytest
 from safetensors import safe_open
 
+from benchmarks import render
 from training.loop import DEFAULTS, FIT_CONSTANTS
-from utils.constants import tomllib
+from utils.constants import override_constants
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(ROOT.glob("*.py"))
-MODULES = sorted([*(ROOT / "utils").rglob("*.py"), *(ROOT / "uvit").rglob("*.py")])
+ROOT = house.ROOT
+SCRIPTS = house.python_files()["scripts"]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CONFIGS = ("demo.toml", "open.toml", "open-gpu.toml")
+
+
+# ---- scripts and modules
 
 
 def imported(path):
@@ -25,52 +34,15 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)  # a module of a package, perhaps
 
 
-def constants(path):
-    """The names of the constants at the top of a file."""
-    return re.findall(r"^([A-Z][A-Z0-9_]*) = ", path.read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize("path", [*SCRIPTS, *MODULES], ids=lambda path: path.name)
-def test_imports_run_one_way(path):
-    scripts = {script.stem for script in SCRIPTS}
-    assert not scripts & {name.split(".")[0] for name in imported(path)}
-
-
-def reachable(start, edges):
-    """All that `start` leads to along edges, a dict of sets."""
-    found, following = set(), set(edges[start])
-    while following:
-        found |= following
-        following = set().union(*(edges.get(name, set()) for name in following)) - found
-    return found
-
-
-def test_no_module_and_no_folder_imports_one_that_imports_it_back():
-    folders = ("uvit", "utils", "tests", "benchmarks", "assets")
-    files = [*SCRIPTS, *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+def test_no_module_imports_one_that_imports_it_back():
+    files = [path for paths in house.python_files().values() for path in paths]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
-    home = {
-        name: "scripts" if path.parent == ROOT else path.relative_to(ROOT).parts[0] for name, path in modules.items()
-    }
-    edges = {name: set(imported(path)) & set(modules) for name, path in modules.items()}
-    between = {folder: set() for folder in home.values()}
-    for name, others in edges.items():
-        between[home[name]] |= {home[other] for other in others} - {home[name]}
-    for graph in (edges, between):
-        assert any(graph.values())
-        for start in graph:
-            assert start not in reachable(start, graph), f"{start} is imported by what it imports"
-    assert not between["uvit"], "uvit/ is a leaf"
-
-
-def test_functions_fit_on_a_screen_and_scripts_on_a_few():
-    for path in [*SCRIPTS, *MODULES, *(ROOT / "assets").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
-        text = path.read_text()
-        assert path not in SCRIPTS or text.count("\n") <= 300, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"
-    assert (ROOT / "README.md").read_text().count("\n") <= 180
+    imports = {name: set(imported(path)) & set(modules) - {name} for name, path in modules.items()}
+    while imports:
+        lowest = [name for name, others in imports.items() if not others & set(imports)]
+        assert lowest, f"a cycle among {sorted(imports)}"
+        for name in lowest:
+            del imports[name]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -78,7 +50,7 @@ def test_every_constant_is_explained_and_read(path):
     text = path.read_text()
     if "sample_tree(" in text:  # which reads the constants of the image samplers
         text += (ROOT / "sampling" / "tree.py").read_text()
-    for name in constants(path):
+    for name in house.constants(path):
         assert re.search(rf"^{name} = .*  # \w", text, re.MULTILINE), f"{name} has no comment"
         read = len(re.findall(rf"\b{name}\b", text)) > 1
         assert read or ("fit(" in text and name in {*FIT_CONSTANTS, *DEFAULTS}), f"{name} is not read"
@@ -86,7 +58,7 @@ def test_every_constant_is_explained_and_read(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_only_main_reads_constants(path):
-    names = set(constants(path))
+    names = set(house.constants(path))
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "main":
             read = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
@@ -101,7 +73,7 @@ def test_docstring_says_what_it_reads_and_writes(path):
 
 def test_trainers_have_what_fit_reads():
     for path in ROOT.glob("train_*.py"):
-        assert not set(FIT_CONSTANTS) - set(constants(path)), path.name
+        assert not set(FIT_CONSTANTS) - set(house.constants(path)), path.name
 
 
 @pytest.mark.parametrize("kind", ["train", "sample"])
@@ -114,15 +86,127 @@ def test_the_diffusion_scripts_differ_by_the_backbone_alone(kind):
     assert len(bodies[0] ^ bodies[1]) <= 10, sorted(bodies[0] ^ bodies[1])
 
 
-def test_demo_config_names_scripts_and_their_constants():
-    config = tomllib.loads((ROOT / "demo.toml").read_text())
-    files = [*SCRIPTS, *MODULES]
-    known = {path.parent.name if path.stem == "__main__" else path.stem: set(constants(path)) for path in files}
-    everywhere = set().union(*known.values())
-    for table, entries in config.items():
-        assert table == "common" or table in known
-        unknown = set(entries) - (everywhere if table == "common" else known[table])
+# ---- commands and configurations
+
+
+def program(words):
+    """["a.py", ...] or ["-m", "a.b", ...] => the file that it runs, and its arguments."""
+    if words[0] != "-m":
+        return ROOT / words[0], words[1:]
+    place = ROOT.joinpath(*words[1].split("."))
+    return (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")), words[2:]
+
+
+def commands_of_document(path):
+    """Every `python ...` in the blocks and the spans of a document, as words; a shell variable stands for a word."""
+    text = path.read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines()]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += [" ".join(span.split()) for span in re.findall(r"`(python [^`]+)`", prose)]
+    for line in lines:
+        if line.startswith("python "):
+            line = re.sub(r"\$\w+", "clipUViT", line.replace("$condition", "text"))
+            yield shlex.split(line, comments=True)[1:]
+
+
+def commands_of_makefile():
+    text = re.sub(r"\\\n", " ", (ROOT / "Makefile").read_text())
+    variables = dict(re.findall(r"^(\w+) [?:]?= ?(.*)$", text, re.MULTILINE))
+    for line in re.findall(r"\$\(RUN\) ([^&\n]*)", text):
+        line = re.sub(r"\$\((\w+)\)", lambda match: variables.get(match[1]) or "given", line.split(" $(if ")[0])
+        words = shlex.split(line.rstrip(")").replace("$*", "vae"))
+        if words[:2] not in (["-m", "pip"], ["-m", "pytest"], ["-m", "ruff"]):
+            yield words
+
+
+def check_command(words):
+    path, arguments = program(words)
+    assert path.is_file(), f"{shlex.join(words)}: there is no {path}"
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        if not Path(arguments[place + 1]).exists():  # of the reader's own
+            del arguments[place : place + 2]
+    if arguments or "override_constants" in path.read_text():
+        override_constants({"__file__": str(path)}, arguments)
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {render.RESULTS}), ids=lambda path: path.name)
+def test_commands_of_the_documents_are_accepted(document, monkeypatch):
+    """But for the results, whose commands are those of the commits that they name."""
+    monkeypatch.chdir(ROOT)
+    for words in commands_of_document(document):
+        if not any(word.startswith("utils.") for word in words):  # in the changelog: what it was called before
+            check_command(words)
+
+
+def test_commands_of_the_makefile_are_accepted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = list(commands_of_makefile())
+    assert {"train_bart.py", "evaluate_pairs.py"} <= {words[0] for words in commands}
+    for words in commands:
+        check_command(words)
+
+
+def test_toml_blocks_of_the_documents_are_accepted(tmp_path):
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```toml\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
+            check_config(block, tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_name_scripts_and_their_constants(name, tmp_path):
+    check_config((ROOT / name).read_text(), tmp_path)
+
+
+def check_config(text, tmp_path):
+    """Every table is of a program, every constant is one of it, and every value is accepted."""
+    (tmp_path / "config.toml").write_text(text)
+    programs = [*SCRIPTS, *ROOT.glob("*/__main__.py"), ROOT / "models/weights.py", ROOT / "evaluation/gallery.py"]
+    programs = {path.parent.name if path.stem == "__main__" else path.stem: path for path in programs}
+    everywhere = set().union(*map(house.constants, programs.values()))
+    for table, entries in tomllib.loads(text).items():
+        assert table == "common" or table in programs, table
+        unknown = set(entries) - (everywhere if table == "common" else set(house.constants(programs[table])))
         assert not unknown, f"[{table}] {unknown}"
+    for path in programs.values():
+        override_constants({"__file__": str(path)}, ["--config", str(tmp_path / "config.toml")])
+
+
+# ---- documents
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        assert "://" in target or (document.parent / target).exists(), target
+
+
+def test_readme_names_every_script_and_make_target():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"lock", "clean"}
+    for name in [path.name for path in SCRIPTS] + [f"make {target}" for target in targets]:
+        assert name in readme, name
+    for folder in house.MAY_IMPORT.keys() - {"scripts"}:
+        assert f"`{folder}/`" in readme, folder
+
+
+def test_figures_of_the_documents_are_those_of_the_records():
+    records, readme = render.read_records(), render.README.read_text()
+    assert render.RESULTS.read_text() == render.page(records), "run python -m benchmarks.render"
+    assert readme == render.with_table(readme, render.demo_table(records)), "run python -m benchmarks.render"
+
+
+def test_images_are_kept_in_two_folders_only():
+    """Nothing of a patient's is committed by mistake: whatever looks like an image is a document's or the demo's."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git repository")
+    images = re.findall(r"^.*\.(?:jpe?g|png|dcm|npy|npz|nii|zip|csv|gz)$", listed.stdout, re.MULTILINE)
+    assert not [name for name in images if not name.startswith(("docs/pictures/", "assets/"))]
+
+
+# ---- packaging
 
 
 def test_assets_are_small():
@@ -160,12 +244,5 @@ def test_every_requirement_has_a_lower_bound_and_a_reason_and_was_tested():
 
 def test_packages_are_those_that_there_are():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = (path.parent for folder in ("uvit", "utils") for path in (ROOT / folder).rglob("__init__.py"))
-    assert sorted(packages) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in found)
-
-
-def test_readme_names_every_script_and_make_target():
-    readme = (ROOT / "README.md").read_text()
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for name in [path.name for path in SCRIPTS] + [f"make {target}" for target in targets]:
-        assert name in readme, name
+    assert sorted(packages) == sorted(house.MAY_IMPORT.keys() - {"scripts"})
+    assert all((ROOT / package / "__init__.py").exists() for package in packages)
