@@ -1,4 +1,4 @@
-"""Small drawn or copied data of several tests: reports, CXR trees, findings. No patient's image or report is among it."""
+"""Small drawn data of several tests: reports, CXR trees, findings. No patient's image or report is among them."""
 
 import json
 import shutil

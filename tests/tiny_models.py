@@ -1,4 +1,4 @@
-"""Tiny random models in the formats of the real ones: a Stable-Diffusion-like folder, open_clip, BERT, BART, Lightning files."""
+"""Tiny random models in the formats of the real ones: Stable Diffusion, open_clip, BERT, BART, Lightning files."""
 
 import json
 import shutil
@@ -99,7 +99,7 @@ def save_base_model(folder):
 
 
 def _save_tokenizer(folder):
-    """vocab.json and merges.txt of the prompts' words, each one token; returns the id of the end token, the last one."""
+    """vocab.json and merges.txt of the prompts' words, a token each; returns the id of the end token, the last one."""
     words = " ".join([PROMPT_START, *FINDINGS, *(words for _, words in PROMPT_PARTS)]).lower().replace(",", " ").split()
     vocabulary = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz," for end in ("", "</w>")]
     merges = []
@@ -154,8 +154,8 @@ def save_bert(folder, width=24, pooler=True, kind="bert", **sizes):
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.5, **{"max_position_embeddings": 90, **sizes},
+        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=2, initializer_range=0.5, **{"max_position_embeddings": 90, **sizes},
     )  # fmt: skip
     BertModel(config, add_pooling_layer=pooler).save_pretrained(folder)
     told = json.loads((folder / "config.json").read_text())

@@ -636,7 +636,7 @@ def test_torchxrayvision_reads_an_open_tree(request, tmp_path, folder, source, v
     assert set(map(str, dataset.labels[:, dataset.pathologies.index(finding)])) == set(map(str, values))
 
 
-def test_a_tree_without_reports_trains_and_samples_images(children, tmp_path, config, capfd):  # noqa: F811
+def test_a_tree_without_reports_trains_and_samples_images(children, tmp_path, config, capfd):
     root, run = tmp_path / "tree", tmp_path / "run"
     make(root, "kermany", kermany.read, children)
     constants = {"DATA_ROOT": root, "CACHE_DIR": tmp_path / "cache", "RUN_DIR": run, "MAX_STEPS": 2}

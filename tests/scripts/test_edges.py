@@ -6,7 +6,7 @@ from running import pictures, read_reports, sample, says, train
 from small_data import make_tree
 
 
-def test_the_smallest_training(config, tmp_path):  # noqa: F811
+def test_the_smallest_training(config, tmp_path):
     smallest = {"EMBED_DIM": 2, "DEPTH": 1, "NUM_HEADS": 1, "BATCH_SIZE": 1}
     optimisation = {
         "MAX_STEPS": 1,

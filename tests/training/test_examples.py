@@ -139,7 +139,7 @@ def test_studies_count_once_and_lose_what_is_empty(capsys):
         study_reports(table[table["report"].str.strip() == ""])
 
 
-def test_long_and_foreign_reports(autoencoder, capsys):  # noqa: F811
+def test_long_and_foreign_reports(autoencoder, capsys):
     reports = ["IMPRESSION: " + "effusion " * 3000, "IMPRESSION: Épanchement pleural 中.", "A."]
     examples = ReportExamples(reports, autoencoder, batch_size=2)
     assert "1 of 3 reports cut at 64" in capsys.readouterr().out
@@ -150,13 +150,13 @@ def test_long_and_foreign_reports(autoencoder, capsys):  # noqa: F811
     assert autoencoder.tokenizer.decode(examples.tokens[1], skip_special_tokens=True) == reports[1]
 
 
-def test_noise_of_an_example_follows_from_its_seed(autoencoder):  # noqa: F811
+def test_noise_of_an_example_follows_from_its_seed(autoencoder):
     examples = ReportExamples(REPORTS, autoencoder, batch_size=2)
     assert torch.equal(examples[0, 5]["noise"], examples[1, 5]["noise"])
     assert not torch.equal(examples[0, 5]["noise"], examples[0, 6]["noise"])
 
 
-def test_batches_hold_reports_of_a_like_length(autoencoder):  # noqa: F811
+def test_batches_hold_reports_of_a_like_length(autoencoder):
     rng = np.random.default_rng(0)
     reports = ["effusion " * int(count) for count in rng.integers(1, 40, size=400)]
     examples = ReportExamples(reports, autoencoder, batch_size=8)

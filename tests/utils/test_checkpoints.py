@@ -34,7 +34,7 @@ class Creates:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tokenizer):  # noqa: F811
+def whole(tmp_path_factory, tokenizer):
     """A folder with one healthy specimen of everything that is loaded."""
     folder = tmp_path_factory.mktemp("whole")
     tiny_models.save_base_model(folder / "base")

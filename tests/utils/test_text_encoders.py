@@ -122,7 +122,7 @@ def test_texts_of_another_width_are_projected_for_the_unet(base_model, capsys):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_model_is_sampled_with_its_text_encoder(backbone, config, encoders, runs, tmp_path):  # noqa: F811
+def test_a_model_is_sampled_with_its_text_encoder(backbone, config, encoders, runs, tmp_path):
     constants = flags(RUN_DIR=tmp_path / backbone, TEXT_ENCODER=encoders["without pooler"], PROMPT="impression")
     assert run_script(f"train_diffusion_{backbone}", "--config", config, *constants) == 0
     training = json.loads((tmp_path / backbone / "best" / "training.json").read_text())
@@ -145,13 +145,13 @@ def test_a_model_is_sampled_with_its_text_encoder(backbone, config, encoders, ru
     assert not (tmp_path / "other").exists()
 
 
-def test_another_text_encoder_is_another_run(config, encoders, runs, tmp_path):  # noqa: F811
+def test_another_text_encoder_is_another_run(config, encoders, runs, tmp_path):
     shutil.copytree(runs / "clipUViT", tmp_path / "run")
     constants = flags(RUN_DIR=tmp_path / "run", TEXT_ENCODER=encoders["of the same width"], MAX_STEPS=6)
     says(run_script("train_diffusion_clipUViT", "--config", config, *constants), "trained with other encoders")
 
 
-def test_a_student_reads_with_its_teachers_encoder(config, encoders, tmp_path):  # noqa: F811
+def test_a_student_reads_with_its_teachers_encoder(config, encoders, tmp_path):
     constants = flags(RUN_DIR=tmp_path / "teacher", TEXT_ENCODER=encoders["bert"], MAX_STEPS=2)
     assert run_script("train_diffusion_clipUViT", "--config", config, *constants) == 0
     constants = flags(
@@ -165,7 +165,7 @@ def test_a_student_reads_with_its_teachers_encoder(config, encoders, tmp_path): 
     assert sample("clipUViT", config, tmp_path, tmp_path / "made", CHECKPOINT=tmp_path / "student" / "best") == 0
 
 
-def test_an_authors_file_reads_with_base_models_encoder(uvit_file, base_model, encoders):  # noqa: F811
+def test_an_authors_file_reads_with_base_models_encoder(uvit_file, base_model, encoders):
     with pytest.raises(InputError, match="leave TEXT_ENCODER empty"):
         load_vision(str(uvit_file), "UViT", base_model, text_encoder=encoders["bert"])
 
