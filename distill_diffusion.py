@@ -3,11 +3,11 @@
     python distill_diffusion.py --CHECKPOINT runs/clipUViT/best --RUN_DIR runs/clipUViT-student
     python sample_diffusion_clipUViT.py --CHECKPOINT runs/clipUViT-student/best --OUTPUT_ROOT synthetic/student
 
-The student begins as its teacher. It is a checkpoint like any other: the samplers of its backbone load it, and take its
-steps and no guidance, whatever their constants say; the guidance it was distilled with is in its weights.
+The student starts from its teacher's weights. It is a checkpoint like any other: the samplers of its backbone load it,
+and use its number of steps and no guidance, whatever their constants say; the guidance is in its weights.
 
 Reads:  CHECKPOINT (the teacher), and what it was trained with: its CXR tree, frozen encoders, cache
-Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
+Writes: RUN_DIR/{last,best} (checkpoints), RUN_DIR/{metrics.csv,loss.png,previews,constants.json}
 """
 
 from utils.constants import check_command_line, override_constants
@@ -18,10 +18,10 @@ from functools import partial
 
 from models.diffusion import PromptedDenoiser
 from models.distillation import STUDENT_SCHEDULER, Guidance, Teacher, begin_student, distillation_loss
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, set_aside
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
 from training.loop import fit
-from training.preflight import check_training, made_up, split_counts
 from training.preview import Preview
+from training.trial import random_batch, try_training
 from utils.checkpoints import check_encoders, encoder_fingerprints, read_training, weights_fingerprint
 from utils.devices import make_accelerator
 from utils.errors import InputError, run
@@ -39,7 +39,6 @@ GUIDANCE_HIGH = 1000.0  # noise level up to which there is (0 to 1000; 1000: any
 TEACHER_STEPS = 6  # steps of DPM-Solver++ for one of the student's (1 to 250)
 # the student
 STUDENT_STEPS = 4  # network calls an image (1 to 250)
-GRADIENT_CHECKPOINTING = False  # True: less memory, about a third more time
 # data
 DATA_ROOT = ""  # a CXR tree, or the authors' CSV; empty: the one the teacher was trained on
 REPORTS_ROOT = ""  # where its reports are, for a teacher trained on impressions; empty: where they were for the teacher
@@ -47,32 +46,22 @@ CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; e
 BASE_MODEL = ""  # folder or hub id of its VAE and text encoder; empty: the one of the teacher
 TEXT_ENCODER = ""  # folder or hub id of the text encoder where it was another one; empty: the one of the teacher
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the teacher
-ENCODE_BATCH_SIZE = 32  # images at a time through the frozen encoders (1 to 65536)
-DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1)
-DROP_REFERENCE = 0.05  # probability that it loses its reference (0 to 1)
+PROMPT_DROPOUT = (0.05, 0.05, 0.0)  # probabilities of no text, no reference, neither (each 0 to 1)
 # optimisation
 BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
-ACCUMULATION = 1  # passes an optimiser step: more need less memory (1 to 65536)
+ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 2  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
 OPTIMIZER = "adamw"  # of the weights (adamw or muon)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
-BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-WEIGHT_DECAY = 0.01  # of the optimiser (0 or more)
 LR_SCHEDULE = "cosine"  # of the learning rate (constant_with_warmup, linear or cosine)
 WARMUP_STEPS = 100  # optimiser steps of linear warm-up (0 or more)
-CLIP_NORM = 1.0  # largest norm of the gradient (0 or more; 0: not clipped)
 EMA_DECAY = 0.999  # of the averaged weights, which are the ones sampled (0 or more, below 1)
 PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
 SEED = 1234  # of data order, noise, references and dropout (0 or more)
 # running
-RUN_DIR = "runs/student"  # checkpoints, metrics and pictures (a folder to write)
-CHECK = False  # True: only try what the run needs, and say what would end it
-RESUME = True  # go on from RUN_DIR/last where there is one
+RUN_DIR = "runs/student"  # checkpoints, metrics and pictures; a run in it is resumed (a folder to write)
 CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
-KEEP_CHECKPOINTS = 2  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
-VALIDATION_ROWS = 512  # validation images a validation (0 or more; 0: all of them)
-LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
@@ -86,12 +75,12 @@ def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
-    check_dropout(DROP_TEXT, DROP_REFERENCE, 0)
+    check_dropout(PROMPT_DROPOUT)
 
     model, training = PromptedDenoiser.from_pretrained(CHECKPOINT), read_training(CHECKPOINT)
     if "student" in training:
         raise InputError(f"CHECKPOINT {CHECKPOINT} is a student itself: set it to that student's teacher")
-    # the samplers read of a student's constants what they read of its teacher's
+    # kept in the student's training.json, where the samplers read them
     constants |= {name: constants.get(name) or training["constants"][name] for name in _OF_THE_TEACHER}
     table = read_table(
         constants["DATA_ROOT"], constants["REPORTS_ROOT"], constants["VIEWS"], ("train", "validate"),
@@ -102,44 +91,32 @@ def main():
     pooled = isinstance(model.fusion, PooledFusion)
     text_encoder = TextEncoder(constants["BASE_MODEL"], pooled, device, constants["TEXT_ENCODER"])
     reference_encoder = ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
-    encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
-    check_encoders(training, **encoders)
+    encoders = vae, text_encoder, reference_encoder
+    fingerprints = encoder_fingerprints(*encoders)
+    check_encoders(training, **fingerprints)
 
     guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, GUIDANCE_LOW, GUIDANCE_HIGH)
     null_text = text_encoder.encode([NULL_PROMPT])[0]
     teacher = Teacher(model.to(device), null_text, guidance, STUDENT_STEPS, TEACHER_STEPS)
     student = begin_student(CHECKPOINT)
-    if GRADIENT_CHECKPOINTING:
-        student.denoiser.enable_gradient_checkpointing()
 
     image_size, cache_dir = constants["IMAGE_SIZE"], constants["CACHE_DIR"]
     loss = partial(distillation_loss, teacher=teacher)
-    if CHECK:
-        shapes, cache_bytes = diffusion_needs(table, vae, text_encoder, reference_encoder, image_size)
-        make_batch, rows = partial(made_up, shapes), split_counts(table)
-        return check_training(student, loss, make_batch, rows, constants, accelerator, table.image_path, cache_bytes)
-    features = DiffusionFeatures(
-        table, vae, text_encoder, reference_encoder, image_size, cache_dir, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
-    )
+    make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
+    try_training(student, loss, make_batch, table, constants, accelerator)
+    features = DiffusionFeatures(table, *encoders, image_size, cache_dir, NUM_WORKERS, accelerator)
     set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     # the "timesteps" of an example are the student's steps
-    examples = DiffusionExamples(features, "train", STUDENT_STEPS, DROP_TEXT, DROP_REFERENCE, 0)
-    validation = DiffusionExamples(features, "validate", STUDENT_STEPS, 0, 0, 0)
-    fit(
-        student,
-        examples,
-        validation,
-        loss,
-        constants,
-        accelerator,
-        Preview(validation, vae, student.schedule, STUDENT_STEPS, 1.0, SEED, scheduler=STUDENT_SCHEDULER),
-        facts={
-            "encoders": encoders,
-            "data": table_fingerprint(features.table),
-            "student": teacher.describe(weights_fingerprint(model)),
-        },
-    )
+    examples = DiffusionExamples(features, "train", STUDENT_STEPS, PROMPT_DROPOUT)
+    validation = DiffusionExamples(features, "validate", STUDENT_STEPS)
+    preview = Preview(validation, vae, student.schedule, SEED, STUDENT_STEPS, 1.0, STUDENT_SCHEDULER)
+    facts = {
+        "encoders": fingerprints,
+        "data": table_fingerprint(features.table),
+        "student": teacher.describe(weights_fingerprint(model)),
+    }
+    fit(student, examples, validation, loss, constants, accelerator, preview, facts)
 
 
 if __name__ == "__main__":

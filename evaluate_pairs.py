@@ -22,29 +22,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from evaluation import sections
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.gallery import write_page
 from evaluation.images import THREADS, Images, ImageSets, Loading
 from evaluation.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
-from evaluation.sections import (
-    check_apart,
-    clinical_efficacy,
-    diversity,
-    downstream_utility,
-    image_quality,
-    judge_rows,
-    memorisation,
-    nearest_by_labels,
-    pairs,
-    report_quality,
-    report_texts,
-    selection,
-    synthetic_reports,
-    text_judge_for,
-    written_reports,
-)
 from utils import mimic_cxr
 from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
@@ -180,16 +164,16 @@ def evaluate_reports(
 
     written: {dicom_id: a report written for a real image}, may be empty.
     """
-    all_reports = {"": synthetic_reports(sets.synthetic, real_all)}  # prefix of names => Reports
+    all_reports = {"": sections.synthetic_reports(sets.synthetic, real_all)}  # prefix of names => Reports
     if written:
-        all_reports["written_"] = written_reports(sets.real, written)
+        all_reports["written_"] = sections.written_reports(sets.real, written)
     result = {"text_judge": text_judge.name}
     for prefix, reports in all_reports.items():
-        rows, f1_tables = report_quality(text_judge, reports, sets.train.table, radgraph, sets.seed)
+        rows, f1_tables = sections.report_quality(text_judge, reports, sets.train.table, radgraph, sets.seed)
         result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables}
         if sets.real.loading.accelerator.is_main_process:
             write_for_others(output, reports.table, reports.references, prefix)
-    result["texts"] = report_texts(list(all_reports.values()), sets.train.table, sets.seed)
+    result["texts"] = sections.report_texts(list(all_reports.values()), sets.train.table, sets.seed)
     return result
 
 
@@ -201,7 +185,8 @@ def main() -> None:
 
     # what is quick and can fail comes first
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)
-    check_apart(SYNTHETIC, tables.train.iloc[judge_rows(tables.train, JUDGE_PATIENTS)], TEXT_JUDGE, WRITTEN)
+    judge_rows = sections.judge_rows(tables.train, JUDGE_PATIENTS)
+    sections.check_apart(SYNTHETIC, tables.train.iloc[judge_rows], TEXT_JUDGE, WRITTEN)
     written = read_written(WRITTEN, tables.real) if WRITTEN else {}
     extractors, text_judge, vae = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, BASE_MODEL, accelerator.device)
     try_judge(settings, accelerator.device)
@@ -212,7 +197,7 @@ def main() -> None:
     real = Images(tables.real, f"{REAL}, {SPLIT}", JUDGE_IMAGE_SIZE, loading)
     synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
     train = Images(tables.train, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)
-    sets = ImageSets(real, synthetic, train, nearest_by_labels(synthetic.table, train.table, SEED), SEED)
+    sets = ImageSets(real, synthetic, train, sections.nearest_by_labels(synthetic.table, train.table, SEED), SEED)
     result = {
         "real": {"tree": REAL, "split": SPLIT, **real.count()},
         "synthetic": {"tree": SYNTHETIC, **synthetic.count()},
@@ -220,37 +205,37 @@ def main() -> None:
     }
     stopwatch.lap("trees")
 
-    rows = judge_rows(train.table, JUDGE_PATIENTS)
-    judge = image_judge(train.table.iloc[rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
+    judge_rows = sections.judge_rows(train.table, JUDGE_PATIENTS)
+    judge = image_judge(train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
 
-    result["image_quality"] = image_quality(sets, [extractors[name] for name in FEATURES])
-    result["diversity"] = diversity(sets)
+    result["image_quality"] = sections.image_quality(sets, [extractors[name] for name in FEATURES])
+    result["diversity"] = sections.diversity(sets)
     stopwatch.lap("image quality")
 
     result["classifier"] = extractors[CLASSIFIER].name
-    result["auroc"] = clinical_efficacy(sets, extractors[CLASSIFIER])
+    result["auroc"] = sections.clinical_efficacy(sets, extractors[CLASSIFIER])
     stopwatch.lap("clinical efficacy of images")
 
     if DOWNSTREAM:
-        result["downstream"] = downstream_utility(sets, judge, rows)
+        result["downstream"] = sections.downstream_utility(sets, judge, judge_rows)
         stopwatch.lap("downstream utility")
 
-    text_judge, notes = text_judge_for(sets, SYNTHETIC, text_judge)
+    text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
     if text_judge:
         result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH, output)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
 
-    pair_findings, agreement = pairs(sets, judge, text_judge)
+    pair_findings, agreement = sections.pairs(sets, judge, text_judge)
     result |= agreement
     if synthetic.table["score"].notna().any():
-        result["selection"] = selection(sets, judge)
+        result["selection"] = sections.selection(sets, judge)
     stopwatch.lap("pairs")
 
-    result["memorisation"], spaces = memorisation(sets, judge, vae)
+    result["memorisation"], spaces = sections.memorisation(sets, judge, vae)
     if not BASE_MODEL:
         notes.append("copies were not looked for in VAE latents: BASE_MODEL is empty")
     stopwatch.lap("memorisation")

@@ -6,8 +6,8 @@ It learns the mean of all reports that an image allows (the paper's), or to draw
     accelerate launch --num_processes 4 train_prior_model.py --config my.toml
 
 Reads:  DATA_ROOT (a CXR tree), REPORTS_ROOT (its reports), BASE_MODEL (VAE), BART_CHECKPOINT (of train_bart.py),
-        INITIAL_WEIGHTS (a prior to go on from) or PRETRAINED (a ViT), CACHE_DIR (filled on the first run)
-Writes: RUN_DIR/{last,best,step-*} (checkpoints), RUN_DIR/{metrics.csv,loss.png,constants.json},
+        INITIAL_WEIGHTS (a prior to start from) or PRETRAINED (a ViT), CACHE_DIR (filled on the first run)
+Writes: RUN_DIR/{last,best} (checkpoints), RUN_DIR/{metrics.csv,loss.png,constants.json},
         RUN_DIR/{written.txt,evaluation.json}
 """
 
@@ -19,24 +19,23 @@ import json
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 from evaluation.metrics import constant_report, rouge_l
 from models.prior import Prior
-from models.report_autoencoder import write_pairs
-from models.weights import load_autoencoder, start_from
-from training.examples import PriorExamples, PriorFeatures, prior_needs, reported_rows, set_aside
+from models.report_autoencoder import ReportAutoencoder, write_pairs
+from models.weights import start_from
+from training.examples import PATCH_SIZE, PriorExamples, PriorFeatures, prior_shapes, reported_rows, set_aside
 from training.loop import fit
-from training.preflight import check_training, made_up, split_counts
+from training.trial import random_batch, try_training
 from utils.checkpoints import check_hold_out
 from utils.devices import make_accelerator
-from utils.errors import InputError, run, say, writing
+from utils.errors import run, writing
 from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint
-from utils.seeds import draw_rows, keyed_seed
+from utils.seeds import draw_rows
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
@@ -45,68 +44,50 @@ VIEWS = ("PA",)  # ViewPosition of the images; () for all (the authors' code: al
 HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split "test" (the authors' code: none)
 IMAGE_SIZE = 256  # pixels, the side of the square image (8 to 4096)
 CACHE_DIR = "cache"  # where the frozen encoders' features are kept (a folder to write)
-ENCODE_BATCH_SIZE = 32  # images, or reports, at a time through the frozen encoders (1 to 65536)
 # frozen encoders
 BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # folder or hub id: its vae
-BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are learned, or the authors' .ckpt
-POOLING = "mean"  # of an authors' BART, whose file does not say it (mean, bos or eos)
-TOKENIZER = "facebook/bart-base"  # folder or hub id: the tokenizer of an authors' BART
+BART_CHECKPOINT = "runs/bart/best"  # the report autoencoder whose latents are learned
 # the prior
 PRIOR = "regression"  # learns the mean of an image's reports, or to draw one (regression or flow; paper: regression)
-INITIAL_WEIGHTS = ""  # a prior to go on from, a checkpoint folder or the authors' .ckpt; empty: as PRETRAINED says
+INITIAL_WEIGHTS = ""  # a prior to start from, a checkpoint folder or the authors' .ckpt; empty: from PRETRAINED
 PRETRAINED = "vit_base_patch16_224"  # timm ViT, of the sizes below, or local-dir:FOLDER; empty: from random weights
-PRETRAINED_FILE = ""  # its weights on disk; empty: from the Hugging Face hub
-PATCH_SIZE = 2  # latent pixels, the side of a token's patch (1 to 512; has to divide the latents' side)
 EMBED_DIM = 768  # width of a token (2 to 16384; a multiple of NUM_HEADS)
 DEPTH = 12  # blocks (1 to 256)
 NUM_HEADS = 12  # attention heads (1 to 1024)
-HEAD_ROWS = 0  # training images on which the head starts as a ridge regression (0 or more; 0: random, the paper's)
-COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error (0 or more)
 FREEZE_TRANSFORMER = False  # True: only the head is trained, and the readout
-FINDINGS_WEIGHT = 0.0  # of the loss of a readout, by which CANDIDATES are chosen (0 or more; 0: none, as the paper)
-LATENT_GAIN = 1.0  # of the reports at the end; try 1 over the spread printed there (0 to 100; paper: 1; not of a flow)
-FLOW_WIDTH = 1024  # of a flow's head (2 to 16384)
-FLOW_DEPTH = 3  # of its blocks (1 to 256)
-FLOW_DROPOUT = 0.1  # of the image's class token, before the head (0 or more, below 1)
-FLOW_DRAWS = 4  # of noise and time for each example (1 to 256)
-DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for IMAGE_GUIDANCE (0 to 1)
-IMAGE_GUIDANCE = 1.0  # of the reports that a flow writes at the end (0 to 100; 1: none)
-FLOW_TEMPERATURE = 1.0  # of the noise that they begin with (0 to 100)
+FINDINGS_WEIGHT = 0.0  # of the loss of a readout, by which CANDIDATES are chosen (0 or more; 0: none, as in the paper)
+FLOW_DROPOUT = 0.1  # of the image's class token, before a flow's head (0 or more, below 1)
 # optimisation
-BATCH_SIZE = 16  # images an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
-ACCUMULATION = 1  # passes an optimiser step: more need less memory (1 to 65536)
+BATCH_SIZE = 16  # images an optimiser step, over all processes (1 to 65536)
 EPOCHS = 20  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # of the weights (adamw or muon; paper: adamw)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
-BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-WEIGHT_DECAY = 0.01  # of the optimiser (0 or more)
+WEIGHT_DECAY = 0.01  # of the optimiser, AdamW (0 or more)
 LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
 WARMUP_STEPS = 500  # optimiser steps of linear warm-up (0 or more; paper: 0)
-CLIP_NORM = 1.0  # largest norm of the gradient (0 or more; 0: not clipped, as the paper)
 EMA_DECAY = 0.999  # of the averaged weights, which are the ones sampled (0 or more, below 1; paper: no average)
 PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
 SEED = 1234  # of data order, posterior draws and initial weights (0 or more)
 # running
-RUN_DIR = "runs/prior"  # checkpoints, metrics and examples (a folder to write)
-CHECK = False  # True: only try what the run needs, and say what would end it
-RESUME = True  # go on from RUN_DIR/last where there is one
+RUN_DIR = "runs/prior"  # checkpoints, metrics and examples; a run in it is resumed (a folder to write)
 CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation (1 or more)
-KEEP_CHECKPOINTS = 0  # step-* folders that are kept, the newest (0 or more; 0: last and best only)
-VALIDATION_ROWS = 1000  # validation images a validation (0 or more; 0: all of them)
 EVALUATION_IMAGES = 300  # test images whose reports are written at the end, and scored (0 or more; 0: none)
-LOG_EVERY = 50  # optimiser steps a row of metrics.csv (1 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
-MEAN_DRAWS = 16  # of a flow, for the mean of the reports that it thinks an image allows (1 or more)
+_COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error: the paper's
+_FLOW_WIDTH = 1024  # of a flow's head, 4 EMBED_DIM at most
+_FLOW_DEPTH = 3  # blocks of a flow's head
+_SAMPLING = {"guidance": 1.5, "temperature": 0.5}  # of the reports that a flow writes at the end
+_MEAN_DRAWS = 16  # of a flow, for the mean of the reports that an image allows
+_EVALUATION_BATCH = 64  # images at a time
 
 
-def compute_loss(model, batch, cosine_weight, findings_weight=0.0):
+def compute_loss(model, batch, findings_weight=0.0, cosine_weight=_COSINE_WEIGHT):
     """MSE + cosine_weight (1 - cosine) of the standardised report latents (CXR-IRGen, section 3.3).
 
-    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; with a findings_weight, of the readout's
-    loss, findings (B, 14), codes.
+    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; with a findings_weight, the
+    weight of the readout's loss, findings (B, 14), codes.
     """
     predicted, readout_loss = predict(model, batch, findings_weight)
     cosine = functional.cosine_similarity(predicted, batch["report_latents"], dim=1)  # (B,)
@@ -118,7 +99,7 @@ def compute_flow_loss(model, batch, findings_weight=0.0):
     """The mean squared error of the velocity (Lipman et al. 2023, equation 23), of K draws of noise and time a report.
 
     batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; noise (B, K, D); times (B, K) in
-    [0, 1]; dropped (B,), whose image is not told; findings as `compute_loss` has them.
+    [0, 1]; dropped (B,), whether the head gets no image; findings as in `compute_loss`.
     """
     report_latents, times = batch["report_latents"][:, None], batch["times"][..., None]
     noisy = (1 - times) * batch["noise"] + times * report_latents  # (B, K, D)
@@ -127,9 +108,9 @@ def compute_flow_loss(model, batch, findings_weight=0.0):
 
 
 def predict(model, batch, findings_weight, *flowing):
-    """=> (what the head says, in float32; cross-entropy of the findings that the readout names, 0 without a weight).
+    """=> (the head's output, float32; the cross-entropy of the readout's findings, 0 without a weight).
 
-    What is not mentioned counts as absent, and what is uncertain not at all.
+    A finding that is not mentioned counts as absent, and an uncertain one does not count.
     """
     images = batch["tokens"] if "tokens" in batch else batch["latents"]
     if not findings_weight:
@@ -140,24 +121,21 @@ def predict(model, batch, findings_weight, *flowing):
     return predicted.float(), each.sum() / known.sum().clamp(min=1)
 
 
-def evaluate(prior, autoencoder, examples, training_reports, sampling, mean_draws, batch_size, run_dir):
-    """The reports of held-out images, written from their pixels: ROUGE-L, and the explained variance of the latents.
-
-    sampling: of what is decoded, by the names that `Prior.sample` has.
-    """
-    autoencoder.to(next(prior.parameters()).device)
+def evaluate(prior, autoencoder, examples, training_reports, run_dir):
+    """Writes the reports of held-out images: their ROUGE-L, and the explained variance of the report latents."""
+    autoencoder.to(prior.device)
     rows = [examples[row, row] for row in range(len(examples))]
     truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
     reports = examples.features.table["report"].iloc[examples.rows].tolist()
     predicted, drawn, written, again = [], [], [], []
-    for start in range(0, len(rows), batch_size):
-        latents = torch.stack([row["latents"] for row in rows[start : start + batch_size]])
+    for start in range(0, len(rows), _EVALUATION_BATCH):
+        latents = torch.stack([row["latents"] for row in rows[start : start + _EVALUATION_BATCH]])
         seeds = range(start, start + len(latents))
-        predicted.append(prior.standardise(prior.mean(latents, seeds, mean_draws)).cpu())  # (B, D)
-        report_latents = prior.sample(latents, seeds, **sampling)  # (B, D)
+        predicted.append(prior.standardise(prior.mean(latents, seeds, _MEAN_DRAWS)).cpu())  # (B, D)
+        report_latents = prior.sample(latents, seeds, **_SAMPLING)  # (B, D)
         drawn.append(prior.standardise(report_latents).cpu())
         written += autoencoder.generate(report_latents)
-        again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
+        again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + len(latents)]))
     constant = constant_report(training_reports)
     predicted, drawn = torch.cat(predicted), torch.cat(drawn)  # (n, D), standardised
     unexplained = (predicted - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
@@ -180,72 +158,47 @@ def evaluate(prior, autoencoder, examples, training_reports, sampling, mean_draw
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
-    device = accelerator.device
+    device, flow, reads_findings = accelerator.device, PRIOR == "flow", FINDINGS_WEIGHT > 0
 
     check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
-    table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
+    table = reported_rows(read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT))
     vae = load_vae(BASE_MODEL, device)
-    autoencoder = load_autoencoder(BART_CHECKPOINT, POOLING, TOKENIZER).eval().requires_grad_(False).to(device)
-    if HEAD_ROWS and PRIOR == "flow":
-        raise InputError("HEAD_ROWS starts the head of a regression, and PRIOR is 'flow': set HEAD_ROWS to 0")
+    autoencoder = ReportAutoencoder.from_pretrained(BART_CHECKPOINT).eval().requires_grad_(False).to(device)
+
+    torch.manual_seed(SEED)  # of the initial weights
     channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
-    torch.manual_seed(SEED)
-    flow = {"flow_width": FLOW_WIDTH, "flow_depth": FLOW_DEPTH, "flow_dropout": FLOW_DROPOUT} if PRIOR == "flow" else {}
-    model = Prior(
-        channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width, kind=PRIOR,
-        reads_findings=FINDINGS_WEIGHT > 0, **flow,
-    )  # fmt: skip
-    if PRETRAINED and not INITIAL_WEIGHTS:
-        model.load_pretrained(PRETRAINED, PRETRAINED_FILE)
-
+    head = {"kind": PRIOR, "reads_findings": reads_findings}
+    if flow:
+        head |= {"flow_width": min(_FLOW_WIDTH, 4 * EMBED_DIM), "flow_depth": _FLOW_DEPTH, "flow_dropout": FLOW_DROPOUT}
+    model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width, **head)
+    if INITIAL_WEIGHTS:
+        start_from(model, INITIAL_WEIGHTS)
+    elif PRETRAINED:
+        model.load_pretrained(PRETRAINED)
     model.vit.requires_grad_(not FREEZE_TRANSFORMER)
-    loss, draws = partial(compute_loss, cosine_weight=COSINE_WEIGHT, findings_weight=FINDINGS_WEIGHT), 0
-    if PRIOR == "flow":
-        loss, draws = partial(compute_flow_loss, findings_weight=FINDINGS_WEIGHT), FLOW_DRAWS
 
-    if CHECK:
-        if INITIAL_WEIGHTS:
-            start_from(model, INITIAL_WEIGHTS)
-        table = reported_rows(table)
-        shapes, cache_bytes = prior_needs(table, vae, autoencoder, IMAGE_SIZE, draws, FINDINGS_WEIGHT > 0)
-        make_batch = partial(made_up, shapes)
-        return check_training(
-            model, loss, make_batch, split_counts(table), constants, accelerator, table["image_path"], cache_bytes
-        )
-    features = PriorFeatures(
-        table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, ENCODE_BATCH_SIZE, NUM_WORKERS, accelerator
-    )
+    loss = partial(compute_flow_loss if flow else compute_loss, findings_weight=FINDINGS_WEIGHT)
+    make_batch = partial(random_batch, prior_shapes(vae, autoencoder, IMAGE_SIZE, flow, reads_findings))
+    try_training(model, loss, make_batch, table, constants, accelerator)
+    features = PriorFeatures(table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
     set_aside(vae, autoencoder)
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
-        start_from(model, INITIAL_WEIGHTS)
-    examples = PriorExamples(features, "train", model, draws, DROP_IMAGE)
-    validation = PriorExamples(features, "validate", model, draws)
-    if HEAD_ROWS:
-        rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]
-        model.to(device).start_head(examples, [(row, keyed_seed(SEED, "head", row)) for row in rows.tolist()])
-        say(f"prior: the head starts as a ridge regression on {len(rows)} training images")
+        start_from(model, INITIAL_WEIGHTS)  # once more: the head depends on the statistics
+    examples, validation = (PriorExamples(features, split, model) for split in ("train", "validate"))
     if FREEZE_TRANSFORMER:
         for split in (examples, validation):
-            split.freeze(model.to(device).eval(), ENCODE_BATCH_SIZE)
+            split.freeze(model.to(device).eval())
+    facts = {"encoders": features.encoders, "data": table_fingerprint(features.table)}
+    fit(model, examples, validation, loss, constants, accelerator, facts=facts)
 
-    fit(
-        model,
-        examples,
-        validation,
-        loss,
-        constants,
-        accelerator,
-        facts={"encoders": features.encoders, "data": table_fingerprint(features.table)},
-    )
     if accelerator.is_main_process and EVALUATION_IMAGES:
         best = Prior.from_pretrained(Path(RUN_DIR) / "best").eval().to(device)
         split = "test" if (features.table["split"] == "test").any() else "validate"
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
         training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
-        sampling = {"gain": LATENT_GAIN, "guidance": IMAGE_GUIDANCE, "temperature": FLOW_TEMPERATURE}
-        evaluate(best, autoencoder, held_out, training_reports, sampling, MEAN_DRAWS, ENCODE_BATCH_SIZE, Path(RUN_DIR))
+        evaluate(best, autoencoder, held_out, training_reports, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 
 

@@ -67,8 +67,8 @@ CHESTS = 12_000  # drawn chests to train on (1 or more)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of drawing and training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-# of the training of uvit_unprompted; it is only a start, so half the steps suffice
-_UNPROMPTED = ("--DROP_REFERENCE", "0.0", "--DROP_BOTH", "1.0", "--MAX_STEPS", "3000")
+# what differs in the training of uvit_unprompted, which only has to be a start: half the steps
+_UNPROMPTED = ("--PROMPT_DROPOUT", "(0, 0, 1)", "--MAX_STEPS", "3000")
 VAE_CHANNELS = (16, 32, 64)  # of the autoencoder's three levels: 64 pixels <=> 4 x 16 x 16 latents (each 8 to 4096)
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)

@@ -4,7 +4,7 @@
 
 For each seed both are trained at the same budget from the same start, with the same data order and noise. They sample
 the same label vectors, and the images are evaluated: FID (features of the image judge) and mean AUROC of the requested
-findings. Text only is DROP_REFERENCE 0.9 and DROP_BOTH 0.1: no training example keeps its reference, and the text is
+findings. Text only is PROMPT_DROPOUT (0, 0.9, 0.1): no training example keeps its reference, and the text is
 dropped as often as in the fused training. CONDITION text then samples without a reference.
 
 Reads:  CONFIG, and what train_diffusion_clipUViT.py reads
@@ -38,7 +38,7 @@ SAMPLING = "--CANDIDATES 1 --TEXT_GUIDANCE 2 --REFERENCE_GUIDANCE 2"  # of the s
 EVALUATION = "--JUDGE_PATIENTS all"  # further constants of the evaluation
 
 _VARIANTS = {  # what differs: constants of the training, constants of the sampling
-    "text": ("--DROP_TEXT 0.0 --DROP_REFERENCE 0.9 --DROP_BOTH 0.1", "--CONDITION text"),
+    "text": ("--PROMPT_DROPOUT 0,0.9,0.1", "--CONDITION text"),
     "fused": ("", "--CONDITION both"),
 }
 _CLAIM = {"FID": "15.84 % lower", "AUROC": "1.84 % higher"}  # of the paper: fused against text only, on MIMIC-CXR

@@ -25,7 +25,7 @@ from evaluation.report import markdown
 from evaluation.selection import best_reports, candidate_seed
 from models.prior import Prior
 from models.weights import load_autoencoder, load_prior
-from training.examples import PriorExamples, PriorFeatures
+from training.examples import PriorExamples, PriorFeatures, reported_rows
 from utils.constants import override_constants
 from utils.devices import make_accelerator
 from utils.errors import run, say
@@ -111,11 +111,10 @@ def main():
             trained["DATA_ROOT"], trained["REPORTS_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"]
         )
         vae = load_vae(trained["BASE_MODEL"], accelerator.device)
-        autoencoder = load_autoencoder(trained["BART_CHECKPOINT"], trained["POOLING"], trained["TOKENIZER"])
+        autoencoder = load_autoencoder(trained["BART_CHECKPOINT"], "mean", "")
         autoencoder = autoencoder.to(accelerator.device).eval()
-        features = PriorFeatures(
-            table, vae, autoencoder, trained["IMAGE_SIZE"], CACHE_DIR, BATCH_SIZE, NUM_WORKERS, accelerator
-        )
+        size = trained["IMAGE_SIZE"]
+        features = PriorFeatures(reported_rows(table), vae, autoencoder, size, CACHE_DIR, NUM_WORKERS, accelerator)
         studies = features.table[features.table["split"] == "train"].drop_duplicates("study_id")
         judge = TextJudge(studies["report"].tolist(), positives(studies))
 

@@ -149,30 +149,27 @@ def _cards(rows, settings, marks, images):
     """The cards of the page; rows: see `_side_by_side`; settings: of each tree; marks: {dicom_id: agreement}."""
     cards = []
     for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
-        pictures = [
-            _picture(row, of_tree, marks, images) if row else None for row, of_tree in zip(row_of_each_tree, settings)
-        ]
-        shown = [row for row, picture in zip(row_of_each_tree, pictures) if picture]
-        if shown:
-            row = shown[0]
-            request = {"prompt": row["prompt"], "labels": _codes(row), "seed": row["seed"]}
-            cards.append({**request, "reference": row["reference_dicom_id"], "pictures": pictures})
+        card = None
+        pictures = [None] * len(settings)
+        for index, row in enumerate(row_of_each_tree):
+            image = images.add(row["image_path"]) if row else None
+            if image:
+                pictures[index] = image | _caption(row, settings[index]) | {"marks": marks.get(row["dicom_id"], [])}
+                card = card or {"prompt": row["prompt"], "labels": _codes(row), "seed": row["seed"],
+                                "reference": row["reference_dicom_id"], "pictures": pictures}  # fmt: skip
+        if card:
+            cards.append(card)
     return cards
 
 
-def _picture(row, settings, marks, images):
-    """An image with what is written beside it, settings where its tree has several; None if it cannot be read."""
-    image = images.add(row["image_path"])
-    if image is None:
-        return None
+def _caption(row, settings):
+    """What is written beside an image: name, view, report, and the settings of which its tree has several."""
     different = [key for key, values in settings.items() if len(values) > 1 and row[key]]
     return {
-        **image,
         "id": row["dicom_id"],
         "view": row["view"],
         "report": row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: "),
         "settings": [f"{key.replace('_', ' ')}: {row[key]}" for key in different],
-        "marks": marks.get(row["dicom_id"], []),
     }
 
 

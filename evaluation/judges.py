@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -147,11 +148,8 @@ def _train_judge(train, validation, settings, device):
 
 def _save_judge(judge, folder):
     """Writes the folder of a judge; it has its name only when it is complete."""
-    about = {
-        "settings": dataclasses.asdict(judge.settings),
-        "thresholds": judge.thresholds.tolist(),
-        "known": judge.known.tolist(),
-    }
+    about = {"thresholds": judge.thresholds.tolist(), "known": judge.known.tolist()}
+    about = {"settings": dataclasses.asdict(judge.settings), **about}
     weights = {name: value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
     with writing("the image judge", folder.parent):
         try:
@@ -303,25 +301,28 @@ class Extractor:
     known: np.ndarray | None = None  # (14,) bool, the findings that its probabilities are about
 
 
-def load_extractor(name: str, device: torch.device | str) -> Extractor:
-    """An Extractor by name: imagenet, inception, torchxrayvision or rad-dino.
+@contextmanager
+def _loading(what, remedy):
+    """Makes an InputError of any error inside: each library reports a missing package or network in its own way."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"{what} cannot be loaded ({reason(error)}); install its package and have a network for its first use, or "
+            f"{remedy}"
+        ) from error
 
-    The package of imagenet contains its weights; the other libraries download theirs. InputError where that fails.
-    """
+
+def load_extractor(name: str, device: torch.device | str) -> Extractor:
+    """imagenet, whose package has its weights, or inception, torchxrayvision or rad-dino, which download theirs."""
     loaders = {
         "imagenet": _imagenet,
         "inception": _inception,
         "torchxrayvision": _torchxrayvision,
         "rad-dino": _rad_dino,
     }
-    try:
-        with torch.no_grad():
-            return loaders[name](device)
-    except Exception as error:  # each library reports a missing package or network in its own way
-        raise InputError(
-            f"the feature extractor {name!r} cannot be loaded ({reason(error)}); install its package and have a "
-            "network for its first use, or set FEATURES and CLASSIFIER to judge, which needs neither"
-        ) from error
+    with _loading(f"the feature extractor {name!r}", "set FEATURES and CLASSIFIER to judge, which needs neither"):
+        return loaders[name](device)
 
 
 def _imagenet(device):
@@ -436,15 +437,10 @@ class ChexbertJudge:
     name = "CheXbert"
 
     def __init__(self, device: torch.device | str):
-        try:
+        with _loading("CheXbert, by f1chexbert,", "set TEXT_JUDGE to tfidf or rules"):
             from f1chexbert import F1CheXbert
 
             self._labeler = F1CheXbert(device=str(device))
-        except Exception as error:
-            raise InputError(
-                f"CheXbert cannot be loaded ({reason(error)}); pip install f1chexbert and have a network for "
-                "its first use, or set TEXT_JUDGE to tfidf or rules"
-            ) from error
         self.known = np.ones(len(FINDINGS), dtype=bool)
         self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]
 
@@ -455,15 +451,10 @@ class ChexbertJudge:
 
 def radgraph_f1(references: list[str], candidates: list[str]) -> float:
     """Mean RadGraph F1 (Jain et al. 2021, partial reward), by the package radgraph and its weights."""
-    try:
+    with _loading("RadGraph, by radgraph,", "set RADGRAPH to False"):
         from radgraph import F1RadGraph
 
         return float(F1RadGraph(reward_level="partial")(refs=list(references), hyps=list(candidates))[0])
-    except Exception as error:
-        raise InputError(
-            f"RadGraph cannot be loaded ({reason(error)}); pip install radgraph and have a network for its "
-            "first use, or set RADGRAPH to False"
-        ) from error
 
 
 SELECTOR_FILE = "selector.csv"  # in a synthetic tree: the training patients of its selector

@@ -101,30 +101,46 @@ def _with_interval(value, low, high):
 
 def as_markdown(result: dict) -> str:
     """evaluation.md."""
-    parts = [*_trees(result), *_images(result), *_reports(result), *_texts(result), *_pairs(result)]
-    return "\n\n".join([*parts, *_selection(result), *_memorisation(result)]) + "\n"
-
-
-def _trees(result):
-    real, synthetic, train = (result[name] for name in ("real", "synthetic", "train"))
-    return [
-        "# Evaluation",
-        f"Synthetic: {synthetic['tree']}, N = {synthetic['N']} ({synthetic['unreadable']} unreadable, left out).  \n"
-        f"Real: {real['tree']}, split {real['split']}, N = {real['N']} ({real['unreadable']} unreadable, left out).  \n"
-        f"Training rows: {train['tree']}, N = {train['N']} ({train['unreadable']} unreadable, left out).",
-        *(f"**Note:** {note}." for note in result["notes"]),
+    real, parts = result["real"], ["# Evaluation"]
+    for title, name, which in (
+        ("Synthetic", "synthetic", ""),
+        ("Real", "real", f", split {real['split']}"),
+        ("Training rows", "train", ""),
+    ):
+        rows = result[name]
+        parts.append(f"{title}: {rows['tree']}{which}, N = {rows['N']} ({rows['unreadable']} unreadable, left out).")
+    parts += [f"**Note:** {note}." for note in result["notes"]]
+    parts += [*_images(result), *_reports(result), *_pairs(result)]
+    if "selection" in result:
+        parts += [
+            "## Selection",
+            "A selector, trained on other patients than the image judge, chose the images. Does its score predict what "
+            "the image judge finds? Five groups of images, from the lowest score to the highest, and the share of each "
+            "in which the image judge finds every finding as it was asked:",
+            markdown(result["selection"]["calibration"]),
+            "The share of images that show every finding as asked by the selector, and the shares of these, and of the "
+            "others, that do so by the image judge:",
+            markdown([result["selection"]["acceptance"]]),
+        ]
+    parts += [
+        "## Memorisation",
+        "Distance to the nearest training image. Of the real images, which were not trained on, "
+        f"{result['memorisation'][0]['quantile']:.0%} lie below the threshold; `share` is that of the synthetic ones.",
+        markdown(result["memorisation"]),
+        "![distances](memorisation.png)",
+        "![closest pairs](closest.png)",
     ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _images(result):
     parts = [
         "## Image quality",
         "Each row against the same real images. The floor is what other real images score at the same N; copying needs "
-        "no model. The judge was trained on the images of these two rows and knows them better than unseen ones, which "
-        "makes its floor a little too high.",
-        markdown(pd.DataFrame(result["image_quality"])),
+        "no model. The judge was trained on the images of these two rows, which makes its floor a little too high.",
+        markdown(result["image_quality"]),
         "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images):",
-        markdown(pd.DataFrame(result["diversity"])),
+        markdown(result["diversity"]),
         "## Clinical efficacy of images",
         f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the "
         f"classifier's own AUROC on real images. A finding with fewer than {metrics.MINIMUM_POSITIVES} positives (too "
@@ -134,24 +150,34 @@ def _images(result):
     ]
     if "downstream" in result:
         tested = f"The judge's network, tested on {result['real']['N']} real images, mean AUROC:"
-        parts += ["## Downstream utility", tested, markdown(pd.DataFrame(result["downstream"]))]
+        parts += ["## Downstream utility", tested, markdown(result["downstream"])]
     return parts
 
 
 def _reports(result):
     parts = []
-    for rows, f1_tables, title in (
-        ("reports", "report_f1", "Reports"),
-        ("written_reports", "written_report_f1", "Reports written for real images"),
-    ):
-        if rows in result:
+    for prefix, title in (("", "Reports"), ("written_", "Reports written for real images")):
+        if f"{prefix}reports" in result:
             parts += [
                 f"## {title}",
                 f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
                 f"real report of the image that the label vector came from.{_wording(result)}",
-                markdown(pd.DataFrame(result[rows])),
-                markdown(f1_columns(result[f1_tables])),
+                markdown(result[f"{prefix}reports"]),
+                markdown(f1_columns(result[f"{prefix}report_f1"])),
             ]
+    if "texts" in result:
+        table = pd.DataFrame(result["texts"])
+        for name in ("marks", "contradictions", "stuttering"):
+            table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
+        parts += [
+            "## Reports as texts",
+            "Reports with a de-identification mark (`___`, `XXXX`); with a contradiction: one sentence calls a finding "
+            "present and another absent, by rules that do not distinguish sides, so that some real reports count; with "
+            "stuttering: a word or a few stand three times in a row. `distinct`: the share of different texts, which "
+            "falls with N; `different`: of the pairs of reports of two patients with the same findings the share whose "
+            "texts differ.",
+            markdown(table.drop(columns="N")),
+        ]
     return parts
 
 
@@ -161,70 +187,28 @@ def _wording(result):
     return " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
 
 
-def _texts(result):
-    if "texts" not in result:
-        return []
-    table = pd.DataFrame(result["texts"])
-    for name in ("marks", "contradictions", "stuttering"):
-        table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
-    return [
-        "## Reports as texts",
-        "Reports with a de-identification mark (`___`, `XXXX`); with a contradiction: one sentence calls a finding "
-        "present and another absent, by rules that do not distinguish sides, so that some real reports count; with "
-        "stuttering: a word or a few stand three times in a row. `distinct` is the share of different texts, which "
-        "falls with N; `different` is the share of pairs of reports of two patients with the same findings whose texts "
-        "differ.",
-        markdown(table.drop(columns="N")),
-    ]
-
-
 def _pairs(result):
-    means = pd.concat({name: table.loc[["mean"]] for name, table in result["pairs"].items()}).droplevel(1)
+    means = {name: table.loc["mean"] for name, table in result["pairs"].items()}
     return [
         "## Pairs",
         "Agreement between request, image (image judge) and report (text judge), mean over findings:",
-        markdown(means.rename_axis("pairs").reset_index()),
+        markdown([{"pairs": name, **mean, "asked": int(mean["asked"])} for name, mean in means.items()]),
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
         "The share of pairs that agree on every finding that both judges know and the request does not leave "
         "uncertain, with its 95 % bootstrap interval over pairs; beside it the share of the real pairs, which shows "
-        "how far the judges themselves get. In the last columns two of the three agree on all findings. The judges were "
-        f"trained on the images and reports of the row of copies.{_wording(result)}",
+        "how far the judges themselves get. In the last columns two of the three agree on all findings. The judges "
+        f"were trained on the images and reports of the row of copies.{_wording(result)}",
         markdown(complete_agreement_columns(result["complete_agreement"])),
-    ]
-
-
-def _selection(result):
-    if "selection" not in result:
-        return []
-    return [
-        "## Selection",
-        "The images were chosen by a selector, a judge of other patients than the image judge's. Does its score "
-        "predict what the image judge finds? The images in five groups, from the lowest score to the highest, and the "
-        "share of each in which the image judge finds every finding as it was asked:",
-        markdown(pd.DataFrame(result["selection"]["calibration"])),
-        "The share of images that show every finding as asked by the selector, and the shares of these, and of the "
-        "others, that do so by the image judge:",
-        markdown(pd.DataFrame([result["selection"]["acceptance"]])),
-    ]
-
-
-def _memorisation(result):
-    return [
-        "## Memorisation",
-        f"Distance to the nearest training image. Of the real images, which were not trained on, "
-        f"{result['memorisation'][0]['quantile']:.0%} lie below the threshold; `share` is that of the synthetic ones.",
-        markdown(pd.DataFrame(result["memorisation"])),
-        "![distances](memorisation.png)",
-        "![closest pairs](closest.png)",
     ]
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
-    """A DataFrame as a Markdown table; NaN is a dash."""
+def markdown(rows: pd.DataFrame | list[dict], digits: int = 3) -> str:
+    """A DataFrame, or rows, as a Markdown table; NaN is a dash."""
+    frame = pd.DataFrame(rows)
 
     def cell(value):
         if isinstance(value, (float, np.floating)):

@@ -103,10 +103,7 @@ def config(tmp_path_factory, tree, base_model, reference_encoder_name):
         MAX_STEPS = 4
         WARMUP_STEPS = 1
         CHECKPOINT_EVERY = 2
-        KEEP_CHECKPOINTS = 1
         VALIDATION_ROWS = 4
-        PREVIEW_STEPS = 2
-        LOG_EVERY = 2
         STEPS = 3
         TEXT_GUIDANCE = 2.0
         REFERENCE_GUIDANCE = 2.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from training.loop import FIT_CONSTANTS
+from training.loop import DEFAULTS, FIT_CONSTANTS
 from utils.constants import tomllib
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ def test_every_constant_is_explained_and_read(path):
     for name in constants(path):
         assert re.search(rf"^{name} = .*  # \w", text, re.MULTILINE), f"{name} has no comment"
         read = len(re.findall(rf"\b{name}\b", text)) > 1
-        assert read or ("fit(" in text and name in FIT_CONSTANTS), f"{name} is not read"
+        assert read or ("fit(" in text and name in {*FIT_CONSTANTS, *DEFAULTS}), f"{name} is not read"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

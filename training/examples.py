@@ -1,21 +1,19 @@
-"""What the frozen encoders say of a table's rows, computed once, and the training examples made of it.
+"""The frozen encoders' features of a table, computed once, and the training examples made of them.
 
-    DiffusionFeatures => DiffusionExamples    VAE moments, prompts and reference embeddings: for the denoisers
-    PriorFeatures     => PriorExamples        VAE moments and report latents: for the prior
-    study_reports     => ReportExamples       cleaned reports, tokenised: for the report autoencoder
-
-An example is a function of (its place, a seed): all that is random in it follows from the seed.
+DiffusionFeatures => DiffusionExamples    VAE moments, prompts and reference embeddings: for the denoisers
+PriorFeatures     => PriorExamples        VAE moments and report latents: for the prior
+study_reports     => ReportExamples       cleaned reports, tokenised: for the report autoencoder
 """
 
 import hashlib
-import math
 
 import numpy as np
+import pandas as pd
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from models.report_autoencoder import pad_tokens, tokenise
+from training.batches import Examples
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import encoder_fingerprints, weights_fingerprint
 from utils.errors import InputError, say
@@ -26,6 +24,11 @@ from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
 from utils.report_text import clean_report
 
+PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
+ENCODE_BATCH_SIZE = 64  # images, or reports, at a time through the frozen encoders
+TIMESTEP_MEAN = -0.7  # of logit-normal timesteps, whose deviation is 1; below 0: more of them with little noise
+DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for IMAGE_GUIDANCE
+FLOW_DRAWS = 4  # of noise and time for each example of a flow
 STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
 POOL_BATCHES = 50  # batches of reports that are sorted by length together
 _WHERE_REPORTS_ARE = "set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has reports"
@@ -47,7 +50,7 @@ class Column:
 def _readable_rows(table, *features):
     """The rows whose image every encoder could read, and a Column of them for each feature.
 
-    features: (cache, keys, readable), as `cache_moments` returns them. Says how many rows are dropped.
+    features: (cache, keys, readable), as `cache_moments` returns them. Prints how many rows are dropped.
     """
     readable = np.logical_and.reduce([readable for _, _, readable in features])
     if not readable.all():
@@ -58,13 +61,13 @@ def _readable_rows(table, *features):
     return table[readable].reset_index(drop=True), *columns
 
 
-def set_aside(*models):
-    """Moves frozen networks, whose features are cached, to the CPU: the GPU's memory is for the training."""
+def set_aside(*models: torch.nn.Module) -> None:
+    """Moves frozen networks, whose features are cached, to the CPU: the training gets the GPU's memory."""
     for model in models:
         model.to("cpu")
 
 
-class _Rows(Dataset):
+class _Rows(Examples):
     """The rows of one split of some features, each by its position."""
 
     def __init__(self, features, split):
@@ -82,19 +85,16 @@ class _Rows(Dataset):
 
 
 class DiffusionFeatures:
-    """What the frozen encoders say of each row of a table, computed once; rows with an unreadable image are dropped.
+    """The frozen encoders' features of each row of a table; rows with an unreadable image are dropped.
 
-    Attributes: table (its rows have an image that could be read), prompts, and the columns `moments` and
-    `embeddings` (of the row's own image as a reference), `texts`, the TextFeatures of the prompts, and `encoders`, the
-    fingerprints of the frozen models.
+    Attributes: table (the rows that are left), prompts, the columns `moments` and `embeddings` (of the row's own image
+    as a reference), `texts`, the TextFeatures of the prompts, and `encoders`, the fingerprints of the frozen models.
     """
 
-    def __init__(
-        self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, batch_size, threads, accelerator
-    ):
+    def __init__(self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, threads, accelerator):
         keys = image_keys(table)
-        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads, keys)
-        embeddings = reference_encoder.cache(table, cache_dir, accelerator, batch_size, threads, keys)
+        moments = cache_moments(table, vae, image_size, cache_dir, ENCODE_BATCH_SIZE, accelerator, threads, keys)
+        embeddings = reference_encoder.cache(table, cache_dir, accelerator, ENCODE_BATCH_SIZE, threads, keys)
         self.table, self.moments, self.embeddings = _readable_rows(table, moments, embeddings)
         self.prompts = prompts_of(self.table)
         self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
@@ -102,40 +102,39 @@ class DiffusionFeatures:
         self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
 
 
-def diffusion_needs(table, vae, text_encoder, reference_encoder, image_size):
-    """Before anything is encoded: the shapes of a DiffusionExample, {name: shape}, and what a table adds to the cache, bytes."""
-    latents, text = latent_shape(vae, image_size), text_encoder.encode([NULL_PROMPT])[0].shape
-    width = (reference_encoder.width,)
-    shapes = {"latents": latents, "noise": latents, "timesteps": (), "text": text, "reference": width}
-    an_image = 4 * math.prod(latents) + 4 * math.prod(width)  # two float16 a latent, float32
-    return shapes, len(table) * an_image + len(set(prompts_of(table))) * 4 * math.prod(text)
+def diffusion_shapes(vae, text_encoder, reference_encoder, image_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of an example of DiffusionExamples, by name."""
+    latents, text = latent_shape(vae, image_size), tuple(text_encoder.encode([NULL_PROMPT])[0].shape)
+    reference = (reference_encoder.width,)
+    return {"latents": latents, "noise": latents, "timesteps": (), "text": text, "reference": reference}
 
 
-def check_dropout(drop_text, drop_reference, drop_both):
-    """InputError unless the three probabilities of DiffusionExamples are some."""
-    if not 0 <= drop_text + drop_reference + drop_both <= 1 or min(drop_text, drop_reference, drop_both) < 0:
-        raise InputError("DROP_TEXT, DROP_REFERENCE and DROP_BOTH are probabilities: they must sum up to 1 at most")
+def check_dropout(prompt_dropout: tuple[float, ...]) -> None:
+    """InputError unless a PROMPT_DROPOUT is three probabilities that DiffusionExamples can use."""
+    if len(prompt_dropout) != 3 or sum(prompt_dropout) > 1:
+        raise InputError(
+            f"PROMPT_DROPOUT {prompt_dropout} has to be three probabilities, of no text, no reference and neither, "
+            "that sum up to 1 at most"
+        )
 
 
 class DiffusionExamples(_Rows):
-    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
+    """Training examples of one split, for a denoiser.
 
-    drop_text, drop_reference, drop_both: probabilities that an example loses its text, its reference, or both, which
-    is what makes guidance possible (Ho & Salimans 2022; two conditions as in Brooks et al. 2023).
-    timestep_mean: None: each of num_timesteps is as probable; else the mean of their logit-normal distribution (Esser et al.
-    2024), of deviation 1: at 0 the middle ones are the most probable, below 0 those of less noise.
+    prompt_dropout: probabilities that an example loses its text, its reference, and both, which trains the predictions
+    that guidance needs (Ho & Salimans 2022; two conditions as in Brooks et al. 2023).
+    timesteps: "uniform", or "logit-normal" (Esser et al. 2024) with TIMESTEP_MEAN and deviation 1.
     """
 
-    def __init__(self, features, split, num_timesteps, drop_text, drop_reference, drop_both, timestep_mean=None):
-        check_dropout(drop_text, drop_reference, drop_both)
+    def __init__(self, features, split, num_timesteps, prompt_dropout=(0.0, 0.0, 0.0), timesteps="uniform"):
         super().__init__(features, split)
         self.table = features.table.iloc[self.rows]
         self.train_rows = split_rows(features.table, "train")
         self.references = References(features.table.iloc[self.train_rows])
         self.labels = features.table[list(FINDINGS)].to_numpy(dtype=np.int8)
         self.subject_ids = features.table.subject_id.to_numpy()
-        self.num_timesteps, self.timestep_mean = num_timesteps, timestep_mean
-        self.dropout_edges = np.cumsum([drop_text, drop_reference, drop_both])
+        self.num_timesteps, self.timesteps = num_timesteps, timesteps
+        self.dropout_edges = np.cumsum(prompt_dropout)
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
@@ -160,16 +159,16 @@ class DiffusionExamples(_Rows):
         }
 
     def _draw_timestep(self, generator):
-        if self.timestep_mean is None:
+        if self.timesteps == "uniform":
             return torch.randint(self.num_timesteps, (), generator=generator)
-        share = (self.timestep_mean + torch.randn((), generator=generator)).sigmoid()  # of the schedule, 0 to 1
+        share = (TIMESTEP_MEAN + torch.randn((), generator=generator)).sigmoid()  # of the schedule, 0 to 1
         return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
 # ---- the prior -----------------------------------------------------------------------------------------------------
 
 
-def reported_rows(table):
+def reported_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table that have a report, which is cleaned. Prints what was dropped; InputError if none has one."""
     table = table.assign(report=table["report"].map(clean_report))
     reported = table["report"] != ""
@@ -180,19 +179,16 @@ def reported_rows(table):
 
 
 class PriorFeatures:
-    """Both ends of the prior for each row of a table, computed once; rows without a report or an image are dropped.
+    """Image and report features for each row of a table of `reported_rows`; rows with an unreadable image are dropped.
 
-    Attributes: table (its report column cleaned), the columns `moments` and `report_latents`, and `encoders`, the
+    Attributes: table (the rows that are left), the columns `moments` and `report_latents`, and `encoders`, the
     fingerprints of the two frozen models.
     """
 
-    def __init__(self, table, vae, autoencoder, image_size, cache_dir, batch_size, threads, accelerator):
-        table = reported_rows(table)
-        moments = cache_moments(table, vae, image_size, cache_dir, batch_size, accelerator, threads)
+    def __init__(self, table, vae, autoencoder, image_size, cache_dir, threads, accelerator):
+        moments = cache_moments(table, vae, image_size, cache_dir, ENCODE_BATCH_SIZE, accelerator, threads)
         self.table, self.moments = _readable_rows(table, moments)
-        self.report_latents = cache_report_latents(
-            self.table["report"].tolist(), autoencoder, cache_dir, batch_size, accelerator
-        )
+        self.report_latents = cache_report_latents(self.table["report"].tolist(), autoencoder, cache_dir, accelerator)
         self.scaling_factor = vae.config.scaling_factor
         self.encoders = {
             "vae": weights_fingerprint(vae),
@@ -200,7 +196,7 @@ class PriorFeatures:
             "pooling": autoencoder.pooling,
         }
 
-    def statistics(self, split="train"):
+    def statistics(self, split: str = "train") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean and standard deviation of the report latents of one split, (D,) float32 each, and covariance, (D, D)."""
         rows = split_rows(self.table, split)
         total, products = 0.0, 0.0
@@ -213,25 +209,19 @@ class PriorFeatures:
         return mean.astype(np.float32), std.astype(np.float32), covariance
 
 
-def prior_needs(table, vae, autoencoder, image_size, flow_draws=0, reads_findings=False):
-    """Before anything is encoded: the shapes of a PriorExample, {name: shape}, and what a table adds to the cache, bytes.
-
-    flow_draws: of a flow's noise and times an example; 0 for a regression. reads_findings: whether the prior has a readout.
-    """
-    latents, width = latent_shape(vae, image_size), autoencoder.width
-    shapes = {"latents": latents, "report_latents": (width,)}
-    if flow_draws:
-        shapes |= {"noise": (flow_draws, width), "times": (flow_draws,), "dropped": ()}
+def prior_shapes(vae, autoencoder, image_size: int, flow: bool, reads_findings: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of an example of PriorExamples, by name; flow, reads_findings: of its Prior."""
+    width = autoencoder.width
+    shapes = {"latents": latent_shape(vae, image_size), "report_latents": (width,)}
+    if flow:
+        shapes |= {"noise": (FLOW_DRAWS, width), "times": (FLOW_DRAWS,), "dropped": ()}
     if reads_findings:
         shapes["findings"] = (len(FINDINGS),)
-    return shapes, len(table) * 4 * math.prod(latents) + table["report"].nunique() * 4 * width
+    return shapes
 
 
-def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerator):
-    """The latents of cleaned reports, each text encoded once => Column.
-
-    A key is the SHA-256 of a text, so that no report lies in the cache.
-    """
+def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accelerator) -> Column:
+    """The latents of cleaned reports, each encoded once. Their keys are hashes, so that the cache holds no report."""
     fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
     cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
     keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
@@ -239,27 +229,28 @@ def cache_report_latents(reports, autoencoder, cache_dir, batch_size, accelerato
         keys,
         lambda row: reports[row],
         lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
-        batch_size,
+        ENCODE_BATCH_SIZE,
         accelerator,
         "report latents",
     )
     if not served.all():
-        raise InputError(f"BART_CHECKPOINT makes no numbers of {(~served).sum()} reports")
+        raise InputError(f"the latents of {(~served).sum()} reports are not finite: take another BART_CHECKPOINT")
     return Column(cache, keys)
 
 
 class PriorExamples(_Rows):
-    """Training examples of one split: `examples[row, seed]`; all that is random in an example follows from its seed.
+    """Training examples of one split, for a Prior, by whose statistics report latents are standardised.
 
-    prior: whose statistics standardise; of a flow an example holds noise and times too, `draws` of each, and whether its
-    image is dropped (with the probability drop_image), which is what makes guidance possible; for a readout the codes of
-    the findings. After `freeze` it holds, in place of its latents, what a frozen transformer makes of them.
+    An example of a flow also has FLOW_DRAWS draws of noise and time, and whether its image is dropped: in training,
+    with the probability DROP_IMAGE, which trains the prediction that guidance needs. One for a readout has the codes of
+    the findings. After `freeze` an example has, in place of its latents, the class token of a frozen transformer.
     """
 
-    def __init__(self, features, split, prior, draws=1, drop_image=0.0):
+    def __init__(self, features, split, prior):
         super().__init__(features, split)
+        drop_image = DROP_IMAGE if split == "train" else 0.0
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
-        self.flows, self.draws, self.drop_image = prior.config.kind == "flow", draws, drop_image
+        self.flow, self.drop_image = prior.config.kind == "flow", drop_image
         self.labels = self.tokens = None
         if prior.config.reads_findings:
             self.labels = torch.tensor(features.table[list(FINDINGS)].to_numpy(dtype=np.int8))  # (N, 14) codes
@@ -274,10 +265,10 @@ class PriorExamples(_Rows):
             example["latents"] = draw_posterior(features.moments[row], generator, features.scaling_factor)  # (C, h, w)
         else:
             example["tokens"] = self.tokens[position]  # (E,)
-        if self.flows:
+        if self.flow:
             example |= {
-                "noise": torch.randn((self.draws, len(report_latent)), generator=generator),  # (K, D)
-                "times": torch.rand(self.draws, generator=generator),  # (K,)
+                "noise": torch.randn((FLOW_DRAWS, len(report_latent)), generator=generator),  # (K, D)
+                "times": torch.rand(FLOW_DRAWS, generator=generator),  # (K,)
                 "dropped": torch.rand((), generator=generator) < self.drop_image,  # ()
             }
         if self.labels is not None:
@@ -285,11 +276,11 @@ class PriorExamples(_Rows):
         return example
 
     @torch.no_grad()
-    def freeze(self, prior, batch_size):
-        """Makes the class token of each row once, by a Prior whose transformer will not change, from its posterior's mean."""
+    def freeze(self, prior) -> None:
+        """Computes each row's class token once, from its posterior's mean, by a transformer that is not trained."""
         tokens, features = [], self.features
-        for start in tqdm(range(0, len(self), batch_size), desc="class tokens", disable=None):
-            moments = features.moments.stack(self.rows[start : start + batch_size]).astype(np.float32)
+        for start in tqdm(range(0, len(self), ENCODE_BATCH_SIZE), desc="class tokens", disable=None):
+            moments = features.moments.stack(self.rows[start : start + ENCODE_BATCH_SIZE]).astype(np.float32)
             latents = torch.from_numpy(mean_latents(moments, features.scaling_factor))
             tokens.append(prior.vit(latents.to(prior.device)).cpu())
         self.tokens = torch.cat(tokens)  # (n, E)
@@ -298,10 +289,10 @@ class PriorExamples(_Rows):
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 
-def study_reports(table):
+def study_reports(table: pd.DataFrame) -> pd.DataFrame:
     """The distinct studies of a table with their cleaned reports => columns subject_id, study_id, split, report.
 
-    A study with several images has one report, so it stands here once. Prints what was dropped.
+    Prints what was dropped; InputError if no study has a report.
     """
     studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
     without = (studies["report"].str.strip() == "").sum()
@@ -317,8 +308,8 @@ def study_reports(table):
     return kept
 
 
-class ReportExamples(Dataset):
-    """Cleaned reports, tokenised once: `examples[row, seed]`; an epoch groups reports of a like length in a batch."""
+class ReportExamples(Examples):
+    """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length."""
 
     def __init__(self, reports, autoencoder, batch_size):
         self.reports = list(reports)
@@ -345,8 +336,8 @@ class ReportExamples(Dataset):
             "other_ids": torch.tensor(self.tokens[(row + steps) % len(self)]),  # (L',)
         }
 
-    def longest(self, size):
-        """A batch of the longest reports: what needs most memory."""
+    def longest(self, size: int) -> dict[str, torch.Tensor]:
+        """A batch of the longest reports, which needs the most memory."""
         return self.collate([self[row, 0] for row in np.argsort(-self.lengths, kind="stable")[:size]])
 
     def collate(self, examples):
@@ -360,10 +351,14 @@ class ReportExamples(Dataset):
             "other_mask": others["attention_mask"],
         }
 
-    def order(self, generator, head=0):
-        """The positions of an epoch: shuffled, pools of POOL_BATCHES batches sorted by length, the batches shuffled.
+    def count_terms(self, batch):
+        """The tokens of a batch, without padding."""
+        return batch["attention_mask"].sum().item()
 
-        head: how many of them fill the batch that the epoch before began; what is too few for a batch comes last.
+    def order(self, generator, head=0):
+        """The positions of an epoch, shuffled: within pools of POOL_BATCHES batches, batches hold similar lengths.
+
+        The first `head` are left as they were shuffled; a last batch that is not full stays last.
         """
         shuffled = generator.permutation(len(self))
         batches = []

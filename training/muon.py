@@ -1,24 +1,24 @@
 """Muon (Jordan et al. 2024) for weights that are matrices, and AdamW for all others: `OPTIMIZER = "muon"`.
 
-Adam scales each number of a gradient by itself; Muon takes the momentum of a whole matrix and makes its singular values
-equal, so that rare directions move as far as common ones. Its steps are scaled to the size of AdamW's (Liu et al. 2025),
-so LEARNING_RATE and WEIGHT_DECAY mean the same for both.
+Adam scales each element of a gradient separately; Muon makes the singular values of a matrix's momentum equal, so that
+rare directions move as far as common ones. Its steps are scaled to the size of AdamW's (Liu et al. 2025), so that
+LEARNING_RATE and WEIGHT_DECAY mean the same for both.
 """
 
 import torch
 from torch import nn
 
 MOMENTUM = 0.95
-SMALLEST_SIDE = 32  # of a matrix: what is thinner goes to AdamW, as the first and the last layer of an image
-ITERATIONS = 5  # of Newton and Schulz
+SMALLEST_SIDE = 32  # of a matrix; thinner ones, as an image's first and last layers, are left to AdamW
+ITERATIONS = 5  # of Newton-Schulz
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5, an odd polynomial that drives singular values to about 1
-ADAMS_SIZE = 0.2  # the root mean square of a usual step of AdamW, in learning rates
+ADAMS_SIZE = 0.2  # the root mean square of a typical step of AdamW, in learning rates
 
 
-def make_optimizer(name, model, **settings):
-    """The optimiser of a model's trained parameters; name: "adamw" or "muon"; settings: of AdamW, e.g. lr, betas, weight_decay.
+def make_optimizer(name: str, model: nn.Module, **settings) -> torch.optim.AdamW:
+    """The optimiser of a model's trained parameters. name: "adamw" or "muon"; settings: AdamW's, e.g. lr.
 
-    It leaves the weights as they are in a step for which `found_inf`, a tensor on their device, is not 0.
+    A step leaves the weights as they are if its attribute `found_inf`, a tensor on their device, is not 0.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "adamw":
@@ -28,8 +28,8 @@ def make_optimizer(name, model, **settings):
     return Muon(*groups, **settings)
 
 
-def matrices_of(model):
-    """The trained weights of linear layers and convolutions, but for thin ones and those that are an embedding, too."""
+def matrices_of(model: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of linear layers and convolutions, without thin ones and those tied to an embedding."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     return [
@@ -42,7 +42,7 @@ def matrices_of(model):
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for matrices, weights of two or more axes, of which the first is the outputs'; AdamW for the others."""
+    """Muon for matrices (weights of two or more axes, the outputs first), AdamW for the others."""
 
     def __init__(self, matrices, others, **settings):
         groups = [{"params": matrices, "muon": True}, {"params": others, "muon": False}]
@@ -54,29 +54,29 @@ class Muon(torch.optim.AdamW):
             for weight in group["params"] if group["muon"] else ():
                 if weight.grad is not None:
                     self._move(weight, group["lr"], group["weight_decay"])
-                    weight.grad = None  # AdamW passes over it
+                    weight.grad = None  # so that AdamW skips it
         return super().step(closure)
 
     def _move(self, weight, rate, decay):
         state, grad = self.state[weight], weight.grad.flatten(1)
         if not state:
-            state["step"] = torch.zeros((), device=weight.device)  # AdamW's loading asks for it
+            state["step"] = torch.zeros((), device=weight.device)  # AdamW.load_state_dict needs it
             state["momentum"] = torch.zeros_like(grad)
         momentum = state["momentum"].lerp(grad, 1 - MOMENTUM)
         direction = orthogonalise(grad.lerp(momentum, MOMENTUM)).view_as(weight)
         length = rate * ADAMS_SIZE * max(grad.shape) ** 0.5
         moved = weight * (1 - rate * decay) - length * direction
         bad = getattr(self, "found_inf", None)
-        if bad is not None:  # asked on the device, which nothing waits for
+        if bad is not None:  # decided on the device, so that the CPU does not wait
             momentum = torch.where(bad.bool(), state["momentum"], momentum)
             moved = torch.where(bad.bool(), weight, moved)
         state["momentum"].copy_(momentum)
         weight.copy_(moved)
 
 
-def orthogonalise(matrix):
-    """A matrix (M, N) with its singular values brought to about 1 (0.7 to 1.2) by Newton-Schulz iteration; on a GPU in bf16."""
-    tall = len(matrix) > matrix.shape[1]  # the squares below are of the smaller side
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix (M, N) with its singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration; in bf16 on a GPU."""
+    tall = len(matrix) > matrix.shape[1]  # the products below then have the smaller side
     x = (matrix.T if tall else matrix).to(torch.bfloat16 if matrix.is_cuda else matrix.dtype)
     x = x / (x.norm() + 1e-7)
     linear, cubic, quintic = COEFFICIENTS

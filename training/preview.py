@@ -1,4 +1,6 @@
-"""Pictures of what a denoiser makes while it trains."""
+"""Pictures of what a denoiser generates while it is trained."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,18 +11,22 @@ from utils.latents import decode_latents
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
 
+IMAGES = 8  # a picture
+STEPS = 25  # denoising steps
+GUIDANCE = 3.0  # of text and reference
+
 
 class Preview:
-    """A picture of what the model makes in training: real validation images above, images for their prompts below.
+    """A picture at each checkpoint: real validation images above, images generated for their prompts below.
 
-    Prompts, references and noise are the same at every step, so that the pictures can be compared.
+    Prompts, references and noise are the same each time, so that the pictures can be compared.
     """
 
-    def __init__(self, validation, vae, schedule, steps, guidance, seed, count=8, scheduler="DPMSolverMultistep"):
-        self.vae, self.schedule, self.steps, self.guidance = vae, schedule, steps, guidance
-        self.scheduler = scheduler
-        count = min(count, len(validation))
-        # drawn, for the first rows are all of the first patient group
+    def __init__(self, validation, vae, schedule, seed, steps=STEPS, guidance=GUIDANCE, scheduler="DPMSolverMultistep"):
+        self.vae, self.schedule, self.scheduler = vae, schedule, scheduler
+        self.steps, self.guidance = steps, guidance
+        count = min(IMAGES, len(validation))
+        # drawn at random: the first rows are all of the first patient group
         rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:count].tolist()
         self.seeds = [keyed_seed(seed, "preview", row) for row in rows]
         examples = [validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)]
@@ -29,13 +35,13 @@ class Preview:
         self.reference = torch.stack([example["reference"] for example in examples])
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
-    def __call__(self, model, path):
+    def __call__(self, model, path: Path) -> None:
         scheduler = sampling_scheduler(self.scheduler, self.schedule, self.steps)
-        made = sample_latents(
+        generated = sample_latents(
             model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
             self.guidance, self.guidance,
         )  # fmt: skip
-        self.vae.to(made.device)
-        rows = [np.concatenate(list(decode_latents(self.vae, latents)), axis=1) for latents in (self.real, made)]
+        self.vae.to(generated.device)
+        rows = [np.concatenate(list(decode_latents(self.vae, latents)), axis=1) for latents in (self.real, generated)]
         self.vae.to("cpu")
         Image.fromarray(np.concatenate(rows)).save(path.with_suffix(".png"))

@@ -1,10 +1,10 @@
-"""A run folder: what a training leaves, and what one that goes on from it may find.
+"""A run folder: what a training writes, and what a resumed one reads again.
 
-last/  best/  step-NNNNNNNN/    checkpoints: the model with its averaged weights (EMA) as `save_pretrained` writes it,
+last/  best/                    checkpoints: the model with its averaged weights (EMA) as `save_pretrained` writes it,
                                 `raw/` the weights without averaging, `training.json` step, losses and constants;
                                 `last/` also `optimizer.pt`, for resuming
-metrics.csv  loss.png           losses, learning rate, gradient norm, speed and a GPU's memory over the steps
-previews/                       what the averaged model makes, every so often
+metrics.csv  loss.png           losses, learning rate, gradient norm, speed and GPU memory over the steps
+previews/                       what the averaged model generates, at each checkpoint
 constants.json                  the resolved constants of the script
 """
 
@@ -12,87 +12,97 @@ import csv
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import InputError, reason, replacing, say, writing
+from utils.errors import InputError, reason, replacing, writing
 
 METRICS = (
     "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second",
     "peak_gpu_mib",
 )  # fmt: skip
-MAY_CHANGE = {  # constants that a resumed run may have otherwise: how it is run and optimised, where its parts lie now
-    "RUN_DIR", "RESUME", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "BART_CHECKPOINT",
-    "CHECKPOINT", "TOKENIZER", "INITIAL_WEIGHTS", "PRETRAINED", "PRETRAINED_FILE", "HEAD_ROWS", "ENCODE_BATCH_SIZE",
-    "ACCUMULATION", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS",
-    "CLIP_NORM", "EMA_DECAY", "PRECISION", "GRADIENT_CHECKPOINTING", "COMPILE", "CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "VALIDATION_ROWS",
-    "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LATENT_GAIN",
-    "LOG_EVERY", "DEVICE", "NUM_WORKERS", "CHECK",
+MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation, and how it is run and reported
+    "RUN_DIR", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER",
+    "BART_CHECKPOINT", "CHECKPOINT", "INITIAL_WEIGHTS", "PRETRAINED", "ACCUMULATION", "EPOCHS", "MAX_STEPS",
+    "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "PRECISION",
+    "COMPILE", "CHECKPOINT_EVERY", "VALIDATION_ROWS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LOG_EVERY", "DEVICE",
+    "NUM_WORKERS",
+}  # fmt: skip
+FIXED = {  # constants that scripts had before, with the values that are fixed in the code now
+    "PATCH_SIZE": 2, "TIMESTEP_MEAN": -0.7, "COSINE_WEIGHT": 0.01, "FLOW_DEPTH": 3, "FLOW_DRAWS": 4, "DROP_IMAGE": 0.1,
 }  # fmt: skip
 
-# ---- going on ------------------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------------------------
 
 
-def find_checkpoint(folder, resume):
-    """`last/` of a run folder, or the one before if a kill came between two renames; None for a new run.
+def find_checkpoint(folder: Path) -> Path | None:
+    """`last/` of a run folder, or the checkpoint before it after a kill between two renames; None for a new run.
 
-    InputError for a run that is there and may not be resumed, and for weights without what it takes to go on.
+    InputError for weights without the optimiser's state, which cannot be resumed and would be overwritten.
     """
+    for name in ("last", "last.old"):
+        if (folder / name / "optimizer.pt").is_file():
+            return folder / name
     names = [name for name in ("last", "last.old", "best") if (folder / name).exists()]
-    names += sorted(path.name for path in folder.glob("step-*"))
-    if names and not resume:
-        raise InputError(f"{folder} holds a run already: set RESUME to True to go on with it, or change RUN_DIR")
-    found = [name for name in ("last", "last.old") if (folder / name / "optimizer.pt").is_file()]
-    if names and not found:
+    names += sorted(path.name for path in folder.glob("step-*"))  # older versions kept checkpoints by their steps
+    if names:
         raise InputError(
-            f"{folder} holds weights ({', '.join(names)}) and no last/optimizer.pt to go on with: put that file "
+            f"{folder} holds weights ({', '.join(names)}) but no last/optimizer.pt to resume from: put that file "
             "back, or change RUN_DIR; nothing was changed"
         )
-    return folder / found[0] if found else None
+    return None
 
 
-def compare_with(checkpoint, training, constants, facts):
-    """InputError for an experiment that is not the checkpoint's; says which other constants have changed.
+def compare_with(checkpoint: Path, training: dict, constants: dict, facts: dict) -> list[tuple]:
+    """(name, old value, new value) of each constant that differs between a checkpoint and the run that would resume it.
 
-    training: the checkpoint's training.json; constants, facts: of the run that would go on from it.
+    training: the checkpoint's training.json; constants, facts: of the run. InputError if it is another experiment.
     """
     for name, fact in facts.items():
         if training.get(name) != json.loads(json.dumps(fact)):
             raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
-    for name, value in json.loads(json.dumps(constants)).items():
-        found = training["constants"].get(name, value)
-        if found != value and name not in MAY_CHANGE:
+    old = dict(training["constants"])
+    if "DROP_TEXT" in old:  # older versions had three constants for it, a student two
+        old["PROMPT_DROPOUT"] = [old["DROP_TEXT"], old["DROP_REFERENCE"], old.get("DROP_BOTH", 0.0)]
+    for name, value in FIXED.items():
+        if old.get(name, value) != value:
             raise InputError(
-                f"{checkpoint} was trained with {name} = {found!r}, this run has {value!r}: another experiment; set it "
+                f"{checkpoint} was trained with {name} = {old[name]!r}, which is now fixed at {value!r}: "
+                "change RUN_DIR, or resume it with the version of the scripts that began it"
+            )
+    new = json.loads(json.dumps(constants))
+    changes = [(name, old[name], value) for name, value in new.items() if old.get(name, value) != value]
+    for name, before, now in changes:
+        if name not in MAY_CHANGE:
+            raise InputError(
+                f"{checkpoint} was trained with {name} = {before!r}, this run has {now!r}: another experiment; set it "
                 "back, or change RUN_DIR"
             )
-        if found != value:
-            say(f"{name} was {found!r}, and is {value!r} from here on")
+    return changes
 
 
-def remove_unfinished(folder, found):
-    """Removes what a killed run left unfinished; found: from `find_checkpoint`, which stays."""
-    is_last = found is not None and found.name == "last"
-    for path in [*folder.glob("*.new"), *([folder / "last.old"] if is_last else [])]:
+def remove_unfinished(folder: Path, checkpoint: Path | None) -> None:
+    """Removes what a killed run left unfinished; checkpoint: the one from `find_checkpoint`, which is kept."""
+    unfinished = [*folder.glob("*.new")]
+    if checkpoint and checkpoint.name == "last":
+        unfinished.append(folder / "last.old")
+    for path in unfinished:
         shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
-def name_checkpoint(folder, step, improved, keep):
-    """Gives the whole checkpoint `last.new` its names: `best` if it is improved, its step's where some are kept, `last`.
+def name_checkpoint(folder: Path, improved: bool) -> None:
+    """Names the finished checkpoint `last.new`: `best` if it is improved, and `last`.
 
-    keep: step-* folders that are kept, the newest; 0: this one gets no such name, and all stay. `last` comes last of all
-    that a step leaves: a run killed before that goes on from the one before, and does all of this again.
+    `last` is renamed after everything else of a step is written: a run that is killed before resumes from the
+    checkpoint before, and repeats all of it.
     """
     new, last, old = (folder / name for name in ("last.new", "last", "last.old"))
     if improved:
         _link_checkpoint(new, folder / "best")
-    if keep:
-        _link_checkpoint(new, folder / f"step-{step:08d}")
-        for outdated in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(outdated)
     if last.exists():
         shutil.rmtree(old, ignore_errors=True)
         last.rename(old)
@@ -101,7 +111,7 @@ def name_checkpoint(folder, step, improved, keep):
 
 
 def _link_checkpoint(source, target):
-    """A second name for a checkpoint's files (hard links where the disk has them), without the optimiser's state."""
+    """A second folder of a checkpoint's files (hard links where possible), without the optimiser's state."""
     new = target.with_name(target.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(source, new, copy_function=_link, ignore=shutil.ignore_patterns("optimizer.pt"))
@@ -120,12 +130,13 @@ def _link(source, target):
 
 
 class MetricsLog:
-    """metrics.csv, its picture loss.png, and TensorBoard where it is installed."""
+    """metrics.csv, its plot loss.png, and TensorBoard where it is installed."""
 
-    def __init__(self, folder, step):
+    def __init__(self, folder: Path, step: int):
+        """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
         self.folder, self.path = folder, folder / "metrics.csv"
         self.rows = []
-        if step and self.path.exists():  # rows beyond the resumed step belong to what was lost
+        if step and self.path.exists():
             try:
                 with open(self.path, newline="") as file:
                     self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
@@ -138,16 +149,15 @@ class MetricsLog:
         except ImportError:
             self.board = None
 
-    def add(self, row):
+    def add(self, row: dict) -> None:
         self.rows.append(row)
         with writing("metrics.csv", self.folder), replacing(self.path) as temporary:
             pd.DataFrame(self.rows, columns=METRICS).to_csv(temporary, index=False)
         if self.board:
             for name, value in row.items():
-                if value is None:
-                    continue
-                self.board.add_scalar(name, value, row["step"])
-        if row.get("validation_loss") is not None:
+                if value is not None:
+                    self.board.add_scalar(name, value, row["step"])
+        if "validation_loss" in row:
             self._draw()
 
     def _draw(self):

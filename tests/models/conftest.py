@@ -6,7 +6,7 @@ from small_data import make_tree
 from tiny_models import make_autoencoder
 
 from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
-from training.examples import PriorFeatures
+from training.examples import PriorFeatures, reported_rows
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompts import PooledFusion, TokenFusion
@@ -34,8 +34,8 @@ def features(base_model, tokenizer, accelerator, tmp_path):
     make_tree(tmp_path / "tree", studies=8, reports=())  # two more studies, without a report
     table = read_table(tmp_path / "tree")
     autoencoder = make_autoencoder(tokenizer).requires_grad_(False)
-    arguments = (load_vae(base_model), autoencoder, 32, tmp_path / "cache", 4, 0, accelerator)
-    return PriorFeatures(table, *arguments), table, arguments
+    arguments = (load_vae(base_model), autoencoder, 32, tmp_path / "cache", 0, accelerator)
+    return PriorFeatures(reported_rows(table), *arguments), table, arguments
 
 
 @pytest.fixture

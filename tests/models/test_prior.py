@@ -23,7 +23,7 @@ import train_prior_model
 from models.prior import RIDGE, Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import load_autoencoder
-from training.examples import PriorExamples, PriorFeatures
+from training.examples import PriorExamples, PriorFeatures, reported_rows
 from utils.checkpoints import check_encoders
 from utils.errors import InputError
 from utils.mimic_cxr import image_file, read_table
@@ -208,13 +208,13 @@ def test_cached_report_latents_of_another_bart_are_refused(features, tokenizer):
     with torch.no_grad():
         autoencoder.bart.model.encoder.layers[0].fc1.bias += 1
     with pytest.raises(InputError, match="report_latents was made with encoder"):
-        PriorFeatures(table, vae, autoencoder, *rest)
+        PriorFeatures(reported_rows(table), vae, autoencoder, *rest)
 
 
 def test_a_tree_without_reports(features):
-    _, table, arguments = features
+    _, table, _ = features
     with pytest.raises(InputError, match="not one image has a report"):
-        PriorFeatures(table.assign(report=""), *arguments)
+        reported_rows(table.assign(report=""))
 
 
 def test_another_bart_is_refused():

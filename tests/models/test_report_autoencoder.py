@@ -248,7 +248,7 @@ def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkey
     constants = {
         "DATA_ROOT": tmp_path / "reports.csv", "INITIAL_WEIGHTS": tmp_path / "bart", "RUN_DIR": tmp_path / "run",
         "POOLING": "eos", "LATENT_NOISE": 0.5, "MAX_STEPS": 4, "CHECKPOINT_EVERY": 2, "LEARNING_RATE": 1e-2,
-        "WARMUP_STEPS": 0, "PREVIEW_REPORTS": 2, "EVALUATION_REPORTS": 3, "DEVICE": "cpu",
+        "WARMUP_STEPS": 0, "EVALUATION_REPORTS": 3, "DEVICE": "cpu",
     }  # fmt: skip
     arguments = [text for name, value in constants.items() for text in (f"--{name}", str(value))]
     monkeypatch.setattr("sys.argv", ["train_bart.py", *arguments])
@@ -278,7 +278,7 @@ def test_the_loss_takes_latent_noise_by_its_size(autoencoder):
     assert seen[0] is None
     torch.testing.assert_close(seen[1], 0.1 * batch["noise"])
     torch.testing.assert_close(seen[2], 0.4 * batch["noise"])
-    assert train_bart.count_tokens(batch) == 6
+    assert ReportExamples(REPORTS, autoencoder, 2).count_terms(batch) == 6
 
 
 def test_latent_noise_is_as_large_as_latents_vary():

@@ -547,15 +547,24 @@ def test_embeddings_that_are_not_one_are_refused(bart, tokenizer_folder, tmp_pat
         load_autoencoder(path, "mean", tokenizer_folder)
 
 
-def test_a_prior_is_trained_on_the_authors_bart(bart_file, tokenizer_folder, base_model, run_script, tmp_path):
+@pytest.fixture
+def converted_bart(bart_file, tokenizer_folder, run_script, tmp_path):
+    """The authors' BART as a folder, pooled by its last token."""
+    folder = tmp_path / "converted"
+    run_script("models/weights.py", CHECKPOINT=bart_file, OUTPUT=folder, POOLING="eos", TOKENIZER=tokenizer_folder)
+    return folder
+
+
+def test_a_prior_is_trained_on_the_authors_bart(
+    converted_bart, bart_file, tokenizer_folder, base_model, run_script, tmp_path
+):
     table = make_tree(tmp_path / "reported")
     table.loc[6:, "split"] = "validate"
     write_tree(tmp_path / "reported", table)
     run_script(
-        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=bart_file,
-        TOKENIZER=tokenizer_folder, POOLING="eos", IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
-        PRETRAINED="", EMBED_DIM=16, DEPTH=1, NUM_HEADS=2, HEAD_ROWS=4, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2,
-        LATENT_GAIN=2.0, DEVICE="cpu", NUM_WORKERS=0,
+        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=converted_bart,
+        IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run", PRETRAINED="", EMBED_DIM=16, DEPTH=1,
+        NUM_HEADS=2, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2, DEVICE="cpu", NUM_WORKERS=0,
     )  # fmt: skip
     prior, training = load_prior(str(tmp_path / "run" / "best"))
     assert prior.config.report_dim == 128 and training["encoders"]["pooling"] == "eos"
@@ -563,16 +572,14 @@ def test_a_prior_is_trained_on_the_authors_bart(bart_file, tokenizer_folder, bas
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
 
 
-def test_a_prior_is_trained_on_from_the_authors(
-    prior_file, bart_file, tokenizer_folder, base_model, run_script, tmp_path, capsys
-):
+def test_a_prior_is_trained_on_from_the_authors(prior_file, converted_bart, base_model, run_script, tmp_path, capsys):
     table = make_tree(tmp_path / "reported")
     table.loc[6:, "split"] = "validate"
     write_tree(tmp_path / "reported", table)
     before = Path(prior_file).read_bytes()
     run_script(
-        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=bart_file,
-        TOKENIZER=tokenizer_folder, IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
+        "train_prior_model.py", DATA_ROOT=tmp_path / "reported", BASE_MODEL=base_model, BART_CHECKPOINT=converted_bart,
+        IMAGE_SIZE=32, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run",
         INITIAL_WEIGHTS=prior_file, EMBED_DIM=128, DEPTH=2, NUM_HEADS=2, BATCH_SIZE=2, MAX_STEPS=1, EVALUATION_IMAGES=2,
         LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
     )  # fmt: skip
@@ -583,14 +590,15 @@ def test_a_prior_is_trained_on_from_the_authors(
     assert Path(prior_file).read_bytes() == before
 
 
-def test_a_bart_is_trained_on_from_the_authors(bart_file, tokenizer_folder, run_script, tmp_path, capsys):
+def test_a_bart_is_trained_on_from_the_authors(
+    bart_file, converted_bart, tokenizer_folder, run_script, tmp_path, capsys
+):
     frame = pd.DataFrame({"split": ["train"] * 6 + ["validate"] * 2 + ["test", ""], "text": (REPORTS * 10)[:10]})
     frame.loc[0, "text"] = "none"
     frame.to_csv(tmp_path / "reports.csv", index=False)
     before = Path(bart_file).read_bytes()
     run_script(
-        "train_bart.py", DATA_ROOT=tmp_path / "reports.csv", INITIAL_WEIGHTS=bart_file, TOKENIZER=tokenizer_folder,
-        RUN_DIR=tmp_path / "run", BATCH_SIZE=2, MAX_STEPS=1, POOLING="eos", LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
+        "train_bart.py", DATA_ROOT=tmp_path / "reports.csv", INITIAL_WEIGHTS=converted_bart, RUN_DIR=tmp_path / "run", BATCH_SIZE=2, MAX_STEPS=1, POOLING="eos", LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "9 of 10 rows kept (1 without split dropped)" in printed

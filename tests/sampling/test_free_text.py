@@ -92,8 +92,8 @@ def test_what_an_example_hears_is_its_impression_and_its_reference_follows_its_l
     table = make_table(labels, [1, 2, 3, 4])
     table["report"] = [f"IMPRESSION: {words}" for words in ("Edema", "Pneumonia", "No edema", "Fracture")]
     encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
-    features = DiffusionFeatures(with_prompts(table, "impression"), *encoders, 32, str(tmp_path), 2, 0, accelerator)
-    examples = DiffusionExamples(features, "train", 1000, 0, 0, 0)
+    features = DiffusionFeatures(with_prompts(table, "impression"), *encoders, 32, str(tmp_path), 0, accelerator)
+    examples = DiffusionExamples(features, "train", 1000)
     assert "Pneumonia" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))  # no report in the cache
     heard = torch.stack([examples[row, 0]["text"] for row in range(4)])
     torch.testing.assert_close(heard, encoders[1].encode(["Edema", "Pneumonia", "No edema", "Fracture"]))

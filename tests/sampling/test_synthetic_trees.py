@@ -353,24 +353,21 @@ def guided(model, text_encoder, prompt, reference, seed, text_guidance, referenc
 def test_both_guidances_reach_the_images_of_a_tree(config, runs, tree, parts, reference_encoder_name, tmp_path):
     model, text_encoder = copy.deepcopy(parts[0]), parts[1]
     with torch.no_grad():
-        model.fusion.text_embed.weight *= 30  # so that the reference changes much
+        model.fusion.text_embed.weight *= 30  # so that a reference changes more than half precision does
     checkpoint = Path(shutil.copytree(runs / "clipUViT" / "best", tmp_path / "best"))
     model.save_pretrained(checkpoint)
     encoder, paths = ReferenceEncoder(reference_encoder_name), read_table(tree).set_index("dicom_id").image_path
-    found = {}
-    for guidance in (1.0, 3.0):
+    for guidance, other in ((1.0, 3.0), (3.0, 1.0)):
         root = tmp_path / str(guidance)
         constants = {"CHECKPOINT": checkpoint, "SPLIT": "validate", "MAX_LABELS": 2, "SCHEDULER": "DDIM"}
         assert sample("clipUViT", config, runs, root, REFERENCE_GUIDANCE=guidance, TEXT_GUIDANCE=2.0, **constants) == 0
+        assert len(provenance(root)) == 2
         for row in provenance(root).itertuples():
-            pixels = read_pixels(paths[row.reference_dicom_id], encoder.image_size)
-            wanted = guided(model, text_encoder, row.prompt, encoder.encode(pixels[None]), row.seed, 2.0, guidance)[0]
             latents = torch.from_numpy(np.load(root / "latents" / f"{row.Index}.npy")).float()
-            torch.testing.assert_close(latents, wanted, rtol=2e-3, atol=2e-2)  # kept in half precision
-            found[row.Index, guidance] = latents
-    assert len(found) == 4
-    for name in provenance(tmp_path / "1.0").index:
-        assert (found[name, 1.0] - found[name, 3.0]).abs().max() > 0.2
+            embedding = encoder.encode(read_pixels(paths[row.reference_dicom_id], encoder.image_size)[None])
+            drawn = model, text_encoder, row.prompt, embedding, row.seed
+            wanted, wrong = guided(*drawn, 2.0, guidance)[0], guided(*drawn, 2.0, other)[0]
+            assert (latents - wanted).abs().max() < 0.25 * (wrong - wanted).abs().max()
 
 
 def test_damaged_weights_begin_no_tree(config, runs, tmp_path):

@@ -37,10 +37,9 @@ from utils.mimic_cxr import read_table
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_training_leaves_checkpoints_metrics_and_pictures(backbone, runs):
     run = runs / backbone
-    for name in ("last", "best", "step-00000004"):
+    for name in ("last", "best"):
         assert json.loads((run / name / "config.json").read_text())["_class_name"] == BACKBONES[backbone]
         assert (run / name / "raw" / "diffusion_pytorch_model.safetensors").exists()
-    assert not (run / "step-00000002").exists()  # KEEP_CHECKPOINTS = 1
     metrics = pd.read_csv(run / "metrics.csv")
     assert metrics.step.tolist() == [2, 4] and metrics.validation_loss.notna().all()
     assert (run / "loss.png").exists() and len(list((run / "previews").glob("*.png"))) == 2
@@ -133,8 +132,6 @@ def test_resumed_training_is_bit_identical(backbone, config, runs, tmp_path):
 def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, config, runs, tmp_path):
     constants = flags(CHECKPOINT=runs / backbone / "best", STUDENT_STEPS=2, TEACHER_STEPS=2)
     distil = "distill_diffusion", "--config", config, *constants
-    assert run_script(*distil, "--CHECK", True, *flags(RUN_DIR=tmp_path / "whole")) == 0
-    assert not list((tmp_path / "whole").glob("last*"))
     assert run_script(*distil, *flags(RUN_DIR=tmp_path / "whole")) == 0
     assert run_script(*distil, *flags(RUN_DIR=tmp_path / "cut", MAX_STEPS=2)) == 0
     assert run_script(*distil, *flags(RUN_DIR=tmp_path / "cut")) == 0
@@ -235,7 +232,9 @@ CANCELLED = r"k_proj\.bias|encoder_attn\.[qk]_proj"
 def test_two_processes_do_what_one_does(config, runs, tmp_path):
     def arguments(script, processes):
         folder = tmp_path / processes
-        constants = {"ACCUMULATION": 2, "RUN_DIR": folder / script, **TRAININGS[script]}
+        constants = {"RUN_DIR": folder / script, **TRAININGS[script]}
+        if script != "train_prior_model":
+            constants["ACCUMULATION"] = 2
         if script != "train_bart":
             constants["CACHE_DIR"] = folder / "cache"
         if script == "train_prior_model":
@@ -279,7 +278,7 @@ def fresh_accelerator():
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch, fresh_accelerator):
-    """bf16, processes that load, passes of a step, recomputed activations and a compiled denoiser, all at once."""
+    """bf16, processes that load, passes of a step and a compiled denoiser, all at once."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compile_module(module, backend="aot_eager"))
     torch._dynamo.reset()
@@ -289,7 +288,6 @@ def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch, 
         "PRECISION": "bf16",
         "NUM_WORKERS": 2,
         "ACCUMULATION": 2,
-        "GRADIENT_CHECKPOINTING": True,
         "COMPILE": True,
     }
     run = flags(RUN_DIR=tmp_path / "run", MAX_STEPS=2, **constants)
@@ -302,14 +300,14 @@ def test_what_a_gpu_run_has_by_default(backbone, config, tmp_path, monkeypatch, 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU nothing is compiled into CUDA graphs")
-@pytest.mark.parametrize("constants", [{}, {"GRADIENT_CHECKPOINTING": True}, {"ACCUMULATION": 2}])
+@pytest.mark.parametrize("constants", [{}, {"ACCUMULATION": 2}])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_compiled_training_on_a_gpu_is_the_same(backbone, constants, config, tmp_path, fresh_accelerator):
     """With validations and previews, which are not compiled, between its steps."""
     torch._dynamo.reset()
     metrics = []
     for compiled in (True, False):
-        run = flags(RUN_DIR=tmp_path / str(compiled), DEVICE="cuda", MAX_STEPS=8, LOG_EVERY=1, COMPILE=compiled)
+        run = flags(RUN_DIR=tmp_path / str(compiled), DEVICE="cuda", MAX_STEPS=8, COMPILE=compiled)
         assert run_script(f"train_diffusion_{backbone}", "--config", config, *run, *flags(**constants)) == 0
         metrics.append(pd.read_csv(tmp_path / str(compiled) / "metrics.csv"))
     for column in ("loss", "validation_loss", "gradient_norm"):
@@ -376,7 +374,7 @@ def test_an_unknown_constant(config, tmp_path):
 
 
 def test_sizes_that_no_network_has_end_before_anything_is_encoded(config, tmp_path):
-    says(train(config, tmp_path, IMAGE_SIZE=36, PATCH_SIZE=2), "IMAGE_SIZE 36", "4", "PATCH_SIZE 2")
+    says(train(config, tmp_path, IMAGE_SIZE=36), "IMAGE_SIZE 36", "4", "PATCH_SIZE 2")
     says(train(config, tmp_path, EMBED_DIM=130, NUM_HEADS=4), "EMBED_DIM", "130", "NUM_HEADS", "4")
     says(train(config, tmp_path, BATCH_SIZE=6, ACCUMULATION=4), "BATCH_SIZE", "6", "ACCUMULATION", "4")
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
@@ -396,7 +394,8 @@ def test_a_checkpoint_of_another_architecture(config, runs, tmp_path):
     message = run_script("sample_diffusion_clipUViT", "--config", config, *flags(**constants))
     says(message, "UNet2DConditionModel", "UViT")
     shutil.copytree(runs / "clipUViT", tmp_path / "run")
-    says(train(config, tmp_path, EMBED_DIM=32, MAX_STEPS=8), "architecture")
+    says(train(config, tmp_path, EMBED_DIM=32, MAX_STEPS=8), "EMBED_DIM = 16", "32", "another experiment")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_that_is_no_checkpoint(config, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from small_data import REPORTS
 
 import train_bart
-from training.examples import DiffusionExamples, DiffusionFeatures, ReportExamples, study_reports
+from training.examples import DiffusionExamples, DiffusionFeatures, ReportExamples, check_dropout, study_reports
 from utils.errors import InputError
 from utils.findings import FINDINGS, prompts_of, to_prompt
 from utils.latents import load_vae
@@ -16,17 +16,18 @@ from utils.prompts import NULL_PROMPT, ReferenceEncoder, TextEncoder
 
 @pytest.fixture
 def features(base_model, reference_encoder_name, make_table, tmp_path, accelerator):
-    """Eight images of four patients: six to train on, two to validate."""
+    """Eight images of four patients: six to train on, and two to validate, in rows 0 and 5."""
     labels = np.zeros((8, 14))
-    labels[:, 3] = [1, 1, 0, 0, 1, 0, 1, 0]
-    table = make_table(labels, [1, 1, 1, 2, 2, 3, 4, 4], ["train"] * 6 + ["validate"] * 2)
-    table.loc[5, "Fracture"] = 1
+    labels[:, 3] = [1, 1, 1, 0, 0, 0, 1, 0]
+    table = make_table(labels, [4, 1, 1, 1, 2, 4, 2, 3])
+    table.loc[[0, 5], "split"] = "validate"
+    table.loc[7, "Fracture"] = 1
     encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
-    return DiffusionFeatures(table, *encoders, 32, tmp_path / "cache", 4, 0, accelerator)
+    return DiffusionFeatures(table, *encoders, 32, tmp_path / "cache", 0, accelerator)
 
 
 def test_an_example_is_what_the_encoders_say_of_its_row(features):
-    examples = DiffusionExamples(features, "validate", 1000, 0, 0, 0)
+    examples = DiffusionExamples(features, "validate", 1000)
     assert len(examples) == 2
     example = examples[0, 5]
     assert {name: tuple(value.shape) for name, value in example.items()} == {
@@ -36,24 +37,24 @@ def test_an_example_is_what_the_encoders_say_of_its_row(features):
         value.dtype == (torch.int64 if name == "timesteps" else torch.float32) for name, value in example.items()
     )
     np.testing.assert_array_equal(example["text"], features.texts["A chest X ray image with edema"])
-    mean = features.moments[6][:4].astype(np.float32) * features.scaling_factor
+    mean = features.moments[0][:4].astype(np.float32) * features.scaling_factor
     draws = torch.stack([examples[0, seed]["latents"] for seed in range(300)])
     assert (draws.mean(0) - torch.from_numpy(mean)).abs().max() < 0.1  # of the posterior, drawn afresh with each seed
     assert draws.std(0).min() > 0.05
 
-    training_references = features.embeddings.stack(range(6))
+    references, drawn = features.embeddings.stack(range(8)), set()
     for seed in range(20):
         reference = examples[0, seed]["reference"].numpy()
-        row = np.flatnonzero((training_references == reference).all(axis=1))
-        assert len(row) and set(row) <= {0, 1, 4}  # training rows with the same labels
+        drawn |= set(np.flatnonzero((references == reference).all(axis=1)).tolist())
+    assert drawn == {1, 2, 6}  # the training rows with the same labels
 
 
 def test_an_example_follows_from_its_seed_alone(features):
-    examples = DiffusionExamples(features, "train", 1000, 0.2, 0.2, 0.2)
+    examples = DiffusionExamples(features, "train", 1000, (0.2, 0.2, 0.2))
     one = examples[3, 11]
     torch.manual_seed(7)
     examples[0, 12]
-    again = DiffusionExamples(features, "train", 1000, 0.2, 0.2, 0.2)[3, 11]
+    again = DiffusionExamples(features, "train", 1000, (0.2, 0.2, 0.2))[3, 11]
     other = examples[3, 12]
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["noise"], other["noise"]) and not torch.equal(one["latents"], other["latents"])
@@ -61,9 +62,10 @@ def test_an_example_follows_from_its_seed_alone(features):
     assert timesteps.min() < 20 and timesteps.max() > 980 and timesteps.max() < 1000
 
 
-def test_logit_normal_timesteps_lie_where_their_mean_says(features):
+def test_logit_normal_timesteps_lie_where_their_mean_says(features, monkeypatch):
     def shares(mean, count=2000):
-        examples = DiffusionExamples(features, "train", 1000, 0, 0, 0, mean)
+        monkeypatch.setattr("training.examples.TIMESTEP_MEAN", mean)
+        examples = DiffusionExamples(features, "train", 1000, timesteps="logit-normal")
         found = torch.stack([examples[0, seed]["timesteps"] for seed in range(count)])
         assert found.dtype == torch.int64 and found.min() >= 0 and found.max() < 1000
         return (found + 0.5) / 1000
@@ -75,7 +77,7 @@ def test_logit_normal_timesteps_lie_where_their_mean_says(features):
 
 
 def test_prompts_are_dropped_as_often_as_asked(features):
-    examples = DiffusionExamples(features, "train", 1000, 0.2, 0.3, 0.1)
+    examples = DiffusionExamples(features, "train", 1000, (0.2, 0.3, 0.1))
     null, count = torch.tensor(features.texts[NULL_PROMPT]), 2000
     found = {"text": 0, "reference": 0, "both": 0, "none": 0}
     for seed in range(count):
@@ -90,11 +92,11 @@ def test_prompts_are_dropped_as_often_as_asked(features):
 
 
 def test_wrong_probabilities_and_empty_splits_are_refused(features):
-    for drops in ((0.5, 0.4, 0.2), (-0.1, 0.2, 0)):
-        with pytest.raises(InputError, match="they must sum up to 1 at most"):
-            DiffusionExamples(features, "train", 1000, *drops)
+    for drops in ((0.5, 0.4, 0.2), (0.1, 0.2)):
+        with pytest.raises(InputError, match="PROMPT_DROPOUT .*sum up to 1 at most"):
+            check_dropout(drops)
     with pytest.raises(InputError, match="no rows in the split 'test' after the filters; there are"):
-        DiffusionExamples(features, "test", 1000, 0, 0, 0)
+        DiffusionExamples(features, "test", 1000)
 
 
 def test_unreadable_images_are_dropped_from_all_features(
@@ -104,12 +106,12 @@ def test_unreadable_images_are_dropped_from_all_features(
     with open(table.image_path[1], "wb") as file:
         file.write(b"no picture")
     encoders = load_vae(base_model), TextEncoder(base_model, pooled=True), ReferenceEncoder(reference_encoder_name)
-    features = DiffusionFeatures(table, *encoders, 32, tmp_path / "cache", 4, 0, accelerator)
+    features = DiffusionFeatures(table, *encoders, 32, tmp_path / "cache", 0, accelerator)
     assert features.table.dicom_id.tolist() == ["image-0", "image-2"]
     assert [key.split()[0] for key in features.moments.keys] == [key.split()[0] for key in features.embeddings.keys]
     assert "1 of 3 rows dropped" in capsys.readouterr().out
     with pytest.raises(InputError, match="not one image of the table can be read"):
-        DiffusionFeatures(table.iloc[[1]], *encoders, 32, tmp_path / "cache", 4, 0, accelerator)
+        DiffusionFeatures(table.iloc[[1]], *encoders, 32, tmp_path / "cache", 0, accelerator)
 
 
 def test_prompts_of_a_table(features):

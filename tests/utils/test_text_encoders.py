@@ -165,12 +165,6 @@ def test_a_student_reads_with_its_teachers_encoder(config, encoders, tmp_path): 
     assert sample("clipUViT", config, tmp_path, tmp_path / "made", CHECKPOINT=tmp_path / "student" / "best") == 0
 
 
-def test_check_counts_the_texts_of_another_encoder(config, encoders, tmp_path, capsys):  # noqa: F811
-    constants = flags(RUN_DIR=tmp_path / "run", TEXT_ENCODER=encoders["short"], CHECK=True)
-    assert run_script("train_diffusion_clipSD", "--config", config, *constants) == 0
-    assert "nothing was found" in capsys.readouterr().out
-
-
 def test_an_authors_file_reads_with_base_models_encoder(uvit_file, base_model, encoders):  # noqa: F811
     with pytest.raises(InputError, match="leave TEXT_ENCODER empty"):
         load_vision(str(uvit_file), "UViT", base_model, text_encoder=encoders["bert"])

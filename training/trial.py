@@ -1,0 +1,74 @@
+"""A trial before a training: what would end it after hours of encoding ends it in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from training.batches import check_batch_size
+from training.loop import DEFAULTS
+from training.run_folder import compare_with, find_checkpoint
+from utils.checkpoints import read_training
+from utils.errors import InputError, writing
+from utils.mimic_cxr import split_rows
+
+
+def try_training(
+    model: nn.Module, compute_loss: Callable, make_batch: Callable, table: pd.DataFrame, constants: dict, accelerator
+) -> None:
+    """Tries the first pass of a new run, or compares a resumed one with its checkpoint.
+
+    The model and the random states stay as they are. InputError for an empty split, a checkpoint in RUN_DIR that is of
+    another experiment, a loss that is not finite, and a RUN_DIR that cannot be written; torch's error for too little
+    memory.
+
+    make_batch: number of examples => a batch of so many. table: the rows to train on, with a column `split`. The others
+    are those of `fit`.
+    """
+    settings, folder = {**DEFAULTS, **constants}, Path(constants["RUN_DIR"])
+    for split in ("train", "validate"):
+        split_rows(table, split, settings["DATA_ROOT"])
+    parts = settings["ACCUMULATION"] * accelerator.num_processes
+    check_batch_size(settings["BATCH_SIZE"], settings["ACCUMULATION"], accelerator.num_processes)
+    checkpoint = find_checkpoint(folder)
+    if checkpoint:
+        compare_with(checkpoint, read_training(checkpoint), settings, facts={})
+        return
+    loss = _try_pass(model, compute_loss, make_batch, settings["BATCH_SIZE"] // parts, accelerator)
+    if not torch.isfinite(loss):
+        raise InputError(
+            f"the loss of a first pass is {loss.item()}: take other INITIAL_WEIGHTS, or set PRECISION to 'no'"
+        )
+    with writing("checkpoints", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def random_batch(shapes: dict[str, tuple[int, ...]], size: int) -> dict[str, torch.Tensor]:
+    """`size` examples of the given shapes: standard normal tensors, and zeros for what is a single number."""
+    return {
+        name: torch.randn(size, *shape) if shape else torch.zeros(size, dtype=torch.long)
+        for name, shape in shapes.items()
+    }
+
+
+def _try_pass(model, compute_loss, make_batch, size, accelerator):
+    """The loss of one forward and backward pass, whose gradients are discarded."""
+    device, training = accelerator.device, {module: module.training for module in model.modules()}
+    before = next(model.parameters()).device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = {name: value.to(device) for name, value in make_batch(size).items()}
+        model.to(device).train()
+        # not compiled: CUDA graphs hold the weights' addresses, which change when the model moves back
+        with torch.compiler.set_stance("force_eager"), accelerator.autocast():
+            loss = compute_loss(model, batch)
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.to(before)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    for module, mode in training.items():
+        module.training = mode
+    return loss.detach()
