@@ -108,7 +108,7 @@ def main():
     if CONDITION != "text" or by_split or needs_selector(CANDIDATES, KEEP):
         table = real_rows(trained, DATA_ROOT, REPORTS_ROOT, with_prompts=by_split)
     vectors = label_vectors(FINDINGS, LABELS_CSV, table, SPLIT, MAX_LABELS, SEED, TEXT, trained["PROMPT"])
-    text_encoder.tell(vectors["prompt"])
+    text_encoder.print_lengths(vectors["prompt"])
     selector = JudgeSettings(
         SELECTOR_MODEL, SELECTOR_IMAGE_SIZE, SELECTOR_STEPS, SELECTOR_BATCH_SIZE, SELECTOR_LEARNING_RATE
     )

@@ -25,9 +25,10 @@ from models.weights import initial_autoencoder
 from training.examples import ReportExamples, study_reports
 from training.loop import fit
 from training.preflight import check_training
+from utils.csv_files import is_report_list, read_report_list
 from utils.devices import make_accelerator
 from utils.errors import InputError, run, writing
-from utils.mimic_cxr import is_report_list, read_report_list, read_table, table_fingerprint
+from utils.mimic_cxr import read_table, table_fingerprint
 from utils.seeds import draw_rows
 
 # data

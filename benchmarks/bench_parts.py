@@ -155,7 +155,7 @@ class UntrainedTexts(TextEncoder):
         with device:
             self.model = CLIPTextModel(config)
         self.model.eval().requires_grad_(False)
-        self.pooled, self.width = pooled, config.hidden_size
+        self.name, self.pooled, self.width = "", pooled, config.hidden_size
 
 
 class UntrainedReferences(ReferenceEncoder):

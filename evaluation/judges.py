@@ -33,10 +33,10 @@ from evaluation.labeler import label_reports
 from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_finite
+from utils.csv_files import read_csv
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.latents import PREPROCESSING, read_grey, read_pixels
-from utils.mimic_cxr import read_csv
 from utils.seeds import keyed_seed
 
 LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process trains

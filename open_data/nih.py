@@ -15,9 +15,9 @@ view     PA or AP. There are no reports. Each image counts as a study of its own
 import pandas as pd
 
 from open_data.tree import image_places, place_of
+from utils.csv_files import read_csv
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
-from utils.mimic_cxr import read_csv
 
 PUBLISHED_IMAGES, PUBLISHED_PATIENTS = 112_120, 30_805
 COLUMNS = {  # theirs => ours; "": none of ours says it

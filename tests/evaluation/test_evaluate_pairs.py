@@ -345,7 +345,7 @@ def test_an_image_that_is_no_picture_is_never_replaced(real, evaluate, tmp_path)
         ({"JUDGE_PATIENTS": "first half"}, "--JUDGE_PATIENTS: 'first half' is none of all, second half"),
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
-        ({"SYNTHETIC": "nowhere"}, "nowhere is no folder"),
+        ({"SYNTHETIC": "nowhere"}, "nowhere is not a folder"),
     ],
 )
 def test_bad_constants_are_one_sentence(real, evaluate, constants, message):
