@@ -30,12 +30,13 @@ from evaluation.selection import check_candidates, requested_findings, write_bes
 from models.prior import Prior
 from models.weights import load_autoencoder, load_prior
 from utils.checkpoints import check_encoders, check_hold_out, weights_fingerprint
+from utils.csv_files import read_csv
 from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, run, say, stoppable, writing
 from utils.findings import FINDINGS
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
-from utils.mimic_cxr import image_file, read_csv, read_table
+from utils.mimic_cxr import image_file, read_table
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_generator
 

@@ -24,9 +24,10 @@ from models.report_autoencoder import ReportAutoencoder, reconstruct, write_pair
 from training.examples import ReportExamples, study_reports
 from training.loop import fit
 from training.trial import try_training
+from utils.csv_files import is_report_list, read_report_list
 from utils.devices import make_accelerator
 from utils.errors import run, writing
-from utils.mimic_cxr import is_report_list, read_report_list, read_table, split_rows, table_fingerprint
+from utils.mimic_cxr import read_table, split_rows, table_fingerprint
 from utils.seeds import draw_rows
 
 # data

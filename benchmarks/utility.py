@@ -38,10 +38,11 @@ from evaluation.labeler import label_reports
 from evaluation.metrics import auroc_table, clinical_f1, positives, rouge_l
 from evaluation.report import markdown
 from utils.constants import override_constants
+from utils.csv_files import read_csv
 from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
 from utils.findings import PRESENT
-from utils.mimic_cxr import image_file, read_csv, read_table, write_tree
+from utils.mimic_cxr import image_file, read_table, write_tree
 from utils.seeds import keyed_seed
 
 CONFIG = "demo.toml"  # the constants of all scripts

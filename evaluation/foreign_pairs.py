@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from evaluation.labeler import labels_of_prompt
+from utils.csv_files import csv_header, drop_blank, parse_csv
 from utils.errors import InputError, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet
-from utils.mimic_cxr import csv_header, drop_blank, parse_csv
 from utils.report_text import join_sections, report_sections, report_text
 
 COLUMNS = {  # what a column holds => its possible names, the first that a CSV has

@@ -36,10 +36,10 @@ from tqdm import tqdm
 from evaluation.labeler import label_reports
 from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
+from utils.csv_files import read_csv
 from utils.errors import InputError, reason, replacing, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.latents import PREPROCESSING, read_grey
-from utils.mimic_cxr import read_csv
 from utils.seeds import keyed_seed
 
 LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process trains

@@ -21,9 +21,9 @@ from pathlib import Path
 import pandas as pd
 
 from open_data.tree import place_of
+from utils.csv_files import read_csv
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, from_physionet
-from utils.mimic_cxr import read_csv
 
 PUBLISHED_IMAGES = {"train.csv": 223_414, "valid.csv": 234, "test.csv": 668}
 _SPLITS = {"train.csv": "", "valid.csv": "test", "test.csv": "test"}  # "": drawn

@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from open_data.tree import drop_rows, place_of, png_places
+from utils.csv_files import read_csv
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
-from utils.mimic_cxr import read_csv
 
 PUBLISHED_IMAGES, PUBLISHED_PATIENTS = 112_120, 30_805
 COLUMNS = {  # NIH's finding => CheXpert's; "": none

@@ -28,9 +28,9 @@ import pandas as pd
 
 from evaluation.labeler import label_reports
 from open_data.tree import drop_rows, place_of, png_places
+from utils.csv_files import read_csv
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
-from utils.mimic_cxr import read_csv
 from utils.report_text import join_sections, report_text
 
 PUBLISHED_REPORTS, PUBLISHED_IMAGES = 3955, 7470

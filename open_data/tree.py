@@ -33,10 +33,11 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from utils.csv_files import SPLITS
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.folders import OPEN_TREE, making
-from utils.mimic_cxr import SPLITS, image_file, write_tree
+from utils.mimic_cxr import image_file, write_tree
 from utils.seeds import keyed_seed
 
 PROVENANCE_FILE = "provenance.csv"

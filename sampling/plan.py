@@ -14,9 +14,10 @@ import pandas as pd
 
 from evaluation.labeler import labels_of_prompt, labels_of_sentence
 from sampling.reference_pool import ReferencePool
+from utils.csv_files import authors_codes, drop_blank, read_csv
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
-from utils.mimic_cxr import authors_codes, drop_blank, image_files, read_csv, read_table, split_rows
+from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, shorten, with_prompts
 from utils.report_text import clean_report
 from utils.seeds import keyed_seed, numbered_seeds

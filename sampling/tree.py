@@ -49,7 +49,7 @@ def sample_tree(
     settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
     check_settings(settings, denoiser.schedule)
     table, vectors = _read_requests(constants, trained)
-    text_encoder.tell(vectors["prompt"])
+    text_encoder.print_lengths(vectors["prompt"])
     cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
     selector, pool = None, None
     if constants["CANDIDATES"] > 1:

@@ -4,9 +4,12 @@ A *label vector* is 14 integer codes in the order of FINDINGS, in the coding of 
 
     1 present    -1 absent    -2 uncertain    0 not mentioned
 
-PhysioNet's files (mimic-cxr-2.x-chexpert.csv) say the same as 1.0 / 0.0 / -1.0 / blank. The two disagree about -1:
-`from_physionet` and `to_physionet` are the only border between them.
+PhysioNet's files (mimic-cxr-2.x-chexpert.csv) code the same as 1.0 / 0.0 / -1.0 / blank. The two differ in the meaning of
+-1; only `from_physionet` and `to_physionet` convert between them.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,19 +35,20 @@ FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
 
 PROMPT_START = "A chest X ray image"
-PROMPT_PARTS = (  # (code, words before its findings), in the order in which a prompt says them
+PROMPT_PARTS = (  # (code, words before its findings), in the order of a prompt
     (PRESENT, " with "),
     (ABSENT, ", without "),
     (UNCERTAIN, ", and with uncertain "),
 )
-PLAIN_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
+WORDS_OF_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
 
+_INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}
 _PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
 _CODE_TO_PHYSIONET = {PRESENT: 1.0, ABSENT: 0.0, UNCERTAIN: -1.0, NOT_MENTIONED: np.nan}
 
 
-def to_prompt(labels):
-    """The sentence that asks for a label vector.
+def to_prompt(labels: Sequence[int] | np.ndarray) -> str:
+    """The prompt for a label vector.
 
     labels: 14 codes (authors' coding). E.g. edema present and pneumothorax absent give
     "A chest X ray image with edema, without pneumothorax"; 14 zeros give "A chest X ray image".
@@ -58,62 +62,60 @@ def to_prompt(labels):
     return prompt
 
 
-def prompts_of(table):
-    """The prompt of each row of a table, a list of texts: its column `prompt`, or without one the sentence of its labels."""
+def prompts_of(table: pd.DataFrame) -> list[str]:
+    """The prompt of each row of a table: its column `prompt` if there is one, else the prompt for its labels."""
     if "prompt" in table:
         return table["prompt"].tolist()
     vectors, inverse = np.unique(table[list(FINDINGS)].to_numpy(dtype=np.int8), axis=0, return_inverse=True)
-    sentences = [to_prompt(vector) for vector in vectors]
-    return [sentences[index] for index in inverse.ravel()]
+    prompts = [to_prompt(vector) for vector in vectors]
+    return [prompts[index] for index in inverse.ravel()]
 
 
-def from_prompt(prompt):
-    """The label vector, (14,) int8, that `to_prompt` would turn into this prompt; InputError if there is none."""
+def from_prompt(prompt: str) -> np.ndarray:
+    """The label vector, (14,) int8, for which `to_prompt` returns this prompt; InputError if there is none."""
     labels = np.zeros(len(FINDINGS), dtype=np.int8)
     rest = prompt.strip()
     if not rest.startswith(PROMPT_START):
-        raise InputError(f"{prompt!r} is no prompt of this model: it has to start with {PROMPT_START!r}")
+        raise InputError(f"{prompt!r} is not a prompt for findings: it has to start with {PROMPT_START!r}")
     rest = rest[len(PROMPT_START) :]
     for code, words in reversed(PROMPT_PARTS):
         rest, found, names = rest.partition(words)
         for name in names.split(" and ") if found else ():
             labels[finding_index(name)] = code
     if to_prompt(labels) != prompt.strip():
-        raise InputError(
-            f"{prompt!r} is no prompt of this model; its findings in its own words are {to_prompt(labels)!r}"
-        )
+        raise InputError(f"{prompt!r} is not a prompt for findings; write {to_prompt(labels)!r}")
     return labels
 
 
-def parse_findings(text):
-    """Findings in plain words, comma-separated, to a label vector, (14,) int8.
+def parse_findings(text: str) -> np.ndarray:
+    """Findings in plain words, comma-separated => a label vector, (14,) int8.
 
-    "cardiomegaly, edema, not pneumothorax, uncertain pneumonia"; "not", "no" and "without" say absent, "uncertain" and
-    "possible" say uncertain. InputError for a name that is none of the 14, or one named twice.
+    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent, "uncertain"
+    and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
     """
     labels = np.zeros(len(FINDINGS), dtype=np.int8)
     for part in filter(None, (part.strip().lower() for part in text.split(","))):
-        # "no finding" is itself the name of a finding, so a whole name is looked for before a word of negation
         first, _, rest = part.partition(" ")
-        negated = first in PLAIN_CODES and part not in _INDEX
-        code, name = (PLAIN_CODES[first], rest) if negated else (PRESENT, part)
-        index = finding_index(name.strip())
+        if first in WORDS_OF_CODES and part not in _INDEX:  # "no finding" is the name of a finding
+            code, index = WORDS_OF_CODES[first], finding_index(rest)
+        else:
+            code, index = PRESENT, finding_index(part)
         if labels[index] != NOT_MENTIONED:
             raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
         labels[index] = code
     return labels
 
 
-def finding_index(name):
-    """The place of a finding in FINDINGS, whatever its case; InputError for a name that is none of them."""
+def finding_index(name: str) -> int:
+    """The index of a finding in FINDINGS, in upper or lower case; InputError for an unknown finding."""
     try:
         return _INDEX[name.strip().lower()]
     except KeyError:
-        raise InputError(f"{name!r} is none of the 14 findings: {', '.join(FINDINGS)}") from None
+        raise InputError(f"unknown finding {name!r}; choose from {', '.join(FINDINGS)}") from None
 
 
-def check_labels(labels):
-    """A label vector as (14,) int8; InputError when it is not 14 codes out of 1, -1, -2 and 0."""
+def check_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A label vector as (14,) int8; InputError if it is not 14 codes out of 1, -1, -2 and 0."""
     try:
         labels = np.asarray(labels)
     except ValueError:  # lists of unequal length
@@ -123,7 +125,7 @@ def check_labels(labels):
     return labels.astype(np.int8)
 
 
-def from_physionet(frame, where):
+def from_physionet(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
     """PhysioNet's columns (1.0 / 0.0 / -1.0 / blank) => codes, an int8 DataFrame with the columns of FINDINGS.
 
     frame: a DataFrame with the 14 columns, numbers or text; where: the file it came from, for the message.
@@ -145,9 +147,6 @@ def from_physionet(frame, where):
     return pd.DataFrame(codes, index=frame.index)
 
 
-def to_physionet(codes):
+def to_physionet(codes: pd.DataFrame) -> pd.DataFrame:
     """Codes, a DataFrame with the columns of FINDINGS => PhysioNet's 1.0 / 0.0 / -1.0 / NaN (written as blank)."""
     return codes[list(FINDINGS)].astype(int).replace(_CODE_TO_PHYSIONET).astype(float)
-
-
-_INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}

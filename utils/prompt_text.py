@@ -1,12 +1,14 @@
-"""Free text as a prompt: the impression of a report, or whatever a radiologist would write, and its label vector.
+"""Free text as a prompt: the impression of a report or a text of the user's, each with a label vector.
 
-findings     the sentence of a label vector (`utils.findings.to_prompt`): the paper's
+findings     the sentence of a label vector (`utils.findings.to_prompt`), as in the paper
 impression   the impression of a row's own report, without de-identification marks; a row that has none is dropped
-text         anybody's words, to a model that was trained on impressions
+text         any text, for a model that was trained on impressions
 
-A label vector goes with each of them: references are chosen by it, selector and evaluation judge by it. A free text has
-the codes that the rules of evaluation/labeler.py read in it, unless its codes are given.
+Each prompt has a label vector besides: it chooses the references, and selection and evaluation judge images by it. The
+rules of evaluation/labeler.py read the codes of a free text, unless they are given.
 """
+
+import pandas as pd
 
 from utils.errors import InputError, say
 from utils.report_text import clean_report, report_sections
@@ -15,20 +17,20 @@ PROMPTS = ("findings", "impression")  # what a vision module may be trained on
 _SHOWN = 60  # characters of a text in a message
 
 
-def with_prompts(table, prompt):
-    """The rows of a table that a training with this PROMPT has, with a column `prompt` for "impression".
+def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
+    """The rows of a table that can be trained on with this PROMPT; for "impression" with a column `prompt`.
 
-    InputError where no row has an impression, and for a PROMPT that is none. Prints what was dropped, and why.
+    Prints how many rows were dropped, and why. InputError if no row has an impression, or for an unknown PROMPT.
     """
     check_prompt(prompt)
     if prompt == "findings":
         return table
     raw = table["report"].map({report: report_sections(report)[1] for report in table["report"].unique()})
     impressions = raw.map({text: clean_report(text) for text in raw.unique()})
-    silent, lacking, kept = table["report"] == "", raw == "", impressions != ""
+    no_report, no_impression, kept = table["report"] == "", raw == "", impressions != ""
     dropped = (
-        f"dropped {silent.sum()} without a report, {(lacking & ~silent).sum()} whose report has no impression and "
-        f"{(~kept & ~lacking).sum()} of which de-identification left no sentence"
+        f"dropped {no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no impression "
+        f"and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
     )
     if not kept.any():
         raise InputError(
@@ -39,17 +41,17 @@ def with_prompts(table, prompt):
     return table[kept].assign(prompt=impressions[kept]).reset_index(drop=True)
 
 
-def impression_of(report):
-    """The impression of a report, without de-identification marks; "" where it has none, or none is left."""
+def impression_of(report: str) -> str:
+    """The impression of a report without de-identification marks; "" if there is none."""
     return clean_report(report_sections(report)[1])
 
 
-def check_prompt(prompt):
-    """InputError for a PROMPT, of a script or of a checkpoint, that is none of PROMPTS."""
+def check_prompt(prompt: str) -> None:
+    """InputError for an unknown PROMPT, of a script or of a checkpoint."""
     if prompt not in PROMPTS:
         raise InputError(f"PROMPT {prompt!r} is none of {', '.join(PROMPTS)}")
 
 
-def shorten(text):
-    """A text as a message shows it."""
+def shorten(text: str) -> str:
+    """A text, cut for a message."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + " …"

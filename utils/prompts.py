@@ -5,19 +5,22 @@
     (text, reference) => the denoiser's prompt tokens, by PooledFusion (U-ViT) or TokenFusion (Stable Diffusion)
 
 A dropped text is the encoding of the empty prompt; a dropped reference is the zero vector. For SD v1.4 and OpenAI's
-ViT-B/32, D = R = 768. The CXR-IRGen authors prompted otherwise, and a denoiser of theirs goes on so (PROMPTINGS):
+ViT-B/32, D = R = 768. The CXR-IRGen authors prompt in another way, which their denoisers keep (PROMPTINGS):
 
     texts      padded to the longest of their batch, not to 77; here a batch has texts of one length, so that the
-               batch size changes no picture
+               batch size changes no image
     null       77 end tokens, pooled (U-ViT); the empty text, as long as text and reference together (Stable Diffusion)
     reference  the first training row with the same labels; the zero vector when there is none
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
+from accelerate import Accelerator
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -39,10 +42,12 @@ from utils.errors import InputError, say
 from utils.findings import PROMPT_START
 from utils.latents import PREPROCESSING, read_pixels
 
-NULL_PROMPT = ""  # what stands for a dropped text
-PROMPTINGS = ("own", "authors")  # whose prompts a denoiser was trained with
+NULL_PROMPT = ""  # the prompt of a dropped text
+PROMPTINGS = ("own", "authors")  # how a denoiser was prompted in training
 LONGEST = 77  # tokens of a prompt: a BERT that reads 512 would fill cache and attention with padding
-_TRIAL = "A chest X ray image"
+TEXT_BATCH = 64  # prompts that are encoded at a time
+
+# ---- texts ---------------------------------------------------------------------------------------------------------
 
 
 class TextEncoder:
@@ -53,79 +58,64 @@ class TextEncoder:
     name: TEXT_ENCODER, a folder or hub id of another CLIP or of a BERT; "": base_model's.
     """
 
-    name = ""
-
-    def __init__(self, base_model, pooled, device="cpu", name=""):
+    def __init__(self, base_model: str, pooled: bool, device: str | torch.device = "cpu", name: str = ""):
         self.pooled, self.name = pooled, name
         self.tokenizer, self.model = _load_text_model(name) if name else _load_clip(base_model)
         self.model.eval().requires_grad_(False).to(device)
         self.width = self.model.config.hidden_size
         if name:
-            self._try()
+            self._check_encodes()
 
-    def _try(self):
-        """InputError for a model that is no text encoder: one that fails, or that makes the same of every text."""
+    def _check_encodes(self) -> None:
+        """InputError if the model fails, or encodes all texts alike, as a model of images would."""
         try:
-            text, nothing = self.encode([_TRIAL, NULL_PROMPT])
-            if torch.allclose(text, nothing):
-                raise ValueError(f"it is a {type(self.model).__name__}, which makes the same of every text")
-        except Exception as error:  # a model of another kind fails in whatever it does
+            text, null = self.encode([PROMPT_START, NULL_PROMPT])
+            if torch.allclose(text, null):
+                raise ValueError(f"it is a {type(self.model).__name__}, which encodes all texts alike")
+        except Exception as error:  # models of other kinds raise errors of any type
             raise _no_text_encoder(self.name, error) from error
-        if self.pooled and not self._is_clip and getattr(self.model, "pooler", None) is None:
+        if self.pooled and not self.is_clip and getattr(self.model, "pooler", None) is None:
             say(f"{self.name} has no trained pooler: a text is the state of its first token")
 
     @property
-    def _is_clip(self):
+    def is_clip(self) -> bool:
         return isinstance(self.model, CLIPTextModel)
 
     @property
-    def longest(self):
+    def longest(self) -> int:
         """Tokens of a prompt at most, start and end included."""
-        read = self.model.config.max_position_embeddings
-        return min(read, self.tokenizer.model_max_length, LONGEST) if self.name else read
+        positions = self.model.config.max_position_embeddings
+        return min(positions, self.tokenizer.model_max_length, LONGEST) if self.name else positions
 
-    def encode(self, prompts, length=0):
-        """A list of prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
+    def encode(self, prompts: list[str], length: int = 0) -> torch.Tensor:
+        """n prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
         return self._encode_tokens(*self._tokenise(list(prompts), length or self.longest))
 
-    def _tokenise(self, prompts, length):
-        """(n, length) ids, padded, and the mask of what is no padding, None for a CLIP, which attends to all as in SD.
+    def _tokenise(self, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(n, length) ids, padded, and the mask of the tokens before the padding; None for a CLIP, which has no mask in SD.
 
-        A character that CLIP's tokenizer does not know is left out, for its id is the end token's: at the end of a text it
-        makes no difference; before it, the pooled output would be of the words up to it.
+        CLIP's tokenizer has the end token's id for a character that it does not know. Such a character is left out, unless
+        it stands at the end: with it, the pooled output would be that of the words before it.
         """
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        if not self._is_clip:
+        if not self.is_clip:
             return tokens.input_ids, tokens.attention_mask
-        ids, end = tokens.input_ids, self.tokenizer.eos_token_id
-        ended_before = (ids[:, :-1] == end) & (ids[:, 1:] != end) & (ids[:, 1:] != self.tokenizer.pad_token_id)
+        ids, end, padding = tokens.input_ids, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        ended_before = (ids[:, :-1] == end) & (ids[:, 1:] != end) & (ids[:, 1:] != padding)
         for row in ended_before.any(dim=1).nonzero().ravel().tolist():
-            words, _ = self._words(prompts[row])
+            words, _ = self._known_ids(prompts[row])
             words = [self.tokenizer.bos_token_id, *words[: length - 2], end]
-            ids[row] = torch.tensor(words + [self.tokenizer.pad_token_id] * (length - len(words)))
+            ids[row] = torch.tensor(words + [padding] * (length - len(words)))
         return ids, None
 
-    def _words(self, prompt):
-        """The ids of a text, start, end and unknown characters left out, and how many of these there are."""
+    def _known_ids(self, prompt: str) -> tuple[list[int], int]:
+        """The ids of a text without start, end and unknown characters, and the number of unknown characters."""
         ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         known = [number for number in ids if number != self.tokenizer.eos_token_id]
         return known, len(ids) - len(known)
 
-    def tell(self, prompts):
-        """Prints how long the distinct prompts are, how many of them are cut, and what of them is not read."""
-        distinct = sorted({*prompts})
-        words = [self._words(prompt) for prompt in distinct]
-        lengths = np.array([len(ids) + 2 for ids, _ in words])
-        unknown = sum(count for _, count in words)
-        say(
-            f"prompts: {len(distinct)} distinct, {lengths.mean():.0f} tokens on average; {(lengths > self.longest).sum()} of "
-            f"them cut at {self.longest}"
-            + f"; {unknown} signs that the tokenizer does not know left out"
-            * bool(unknown)
-        )
-
     @torch.no_grad()
-    def _encode_tokens(self, tokens, mask=None):
+    def _encode_tokens(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         device = next(self.model.parameters()).device
         masked = {} if mask is None else {"attention_mask": mask.to(device)}
         output = self.model(tokens.to(device), **masked)
@@ -134,75 +124,90 @@ class TextEncoder:
         pooled = getattr(output, "pooler_output", None)
         return output.last_hidden_state[:, 0] if pooled is None else pooled
 
-    def lengths(self, prompts):
+    def lengths(self, prompts: list[str]) -> list[int]:
         """Tokens of each prompt, start and end included, 77 at most."""
         tokens = self.tokenizer(list(prompts), truncation=True, max_length=self.longest).input_ids
-        return list(map(len, tokens))
+        return [len(ids) for ids in tokens]
 
-    def null_prompt(self, prompting, length=0):
-        """What guidance leads away from => text, (D,) or (77, D), and reference, (D,), or None for the zero vector.
+    def print_lengths(self, prompts: list[str]) -> None:
+        """Prints the number and length of the distinct prompts, how many of them are cut, and what is left out."""
+        words, unknown = zip(*(self._known_ids(prompt) for prompt in sorted({*prompts})))
+        lengths = np.array([len(ids) + 2 for ids in words])  # with start and end
+        line = (
+            f"prompts: {len(lengths)} distinct, {lengths.mean():.0f} tokens on average; "
+            f"{(lengths > self.longest).sum()} of them cut at {self.longest}"
+        )
+        if any(unknown):
+            line += f"; {sum(unknown)} characters that the tokenizer does not know left out"
+        say(line)
+
+    def null_prompt(self, prompting: str, length: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prompt that guidance leads away from => text, (D,) or (77, D), and reference, (D,), None for the zero vector.
 
         prompting: one of PROMPTINGS; length: the tokens of the texts beside it, for Stable Diffusion's authors.
-        The authors' null prompt has no part for a reference, so the two parts are such that their fusion is just it.
+        The authors' null prompt has no part for a reference; the two parts here are such that their fusion equals it.
         """
         if prompting == "own":
             return self.encode([NULL_PROMPT])[0], None
         if self.pooled:
             text = self._encode_tokens(torch.full((1, self.longest), self.tokenizer.eos_token_id))[0]  # (D,)
-            return text, text  # the mean of both
+            return text, text  # PooledFusion takes the mean of both
         tokens = self.encode([NULL_PROMPT], min(length + 1, self.longest))[0]  # (length + 1, D)
-        return tokens[:length], tokens[-1]  # one behind the other
+        return tokens[:length], tokens[-1]  # TokenFusion puts one behind the other
 
-    def cache(self, prompts, cache_dir, accelerator, batch_size=64):
-        """The features of the distinct prompts among `prompts`, and of the null prompt => TextFeatures."""
-        self.tell(prompts)
+    def cache(self, prompts: list[str], cache_dir: str | Path, accelerator: Accelerator) -> "TextFeatures":
+        """The features of the distinct prompts, and of the null prompt, computed once."""
+        self.print_lengths(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
-        fingerprint = {
-            "feature": "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens",
-            "encoder": self.fingerprint(),
-        }
-        folder = f"text_{'pooled' if self.pooled else 'tokens'}"
-        if self.name:  # several may share a cache of images
-            fingerprint["feature"] = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
-            folder += f"_{fingerprint['encoder'][:12]}"
-        cache = FeatureCache(f"{cache_dir}/{folder}", fingerprint)
+        cache = self._open_cache(cache_dir)
         served = cache.fill(
-            list(map(_text_key, distinct)),
+            [_text_key(prompt) for prompt in distinct],
             lambda row: distinct[row],
             lambda batch: self.encode(batch).cpu().numpy(),
-            batch_size,
+            TEXT_BATCH,
             accelerator,
             "prompts",
         )
         if not served.all():
-            raise InputError(f"the text encoder makes no numbers of {(~served).sum()} prompts (named above)")
+            raise InputError(f"the text encoder makes no finite features of {(~served).sum()} prompts (named above)")
         return TextFeatures(cache)
 
-    def fingerprint(self):
+    def _open_cache(self, cache_dir: str | Path) -> FeatureCache:
+        """BASE_MODEL's text encoder has a folder of its own; so has each TEXT_ENCODER, named by its fingerprint."""
+        digest, kind = self.fingerprint(), "pooled" if self.pooled else "tokens"
+        if self.name:
+            folder = f"text_{kind}_{digest[:12]}"
+            feature = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
+        else:
+            folder = f"text_{kind}"
+            feature = "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens"
+        return FeatureCache(f"{cache_dir}/{folder}", {"feature": feature, "encoder": digest})
+
+    def fingerprint(self) -> str:
         return weights_fingerprint(self.model)
 
 
 class TextFeatures:
     """The features of texts, out of a FeatureCache: features[text] => (D,) or (77, D); stack(texts) => (n, ...)."""
 
-    def __init__(self, cache):
+    def __init__(self, cache: FeatureCache):
         self.cache = cache
 
-    def __getitem__(self, text):
+    def __getitem__(self, text: str) -> np.ndarray:
         return self.cache[_text_key(text)]
 
-    def stack(self, texts):
-        return self.cache.stack(list(map(_text_key, texts)))
+    def stack(self, texts: list[str]) -> np.ndarray:
+        return self.cache.stack([_text_key(text) for text in texts])
 
 
-def _text_key(text):
-    """What a text lies under in a cache: a sentence of findings itself, any other its SHA-256, so that no report lies there."""
+def _text_key(text: str) -> str:
+    """The key of a text in a cache: a sentence of findings itself, the SHA-256 of any other, so that no report is stored."""
     if text == NULL_PROMPT or text.startswith(PROMPT_START):
         return text
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load_clip(base_model):
+def _load_clip(base_model: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """The tokenizer and the CLIP text model of a Stable-Diffusion-like folder."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
@@ -210,9 +215,9 @@ def _load_clip(base_model):
         model, info = CLIPTextModel.from_pretrained(
             base_model, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
         )
-        check_loaded({**info, "unexpected_keys": []}, base_model)  # a whole CLIP has an image tower besides
+        check_loaded({**info, "unexpected_keys": []}, base_model)  # a file of a whole CLIP has an image tower besides
         check_finite(model, base_model)
-    except Exception as error:  # a broken file fails in whatever reads it
+    except Exception as error:  # libraries raise errors of any type for a broken file
         raise InputError(
             f"no CLIP tokenizer and text_encoder in {base_model!r}: {why_unloaded(base_model, error)}; "
             "set BASE_MODEL to a Stable Diffusion folder"
@@ -220,22 +225,22 @@ def _load_clip(base_model):
     return tokenizer, model
 
 
-def _load_text_model(name):
-    """The tokenizer and the text model of any folder or hub id that transformers reads; code that it brings is not run.
+def _load_text_model(name: str):
+    """The tokenizer and the text model of any folder or hub id that transformers reads; code that it contains is not run.
 
-    A pooler that the weights do not hold is taken away, for it would be random. A model of a kind of its own whose name ends
-    in "bert", such as CXR-BERT, is read as a BERT: what it has beside one is left over.
+    A pooler without weights is removed, for it would be random. A model of an unknown kind whose name ends in "bert", such
+    as CXR-BERT, is read as a BERT; its further weights are left out.
     """
     try:
         check_config(name)
-        told, _ = PretrainedConfig.get_config_dict(name)
-        kind, options = str(told.get("model_type")), {}
+        config, _ = PretrainedConfig.get_config_dict(name)
+        kind, options = str(config.get("model_type")), {}
         model_class, tokenizer_class = AutoModel, AutoTokenizer
         if kind in ("clip", "clip_text_model"):
             model_class = CLIPTextModel
         elif kind not in CONFIG_MAPPING and kind.endswith("bert"):
             model_class, tokenizer_class = BertModel, BertTokenizer
-            options["config"] = BertConfig.from_dict({**told, "model_type": "bert"})
+            options["config"] = BertConfig.from_dict({**config, "model_type": "bert"})
         tokenizer = tokenizer_class.from_pretrained(name, trust_remote_code=False)
         model, info = model_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
@@ -243,20 +248,23 @@ def _load_text_model(name):
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         check_loaded({**info, "unexpected_keys": [], "missing_keys": missing}, name)
         if model_class is not CLIPTextModel:
-            model = getattr(model, "text_model", model)  # of two towers
+            model = getattr(model, "text_model", model)  # of a model with two towers
         if len(missing) < len(info["missing_keys"]):
             model.pooler = None
         check_finite(model, name)
-    except Exception as error:  # a broken file, or one of another kind, fails in whatever reads it
+    except Exception as error:  # a broken file or a model of another kind raises errors of any type
         raise _no_text_encoder(name, error) from error
     return tokenizer, model
 
 
-def _no_text_encoder(name, error):
+def _no_text_encoder(name: str, error: Exception) -> InputError:
     return InputError(
         f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP or of a "
         "BERT with its tokenizer, or leave it empty for BASE_MODEL's"
     )
+
+
+# ---- reference images ----------------------------------------------------------------------------------------------
 
 
 class ReferenceEncoder:
@@ -266,21 +274,8 @@ class ReferenceEncoder:
     Images are scaled to mean and standard deviation 0.5, not to CLIP's own statistics, as the paper does.
     """
 
-    def __init__(self, name, device="cpu"):
-        architecture, weights = (name, None) if ":" in name else name.split("/", 1) if "/" in name else (name, "")
-        if weights == "":
-            raise InputError(f"REFERENCE_ENCODER {name!r} names no weights: write it as architecture/weights")
-        folder = name.removeprefix("local-dir:")
-        try:
-            if folder != name:
-                check_config(folder, file="open_clip_config.json")
-            model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True)
-        except Exception as error:  # a broken file fails in whatever reads it
-            raise InputError(
-                f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(folder if folder != name else '.', error)}; "
-                "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
-            ) from error
-        tower = model.visual
+    def __init__(self, name: str, device: str | torch.device = "cpu"):
+        tower = _load_image_tower(name)
         if not isinstance(tower, open_clip.transformer.VisionTransformer):
             raise InputError(f"REFERENCE_ENCODER {name!r} has no ViT image tower, so there is no pooled output to take")
         check_finite(tower, name)
@@ -290,12 +285,20 @@ class ReferenceEncoder:
         self.width = tower.ln_post.normalized_shape[0]
 
     @torch.no_grad()
-    def encode(self, pixels):
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, S, S) in [-1, 1], S = image_size => (B, R)."""
         return self.tower(pixels.to(self.tower.ln_post.weight.device))
 
-    def cache(self, table, cache_dir, accelerator, batch_size, threads, keys=None):
-        """The embeddings of every image of a table => (cache, keys, readable), as `latents.cache_moments` has them."""
+    def cache(
+        self,
+        table: pd.DataFrame,
+        cache_dir: str | Path,
+        accelerator: Accelerator,
+        batch_size: int,
+        threads: int,
+        keys: list[str | None] | None = None,
+    ) -> tuple[FeatureCache, list[str | None], np.ndarray]:
+        """The embeddings of every image of a table => (cache, keys, readable), as of `latents.cache_moments`."""
         fingerprint = {
             "feature": "CLIP image embedding before the projection",
             "encoder": self.fingerprint(),
@@ -304,19 +307,41 @@ class ReferenceEncoder:
         }
         cache = FeatureCache(f"{cache_dir}/references", fingerprint)
         keys, paths = keys or image_keys(table), table.image_path.tolist()
-        readable = cache.fill(
-            keys,
-            lambda row: read_pixels(paths[row], self.image_size),
-            lambda images: self.encode(torch.stack(images)).cpu().numpy().astype(np.float32),
-            batch_size,
-            accelerator,
-            "reference embeddings",
-            threads,
-        )
+
+        def load(row):
+            return read_pixels(paths[row], self.image_size)
+
+        def encode(images):
+            return self.encode(torch.stack(images)).cpu().numpy().astype(np.float32)
+
+        readable = cache.fill(keys, load, encode, batch_size, accelerator, "reference embeddings", threads)
         return cache, keys, readable
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         return weights_fingerprint(self.tower)
+
+
+def _load_image_tower(name: str) -> nn.Module:
+    """The image tower of an open_clip model, by its name or its folder."""
+    architecture, weights, place = name, None, "."
+    if name.startswith("local-dir:"):
+        place = name.removeprefix("local-dir:")
+    elif ":" not in name:
+        architecture, _, weights = name.partition("/")
+        if not weights:
+            raise InputError(f"REFERENCE_ENCODER {name!r} names no weights: write it as architecture/weights")
+    try:
+        if place != ".":
+            check_config(place, file="open_clip_config.json")
+        return open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).visual
+    except Exception as error:  # libraries raise errors of any type for a broken file
+        raise InputError(
+            f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(place, error)}; "
+            "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
+        ) from error
+
+
+# ---- fusions -------------------------------------------------------------------------------------------------------
 
 
 class PooledFusion(ModelMixin, ConfigMixin):
@@ -332,7 +357,7 @@ class PooledFusion(ModelMixin, ConfigMixin):
         self.project = nn.Identity() if reference_dim == text_dim else nn.Linear(reference_dim, text_dim, bias=False)
         self.text_embed = nn.Linear(text_dim, embed_dim)
 
-    def forward(self, text, reference=None):
+    def forward(self, text: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
         """text (B, D), reference (B, R) or None (not averaged then) => (B, 1, embed_dim)."""
         fused = text if reference is None else (text + self.project(reference)) / 2  # (B, D)
         return self.text_embed(fused)[:, None]
@@ -342,8 +367,8 @@ class TokenFusion(ModelMixin, ConfigMixin):
     """Stable Diffusion's fusion (CXR-IRGen, section 3): the 77 text tokens, then the reference as token 78.
 
     The reference passes a learned projection without a bias (no reference stays zero), which starts as the identity
-    when the widths agree. prompting: one of PROMPTINGS. token_dim: the width that the U-Net attends to, 0: text_dim; texts
-    of another width pass a learned projection, too.
+    when the widths agree. prompting: one of PROMPTINGS. token_dim: the width of the tokens in the U-Net's attention, 0 for
+    text_dim; texts of another width pass a learned projection, too.
     """
 
     @register_to_config
@@ -355,7 +380,7 @@ class TokenFusion(ModelMixin, ConfigMixin):
             nn.init.eye_(self.project.weight)
         self.project_text = nn.Identity() if text_dim == token_dim else nn.Linear(text_dim, token_dim)
 
-    def forward(self, text, reference=None):
+    def forward(self, text: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
         """text (B, 77, D), reference (B, R) or None (no token then) => (B, 78 or 77, token_dim)."""
         text = self.project_text(text)
         if reference is None:

@@ -279,7 +279,7 @@ def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(rea
         ({"JUDGE_PATIENTS": "first half"}, "--JUDGE_PATIENTS: 'first half' is none of all, second half"),
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
-        ({"SYNTHETIC": "nowhere"}, "nowhere is no folder"),
+        ({"SYNTHETIC": "nowhere"}, "nowhere is not a folder"),
     ],
 )
 def test_bad_constants_are_one_sentence(real, evaluate, constants, message):

@@ -391,7 +391,7 @@ def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, mo
         (b"dicom_id,report\n", "no column 'study_id'"),
         (b"\xff\xfe\n", "cannot be read as a CSV|no column"),
         (b"dicom_id,study_id,report\n0000-0,50000000,A.\n0000-0,50000000,B.\n", "two reports of 0000-0"),
-        (b"dicom_id,study_id,report\n0000-0,half,A.\n", "study_id 'half' is no whole number"),
+        (b"dicom_id,study_id,report\n0000-0,half,A.\n", "study_id 'half' is not a whole number"),
         (b"dicom_id,study_id,report\n../x,50000000,A.\n", "dicom_id '../x' cannot name"),
         (None, "cannot be read as a CSV"),
     ],
@@ -449,7 +449,7 @@ def test_the_prior_leaves_out_whom_its_bart_left_out(checkpoints, tmp_path):
     constants = {"BART_CHECKPOINT": checkpoints[1], "DATA_ROOT": tmp_path / "nothing", "DEVICE": "cpu"}
     message = run_script("train_prior_model", *flags(**constants))
     assert "HOLD_OUT is ('p19',), and BART_CHECKPOINT" in message and "was trained with ('p18',) held out" in message
-    assert "nothing is no folder" in run_script("train_prior_model", *flags(**constants, HOLD_OUT="p18"))
+    assert "nothing is not a folder" in run_script("train_prior_model", *flags(**constants, HOLD_OUT="p18"))
 
 
 def test_two_processes_write_what_one_writes(sample, checkpoints, tmp_path):

@@ -116,10 +116,9 @@ def test_a_sign_that_the_tokenizer_does_not_know_does_not_end_a_text(base_model)
 def test_what_is_cut_and_what_is_not_read_is_counted(base_model, capsys):
     encoder = TextEncoder(base_model, pooled=False)
     long = "edema " * 76
-    encoder.tell(["edema", "edema", "edema " * 75, long, "edema; fracture."])
+    encoder.print_lengths(["edema", "edema", "edema " * 75, long, "edema; fracture."])
     assert capsys.readouterr().out == (
-        "prompts: 4 distinct, 40 tokens on average; 1 of them cut at 77; 2 signs that the tokenizer does not know "
-        "left out\n"
+        "prompts: 4 distinct, 40 tokens on average; 1 of them cut at 77; 2 characters that the tokenizer does not know left out\n"
     )
     torch.testing.assert_close(encoder.encode([long]), encoder.encode(["edema " * 75]))
     punctuated = encoder.encode(["edema. " * 76])  # cut after what is not read is left out
