@@ -149,8 +149,7 @@ def _cards(rows, settings, marks, images):
     """The cards of the page; rows: see `_side_by_side`; settings: of each tree; marks: {dicom_id: agreement}."""
     cards = []
     for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
-        card = None
-        pictures = [None] * len(settings)
+        card, pictures = None, [None] * len(settings)
         for index, row in enumerate(row_of_each_tree):
             image = images.add(row["image_path"]) if row else None
             if image:
@@ -222,8 +221,7 @@ def _read_tree(root):
 
 
 def _read_provenance(path):
-    """synthetic.csv as text, indexed by dicom_id; the seed is the request's where the image is one of its
-    candidates."""
+    """synthetic.csv as text, indexed by dicom_id; the seed of a candidate is its request's."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     absent = [name for name in ("dicom_id", *_REQUEST) if name not in table]
     if absent:

@@ -148,8 +148,8 @@ def _train_judge(train, validation, settings, device):
 
 def _save_judge(judge, folder):
     """Writes the folder of a judge; it has its name only when it is complete."""
-    about = {"thresholds": judge.thresholds.tolist(), "known": judge.known.tolist()}
-    about = {"settings": dataclasses.asdict(judge.settings), **about}
+    about = {"settings": dataclasses.asdict(judge.settings)}
+    about |= {"thresholds": judge.thresholds.tolist(), "known": judge.known.tolist()}
     weights = {name: value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
     with writing("the image judge", folder.parent):
         try:
@@ -166,12 +166,13 @@ def _load_judge(folder, settings, device):
     model = _classifier(settings.model)
     try:
         about = json.loads((folder / "judge.json").read_text())
+        thresholds, known = np.array(about["thresholds"]), np.array(about["known"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
-        return Judge(model.to(device), settings, np.array(about["thresholds"]), np.array(about["known"]))
     except Exception as error:  # a damaged file fails in the library that reads it
         raise InputError(
             f"the image judge in {folder} is damaged ({reason(error)}): delete this folder, and it is trained again"
         ) from error
+    return Judge(model.to(device), settings, thresholds, known)
 
 
 def _classifier(name):
@@ -411,20 +412,18 @@ class TextJudge:
 
     def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
-        found = np.zeros((len(reports), len(FINDINGS)), dtype=bool)
+        present = np.zeros((len(reports), len(FINDINGS)), dtype=bool)
         features = self._words.transform(reports)
         for index, model in self._models.items():
-            found[:, index] = model.predict(features)
-        return found
+            present[:, index] = model.predict(features)
+        return present
 
 
 class RulesJudge:
     """Reads which findings a report calls present by the rules of evaluation/labeler.py, without training."""
 
     name = "rules (evaluation/labeler.py)"
-
-    def __init__(self):
-        self.known = np.ones(len(FINDINGS), dtype=bool)
+    known = np.ones(len(FINDINGS), dtype=bool)
 
     def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
@@ -435,13 +434,13 @@ class ChexbertJudge:
     """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights."""
 
     name = "CheXbert"
+    known = np.ones(len(FINDINGS), dtype=bool)
 
     def __init__(self, device: torch.device | str):
         with _loading("CheXbert, by f1chexbert,", "set TEXT_JUDGE to tfidf or rules"):
             from f1chexbert import F1CheXbert
 
             self._labeler = F1CheXbert(device=str(device))
-        self.known = np.ones(len(FINDINGS), dtype=bool)
         self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]
 
     def __call__(self, reports: list[str]) -> np.ndarray:
