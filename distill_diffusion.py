@@ -16,8 +16,8 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 
 from functools import partial
 
-from models.diffusion import PromptedDenoiser
-from models.distillation import STUDENT_SCHEDULER, Guidance, Teacher, begin_student, distillation_loss
+from models.diffusion import Guidance, PromptedDenoiser
+from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
 from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_needs, set_aside
 from training.loop import fit
 from training.preflight import check_training, made_up, split_counts

@@ -16,25 +16,25 @@ from functools import partial
 import torch
 
 from benchmarks.bench_clock import plain_float32, precision_of, result, speeds, synchronise, take_turns, timed
-from models.diffusion import EVERYWHERE, sample_latents, sampling_scheduler
+from models.diffusion import Guidance, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from utils.latents import decode_in, decode_latents
 
-GUIDANCE = 7.5  # of text and reference, the paper's
+GUIDANCE = Guidance(7.5, 7.5)  # the paper's
 BACKBONES = {"U-ViT": "train_diffusion_clipUViT", "SD's U-Net": "train_diffusion_clipSD"}
 
 
 class Sampler:
     """Draws a batch of images in one way; afterwards `decoding` has the seconds of the VAE, `calls` the network's rows."""
 
-    def __init__(self, parts, model, vae, texts, images, scheduler, steps, guidance, guided, precision):
+    def __init__(self, parts, model, vae, texts, images, scheduler, steps, guidance, precision):
         self.model, self.vae, self.shape = model.eval(), vae, parts.shape
         self.name, self.steps, self.precision = scheduler, steps, precision
-        self.guidance, self.guided = guidance, guided
+        self.guidance = guidance
         self.images, self.device = images, parts.device
-        self.null = texts.encode([""])[0]
-        self.text = self.null + torch.randn(images, *self.null.shape, device=self.null.device)
-        self.reference = torch.randn(images, parts.references.width, device=self.null.device)
+        null = texts.encode([""])[0]
+        text = null + torch.randn(images, *null.shape, device=null.device)
+        self.prompts = Prompts(text, torch.randn(images, parts.references.width, device=null.device), null)
         self.decoding, self.calls = [], 0
 
     def __call__(self):
@@ -44,9 +44,8 @@ class Sampler:
         try:
             with self.precision():
                 latents = sample_latents(
-                    self.model, scheduler, self.text, self.reference, self.null, range(self.images), self.shape, self.steps,
-                    self.guidance, self.guidance, guided=self.guided,
-                )  # fmt: skip
+                    self.model, scheduler, self.prompts, self.guidance, range(self.images), self.shape, self.steps
+                )
         finally:
             counter.remove()
         synchronise(self.device)
@@ -68,13 +67,13 @@ def measure(parts, accelerator, images, guided, turns, enough):
         replay(own, accelerator)
         texts = parts.token_texts if script.endswith("SD") else parts.pooled_texts
         recipes = {
-            "naive": ("PNDM", 50, GUIDANCE, EVERYWHERE, plain_float32),
-            "DPM-Solver++ 25": ("DPMSolverMultistep", 25, GUIDANCE, EVERYWHERE, accelerator.autocast),
+            "naive": ("PNDM", 50, GUIDANCE, plain_float32),
+            "DPM-Solver++ 25": ("DPMSolverMultistep", 25, GUIDANCE, accelerator.autocast),
             f"DPM-Solver++ 25, guidance {guided[0]:g} to {guided[1]:g}": (
-                "DPMSolverMultistep", 25, GUIDANCE, guided, accelerator.autocast
+                "DPMSolverMultistep", 25, Guidance(7.5, 7.5, *guided), accelerator.autocast
             ),
-            "a student's 3 steps": ("DDIM", 3, 1.0, EVERYWHERE, accelerator.autocast),
-            "a student's 4 steps": ("DDIM", 4, 1.0, EVERYWHERE, accelerator.autocast),
+            "a student's 3 steps": ("DDIM", 3, Guidance(), accelerator.autocast),
+            "a student's 4 steps": ("DDIM", 4, Guidance(), accelerator.autocast),
         }  # fmt: skip
         samplers = {
             name: Sampler(parts, *((model, parts.vae) if name == "naive" else (own, vae)), texts, images, *recipe)

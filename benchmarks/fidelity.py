@@ -7,9 +7,7 @@ The same rows of SPLIT, their prompts, references and seeds, in every line of th
 
     real images             as they are: what a perfect module could reach, and the floor of every distance
     through the VAE         encoded and decoded: what the latents keep
-    denoised from 25 %      noise of so many of the schedule's steps on the true latents, taken away again with the true
-                            prompt and no guidance; 100 % differs from sampling only in where it starts
-    sampled                 for each of VARIANTS, from noise, or from noise on the reference (the samplers' START)
+    sampled                 for each of VARIANTS
 
 All are compared with images of the train split, at the same size, IMAGE_SIZE of the checkpoint; on that split the judge is
 trained as well, so the first line is no 0.
@@ -70,8 +68,7 @@ OUTPUT = "demo/fidelity"  # folder of the table and the picture (a folder to wri
 SPLIT = "validate"  # whose rows (train, validate or test)
 IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
 COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # shares of the schedule's steps to denoise from (each 0 to 1)
-VARIANTS = (  # condition, guidance, where less than all its lowest and highest noise level; "from-reference": START
+VARIANTS = (  # condition, guidance, where less than all its lowest and highest noise level
     "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
 )  # fmt: skip
 SCHEDULER = "DPMSolverMultistep"  # of all lines
@@ -119,20 +116,17 @@ class Module:
         self.requests = requests
         self.rows = table.set_index("dicom_id").loc[requests.source].reset_index()  # the real images of the requests
 
-    def images(self, variant, strength=None):
-        """Images (N, S, S) uint8 and network calls an image; strength: denoised from there, None: as `variant` begins."""
+    def images(self, variant):
+        """Images (N, S, S) uint8 and network calls an image."""
         settings = {**self.settings, **_guidance(variant)}
         check_settings(settings, self.model.schedule)
-        if "start" in settings:
-            self.pool.prepare_latents(self.requests.reference_dicom_id, self.vae, self.image_size)
         calls = []
         hook = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
         made = []
         for start in range(0, len(self.requests), self.batch_size):
             batch = self.requests.iloc[start : start + self.batch_size]
-            true = None if strength is None else (self.latents(start), strength)
             latents = draw_batch(
-                batch, settings, self.model, self.text_encoder, self.pool, self.shape, self.accelerator, true
+                batch, settings, self.model, self.text_encoder, self.pool, self.shape, self.accelerator
             )
             made.append(decode_latents(self.vae, latents))
         hook.remove()
@@ -150,19 +144,17 @@ class Module:
 
 
 def _guidance(variant):
-    """ "both 3.5 0.3 5 from-reference" => the settings of a sampler."""
+    """ "both 3.5 0.3 5" => the settings of a sampler."""
     words = variant.split()
-    start = {"start": "reference"} if words[-1:] == ["from-reference"] else {}
-    words = words[: len(words) - len(start)]
     try:
         guidance, low, high = [*map(float, words[1:]), *(0.0, ALL_NOISE)[: 4 - len(words)]]
     except ValueError as error:
         raise InputError(
-            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level, and 'from-reference'"
+            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level"
         ) from error
     return {
         "condition": words[0], "text_guidance": guidance, "reference_guidance": guidance, "guidance_low": low,
-        "guidance_high": high, **start,
+        "guidance_high": high,
     }  # fmt: skip
 
 
@@ -212,8 +204,6 @@ def main():
 
     line("real images", small(module.rows))
     line("through the VAE", module.through_the_vae())
-    for strength in STRENGTHS:
-        line(f"denoised from {strength:.0%}", *module.images("both 1", strength))
     for variant in VARIANTS:
         line(f"sampled, {variant}", *module.images(variant))
     text = markdown(pd.DataFrame(lines))

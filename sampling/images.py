@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
-from models.diffusion import TRIAL_STEPS, sample_latents, sampling_scheduler
+from models.diffusion import Guidance, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from sampling.plan import CONDITIONS, NOBODY, PROVENANCE, SELECTED, SETTINGS, plan_digest, save_plan
 from utils.cache import save_array
@@ -26,6 +26,7 @@ from utils.references import NONE, References
 from utils.seeds import keyed_generator
 
 JPEG_QUALITY = 95
+TRIAL_STEPS = 3  # of the batch that is tried before a run
 BYTES_OF_ROWS = 2000  # of an image, in all tables of a tree
 
 
@@ -46,7 +47,7 @@ def check_settings(settings, schedule):
     longest = schedule.config.num_train_timesteps
     if not 1 <= settings["steps"] <= longest:
         raise InputError(f"STEPS is {settings['steps']}; it has to be 1 to {longest}, the steps of the noise schedule")
-    sampling_scheduler(settings["scheduler"], schedule, settings["steps"])  # tries it
+    sampling_scheduler(settings["scheduler"], schedule)
 
 
 def start_setting(start, training):
@@ -244,8 +245,8 @@ def _batches(plan, missing, batch_size, model, text_encoder):
     return [group for group in groups if group.dicom_id.isin(missing).any()]
 
 
-def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, start=None):
-    """The latents (B, C, h, w) of a batch of requests; start: as `sample_latents` has it, where the settings say no other."""
+def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator):
+    """The latents (B, C, h, w) of a batch of requests."""
     prompting = model.fusion.config.prompting
     text_guidance, reference_guidance = settings["text_guidance"], settings["reference_guidance"]
     length = text_encoder.lengths(batch.prompt[:1])[0] if prompting == "authors" else 0
@@ -256,17 +257,13 @@ def draw_batch(batch, settings, model, text_encoder, pool, shape, accelerator, s
         reference_guidance = text_guidance
     else:
         reference = pool.embeddings(batch.reference_dicom_id)
-    if settings.get("start") == "reference":
-        start = pool.latents(batch.reference_dicom_id, shape), 1.0
     if settings["condition"] == "reference":
         text, text_guidance = null_text.expand_as(text), reference_guidance
+    prompts = Prompts(text, reference, null_text, null_reference)
+    guidance = Guidance(text_guidance, reference_guidance, settings["guidance_low"], settings["guidance_high"])
     scheduler = sampling_scheduler(settings["scheduler"], model.schedule)
     with accelerator.autocast():
-        return sample_latents(
-            model, scheduler, text, reference, null_text, batch.seed.tolist(), shape, settings["steps"],
-            text_guidance, reference_guidance, null_reference,
-            guided=(settings["guidance_low"], settings["guidance_high"]), start=start,
-        )  # fmt: skip
+        return sample_latents(model, scheduler, prompts, guidance, batch.seed.tolist(), shape, settings["steps"])
 
 
 def _save_image(path, best):

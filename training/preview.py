@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.diffusion import sample_latents, sampling_scheduler
+from models.diffusion import Guidance, Prompts, sample_latents, sampling_scheduler
 from utils.latents import decode_latents
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
@@ -30,11 +30,10 @@ class Preview:
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
     def __call__(self, model, path):
-        scheduler = sampling_scheduler(self.scheduler, self.schedule, self.steps)
-        made = sample_latents(
-            model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
-            self.guidance, self.guidance,
-        )  # fmt: skip
+        scheduler = sampling_scheduler(self.scheduler, self.schedule)
+        prompts = Prompts(self.text, self.reference, self.null_text)
+        guidance = Guidance(self.guidance, self.guidance)
+        made = sample_latents(model, scheduler, prompts, guidance, self.seeds, self.real.shape[1:], self.steps)
         self.vae.to(made.device)
         rows = [np.concatenate(list(decode_latents(self.vae, latents)), axis=1) for latents in (self.real, made)]
         self.vae.to("cpu")

@@ -15,7 +15,7 @@ import torch
 from test_scripts import config, pictures, runs, sample, says, tree  # noqa: F401
 from tiny_models import WIDTH
 
-from models.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
+from models.diffusion import Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from sampling import images as synthesis
 from sampling import plan
 from sampling.reference_pool import ReferencePool
@@ -381,39 +381,22 @@ def test_an_image_hears_what_its_condition_says_and_nothing_else(
     assert torch.equal(made, other_reference) != hears_reference
 
 
-def test_a_start_is_the_noise_of_the_trainings_last_step(parts, accelerator):
-    model, _ = parts
-    prompt, pool = "A chest X ray image with edema", OnePool()
-    scheduler = sampling_scheduler("DDIM", model.schedule)
-    scheduler.set_timesteps(3)
-    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7))
-    first = scheduler.timesteps[:1]
-    wanted = model.schedule.add_noise(pool.latents(["first"], (4, 8, 8)), noise, first)
-    begun = []
-    hook = model.register_forward_pre_hook(lambda model, inputs: begun.append(inputs[0][:1].clone()))
-    try:
-        made = draw(parts, accelerator, "both", prompt, "first", start="reference")
-    finally:
-        hook.remove()
-    torch.testing.assert_close(begun[0], wanted)
-    assert not torch.equal(made, draw(parts, accelerator, "both", prompt, "first"))
-
-
 @pytest.mark.parametrize(
     "change", [{"steps": 0}, {"text_guidance": float("inf")}, {"reference_guidance": float("nan")}, {"broken": True}]
 )
 def test_what_is_no_number_is_no_image(parts, change):
     model, text_encoder = parts
     arguments = {"steps": 2, "text_guidance": 2.0, "reference_guidance": 2.0, **change}
+    steps, guidances = arguments["steps"], (arguments["text_guidance"], arguments["reference_guidance"])
     weight = next(model.denoiser.parameters())
     kept = weight.detach().clone()
     if arguments.pop("broken", False):
         weight.data[0] = torch.nan
     text = text_encoder.encode(["A chest X ray image"])
     with pytest.raises(InputError, match="STEPS|guidances|NaN"):
-        sample_latents(
-            model, sampling_scheduler("DDIM", model.schedule), text, torch.zeros(1, WIDTH), text[0], [1], (4, 8, 8), **arguments
-        )  # fmt: skip
+        prompts = Prompts(text, torch.zeros(1, WIDTH), text[0])
+        scheduler = sampling_scheduler("DDIM", model.schedule)
+        sample_latents(model, scheduler, prompts, Guidance(*guidances), [1], (4, 8, 8), steps)
     weight.data.copy_(kept)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_report_autoencoder import make_autoencoder, tokenizer  # noqa: F401
 
-from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, sampling_scheduler
+from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import load_autoencoder, load_prior, load_vision
@@ -200,33 +200,11 @@ def test_impossible_sizes_of_a_uvit_are_refused(name, value, whole, tmp_path):
     assert str(root) in refusal(LOADERS["vision"][0], root)
 
 
-@pytest.mark.parametrize("change", [
-    {"beta_start": -0.1}, {"beta_end": 3.0}, {"beta_end": math.nan}, {"beta_start": 0, "beta_end": 0}, {"beta_start": "x"},
-    {"beta_schedule": "steep"}, {"num_train_timesteps": 0}, {"num_train_timesteps": -5}, {"num_train_timesteps": 1},
-    {"num_train_timesteps": 10**12}, {"num_train_timesteps": "many"}, {"prediction_type": "sample"},
-    {"prediction_type": 3}, {"trained_betas": [0.1, "x"]}, {"trained_betas": [2.0, 2.0]},
-])  # fmt: skip
-def test_impossible_noise_is_refused(change, whole, tmp_path):
-    root = copy(whole, tmp_path)
-    path = root / "vision" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert str(root) in refusal(LOADERS["vision"][0], root)
-
-
 @pytest.mark.parametrize("harm", ["cut", "empty", "a list", "a number", "absent", "folder", "text"])
 def test_a_damaged_scheduler_is_refused(harm, whole, tmp_path):
     root = copy(whole, tmp_path)
     harm_json(root / "vision" / "scheduler" / "scheduler_config.json", harm, "")
     assert str(root) in refusal(LOADERS["vision"][0], root)
-
-
-def test_an_odd_value_of_a_scheduler_is_refused_before_it_samples(whole, tmp_path):
-    root = copy(whole, tmp_path)
-    path = root / "vision" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "steps_offset": "one"}))
-    model, _ = load_vision(root / "vision", "UViT")
-    with pytest.raises(InputError, match="SCHEDULER 'PNDM' cannot sample"):
-        sampling_scheduler("PNDM", model.schedule)
 
 
 # ---- training.json -------------------------------------------------------------------------------------------------
