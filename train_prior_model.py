@@ -19,7 +19,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -32,11 +31,11 @@ from training.loop import fit
 from training.preflight import check_training, made_up, split_counts
 from utils.checkpoints import check_hold_out
 from utils.devices import make_accelerator
-from utils.errors import InputError, run, say, writing
+from utils.errors import run, writing
 from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import latent_shape, load_vae
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint
-from utils.seeds import draw_rows, keyed_seed
+from utils.seeds import draw_rows
 
 # data
 DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
@@ -60,7 +59,6 @@ PATCH_SIZE = 2  # latent pixels, the side of a token's patch (1 to 512; has to d
 EMBED_DIM = 768  # width of a token (2 to 16384; a multiple of NUM_HEADS)
 DEPTH = 12  # blocks (1 to 256)
 NUM_HEADS = 12  # attention heads (1 to 1024)
-HEAD_ROWS = 0  # training images on which the head starts as a ridge regression (0 or more; 0: random, the paper's)
 COSINE_WEIGHT = 0.01  # of 1 - cosine beside the mean squared error (0 or more)
 FREEZE_TRANSFORMER = False  # True: only the head is trained, and the readout
 FINDINGS_WEIGHT = 0.0  # of the loss of a readout, by which CANDIDATES are chosen (0 or more; 0: none, as the paper)
@@ -132,9 +130,9 @@ def predict(model, batch, findings_weight, *flowing):
     What is not mentioned counts as absent, and what is uncertain not at all.
     """
     images = batch["tokens"] if "tokens" in batch else batch["latents"]
+    predicted, logits = model(images, *flowing)
     if not findings_weight:
-        return model(images, *flowing).float(), 0.0
-    predicted, logits = model(images, *flowing, read=True)
+        return predicted.float(), 0.0
     present, known = batch["findings"] == PRESENT, (batch["findings"] != UNCERTAIN).float()
     each = functional.binary_cross_entropy_with_logits(logits.float(), present.float(), known, reduction="none")
     return predicted.float(), each.sum() / known.sum().clamp(min=1)
@@ -186,8 +184,6 @@ def main():
     table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
     vae = load_vae(BASE_MODEL, device)
     autoencoder = load_autoencoder(BART_CHECKPOINT, POOLING, TOKENIZER).eval().requires_grad_(False).to(device)
-    if HEAD_ROWS and PRIOR == "flow":
-        raise InputError("HEAD_ROWS starts the head of a regression, and PRIOR is 'flow': set HEAD_ROWS to 0")
     channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
     torch.manual_seed(SEED)
     flow = {"flow_width": FLOW_WIDTH, "flow_depth": FLOW_DEPTH, "flow_dropout": FLOW_DROPOUT} if PRIOR == "flow" else {}
@@ -221,10 +217,6 @@ def main():
         start_from(model, INITIAL_WEIGHTS)
     examples = PriorExamples(features, "train", model, draws, DROP_IMAGE)
     validation = PriorExamples(features, "validate", model, draws)
-    if HEAD_ROWS:
-        rows = np.random.default_rng(keyed_seed(SEED, "head")).permutation(len(examples))[:HEAD_ROWS]
-        model.to(device).start_head(examples, [(row, keyed_seed(SEED, "head", row)) for row in rows.tolist()])
-        say(f"prior: the head starts as a ridge regression on {len(rows)} training images")
     if FREEZE_TRANSFORMER:
         for split in (examples, validation):
             split.freeze(model.to(device).eval(), ENCODE_BATCH_SIZE)

@@ -130,7 +130,6 @@ _CONFIG = """  # indented, so that none is taken for a constant of this script
     EMBED_DIM = 64
     DEPTH = 4
     NUM_HEADS = 4
-    HEAD_ROWS = 16
     EVALUATION_IMAGES = 4
 [sample_prior_model]
     CHECKPOINT = "prior/best"

@@ -188,7 +188,7 @@ def load_unet(base_model: str, text_width: int, text_encoder: str = "") -> UNet2
             f"the U-Net of BASE_MODEL {base_model!r} attends to tokens of width {attended}, but its text encoder makes "
             f"{text_width}: they are not of one model"
         )
-    say(f"a learned projection takes texts of width {text_width} to {attended}, which the U-Net attends to")
+    say(f"texts of width {text_width} are projected to {attended}, the U-Net's width, by a layer that is learned")
     return unet
 
 

@@ -11,7 +11,7 @@ from test_scripts import flags, run_script
 import train_prior_model
 from evaluation.selection import best_reports, candidate_seed, requested_findings, write_best
 from models.flow import ReportFlow
-from models.prior import Prior
+from models.prior import Prior, PriorOutput
 from models.weights import start_from
 from training.examples import PriorExamples
 from utils.errors import InputError
@@ -67,8 +67,8 @@ def trained_on_two_kinds_of_images(steps=500):
     optimizer = torch.optim.AdamW(flow.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(4)
 
-    def model(latents, *flowing):
-        return flow(latents, *flowing)
+    def model(tokens, *flowing):
+        return PriorOutput(flow(tokens, *flowing), None)
 
     for _ in range(steps):
         kind = torch.rand(128, generator=generator) < 0.5
@@ -193,7 +193,8 @@ def test_a_frozen_transformer_is_asked_once(features):  # noqa: F811
     assert not torch.equal(mean, drawn["latents"]), "a draw of the posterior has noise"
     assert torch.equal(frozen["report_latents"], drawn["report_latents"])
     flowing = [frozen[name][None] for name in ("noise", "times", "dropped")]
-    torch.testing.assert_close(prior(frozen["tokens"][None], *flowing), prior(mean[None], *flowing))
+    by_token, by_latents = (prior(images[None], *flowing).prediction for images in (frozen["tokens"], mean))
+    torch.testing.assert_close(by_token, by_latents)
 
 
 def test_examples_hold_noise_and_times_by_their_seed(features):  # noqa: F811
@@ -258,8 +259,7 @@ def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path,
     assert "CANDIDATES" in str(run_script("sample_prior_model", *flags(**fixed, CANDIDATES=3)))
 
 
-def test_what_does_not_go_together(train_flow, sample, tmp_path):  # noqa: F811
-    assert "HEAD_ROWS starts the head of a regression" in str(train_flow(HEAD_ROWS=5))
+def test_candidates_of_a_regression_are_refused(sample, tmp_path):  # noqa: F811
     make_tree(tmp_path / "synthetic", studies=2, reports=(), provenance=True)
     with pytest.raises(InputError, match="2 CANDIDATES would be 2 times the same report"):
         sample(OUTPUT_ROOT=tmp_path / "synthetic", CANDIDATES=2)

@@ -355,7 +355,6 @@ REFUSED = {  # constant => (scripts, values that are refused)
     "LATENT_NOISE": (("train_bart",), ["-1", "1e999"]),
     "EVALUATION_REPORTS": (("train_bart",), ["-1"]),
     "POOLING": (("train_bart", "train_prior_model", "sample_prior_model"), ["cls", ""]),
-    "HEAD_ROWS": (("train_prior_model",), ["-1"]),
     "COSINE_WEIGHT": (("train_prior_model",), ["-1", "1e999"]),
     "STEPS": (DIFFUSION_SAMPLERS, ["0", "-1", "2000"]),
     "STUDENT_STEPS": (("distill_diffusion",), ["0", "-1", "251"]),
