@@ -16,7 +16,6 @@ import train_diffusion_clipUViT
 import train_prior_model
 from benchmarks.bench_clock import plain_float32
 from benchmarks.bench_parts import constants_of
-from models.report_autoencoder import pad_tokens
 from phantom import random_findings, write_report
 from training.examples import ReportExamples
 from training.loop import Average
@@ -173,12 +172,6 @@ class UNetTrainer(VisionTrainer):
     name, script, module, title = "unet", "train_diffusion_clipSD", train_diffusion_clipSD, "SD's U-Net"
 
 
-def pad_to_the_most(tokens, most, pad):
-    """As pad_tokens, but as long as a report may be."""
-    batch = pad_tokens([*tokens, torch.zeros(most, dtype=torch.long)], pad)  # the last one is as long as any may be
-    return {name: value[:-1].contiguous() for name, value in batch.items()}
-
-
 class BartTrainer(Trainer):
     name, script, title = "bart", "train_bart", "BART"
 
@@ -196,10 +189,16 @@ class BartTrainer(Trainer):
         )
         self.raw = []
         for cached in self.cached:
-            own = [ids[mask == 1] for ids, mask in zip(cached["input_ids"], cached["attention_mask"])]
-            others = [ids[mask == 1] for ids, mask in zip(cached["other_ids"], cached["other_mask"])]
-            batch, beside = (pad_to_the_most(ids, self.model.max_tokens, examples.pad) for ids in (own, others))
-            beside = {"other_ids": beside["input_ids"], "other_mask": beside["attention_mask"]}
+            own, others = (
+                self.model.tokenizer.pad(
+                    {"input_ids": cached[f"{name}_ids"], "attention_mask": cached[mask]},
+                    padding="max_length",
+                    max_length=self.model.max_tokens,
+                    return_tensors="pt",
+                )
+                for name, mask in (("input", "attention_mask"), ("other", "other_mask"))
+            )
+            batch, beside = dict(own), {"other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
             self.raw.append({**batch, **beside, "noise": cached["noise"]})
 
     def encode(self, raw):
@@ -222,8 +221,9 @@ class PriorTrainer(Trainer):
         examples, most = ReportExamples(reports, self.autoencoder, self.size), self.autoencoder.max_tokens
         self.raw = []
         for start in range(0, len(reports), self.size):
-            tokens = [torch.tensor(ids) for ids in examples.tokens[start : start + self.size]]
-            self.raw.append({**made_up(pixels, self.size), **pad_to_the_most(tokens, most, examples.pad)})
+            tokens = {"input_ids": examples.tokens[start : start + self.size]}
+            padded = examples.tokenizer.pad(tokens, padding="max_length", max_length=most, return_tensors="pt")
+            self.raw.append({**made_up(pixels, self.size), **padded})
 
     @torch.no_grad()
     def encode(self, raw):
