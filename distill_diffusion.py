@@ -16,8 +16,8 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 
 from functools import partial
 
-from models.diffusion import PromptedDenoiser
-from models.distillation import STUDENT_SCHEDULER, Guidance, Teacher, begin_student, distillation_loss
+from models.diffusion import Guidance, PromptedDenoiser
+from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
 from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
 from training.loop import fit
 from training.preview import Preview
@@ -34,8 +34,7 @@ from utils.prompts import NULL_PROMPT, PooledFusion, ReferenceEncoder, TextEncod
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of either backbone
 TEXT_GUIDANCE = 7.5  # of the text (0 to 100; 1: none; equal guidances: ordinary classifier-free guidance)
 REFERENCE_GUIDANCE = 7.5  # of the reference image (0 to 100; 1: none)
-GUIDANCE_LOW = 0.0  # noise level, sigma, down to which there is guidance (0 to 1000)
-GUIDANCE_HIGH = 1000.0  # noise level up to which there is (0 to 1000; 1000: any; SD ends at 14.6)
+GUIDANCE_INTERVAL = (0.0, 1000.0)  # noise levels, sigma, with guidance (both 0 or more, 1000 at most; 1000: any)
 TEACHER_STEPS = 6  # steps of DPM-Solver++ for one of the student's (1 to 250)
 # the student
 STUDENT_STEPS = 4  # network calls an image (1 to 250)
@@ -95,7 +94,7 @@ def main():
     fingerprints = encoder_fingerprints(*encoders)
     check_encoders(training, **fingerprints)
 
-    guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, GUIDANCE_LOW, GUIDANCE_HIGH)
+    guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, *GUIDANCE_INTERVAL)
     null_text = text_encoder.encode([NULL_PROMPT])[0]
     teacher = Teacher(model.to(device), null_text, guidance, STUDENT_STEPS, TEACHER_STEPS)
     student = begin_student(CHECKPOINT)

@@ -113,9 +113,9 @@ def predict(model, batch, findings_weight, *flowing):
     A finding that is not mentioned counts as absent, and an uncertain one does not count.
     """
     images = batch["tokens"] if "tokens" in batch else batch["latents"]
+    predicted, logits = model(images, *flowing)
     if not findings_weight:
-        return model(images, *flowing).float(), 0.0
-    predicted, logits = model(images, *flowing, read=True)
+        return predicted.float(), 0.0
     present, known = batch["findings"] == PRESENT, (batch["findings"] != UNCERTAIN).float()
     each = functional.binary_cross_entropy_with_logits(logits.float(), present.float(), known, reduction="none")
     return predicted.float(), each.sum() / known.sum().clamp(min=1)

@@ -15,7 +15,6 @@ from tqdm import trange
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
-from models.report_autoencoder import pad_tokens
 from utils.report_text import clean_report, report_text
 
 VOCABULARY = 600  # tokens: the 256 bytes, the five special ones, the rest whole words or pieces
@@ -64,9 +63,9 @@ def make_bart(folder: Path, reports: list[str], steps: int, seed: int) -> float:
     losses = []
     for _ in trange(steps, desc="denoising"):
         batch = [reports[row] for row in rng.integers(len(reports), size=BATCH_SIZE)]
-        whole = [torch.tensor(ids) for ids in tokenizer(batch).input_ids]
-        noisy = [torch.tensor(noised(report, tokenizer, rng)) for report in batch]
-        inputs, targets = pad_tokens(noisy, tokenizer.pad_token_id), pad_tokens(whole, tokenizer.pad_token_id)
+        noisy = [noised(report, tokenizer, rng) for report in batch]
+        targets = tokenizer(batch, padding=True, return_tensors="pt")
+        inputs = tokenizer.pad({"input_ids": noisy}, return_tensors="pt")
         labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)
         states = bart.get_encoder()(**inputs).last_hidden_state  # (B, L, D)
         mask = inputs["attention_mask"]

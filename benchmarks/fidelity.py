@@ -6,8 +6,6 @@ All rows of the table have the same rows of SPLIT, with their prompts, reference
 
     real images             as they are: what a perfect module could reach, and the floor of every distance
     through the VAE         encoded and decoded: what the latents keep
-    denoised from 25 %      the true latents with the noise of that share of the schedule's steps, denoised with the
-                            true prompt and no guidance; 100 % differs from sampling only in where it starts
     sampled                 for each of VARIANTS, from noise
 
 All are compared with images of the train split, on which the judge is trained as well.
@@ -56,7 +54,6 @@ RECORD = "fidelity"  # name of the table under benchmarks/results
 SPLIT = "validate"  # whose rows (train, validate or test)
 IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
 COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # shares of the schedule's steps to denoise from (each 0 to 1)
 VARIANTS = (  # condition, guidance, and its lowest and highest noise level where it has limits
     "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
 )  # fmt: skip
@@ -110,11 +107,8 @@ class Module:
         self.pool.prepare(self.requests["reference_dicom_id"])
         self.rows = self.table.set_index("dicom_id").loc[self.requests["source"]].reset_index()
 
-    def sample(self, variant: str, strength: float | None = None) -> tuple[np.ndarray, float]:
-        """Images (N, S, S) uint8 and network calls an image.
-
-        strength: of the noise on the true latents that sampling starts from; None: it starts from noise alone.
-        """
+    def sample(self, variant: str) -> tuple[np.ndarray, float]:
+        """Images (N, S, S) uint8 and network calls an image."""
         settings = {**self.settings, **guidance_settings(variant)}
         check_settings(settings, self.model.schedule)
         sampler = ImageSampler(self.model, self.vae, self.text_encoder, settings, self.pool, self.accelerator)
@@ -122,8 +116,7 @@ class Module:
         counter = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
         for start in range(0, len(self.requests), self.batch_size):
             batch = self.requests.iloc[start : start + self.batch_size]
-            begin = None if strength is None else (self._true_latents(start), strength)
-            images.append(sampler.decode(sampler.draw(batch, begin)))
+            images.append(sampler.decode(sampler.draw(batch)))
         counter.remove()
         return np.concatenate(images), sum(calls) / len(self.requests)
 
@@ -214,8 +207,6 @@ def main():
 
     add("real images", module.read(module.rows))
     add("through the VAE", module.through_the_vae())
-    for strength in STRENGTHS:
-        add(f"denoised from {strength:.0%}", *module.sample("both 1", strength))
     for variant in VARIANTS:
         add(f"sampled, {variant}", *module.sample(variant))
     with writing("the picture", OUTPUT), replacing(Path(OUTPUT) / "fidelity.png") as temporary:

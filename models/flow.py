@@ -6,9 +6,9 @@ velocity of straight paths from noise to report latents (Lipman et al. 2023):
 
     x_t = (1 - t) noise + t latent,  t in [0, 1]      v(x_t, t, image) ~ latent - noise      dx / dt = v
 
-The velocity that would be right if report latents were Gaussian, with the covariance of the training reports and whatever
-the image, is known in closed form; the network learns what is missing to it. So an untrained one draws from that Gaussian,
-and directions in which reports hardly differ cost no training.
+If report latents were Gaussian, with the covariance of the training reports and independent of the image, the velocity
+would be known in closed form; the network learns only the difference to it. So an untrained network draws from that
+Gaussian, and directions in which reports hardly differ cost no training.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-SMALLEST_VARIANCE = 1e-6  # of a direction, in units of a standardised dimension's
+SMALLEST_VARIANCE = 1e-6  # of a direction; a standardised dimension has 1
 _FREQUENCIES = 64  # of the time's embedding
 _LONGEST_PERIOD = 10_000
 
@@ -41,10 +41,10 @@ class ReportFlow(nn.Module):
 
     Args:
         token_dim: width of the class token. report_dim: D. width, depth: of the network; MAR's are 1024 and 3.
-        dropout: of the token's numbers while training, so that no image is known by its token.
+        dropout: of the token's numbers in training, so that no image is recognised by its token.
     """
 
-    def __init__(self, token_dim, report_dim, width, depth, dropout):
+    def __init__(self, token_dim: int, report_dim: int, width: int, depth: int, dropout: float):
         super().__init__()
         self.no_image = nn.Parameter(torch.zeros(token_dim))
         self.token = nn.Sequential(nn.Dropout(dropout), nn.Linear(token_dim, width))
@@ -57,40 +57,43 @@ class ReportFlow(nn.Module):
         self.register_buffer("variances", torch.ones(report_dim))  # along each of them
 
     @torch.no_grad()
-    def set_covariance(self, covariance):
+    def set_covariance(self, covariance: torch.Tensor) -> None:
         """covariance: (D, D) of the standardised report latents of the training rows."""
         variances, directions = torch.linalg.eigh(covariance.double())
         self.directions.copy_(directions)
         self.variances.copy_(variances.clamp(min=SMALLEST_VARIANCE))
 
-    def forward(self, tokens, noisy, times, dropped):
+    def forward(
+        self, tokens: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, dropped: torch.Tensor
+    ) -> torch.Tensor:
         """Class tokens (B, E), x_t (B, K, D), times (B, K) in [0, 1], dropped (B,) bool => velocities (B, K, D).
 
-        dropped: whose image is not told. In float32 whatever the precision: near t = 1 small errors of x_t count.
+        dropped: which rows get `no_image` in place of their token. In float32 whatever the precision: near t = 1 small
+        errors of x_t matter.
         """
         with torch.autocast(noisy.device.type, enabled=False):
             return self._velocity(tokens.float(), noisy.float(), times.float(), dropped)
 
     def _velocity(self, tokens, noisy, times, dropped):
         tokens = torch.where(dropped[:, None].bool(), self.no_image, tokens)
-        ones = torch.arange(_FREQUENCIES, device=times.device) / _FREQUENCIES
-        angles = 1000 * times[..., None] * torch.exp(-math.log(_LONGEST_PERIOD) * ones)  # (B, K, 64)
+        exponents = torch.arange(_FREQUENCIES, device=times.device) / _FREQUENCIES
+        angles = 1000 * times[..., None] * torch.exp(-math.log(_LONGEST_PERIOD) * exponents)  # (B, K, 64)
         condition = self.token(tokens)[:, None] + self.time(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        turned, time = noisy @ self.directions, times[..., None]  # x_t along the principal axes
-        variance = time**2 * self.variances + (1 - time) ** 2  # of x_t along each, (B, K, D)
-        gaussian = (time * self.variances - (1 - time)) / variance * turned  # E[latent - noise | x_t]
-        x = self.begin(turned / variance.sqrt())
+        rotated, time = noisy @ self.directions, times[..., None]  # x_t along the principal axes
+        variance = time**2 * self.variances + (1 - time) ** 2  # of x_t along each axis, (B, K, D)
+        gaussian = (time * self.variances - (1 - time)) / variance * rotated  # E[latent - noise | x_t]
+        x = self.begin(rotated / variance.sqrt())
         for block in self.blocks:
             x = block(x, condition)
-        missing = self.end(self.norm(x)) * (self.variances / variance).sqrt()
-        return (gaussian + missing) @ self.directions.T
+        difference = self.end(self.norm(x)) * (self.variances / variance).sqrt()
+        return (gaussian + difference) @ self.directions.T
 
     @torch.no_grad()
-    def draw(self, tokens, noise, steps, guidance=1.0):
+    def draw(self, tokens: torch.Tensor, noise: torch.Tensor, steps: int, guidance: float = 1.0) -> torch.Tensor:
         """Class tokens (B, E), noise (B, D) of unit variance or less => standardised report latents (B, D).
 
-        steps: of Euler's method. guidance: 1 follows the image; above, away from the reports of no image (Ho & Salimans
-        2022), at the price of variety.
+        steps: of Euler's method. guidance: classifier-free (Ho & Salimans 2022), 1 for none; above 1 reports follow the
+        image more closely and vary less.
         """
         with_image = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         x = noise[:, None]  # (B, 1, D)

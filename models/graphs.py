@@ -1,22 +1,25 @@
-"""A GPU that need not wait for Python: CUDA graphs, whose kernels are asked for one by one once, and from then on by one call.
+"""CUDA graphs: a network's kernels are recorded once, and then launched together by one call.
 
-A training step of 32 images takes an H200 1,700 kernels on a U-ViT-L/2 and 5,400 on Stable Diffusion's U-Net. Most are shorter
-than the time that Python needs to ask for one, and what they do is the same from step to step.
+A training step of 32 images launches 1,700 kernels on an H200 for a U-ViT-L/2 and 5,400 for Stable Diffusion's U-Net.
+Most run for less time than Python needs to launch one, and they are the same at each step.
 """
 
+from collections.abc import Callable
+
 import torch
+from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-WARM_UPS = 2  # calls before a graph is recorded: in the first ones libraries make their choices, and get their memory
+WARM_UPS = 2  # calls before a recording: the first ones choose algorithms and allocate their memory
 
 
-def compiling(denoiser, passes, accelerator):
-    """How a denoiser is compiled for training, arguments of torch.compile: what is done element by element becomes few kernels,
-    a U-Net's convolutions get the layout that is quickest for them, and on a GPU all of it becomes two graphs, there and back.
+def compiling(denoiser: nn.Module, passes: int, accelerator: Accelerator) -> dict:
+    """The arguments of torch.compile for training a denoiser.
 
-    passes: of an optimiser step. Of several, and of several processes, no graphs are made: a graph leaves its gradients where
-    its next replay writes, and they have to be added up first.
+    Elementwise operations are fused, a U-Net's convolutions get the fastest memory layout, and on a GPU the forward and
+    the backward pass become one CUDA graph each. passes: of an optimiser step. With several passes or processes there
+    are no graphs: a graph's gradients are overwritten by its next replay, before they could be summed.
     """
     graphs = accelerator.device.type == "cuda" and passes == 1 and accelerator.num_processes == 1
     convolutions = isinstance(denoiser, UNet2DConditionModel)
@@ -24,50 +27,49 @@ def compiling(denoiser, passes, accelerator):
 
 
 class Replay:
-    """Another `forward` of a network, which answers by CUDA graphs, one for each shape of its inputs.
+    """Replaces the `forward` of a network by CUDA graphs, one for each combination of input shapes.
 
-    For a network that is not trained. Its weights are read where they lay at the recording; a graph's memory is its own, and
-    what is returned the caller's. The first answer to a shape is a graph's, too: so images do not depend on which were made
-    before them in the same run.
+    The network must not be trained: a graph reads the weights where they lay when it was recorded. Results are copies.
+    The first result for a shape comes from its graph, too, so that no image depends on the images before it.
     """
 
-    def __init__(self, forward):
+    def __init__(self, forward: Callable[..., torch.Tensor]):
         self.forward, self.recorded = forward, {}
-        self.memory = torch.cuda.graph_pool_handle()  # of all graphs: one runs at a time
+        self.memory = torch.cuda.graph_pool_handle()  # shared by all graphs: one runs at a time
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: torch.Tensor | None) -> torch.Tensor:
         """inputs: tensors on one GPU, or None."""
-        given = [value for value in inputs if value is not None]
+        tensors = [value for value in inputs if value is not None]
         key = tuple(value if value is None else (value.shape, value.dtype) for value in inputs)
-        with torch.cuda.device(given[0].device):
+        with torch.cuda.device(tensors[0].device):
             if key not in self.recorded:
                 self.recorded[key] = self._record(inputs)
             graph, places, output = self.recorded[key]
-            for place, value in zip(places, given, strict=True):
+            for place, value in zip(places, tensors, strict=True):
                 place.copy_(value)
             graph.replay()
             return output.clone()
 
     def _record(self, inputs):
-        """(graph, the places of the tensors that were given, the place of the answer)."""
+        """(the graph, the tensors that it reads its inputs from, the tensor that it writes its output to)."""
         for _ in range(WARM_UPS):
             self.forward(*inputs)
-        inputs = [value if value is None else value.clone() for value in inputs]
+        places = [value if value is None else value.clone() for value in inputs]
         graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # what lies in autocast's cache is gone when a batch is done
+        torch.set_autocast_cache_enabled(False)  # autocast's cache is emptied after each batch, the graph stays
         try:
             with torch.cuda.graph(graph, pool=self.memory):
-                output = self.forward(*inputs)
+                output = self.forward(*places)
         finally:
             torch.set_autocast_cache_enabled(cached)
-        return graph, [value for value in inputs if value is not None], output
+        return graph, [place for place in places if place is not None], output
 
 
-def replay(model, accelerator):
-    """From now on a network that is not trained answers by CUDA graphs on a GPU; elsewhere it stays as it is.
+def replay(model: nn.Module, accelerator: Accelerator) -> None:
+    """Makes a network that is not trained run by CUDA graphs; on other devices than a GPU it stays as it is.
 
-    The weights of its products are kept in the accelerator's precision then, in which autocast would copy them each time:
-    its answers are the same.
+    Linear and convolution weights are cast to the accelerator's precision once; autocast would cast them at each call,
+    with the same results.
     """
     if accelerator.device.type != "cuda" or isinstance(model.forward, Replay):
         return

@@ -3,15 +3,19 @@
     report              => tokens   (L,) with <s> in front and </s> behind, MAX_TOKENS at most
     tokens              => states   (L, D) of BART's encoder
     states              => latent   (D,) pooled: the mean over all tokens, the first (<s>) or the last one (</s>)
-    latent              => report   BART's decoder, which sees the latent as an encoder sequence of length one
+    latent              => report   BART's decoder attends to the latent as an encoder sequence of length one
 
 (CXR-IRGen, section 3.2.) For facebook/bart-base, D = 768. A checkpoint is a Hugging Face BART folder with its tokenizer
 and with `pooling` in its config; BartForConditionalGeneration.from_pretrained opens it.
 """
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, LogitsProcessor
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
@@ -20,9 +24,8 @@ from utils.report_text import clean_report
 from utils.seeds import keyed_generator
 
 POOLINGS = ("mean", "bos", "eos")
-DECODINGS = ("greedy", "beam", "nucleus")
-PROBE = "No acute process."  # every tokenizer of reports knows some of it
-MAX_TOKENS = 512  # of a report, <s> and </s> included; what is longer is cut
+PROBE = "No acute process."  # a tokenizer of reports knows at least part of it
+MAX_TOKENS = 512  # of a report, <s> and </s> included; a longer report is cut
 
 # ---- the model -----------------------------------------------------------------------------------------------------
 
@@ -36,14 +39,14 @@ class ReportAutoencoder(nn.Module):
     Attributes: width, D of the latent; max_tokens.
     """
 
-    def __init__(self, bart, tokenizer, pooling):
+    def __init__(self, bart: BartForConditionalGeneration, tokenizer: Tokenizer, pooling: str):
         super().__init__()
         if pooling not in POOLINGS:
             raise InputError(f"POOLING {pooling!r} is none of {', '.join(POOLINGS)}")
         _check_tokenizer(tokenizer, bart.config)
         bart.config.pooling = pooling
         bart.config.decoder_start_token_id = bart.config.eos_token_id  # decoding starts from </s>
-        bart.generation_config = GenerationConfig(  # none of a summariser's rules, such as no repeated trigram
+        bart.generation_config = GenerationConfig(  # without a summariser's rules, such as no repeated trigram
             decoder_start_token_id=bart.config.eos_token_id,
             bos_token_id=bart.config.bos_token_id,
             eos_token_id=bart.config.eos_token_id,
@@ -56,7 +59,7 @@ class ReportAutoencoder(nn.Module):
         self.max_tokens = min(MAX_TOKENS, bart.config.max_position_embeddings)
 
     @classmethod
-    def from_pretrained(cls, folder, pooling=""):
+    def from_pretrained(cls, folder: str | Path, pooling: str = "") -> "ReportAutoencoder":
         """Loads BART and its tokenizer from a folder or a hub id.
 
         pooling: "" for the one in its config, which a folder written by `save_pretrained` has. InputError when there
@@ -83,11 +86,11 @@ class ReportAutoencoder(nn.Module):
             )
         return cls(bart, tokenizer, pooling)
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: str | Path) -> None:
         self.bart.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def encode(self, input_ids, attention_mask):
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L), mask (B, L) with 1 for a token and 0 for padding behind => latents (B, D)."""
         states = self.bart.get_encoder()(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, D)
         if self.pooling == "bos":
@@ -97,10 +100,16 @@ class ReportAutoencoder(nn.Module):
             return states[torch.arange(len(states), device=states.device), lengths - 1]
         return (states * attention_mask[:, :, None]).sum(dim=1) / lengths[:, None]
 
-    def forward(self, input_ids, attention_mask, noise=None, others=None):
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        others: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Teacher forcing: tokens (B, L), mask (B, L), noise (B, D) or None => logits of the same tokens (B, L, V).
 
-        noise is added to the latents while training, by `blur`; others: tokens and mask (B, L') of another report for each.
+        In training `blur` adds the noise to the latents; others: tokens and mask (B, L') of another report for each.
         """
         latents = self.encode(input_ids, attention_mask)  # (B, D)
         if noise is not None and self.training:
@@ -110,40 +119,35 @@ class ReportAutoencoder(nn.Module):
         start = torch.full_like(input_ids[:, :1], self.bart.config.decoder_start_token_id)
         return self.bart(
             encoder_outputs=BaseModelOutput(last_hidden_state=latents[:, None]),  # (B, 1, D)
-            decoder_input_ids=torch.cat([start, input_ids[:, :-1]], dim=1),  # (B, L), each token sees those before it
+            decoder_input_ids=torch.cat(
+                [start, input_ids[:, :-1]], dim=1
+            ),  # (B, L): each position attends to the tokens before it
             use_cache=False,
         ).logits
 
     @torch.no_grad()
-    def encode_reports(self, reports):
-        """Cleaned reports, a list of texts => latents (n, D)."""
-        device = self.bart.device
-        tokens = [torch.tensor(ids) for ids in tokenise(reports, self.tokenizer, self.max_tokens)[0]]
-        batch = pad_tokens(tokens, self.bart.config.pad_token_id)
-        return self.encode(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+    def encode_reports(self, reports: Sequence[str]) -> torch.Tensor:
+        """Cleaned reports => latents (n, D)."""
+        tokens, _ = tokenise(reports, self.tokenizer, self.max_tokens)
+        return self.encode(**self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.bart.device))
 
     @torch.no_grad()
     def generate(
         self,
-        latents,
-        decoding="greedy",
-        beams=4,
-        top_p=0.9,
-        temperature=1.0,
-        max_tokens=MAX_TOKENS,
-        seeds=(),
-        use_cache=True,
-    ):
-        """Latents (B, D) => reports, a list of B texts. A report ends at its </s>, or after max_tokens tokens.
+        latents: torch.Tensor,
+        decoding: str = "greedy",
+        beams: int = 4,
+        top_p: float = 0.9,
+        temperature: float = 1.0,
+        max_tokens: int = MAX_TOKENS,
+        seeds: Iterable[int] = (),
+    ) -> list[str]:
+        """Latents (B, D) => B reports. A report ends at its </s>, or after max_tokens tokens.
 
         decoding: "greedy"; "beam", the best of `beams`; or "nucleus", a draw among the likeliest tokens that hold top_p
         of the probability (Holtzman et al. 2020), with one seed a report in `seeds`, so that no report depends on the
         others of its batch.
         """
-        if decoding not in DECODINGS:
-            raise InputError(f"DECODING {decoding!r} is none of {', '.join(DECODINGS)}")
-        if decoding == "nucleus" and not (0 < top_p <= 1 and temperature > 0):
-            raise InputError(f"TOP_P {top_p} has to be above 0 and at most 1, and TEMPERATURE {temperature} above 0")
         processors = [_SeededNucleus(seeds, top_p, temperature)] if decoding == "nucleus" else []
         latents = latents.to(self.bart.device, self.bart.dtype)
         tokens = self.bart.generate(
@@ -153,36 +157,34 @@ class ReportAutoencoder(nn.Module):
             num_beams=beams if decoding == "beam" else 1,
             do_sample=False,  # a nucleus draw leaves one token to choose from
             max_new_tokens=min(max_tokens, self.max_tokens - 1),
-            use_cache=use_cache,
         )
         return [clean_report(text) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         return weights_fingerprint(self.bart)
 
 
-def blur(latents, noise, others):
-    """Latents (B, D) plus noise (B, D) in units of the latents' standard deviation over the reports, for each dimension.
+def blur(latents: torch.Tensor, noise: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Latents (B, D) plus noise (B, D), in units of each dimension's standard deviation over the reports.
 
-    So an encoder cannot outgrow it, and noise of 0.5 stands for a prior that explains 3/4 of the variance. others (B, D):
-    of another report for each, drawn at random: half the square of two reports' difference is on average the variance. A
-    pass's own reports do not measure it, so that no noise depends on how many they are, or in which process.
+    So the encoder cannot evade the noise by larger latents; noise of 0.5 stands for a prior that explains 3/4 of the
+    variance. others (B, D): the latents of another report for each, drawn at random: half the squared difference of two
+    reports is on average the variance. The batch's own variance would depend on the batch size and on the process.
     """
     return latents + noise * (latents.detach() - others) / 2**0.5
 
 
 def _check_tokenizer(tokenizer, config):
-    """InputError unless a tokenizer can be BART's; transformers makes an empty one up for a folder that has none."""
+    """InputError unless a tokenizer fits BART; for a folder without one, transformers returns an empty tokenizer."""
     if len(tokenizer) > config.vocab_size:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens and BART {config.vocab_size}: not of one model")
     ids = tokenizer(PROBE).input_ids
-    ends, expected = (ids[0], ids[-1], tokenizer.pad_token_id), (
-        config.bos_token_id, config.eos_token_id, config.pad_token_id
-    )  # fmt: skip
+    ends = ids[0], ids[-1], tokenizer.pad_token_id
+    expected = config.bos_token_id, config.eos_token_id, config.pad_token_id
     if set(ids[1:-1]) <= {tokenizer.unk_token_id} or ends != expected:
         raise InputError(
-            f"the tokenizer does not know BART's words or signs (<s>, </s> and padding are {ends}, BART's {expected}): "
-            "the folder has no tokenizer of its own; copy the tokenizer files that BART was trained with into it"
+            f"the tokenizer is not BART's (its <s>, </s> and padding are {ends}, BART's {expected}): copy the "
+            "tokenizer that BART was trained with into its folder"
         )
 
 
@@ -196,46 +198,36 @@ class _SeededNucleus(LogitsProcessor):
     def __call__(self, input_ids, scores):
         scores = scores.float() / self.temperature  # (B, V)
         probabilities, tokens = scores.softmax(dim=-1).sort(dim=-1, descending=True)
-        before = probabilities.cumsum(dim=-1) - probabilities  # what the likelier tokens hold
+        before = probabilities.cumsum(dim=-1) - probabilities  # of the more probable tokens together
         probabilities = probabilities.masked_fill(before >= self.top_p, 0)
-        up_to = probabilities.cumsum(dim=-1)
+        cumulative = probabilities.cumsum(dim=-1)
         draws = torch.cat([torch.rand((1, 1), generator=generator) for generator in self.generators])  # (B, 1)
-        places = (up_to <= draws.to(scores) * up_to[:, -1:]).sum(dim=-1, keepdim=True)  # inverse of the distribution
+        # inverse transform sampling
+        places = (cumulative <= draws.to(scores) * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
         chosen = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-# ---- training examples ---------------------------------------------------------------------------------------------
+# ---- reports -------------------------------------------------------------------------------------------------------
 
 
-def tokenise(reports, tokenizer, max_tokens):
-    """Texts => (lists of token numbers with <s> and </s>, how many were longer than max_tokens and cut)."""
+def tokenise(reports: Iterable[str], tokenizer: Tokenizer, max_tokens: int) -> tuple[list[list[int]], int]:
+    """Texts => (token numbers of each with <s> and </s>, how many were longer than max_tokens and cut)."""
     tokens = tokenizer(list(reports), truncation=False, verbose=False).input_ids
     cut = sum(len(ids) > max_tokens for ids in tokens)
     return [ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in tokens], cut
 
 
-def pad_tokens(tokens, pad):
-    """A list of (L,) => input_ids (B, L of the longest), padded behind, and attention_mask, 1 where a token stands."""
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    input_ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=pad)
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-# ---- how good it is ------------------------------------------------------------------------------------------------
-
-
-def reconstruct(autoencoder, reports, batch_size):
-    """Each report from its own latent, decoded greedily => a list of texts."""
+def reconstruct(autoencoder: ReportAutoencoder, reports: Iterable[str], batch_size: int) -> list[str]:
+    """Each report decoded greedily from its own latent."""
     reports, written = list(reports), []
     for start in range(0, len(reports), batch_size):
         written += autoencoder.generate(autoencoder.encode_reports(reports[start : start + batch_size]))
     return written
 
 
-def write_pairs(path, columns):
-    """A text file that shows reports beside what was written for them; columns: {title: list of texts}."""
+def write_pairs(path: Path, columns: dict[str, list[str]]) -> None:
+    """Writes a text file with one block for each report; columns: {title: the texts under it}."""
     titles = list(columns)
     blocks = ["\n".join(f"{title}: {text}" for title, text in zip(titles, texts)) for texts in zip(*columns.values())]
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")

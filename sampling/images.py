@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDPMScheduler
 
 from evaluation.selection import Choice, ImageSelector, candidate_seed
-from models.diffusion import ALL_NOISE, PromptedDenoiser, sample_latents, sampling_scheduler
+from models.diffusion import ALL_NOISE, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from sampling.reference_pool import ReferencePool
 from utils.errors import InputError
@@ -29,7 +29,7 @@ def check_settings(settings: dict, schedule: DDPMScheduler):
     longest = schedule.config.num_train_timesteps
     if settings["steps"] > longest:
         raise InputError(f"STEPS {settings['steps']} is more than the {longest} steps of the noise schedule: lower it")
-    sampling_scheduler(settings["scheduler"], schedule, settings["steps"])  # fails for one that cannot do this
+    sampling_scheduler(settings["scheduler"], schedule)  # fails for one that cannot sample
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class ImageSampler:
         request = pd.DataFrame({"prompt": [prompt], "reference_dicom_id": "", "seed": 0})
         self.decode(replace(self, settings={**self.settings, **one_step}).draw(request))
 
-    def draw(self, requests: pd.DataFrame, start: tuple[torch.Tensor, float] | None = None) -> torch.Tensor:
-        """The latents of B requests, (B, C, h, w); start: as in `sample_latents`."""
+    def draw(self, requests: pd.DataFrame) -> torch.Tensor:
+        """The latents of B requests, (B, C, h, w)."""
         fusion, settings = self.denoiser.fusion.config, self.settings
         length = self.text_encoder.lengths(requests.prompt[:1])[0] if fusion.prompting == "authors" else 0
         null_text, null_reference = self.text_encoder.null_prompt(fusion.prompting, length)
@@ -78,13 +78,12 @@ class ImageSampler:
             reference = self.pool.embeddings(requests.reference_dicom_id)
         if settings["condition"] == "reference":
             text, text_guidance = null_text.expand_as(text), reference_guidance
+        prompts = Prompts(text, reference, null_text, null_reference)
+        guidance = Guidance(text_guidance, reference_guidance, settings["guidance_low"], settings["guidance_high"])
         scheduler = sampling_scheduler(settings["scheduler"], self.denoiser.schedule)
+        seeds, steps = requests.seed.tolist(), settings["steps"]
         with self.accelerator.autocast():
-            return sample_latents(
-                self.denoiser, scheduler, text, reference, null_text, requests.seed.tolist(), self.shape,
-                settings["steps"], text_guidance, reference_guidance, null_reference,
-                guided=(settings["guidance_low"], settings["guidance_high"]), start=start,
-            )  # fmt: skip
+            return sample_latents(self.denoiser, scheduler, prompts, guidance, seeds, self.shape, steps)
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents (B, C, h, w) => images (B, S, S) uint8."""

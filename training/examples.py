@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from models.report_autoencoder import pad_tokens, tokenise
+from models.report_autoencoder import tokenise
 from training.batches import Examples
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import encoder_fingerprints, weights_fingerprint
@@ -316,7 +316,7 @@ class ReportExamples(Examples):
         self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
         self.lengths = np.array([len(ids) for ids in self.tokens])
         self.batch_size, self.width = batch_size, autoencoder.width
-        self.pad = autoencoder.bart.config.pad_token_id
+        self.tokenizer = autoencoder.tokenizer
         say(
             f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
             f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
@@ -342,8 +342,10 @@ class ReportExamples(Examples):
 
     def collate(self, examples):
         """=> input_ids and attention_mask (B, L of the longest), noise (B, D), other_ids and other_mask (B, L')."""
-        batch = pad_tokens([example["input_ids"] for example in examples], self.pad)
-        others = pad_tokens([example["other_ids"] for example in examples], self.pad)
+        batch, others = (
+            self.tokenizer.pad({"input_ids": [example[name] for example in examples]}, return_tensors="pt")
+            for name in ("input_ids", "other_ids")
+        )
         return {
             **batch,
             "noise": torch.stack([example["noise"] for example in examples]),

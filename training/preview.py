@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.diffusion import sample_latents, sampling_scheduler
+from models.diffusion import Guidance, Prompts, sample_latents, sampling_scheduler
 from utils.latents import decode_latents
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
@@ -36,11 +36,10 @@ class Preview:
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
     def __call__(self, model, path: Path) -> None:
-        scheduler = sampling_scheduler(self.scheduler, self.schedule, self.steps)
-        generated = sample_latents(
-            model, scheduler, self.text, self.reference, self.null_text, self.seeds, self.real.shape[1:], self.steps,
-            self.guidance, self.guidance,
-        )  # fmt: skip
+        scheduler = sampling_scheduler(self.scheduler, self.schedule)
+        prompts = Prompts(self.text, self.reference, self.null_text)
+        guidance = Guidance(self.guidance, self.guidance)
+        generated = sample_latents(model, scheduler, prompts, guidance, self.seeds, self.real.shape[1:], self.steps)
         self.vae.to(generated.device)
         rows = [np.concatenate(list(decode_latents(self.vae, latents)), axis=1) for latents in (self.real, generated)]
         self.vae.to("cpu")

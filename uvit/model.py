@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def timestep_embedding(timesteps, width, period=10000):
+def timestep_embedding(timesteps: torch.Tensor, width: int, period: float = 10000) -> torch.Tensor:
     """Sinusoids of the diffusion step, cosines first (official U-ViT; Vaswani et al. 2017, section 3.5).
 
     timesteps: (B,) steps, 0 to 999 => (B, width) float32 in [-1, 1].
@@ -34,13 +34,13 @@ def timestep_embedding(timesteps, width, period=10000):
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens, without a bias on queries, keys and values."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x):  # (B, L, D)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, D / heads)
@@ -49,19 +49,19 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width, hidden):
+    def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
     """A pre-norm transformer block; with `skip`, its input is first joined with an earlier block's output."""
 
-    def __init__(self, width, heads, mlp_ratio, skip=False):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, skip: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
-    def forward(self, x, skip=None):  # both (B, L, D)
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:  # both (B, L, D)
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat((x, skip), dim=-1))
         x = x + self.attn(self.norm1(x))
@@ -79,11 +79,11 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """Latents (B, C, H, W) => one token per patch, row by row, (B, H * W / patch_size^2, D)."""
 
-    def __init__(self, channels, width, patch_size):
+    def __init__(self, channels: int, width: int, patch_size: int):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, latents):
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
         return self.proj(latents).flatten(2).transpose(1, 2)
 
 
@@ -115,8 +115,8 @@ class UViT(ModelMixin, ConfigMixin):
         super().__init__()
         if img_size % patch_size or embed_dim % num_heads:
             raise ValueError(
-                f"the patch's side {patch_size} has to divide the latents' side {img_size}, and {num_heads} heads the width "
-                f"{embed_dim}"
+                f"patch_size {patch_size} has to divide img_size {img_size}, and num_heads {num_heads} "
+                f"embed_dim {embed_dim}"
             )
         self.gradient_checkpointing = False
         self.time_embed = (
@@ -145,14 +145,16 @@ class UViT(ModelMixin, ConfigMixin):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, latents, timesteps, prompt=None):
+    def forward(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Predicts the noise (or velocity) in `latents`.
 
         latents: (B, in_chans, img_size, img_size); timesteps: (B,); prompt: (B, num_prompt_tokens, embed_dim) or None
         when num_prompt_tokens is 0. Returns a tensor of the latents' shape.
         """
         x = self.patch_embed(latents)  # (B, P, D)
-        # under autocast the patches are half precision, and the time token stays exact, as the weights are
+        # under autocast the patches are in half precision; the time token stays in the precision of the weights
         time = timestep_embedding(timesteps, self.config.embed_dim).to(self.pos_embed.dtype)
         tokens = (self.time_embed(time)[:, None], x)
         if prompt is not None:

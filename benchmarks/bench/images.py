@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.bench.clock import Clock, plain_float32, precision_of, speed_row
 from benchmarks.bench.networks import Networks
-from models.diffusion import PromptedDenoiser, sample_latents, sampling_scheduler
+from models.diffusion import Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from utils.latents import decode_in, decode_latents
 
@@ -37,7 +37,7 @@ class Sampler:
 
     model: PromptedDenoiser
     vae: nn.Module
-    prompts: tuple  # text (B, ...), reference (B, R), empty text (...)
+    prompts: Prompts
     shape: tuple[int, int, int]  # of the latents, (C, h, w)
     precision: Callable  # returns the network's context manager; the VAE has its own precision
     recipe: tuple[str, int, float]  # scheduler, steps, guidance
@@ -45,17 +45,15 @@ class Sampler:
 
     def __call__(self) -> None:
         name, steps, guidance = self.recipe
-        text, reference, null = self.prompts
+        seeds = range(len(self.prompts.text))
         evaluated = []
         counter = self.model.register_forward_pre_hook(lambda _, inputs: evaluated.append(len(inputs[0])))
         with self.precision():
-            latents = sample_latents(
-                self.model, sampling_scheduler(name, self.model.schedule), text, reference, null, range(len(text)),
-                self.shape, steps, guidance, guidance,
-            )  # fmt: skip
+            scheduler, guidances = sampling_scheduler(name, self.model.schedule), Guidance(guidance, guidance)
+            latents = sample_latents(self.model, scheduler, self.prompts, guidances, seeds, self.shape, steps)
         counter.remove()
         decode_latents(self.vae, latents)
-        self.calls = sum(evaluated) / len(text)
+        self.calls = sum(evaluated) / len(seeds)
 
 
 def measure(networks: Networks, accelerator: Accelerator, clock: Clock, images: int) -> Iterator[list]:
@@ -69,7 +67,7 @@ def measure(networks: Networks, accelerator: Accelerator, clock: Clock, images: 
         null = networks.text_encoder(pooled=not script.endswith("SD")).encode([""])[0]
         text = null + torch.randn(images, *null.shape, device=null.device)
         reference = torch.randn(images, networks.references.width, device=null.device)
-        prompts, shape = (text, reference, null), networks.shape
+        prompts, shape = Prompts(text, reference, null), networks.shape
         samplers = {"naive": Sampler(model, networks.vae, prompts, shape, nullcontext, ("PNDM", 50, GUIDANCE))}
         for name, recipe in OURS.items():
             samplers[name] = Sampler(ours, vae, prompts, shape, accelerator.autocast, recipe)

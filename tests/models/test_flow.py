@@ -11,7 +11,7 @@ from tiny_models import PRIOR as SMALL
 import train_prior_model
 from evaluation.selection import best_reports, candidate_seed, requested_findings, write_best
 from models.flow import ReportFlow
-from models.prior import Prior
+from models.prior import Prior, PriorOutput
 from models.weights import start_from
 from training.examples import PriorExamples
 from utils.errors import InputError
@@ -67,8 +67,8 @@ def trained_on_two_kinds_of_images(steps=500):
     optimizer = torch.optim.AdamW(flow.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(4)
 
-    def model(latents, *flowing):
-        return flow(latents, *flowing)
+    def model(tokens, *flowing):
+        return PriorOutput(flow(tokens, *flowing), None)
 
     for _ in range(steps):
         kind = torch.rand(128, generator=generator) < 0.5
@@ -194,7 +194,8 @@ def test_a_frozen_transformer_runs_once(features, monkeypatch):  # noqa: F811
     assert not torch.equal(mean, drawn["latents"]), "a draw of the posterior has noise"
     assert torch.equal(frozen["report_latents"], drawn["report_latents"])
     flowing = [frozen[name][None] for name in ("noise", "times", "dropped")]
-    torch.testing.assert_close(prior(frozen["tokens"][None], *flowing), prior(mean[None], *flowing))
+    by_token, by_latents = (prior(images[None], *flowing).prediction for images in (frozen["tokens"], mean))
+    torch.testing.assert_close(by_token, by_latents)
 
 
 def test_examples_hold_noise_and_times_by_their_seed(features, monkeypatch):  # noqa: F811

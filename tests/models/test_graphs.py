@@ -1,4 +1,4 @@
-"""CUDA graphs: that they answer as the network does whose kernels they hold, and are made only where they can be."""
+"""CUDA graphs: they give the network's results, and are made only where they can be."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 from tiny_models import WIDTH
 
-from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, sample_latents, sampling_scheduler
+from models.diffusion import (
+    Guidance,
+    PromptedDenoiser,
+    Prompts,
+    load_unet,
+    noise_schedule,
+    sample_latents,
+    sampling_scheduler,
+)
 from models.graphs import Replay, compiling, replay
 from utils.prompts import PooledFusion, TokenFusion
 from uvit.model import UViT
@@ -60,11 +68,10 @@ def test_a_replayed_network_makes_the_same_images(backbone, precision, base_mode
         generator = torch.Generator().manual_seed(seed)
         text, null = torch.randn(rows, *texts, generator=generator), torch.randn(*texts, generator=generator)
         reference = torch.randn(rows, WIDTH, generator=generator) if with_reference else None
-        scheduler = sampling_scheduler("PNDM", model.schedule)  # which remembers what the network said
+        scheduler = sampling_scheduler("PNDM", model.schedule)  # which keeps earlier predictions
+        prompts, guidance = Prompts(text, reference, null), Guidance(guidance, guidance)
         with torch.autocast("cuda", half, enabled=half is not None):
-            return sample_latents(
-                model, scheduler, text, reference, null, range(seed, seed + rows), SHAPE, 6, guidance, guidance
-            )
+            return sample_latents(model, scheduler, prompts, guidance, range(seed, seed + rows), SHAPE, 6)
 
     settings = [(0, 4, 3.0), (1, 4, 3.0), (2, 3, 1.0), (3, 4, 1.0), (4, 4, 3.0), (5, 4, 1.0, False), (6, 3, 1.0)]
     for setting in settings:

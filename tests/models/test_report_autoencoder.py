@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BartTokenizer, PreTrainedTokenizerFast
 
 import train_bart
-from models.report_autoencoder import ReportAutoencoder, blur, pad_tokens, tokenise
+from models.report_autoencoder import ReportAutoencoder, blur, tokenise
 from training.examples import ReportExamples
 from utils.errors import InputError
 
@@ -23,8 +23,10 @@ def without_dropout(autoencoder):
 
 
 def make_batch(autoencoder, reports):
-    tokens = [torch.tensor(ids) for ids in tokenise(reports, autoencoder.tokenizer, autoencoder.max_tokens)[0]]
-    batch, others = pad_tokens(tokens, 1), pad_tokens(tokens[::-1], 1)
+    tokens, _ = tokenise(reports, autoencoder.tokenizer, autoencoder.max_tokens)
+    batch, others = (
+        autoencoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt") for ids in (tokens, tokens[::-1])
+    )
     others = {"other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
     return {**batch, **others, "noise": torch.ones(len(reports), autoencoder.width)}
 
@@ -124,7 +126,9 @@ def test_cache_changes_no_text(autoencoder, decoding):
     latents = 3 * torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
     options = {"decoding": decoding, "max_tokens": 24, "seeds": range(6)}
     cached = autoencoder.generate(latents, **options)
-    assert cached == autoencoder.generate(latents, **options, use_cache=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoencoder.bart.generation_config, "use_cache", False)
+        assert cached == autoencoder.generate(latents, **options)
     assert len(set(cached)) > 1
 
 
@@ -166,18 +170,6 @@ def test_a_report_ends_at_its_end_token(autoencoder):
         autoencoder.bart.final_logits_bias.copy_(bias)
     handle.remove()
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"decoding": "sample"}, "'sample' is none of greedy, beam, nucleus"),
-        ({"decoding": "nucleus", "top_p": 0.0, "seeds": [1]}, "TOP_P 0.0"),
-    ],
-)
-def test_wrong_decoding(autoencoder, options, message):
-    with pytest.raises(InputError, match=message):
-        autoencoder.generate(torch.zeros(1, 16), **options)
 
 
 def test_a_short_training_learns_to_reconstruct(tokenizer):

@@ -1,15 +1,11 @@
 """Tiny random files in exactly the layouts of the authors' and of the official U-ViT, against plain computations."""
 
-import collections
-import functools
-import io
 import json
 import math
 import os
 import pickle
 import runpy
-import tarfile
-import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +25,6 @@ from models.diffusion import PromptedDenoiser, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import (
-    _ratio,
     initial_autoencoder,
     load_autoencoder,
     load_prior,
@@ -91,7 +86,9 @@ def restated(weights, latents, timestep, text, reference):
     x = skip("out_blocks.1", skip("out_blocks.0", block("mid_block", second), second), first)
     x = linear("uvit.uvit.decoder_pred", norm("norm", x))[:, 2:]  # (B, 16, 2 * 2 * 4)
     image = torch.stack([
-        torch.stack([x[:, (row // 2) * 4 + column // 2, (row % 2) * 8 + (column % 2) * 4 :][:, :4] for column in range(8)], -1)
+        torch.stack([
+            x[:, (row // 2) * 4 + column // 2, (row % 2) * 8 + (column % 2) * 4 :][:, :4] for column in range(8)
+        ], -1)
         for row in range(8)
     ], -2)  # fmt: skip
     return F.conv2d(image, weights["uvit.uvit.final_layer.weight"], weights["uvit.uvit.final_layer.bias"], padding=1)
@@ -288,33 +285,6 @@ def test_the_first_reference_is_the_authors(make_table):
     assert references.first_for(table).tolist() == [0, 1, 1, NONE]  # its own image too, as in their training
 
 
-def test_prompts_are_the_authors():
-    by_hand = {
-        (0,) * 14: "A chest X ray image",
-        (1, 1, *(0,) * 12): "A chest X ray image with atelectasis and cardiomegaly",
-        (0, 0, -1, 0, 0, -1, *(0,) * 8): "A chest X ray image, without consolidation and fracture",
-        (*(0,) * 13, -2): "A chest X ray image, and with uncertain support devices",
-        (*(0,) * 8, 1, *(0,) * 5): "A chest X ray image with no finding",
-        (-1, 0, 0, 1, 0, 0, -2, 0, 0, 1, -2, 0, -1, 0): "A chest X ray image with edema and pleural effusion, without "
-        "atelectasis and pneumothorax, and with uncertain lung lesion and pleural other",
-        (0, 0, 0, 0, 1, 0, 0, -2, 0, 0, 0, 0, 0, 0): "A chest X ray image with enlarged cardiomediastinum, and with "
-        "uncertain lung opacity",
-        (0,) * 11 + (-1, 0, -2): "A chest X ray image, without pneumonia, and with uncertain support devices",
-    }
-    for labels, prompt in by_hand.items():
-        assert to_prompt(labels) == prompt
-    names = [
-        "atelectasis", "cardiomegaly", "consolidation", "edema", "enlarged cardiomediastinum", "fracture", "lung lesion",
-        "lung opacity", "no finding", "pleural effusion", "pleural other", "pneumonia", "pneumothorax", "support devices",
-    ]  # fmt: skip
-    for labels in np.random.default_rng(0).choice([0, 1, -1, -2], (1000, 14)):
-        present, absent, uncertain = ([names[i] for i in range(14) if labels[i] == code] for code in (1, -1, -2))
-        prompt = "A chest X ray image" + (" with " + " and ".join(present) if present else "")
-        prompt += ", without " + " and ".join(absent) if absent else ""
-        prompt += ", and with uncertain " + " and ".join(uncertain) if uncertain else ""
-        assert to_prompt(labels) == prompt
-
-
 # ---- the official U-ViT --------------------------------------------------------------------------------------------
 
 
@@ -333,9 +303,9 @@ def test_training_starts_from_the_official_uvit(tmp_path, base_model, capsys):
     assert f"an official U-ViT, {len(weights) + 1} tensors" in capsys.readouterr().out
 
     torch.save({**weights, "class_emb.weight": torch.randn(3)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"class_emb\.weight left over"):
+    with pytest.raises(InputError, match=r"class_emb\.weight that belong to no model"):
         start_from(model, str(tmp_path / "other.pth"))
-    with pytest.raises(InputError, match="set the sizes in the script's constants, IMAGE_SIZE among"):
+    with pytest.raises(InputError, match="set the sizes in the script's constants"):
         start_from(PromptedDenoiser(UViT(8, 2, 4, WIDTH, 2, 2), fusion, None), str(tmp_path / "imagenet.pth"))
     with pytest.raises(InputError, match="it is for INITIAL_WEIGHTS"):
         load_vision(str(tmp_path / "imagenet.pth"), "UViT", base_model)
@@ -350,8 +320,10 @@ def test_the_training_script_takes_the_official_uvit(
     torch.save({**weights, "label_emb.weight": torch.randn(1001, WIDTH)}, tmp_path / "imagenet.pth")
     with pytest.raises(InputError, match="no rows in the split 'validate'"):  # behind the loading
         run_script(
-            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32, DEVICE="cpu",
-            REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run", NUM_WORKERS=0,
+            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32,
+            DEVICE="cpu", REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache",
+ RUN_DIR=tmp_path / "run",
+            NUM_WORKERS=0,
             INITIAL_WEIGHTS=tmp_path / "imagenet.pth", EMBED_DIM=WIDTH, DEPTH=DEPTH, NUM_HEADS=2,
         )  # fmt: skip
     assert f"an official U-ViT, {len(weights) + 1} tensors" in capsys.readouterr().out
@@ -424,20 +396,6 @@ def test_the_authors_prior_is_hugging_faces_vit(vit, prior_file, tmp_path, run_s
     assert (again.eval().predict(latents) - expected).abs().max() <= 1e-5
 
 
-def test_a_prior_of_another_mlp_ratio(tmp_path):
-    config = ViTConfig(
-        hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=200, image_size=8, patch_size=2,
-        num_channels=4, layer_norm_eps=1e-12, initializer_range=0.2,
-    )  # fmt: skip
-    vit = ViTModel(config).eval()
-    prior, _ = load_prior(save_prior(vit, tmp_path / "prior.ckpt"))
-    latents = torch.randn(3, 4, 8, 8)
-    with torch.no_grad():
-        assert (prior.eval().predict(latents) - vit(latents).pooler_output).abs().max() <= 1e-5
-    prior.save_pretrained(tmp_path / "saved")
-    assert torch.equal(Prior.from_pretrained(tmp_path / "saved").eval().predict(latents), prior.predict(latents))
-
-
 def small_prior(**others):
     return Prior(4, 8, 2, 128, 2, 2, 128, **others)
 
@@ -452,7 +410,7 @@ def test_a_prior_starts_from_another_and_predicts_what_it_did(prior_file, tmp_pa
     own.set_statistics(mean, std)
     start_from(own, str(tmp_path / "other"))
     torch.testing.assert_close(own.eval().predict(latents), other.eval().predict(latents), atol=1e-4, rtol=1e-4)
-    assert torch.equal(own.report_mean, mean) and "its head is right for the report latents" in capsys.readouterr().out
+    assert torch.equal(own.report_mean, mean) and "its head fits the report latents" in capsys.readouterr().out
 
     authors, _ = load_prior(prior_file)
     raw = authors.eval().predict(latents)  # tanh of a linear layer
@@ -634,36 +592,33 @@ def test_image_to_report_with_the_authors_files(
 # ---- files that are not what they should be ------------------------------------------------------------------------
 
 
-def reload(path, base_model):
-    return load_vision(str(path), "UViT", base_model)
-
-
 @pytest.mark.parametrize(
-    "harm, message",
+    ("name", "tensor", "message"),
     [
-        (lambda state: state.pop("uvit.uvit.norm.bias"), r"uvit\.uvit\.norm\.bias missing"),
-        (lambda state: state.pop("uvit.uvit.pos_embed"), r"uvit\.uvit\.pos_embed is missing"),
-        (lambda state: state.update({"uvit.uvit.extra": torch.zeros(1)}), r"uvit\.uvit\.extra left over"),
-        (lambda state: state.update({"ema.decay": torch.zeros(1)}), r"ema\.decay that belong to no model known"),
-        (lambda state: state.update({"uvit.uvit.norm.bias": torch.zeros(3)}), r"norm\.bias \(3,\) instead of \(128,\)"),
-        (lambda state: state.update({"uvit.uvit.norm.bias": [0.0]}), "no dictionary of named tensors"),
-        (
-            lambda state: state.update({"uvit.uvit.pos_embed": torch.zeros(3)}),
-            r"pos_embed has the shape \(3,\), not 3 sizes",
-        ),
-        (lambda state: state.update({"uvit.uvit.pos_embed": torch.zeros(1, 18, 0)}), r"pos_embed has the shape"),
-        (lambda state: state["uvit.uvit.norm.bias"].fill_(torch.nan), r"NaN or infinity, e\.g\. norm\.bias"),
-        (lambda state: state["uvit.text_embed.bias"].fill_(torch.inf), r"NaN or infinity, e\.g\. text_embed\.bias"),
-        (dict.clear, "none of the authors' four files"),
+        ("uvit.uvit.norm.bias", None, r"uvit\.uvit\.norm\.bias missing"),
+        ("uvit.uvit.pos_embed", None, r"uvit\.uvit\.pos_embed is missing"),
+        ("uvit.uvit.extra", torch.zeros(1), r"uvit\.uvit\.extra left over"),
+        ("ema.decay", torch.zeros(1), r"ema\.decay that belong to no model known"),
+        ("uvit.uvit.norm.bias", torch.zeros(3), r"norm\.bias \(3,\) instead of \(128,\)"),
+        ("uvit.uvit.pos_embed", torch.zeros(3), r"pos_embed has the shape \(3,\), not 3 dimensions"),
+        ("uvit.uvit.norm.bias", torch.full((128,), torch.nan), r"NaN or infinity, e\.g\. norm\.bias"),
+        ("uvit.uvit.norm.bias", [0.0], "no dictionary of named tensors"),
     ],
 )
-def test_tensors_that_cannot_be_placed_are_named(harm, message, tmp_path, base_model):
-    state = uvit_state()
-    harm(state)
+def test_tensors_that_cannot_be_placed_are_named(name, tensor, message, tmp_path, base_model):
+    state = uvit_state() | {name: tensor}
+    if tensor is None:
+        del state[name]
     path = save_lightning(tmp_path / "bad.ckpt", state)
     with pytest.raises(InputError, match=message) as error:
-        reload(path, base_model)
+        load_vision(path, "UViT", base_model)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_of_nobody_known_is_refused(tmp_path, base_model):
+    torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"none of the authors' four files .* layer\.weight"):
+        load_vision(str(tmp_path / "other.ckpt"), "UViT", base_model)
 
 
 def test_an_incomplete_prior_is_refused_in_its_own_names(prior_file):
@@ -675,128 +630,39 @@ def test_an_incomplete_prior_is_refused_in_its_own_names(prior_file):
 
 
 class Trap:
-    """Calls a function when it is unpickled."""
+    """Makes a file when it is unpickled."""
 
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
+    def __init__(self, sprung):
+        self.sprung = sprung
 
     def __reduce__(self):
-        return self.call
-
-
-TRAPS = {  # each makes a file when it is sprung
-    "os.system": lambda sprung: Trap(os.system, f"touch {sprung}"),
-    "eval": lambda sprung: Trap(eval, f"open({str(sprung)!r}, 'w')"),
-    "a method": lambda sprung: Trap(Path.touch, sprung),
-    "a function of torch": lambda sprung: Trap(torch.save, 1, str(sprung)),
-    "a partial": lambda sprung: Trap(functools.partial, os.system, f"touch {sprung}"),
-}
-PLACES = {
-    "alone": lambda trap: trap,
-    "as a tensor": lambda trap: {"state_dict": uvit_state() | {"uvit.uvit.pos_embed": trap}},
-    "elsewhere": lambda trap: {"state_dict": uvit_state(), "optimizer_states": [{"state": {0: trap}}]},
-}
-
-
-def write_tar(content, path):
-    """torch's format of 2017."""
-    with tarfile.open(path, "w") as archive:
-        for name, part in {"sys_info": {}, "pickle": content, "storages": 0, "tensors": 0}.items():
-            data = pickle.dumps(part, protocol=2)
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-
-
-def write_archive(content, path):
-    """A zip as torch's, packed by hand."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
-        archive.writestr("archive/version", "3")
+        return os.system, (f"touch {self.sprung}",)
 
 
 FORMATS = {
     "zip": torch.save,
-    "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "legacy": partial(torch.save, _use_new_zipfile_serialization=False),
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
-    "tar": write_tar,
-    "archive": write_archive,
 }
 
 
-@pytest.mark.parametrize(
-    ("trap", "place", "form"),
-    [
-        *((trap, "alone", "zip") for trap in TRAPS),
-        *(("os.system", place, "zip") for place in ("as a tensor", "elsewhere")),
-        *(("eval", "elsewhere", form) for form in ("legacy", "pickle", "tar", "archive")),
-    ],
-)
-def test_nothing_in_a_file_is_executed(trap, place, form, tmp_path, base_model):
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_code_in_a_file_is_run(form, tmp_path, base_model):
     path, sprung = tmp_path / "trap.ckpt", tmp_path / "sprung"
-    FORMATS[form](PLACES[place](TRAPS[trap](sprung)), path)
-    with pytest.raises(InputError, match=r"holds code \(.* nothing of it was run|without running code in it") as error:
-        reload(path, base_model)
+    FORMATS[form]({"state_dict": uvit_state(), "optimizer_states": [Trap(sprung)]}, path)
+    with pytest.raises(InputError, match=r"holds code.* nothing of it was run") as error:
+        load_vision(str(path), "UViT", base_model)
     assert "\n" not in str(error.value) and not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))  # the trap works
+    assert sprung.exists()
 
 
-def test_the_traps_work(tmp_path):
-    """Otherwise the test above could not fail."""
-    for name, trap in TRAPS.items():
-        pickle.loads(pickle.dumps(trap(tmp_path / name.replace(" ", "-"))))
-        assert name == "a partial" or (tmp_path / name.replace(" ", "-")).exists()
-
-
-def rebuilt(storage, size):
-    """What a tensor of so many numbers looks like in a pickle."""
-    return Trap(torch._utils._rebuild_tensor_v2, storage, 0, (size,), (1,), False, collections.OrderedDict())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (lambda: {"state_dict": {"uvit.uvit.pos_embed": rebuilt("text", 3)}}, "is broken or incomplete"),
-        (
-            lambda: {"state_dict": {"uvit.uvit.pos_embed": rebuilt(torch.zeros(2).untyped_storage(), 30_000)}},
-            "is broken",
-        ),
-        (lambda: {"state_dict": {"uvit.uvit.pos_embed": torch.eye(3).to_sparse()}}, "no dictionary of named tensors"),
-        (
-            lambda: {"state_dict": {"uvit.uvit.pos_embed": torch.zeros(3, device="meta")}},
-            "no dictionary of named tensors",
-        ),
-        (lambda: {"state_dict": {3: torch.zeros(3)}}, "no dictionary of named tensors"),
-        (lambda: [torch.zeros(3)], "no dictionary of named tensors"),
-        (lambda: torch.nn.Linear(2, 2), r"holds code \(torch\.nn\.modules\.linear\.Linear\)"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_what_is_no_dictionary_of_tensors(content, message, tmp_path, base_model):
-    torch.save(content(), tmp_path / "odd.ckpt")
-    with pytest.raises(InputError, match=message) as error:
-        reload(tmp_path / "odd.ckpt", base_model)
-    assert "\n" not in str(error.value)
-
-
-def test_a_folder_and_an_unreadable_file(tmp_path, base_model, uvit_file, monkeypatch):
-    (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(InputError, match="no checkpoint of this project"):
-        reload(tmp_path / "folder.ckpt", base_model)
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("torch.load", refuse)
-    with pytest.raises(InputError, match=r"cannot read .*clipUViT\.ckpt: Permission denied"):
-        reload(uvit_file, base_model)
-
-
-@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [0, 0.5])
 def test_a_truncated_file_is_refused(keep, uvit_file, base_model):
     whole = Path(uvit_file).read_bytes()
-    Path(uvit_file).write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])
-    with pytest.raises(InputError) as error:
-        reload(uvit_file, base_model)
+    Path(uvit_file).write_bytes(whole[: int(keep * len(whole))])
+    with pytest.raises(InputError, match=f"cannot read {uvit_file}: .*; get the file from its authors again") as error:
+        load_vision(uvit_file, "UViT", base_model)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
@@ -804,28 +670,23 @@ def tiny_denoiser(heads=2):
     return PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, heads), PooledFusion(TEXT, TEXT, WIDTH), None)
 
 
-@pytest.mark.parametrize(
-    "place", ["nowhere", "runs/nowhere", "runs/nowhere/best", "/nowhere/best", "nowhere.ckpt", "pipe"]
-)
-@pytest.mark.parametrize("constant", ["CHECKPOINT", "CHECKPOINT of a prior", "BART_CHECKPOINT", "INITIAL_WEIGHTS"])
-def test_weights_that_are_not_there(place, constant, tmp_path, monkeypatch, base_model):
-    monkeypatch.chdir(tmp_path)
-    os.mkfifo("pipe")
-    load = {
-        "CHECKPOINT": lambda: load_vision(place, "UViT", base_model),
-        "CHECKPOINT of a prior": lambda: load_prior(place),
-        "BART_CHECKPOINT": lambda: load_autoencoder(place, "mean", "/nowhere"),
-        "INITIAL_WEIGHTS": lambda: start_from(tiny_denoiser(), place),
-    }[constant]
-    with pytest.raises(InputError, match=f"there is no checkpoint {place}: set {constant.split()[0]} to a ") as error:
-        load()
-    assert "hub" not in str(error.value) and "\n" not in str(error.value)
+def test_weights_that_are_not_there(base_model):
+    place = "runs/nowhere/best"
+    loaders = [
+        ("CHECKPOINT", lambda: load_vision(place, "UViT", base_model)),
+        ("CHECKPOINT", lambda: load_prior(place)),
+        ("BART_CHECKPOINT", lambda: load_autoencoder(place, "mean", "/nowhere")),
+        ("INITIAL_WEIGHTS", lambda: start_from(tiny_denoiser(), place)),
+    ]
+    for constant, load in loaders:
+        with pytest.raises(InputError, match=f"there is no checkpoint {place}: set {constant} to a ") as error:
+            load()
+        assert "hub" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_bart_that_is_neither_here_nor_on_the_hub():
-    for place in ("runs/nowhere", "runs/nowhere/best", "nowhere.ckpt"):
-        with pytest.raises(InputError, match=f"no BART with its tokenizer in '{place}': there is no such folder here"):
-            initial_autoencoder(place, "mean", "/nowhere")
+    with pytest.raises(InputError, match="no BART with its tokenizer in 'runs/nowhere'"):
+        initial_autoencoder("runs/nowhere", "mean", "/nowhere")
 
 
 def test_the_papers_start_is_asked_for_before_anything_is_encoded(
@@ -836,17 +697,18 @@ def test_the_papers_start_is_asked_for_before_anything_is_encoded(
         InputError, match=r"no checkpoint imagenet256_uvit_large\.pth: .*https://github\.com/baofff/U-ViT; .* '' for"
     ):
         run_script(
-            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32, DEVICE="cpu",
-            REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache", RUN_DIR=tmp_path / "run", NUM_WORKERS=0,
+            "train_diffusion_clipUViT.py", DATA_ROOT=tmp_path / "tree", BASE_MODEL=base_model, IMAGE_SIZE=32,
+            DEVICE="cpu", REFERENCE_ENCODER=reference_encoder_name, CACHE_DIR=tmp_path / "cache",
+ RUN_DIR=tmp_path / "run",
+            NUM_WORKERS=0,
         )  # fmt: skip
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
 
 
 def test_an_older_format_loads(uvit_file, tmp_path, base_model):
     torch.save(torch.load(uvit_file), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    assert weights_fingerprint(reload(tmp_path / "old.ckpt", base_model)[0]) == weights_fingerprint(
-        reload(uvit_file, base_model)[0]
-    )
+    old, new = (load_vision(str(path), "UViT", base_model)[0] for path in (tmp_path / "old.ckpt", uvit_file))
+    assert weights_fingerprint(old) == weights_fingerprint(new)
 
 
 def test_a_conversion_says_what_it_wrote(uvit_file, tmp_path, base_model, run_script):
@@ -857,22 +719,6 @@ def test_a_conversion_says_what_it_wrote(uvit_file, tmp_path, base_model, run_sc
     assert math.isclose(PromptedDenoiser.from_pretrained(folder).schedule.config.beta_end, 0.012)
     with pytest.raises(InputError, match="has files in it already"):
         run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=folder, BASE_MODEL=base_model)
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        ("file", r"OUTPUT: .*file' is a file: name a folder"),
-        ("file/deep/er", r"OUTPUT: .* lies inside .*/file, which is a file: name another place"),
-    ],
-)
-def test_a_conversion_to_where_no_folder_can_be(output, message, uvit_file, tmp_path, base_model, run_script):
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(InputError, match=message):
-        run_script("models/weights.py", CHECKPOINT=uvit_file, OUTPUT=tmp_path / output, BASE_MODEL=base_model)
-    assert (tmp_path / "file").read_text() == "kept"
-    with pytest.raises(InputError, match=r"CHECKPOINT .* is a folder"):
-        run_script("models/weights.py", CHECKPOINT=tmp_path, OUTPUT=tmp_path / "new", BASE_MODEL=base_model)
 
 
 def test_a_conversion_is_there_as_a_whole_or_not_at_all(uvit_file, tmp_path, base_model, run_script, monkeypatch):
@@ -900,10 +746,10 @@ def test_heads_of_another_width_are_said_and_never_guessed(tmp_path, base_model,
     state |= random_weights(torch.nn.Linear(TEXT, 64), "uvit.text_embed.")
     path = save_lightning(tmp_path / "narrow.ckpt", state)
     with pytest.raises(
-        InputError, match=r"a width of 64, which is not two or more .* of 64 channels.*utils\.weights --HEAD_W"
+        InputError, match=r"a width of 64, which is not two or more .* of 64 channels.*models\.weights --HEAD_W"
     ):
         load_vision(path, "UViT", base_model)
-    for wrong in (0, -1, 17, 64):
+    for wrong in (17, 64):
         with pytest.raises(InputError, match=f"attention heads of {wrong} channels"):
             load_vision(path, "UViT", base_model, head_width=wrong)
 
@@ -925,15 +771,6 @@ def test_training_starts_only_from_a_checkpoint_of_as_many_heads(uvit_file, tmp_
     capsys.readouterr()
     start_from(tiny_denoiser(heads=4), uvit_file)
     assert "4 attention heads of 32 channels, which the file does not say" in capsys.readouterr().out
-
-
-def test_an_mlp_ratio_gives_its_hidden_width_back():
-    odd = [
-        (hidden, width) for width in range(1, 200) for hidden in range(1, 200) if int(hidden / width * width) != hidden
-    ]
-    assert odd
-    for hidden, width in odd:
-        assert int(width * _ratio(hidden, width)) == hidden
 
 
 def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, tree, run_script, monkeypatch):

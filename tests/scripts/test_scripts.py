@@ -161,23 +161,23 @@ def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, 
     code = run_script(
         "benchmarks/fidelity", *flags(CHECKPOINT=runs / "clipUViT" / "best", DATA_ROOT=tmp_path / "tree"),
         *flags(CACHE_DIR=tmp_path / "cache", OUTPUT=tmp_path / "fidelity", SPLIT="train", DEVICE="cpu"),
-        *flags(STRENGTHS="0.5,", VARIANTS="text 1,both 2 0.2 4,both 1", STEPS=3, JUDGE_IMAGE_SIZE=48, JUDGE_STEPS=2),
+        *flags(VARIANTS="text 1,both 2 0.2 4,both 1", STEPS=3, JUDGE_IMAGE_SIZE=48, JUDGE_STEPS=2),
+        *flags(DIVERSITY_PAIRS=4),
     )  # fmt: skip
     assert code == 0, code
     record = json.loads((tmp_path / "results" / "fidelity.json").read_text())
     table = pd.DataFrame(record["rows"], columns=record["columns"])
     table = table.astype({"calls": float, "FID": float, "coverage": float})
     assert table.images.tolist() == [
-        "real images", "through the VAE", "denoised from 50%",
-        "sampled, text 1", "sampled, both 2 0.2 4", "sampled, both 1",
+        "real images", "through the VAE", "sampled, text 1", "sampled, both 2 0.2 4", "sampled, both 1",
     ]  # fmt: skip
     calls = table.calls.tolist()
-    assert calls[:2] == [0, 0] and calls[3] == 3 and calls[2] < 3 < calls[4] <= 6
+    assert calls[:3] == [0, 0, 3] and 3 < calls[3] <= 6 and calls[4] == 3
     # the images of the split that all are compared with are as near to it as can be, and no others
     assert table.FID[0] == pytest.approx(0, abs=1e-3) and table.coverage[0] == 1
     assert (table.FID[1:] > 10 * abs(table.FID[0]) + 1e-3).all()
     with Image.open(tmp_path / "fidelity" / "fidelity.png") as picture:
-        assert picture.size == (16 * 32, 6 * 32)
+        assert picture.size == (16 * 32, 5 * 32)
 
 
 def test_what_is_no_teacher_is_refused(config, tmp_path):
