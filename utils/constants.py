@@ -46,13 +46,63 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import InputError, reason, run, writing
+from utils.errors import InputError, reason, run, say, writing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
 GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
-    "HEAD_ROWS": "the prior's head starts from random weights; remove it",
     "CHECK": "every run tries one step before its long work; remove it",
+    "HEAD_ROWS": "the prior's head starts from random weights; remove it",
+    "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
+    "DROP_TEXT": "set PROMPT_DROPOUT = [text, reference, both]",
+    "DROP_REFERENCE": "set PROMPT_DROPOUT = [text, reference, both]",
+    "DROP_BOTH": "set PROMPT_DROPOUT = [text, reference, both]",
+    "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
+    "PATCH_SIZE": "it is 2, the paper's; remove it",
+    "TIMESTEP_MEAN": "it is -0.7; remove it",
+    "WEIGHT_DECAY": "it is 0.01 here, the paper's; remove it",
+    "BETAS": "they are 0.9 and 0.999, the paper's; remove it",
+    "CLIP_NORM": "gradients are clipped at norm 1; remove it",
+    "OPTIMIZER": "it is AdamW here; remove it",
+    "ACCUMULATION": "it is 1 here; remove it",
+    "ENCODE_BATCH_SIZE": "it is 64; remove it",
+    "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
+    "COSINE_WEIGHT": "it is 0.01, the paper's; remove it",
+    "FLOW_WIDTH": "it is 4 EMBED_DIM, 1024 at most; remove it",
+    "FLOW_DEPTH": "it is 3; remove it",
+    "FLOW_DRAWS": "it is 4; remove it",
+    "DROP_IMAGE": "it is 0.1; remove it",
+    "POOLING": "convert an authors' BART by `python -m models.weights` first",
+    "TOKENIZER": "convert an authors' BART by `python -m models.weights` first",
+    "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
+    "LATENT_GAIN": "set it in sample_prior_model",
+    "IMAGE_GUIDANCE": "set it in sample_prior_model",
+    "FLOW_TEMPERATURE": "set it in sample_prior_model",
+    "START": "images start from noise alone; remove it",
+    "GUIDANCE_LOW": "set GUIDANCE_INTERVAL = [lowest, highest]",
+    "GUIDANCE_HIGH": "set GUIDANCE_INTERVAL = [lowest, highest]",
+    "KEEP": "all pairs are listed; remove it",
+    "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
+    "SELECTOR_IMAGE_SIZE": "it is the smaller of 128 and the checkpoint's IMAGE_SIZE; remove it",
+    "SELECTOR_BATCH_SIZE": "it is 64; remove it",
+    "PAGE": "the page is index.html in the folder that holds SYNTHETIC; remove it",
+    "JUDGE_BATCH_SIZE": "it is 64; remove it. A judge of another size is trained again, with other figures",
+}
+FIXED = {  # former constant => where its value is now; a value given for it is ignored, with a note
+    "VALIDATION_ROWS": "1000 rows, training/loop.py",
+    "LOG_EVERY": "50 steps, training/loop.py",
+    "KEEP_CHECKPOINTS": "`best` and `last` are kept",
+    "PREVIEW_STEPS": "25, training/preview.py",
+    "PREVIEW_GUIDANCE": "3.0, training/preview.py",
+    "PREVIEW_REPORTS": "8, train_bart.py",
+    "KEEP_LATENTS": "latents are always kept",
+    "SAVE_EVERY": "1000 reports, sample_prior_model.py",
+    "NUM_WORKERS": "4 threads, sampling/reference_pool.py, evaluation/images.py",
+    "NEIGHBOURS": "5, evaluation/sections.py",
+    "DIVERSITY_PAIRS": "500, evaluation/sections.py",
+    "BOOTSTRAP": "1000, evaluate_pairs.py",
+    "CLOSEST": "8, evaluate_pairs.py",
+    "PAGE_IMAGES": "5000, evaluate_pairs.py",
 }
 GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 
@@ -75,7 +125,10 @@ def override_constants(namespace: dict, arguments: list[str] | None = None) -> d
     namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. InputError for an unknown
     name, a wrong type, a value out of its range, or a misspelt flag. --help prints docstring and constants, and exits.
     """
-    values = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments)
+    notes = []
+    values = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments, notes)
+    for note in notes:
+        say(note)
     namespace.update(values)
     return values
 
@@ -96,8 +149,12 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the constants")
 
 
-def resolve(path: Path, arguments: Iterable[str]) -> dict:
-    """The values of all constants of a script, {name: value}, after its config file and its command line."""
+def resolve(path: Path, arguments: Iterable[str], notes: list[str] | None = None) -> dict:
+    """The values of all constants of a script, {name: value}, after its config file and its command line.
+
+    notes: gets a sentence for each ignored value of a constant that is now FIXED.
+    """
+    notes = [] if notes is None else notes
     script = read_script(path)
     config_parser = _Parser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="FILE.toml")
@@ -105,12 +162,15 @@ def resolve(path: Path, arguments: Iterable[str]) -> dict:
     values = dict(script.defaults)
     origins = {name: f"{script.name}, {name}" for name in values}  # where each value was set, for messages
     if config.config:
-        for name, value, origin in _read_config(Path(config.config), script, path):
+        for name, value, origin in _read_config(Path(config.config), script, path, notes):
             values[name], origins[name] = value, origin
 
     given, unknown = _command_line_parser(script, values).parse_known_args(rest)
     if unknown:
         raise InputError(_unknown_constant(unknown[0], values))
+    for name in [name for name in vars(given) if name not in script.defaults]:
+        delattr(given, name)
+        notes.append(_fixed(f"--{name}", name))
     for name, text in vars(given).items():
         origins[name] = f"--{name}"
         values[name] = _parse(text, script.defaults[name], origins[name])
@@ -131,7 +191,13 @@ def _command_line_parser(script: "Script", values: dict) -> _Parser:
     for name, value in values.items():
         text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
         parser.add_argument(f"--{name}", metavar="VALUE", help=text)
+    for name in FIXED.keys() - values.keys():
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser
+
+
+def _fixed(where: str, name: str) -> str:
+    return f"{where} is ignored: {name} is no longer a constant ({FIXED[name]}); remove it"
 
 
 def _check_ranges(script: "Script", values: dict, origins: dict[str, str]) -> None:
@@ -212,8 +278,8 @@ def _read_comments(text: str) -> dict[str, str]:
 # ---- reading a config file -----------------------------------------------------------------------------------------
 
 
-def _read_config(path: Path, script: Script, script_path: Path) -> list[tuple[str, object, str]]:
-    """(name, value, where it stands) of each of a script's constants in a TOML file."""
+def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]) -> list[tuple[str, object, str]]:
+    """(name, value, where it stands) of each of a script's constants in a TOML file; notes: as in `resolve`."""
     tables = _read_tables(path)
     scripts = {_script_name(file): file for pattern in SCRIPTS for file in REPOSITORY.glob(pattern)}
     scripts[script.name] = script_path
@@ -233,7 +299,11 @@ def _read_config(path: Path, script: Script, script_path: Path) -> list[tuple[st
             if name in script.defaults:
                 where = f"{path}, [{table}], {name}"
                 found.append((name, _as_type_of(script.defaults[name], value, where), where))
-            elif table != "common" or not _is_constant_of_any(name, scripts.values()):
+            elif table == "common" and _is_constant_of_any(name, scripts.values()):
+                continue
+            elif name in FIXED:
+                notes.append(_fixed(f"{path}, [{table}], {name}", name))
+            else:
                 raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
     return found
 

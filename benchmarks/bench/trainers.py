@@ -181,8 +181,7 @@ class PriorTrainer(Trainer):
     def __init__(self, networks, accelerator, report_tokens, batch_size=0):
         super().__init__(networks, accelerator)
         self.autoencoder = networks.autoencoder().eval().requires_grad_(False)
-        loss = partial(train_prior_model.compute_loss, cosine_weight=self.constants["COSINE_WEIGHT"])
-        self._set_up(networks.prior(self.autoencoder.width), loss)
+        self._set_up(networks.prior(self.autoencoder.width), train_prior_model.compute_loss)
         tokenizer, images = self.autoencoder.tokenizer, networks.image_size
         tokens = tokenizer(
             draw_reports(self.size * self.passes, report_tokens, tokenizer), return_tensors="pt",

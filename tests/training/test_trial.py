@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from test_loop import CONSTANTS, Line, Points, metrics, squared_error
-from test_scripts import config, flags, run_script, runs, says, tree  # noqa: F401
+from running import flags, run_script, says
 from torch import nn
 
 from training.loop import fit
