@@ -45,8 +45,13 @@ _GONE = r"(?:resolved|cleared|removed|withdrawn|discontinued|excluded|ruled out|
 _DOUBTED = r"(?:possible|probable|questionable|questioned|suspected|suggested|equivocal|considered|less likely|doubtful)"
 _PARTLY = r"(?:partial(?:ly)?|near(?:ly)?|almost|incomplete(?:ly)?|mostly|largely|substantially)"
 _CHANGE = (
-    r"(?:increases?|decreases?|worsening|progression|improvement|changes?|growth|resolution|clearing|larger|smaller|bigger"
+    r"(?:increases?|decreases?|worsening|progression|improvement|changes?(?! of)|growth|resolution|clearing|larger|smaller|bigger"
     r"|worse|better|different|complications?|kink\w*|malposition\w*|migration|displacement)"
+)
+_DEGREE = (
+    r"(?:\w+ly|significant|substantial|appreciable|definite|evident|major|gross|interval|short|short-term|short-interval|new"
+    r"|further|other|relevant|obvious|evidence of|acute|discernible|visible|convincing|great|much|overall|recent|apparent"
+    r"|measurable|marked|dramatic|notable|meaningful|important|immediate|procedural|postprocedural|any)"
 )
 _HOLD = r"(?:may|might|could|can|would)"
 
@@ -60,7 +65,7 @@ class _Rule(NamedTuple):
 
 _RULES = {  # at one place of a sentence the first rule that fits counts
     "no cue": _Rule(None, "none", (
-        rf"\b(?:no|without|not)(?: (?!or\b|and\b|for\b|to\b)[\w-]+){{0,4}}? {_CHANGE}\b",
+        rf"\b(?:no|without|not)(?: {_DEGREE})* {_CHANGE}\b(?! or (?!(?:\w+ )?{_CHANGE}))",
         rf"\bnot{_LY}(?: yet| fully)? (?:changed|increased|decreased|improved|resolved|cleared|worsened)\b",
         r"\b(?:has|have) not (?:yet )?(?:\w+ly )?(?:resolved|cleared)\b",
         r"\bnot (?:only|just|necessarily)\b",
@@ -70,7 +75,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\b(?:versus|vs) (?:the )?(?:prior|previous|last|earlier)\b",
     )),
     "if any": _Rule(UNCERTAIN, "around", (
-        r"\bif (?:there is |there are )?(?:any|present|at all|anything|real|there at all|existent)\b(?! \w+ (?:concern|doubt))",
+        r"\bif (?:there is |there are )?(?:any|present|at all|anything|real|there at all|existent)\b(?! (?:\w+ ){0,2}(?:concern|doubt|question|symptom))",
         r"\bat most\b",
     )),
     "doubted before": _Rule(UNCERTAIN, "backward", (
@@ -81,8 +86,8 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         rf"\b{_HOLD}(?: also| well)? (?:have|give|produce|cause|account|explain|look|present|contribute|result|coexist)\b",
         rf"(?<!there )\b(?:{_BE}|remains?)(?: also| still| thought| felt| to be)*{_LY} (?:an? )?{_DOUBTED}\b"
         r"(?: (?:possibility|consideration))?",
-        rf"\b(?:is|are|remains?|(?:would|could|may|might) be)(?: also| still)?{_LY} (?:an? |of |one )?(?:\w+ )?"
-        r"(?:possibility|consideration|concern)\b",
+        rf"(?<!there )\b(?:is|are|remains?|(?:would|could|may|might) be)(?: also| still)?{_LY} (?:an? |of |one |another )?"
+        r"(?:real |strong |leading |main |differential |diagnostic )?(?:possibility|consideration|concern)\b(?! (?:for|of|that))",
         r"\b(?:is |are |remains? |also |included |would be )*(?:in|on|within|part of) (?:the|my|our) differential\b",
         r"\b(?:suspected|possible|questioned|probable|suggested|favou?red|less likely|considered)$|\?$|\(\?\)",
         r"(?<!\bit )\b(?:is|are) (?:difficult|hard) to exclude\b",
@@ -139,7 +144,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\bin (?:the )?(?:setting|presence) of\b",
         r"\bthere(?:'s|(?= (?:is|are|has|have|was|were|may|might|could|remains?|appears?)))\b",
         r"(?<!consistent )(?<!compatible )(?<!associated )(?<!along )(?<!together )\bwith\b",
-        r"\b(?:around|near|along|adjacent to|surrounding|underlying|associated with|related to|caused by)"
+        r"\b(?:around|near(?! the upper)|along|adjacent to|surrounding|underlying|associated with|related to|caused by)"
         r" (?=(?:the|this|these|those|an?) )",
     )),
 }  # fmt: skip
@@ -166,6 +171,10 @@ _OWN_WORDS = re.compile(  # an article, a size, a course or a side begins a phra
     r"|stable|unchanged|persistent|persisting|chronic|improv(?:ed|ing)|decreas(?:ed|ing)|increas(?:ed|ing)|worsen(?:ed|ing)"
     rf"|enlarg(?:ed|ing)|known|new|recurrent|residual|evolving|resolving|old|healed|healing|(?:large )?{_SIDE}"
     r"|only|now|otherwise|rather(?! than)|likely|patchy|streaky|platelike|linear)\b"
+)
+_ADJECTIVE = re.compile(  # its noun is still to come: "no left and right effusion", "no acute, displaced fracture"
+    r"\b(?:acute|focal|new|old|large|small|discrete|definite|significant|suspicious|gross|overt|right|left|dense|displaced"
+    r"|obvious|confluent|lobar|upper|lower)$"
 )
 _EVENT = re.compile(
     r"(?:(?:the|interval|new|subsequent|further) )*"
@@ -194,25 +203,26 @@ def _phrase_starts(sentence: str, mentions: Sequence[Mention], ends: Sequence[in
         place = separator.start()
         begin = max([begin, *(end for end in ends if end < place)])
         limit = min([end for end in ends if end > place], default=len(sentence))
-        before = [mention for mention in mentions if begin <= mention.start < place]
-        if before and _stands_for_itself(sentence, separator.end() + 1, limit, sentence[begin:place], before, mentions):
+        if _stands_for_itself(sentence, separator.end() + 1, limit, sentence[begin:place], mentions):
             yield place
             begin = place
 
 
-def _stands_for_itself(sentence, start, limit, text_before, before, mentions) -> bool:
-    """Whether the words from `start` are a phrase of their own, not the next item of the list before them."""
+def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
+    """Whether the words from `start` are a phrase of their own, not the next item of the list in the text `before`."""
     verb = _VERB.search(sentence, start, limit)
     if _OWN_VERB.match(sentence, start, limit) or _EVENT.match(sentence, start, limit):
         return True
-    if verb and _VERB.search(text_before) and not _OR.match(sentence, start):
+    if verb and _VERB.search(before) and not _OR.match(sentence, start):
         return True  # "cardiomegaly persists, edema has resolved"
     if _OR.search(sentence, start, min(limit, start + _LIST, verb.start() if verb else limit)):
         return False  # "no consolidation, large effusion or pneumothorax"
-    if _OWN_WORDS.match(sentence, start):
-        return True
+    last = next((mention for mention in reversed(mentions) if mention.start < start), None)
     item = next((mention for mention in mentions if mention.start >= start), None)
-    return bool(item) and item.name == "Support Devices" and before[-1].name not in ("", item.name)
+    devices = [bool(mention) and mention.name == "Support Devices" for mention in (last, item)]
+    if _OWN_WORDS.match(sentence, start):
+        return not _ADJECTIVE.search(before) and not (all(devices) and sentence[start - 4 : start] == "and ")
+    return devices == [False, True] and bool(last and last.name)
 
 
 # ---- scopes ----------------------------------------------------------------------------------------------------------

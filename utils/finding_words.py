@@ -17,7 +17,7 @@ _MENTIONS = {
     "Cardiomegaly": (
         r"cardiomegaly", r"cardiac enlargement", r"(?:atrial|ventricular) enlargement", r"cardiac dilat\w+",
     ),
-    "Consolidation": (r"\w*consolidat\w*",),
+    "Consolidation": (r"consolidat\w*",),
     "Edema": (
         r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b",
         r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b", r"cardiac decompensation",
@@ -86,7 +86,8 @@ _UNMEANT = {  # where the words of a finding mean something else
     "Atelectasis": (
         r"(?:vertebra\w*|body|bodies|tracheal|airway) collapse", r"collapse of (?:the )?(?:[tl]\d|vertebra)",
     ),
-    "Edema": (r"(?:soft[- ]tissue|subcutaneous|wall|leg|ankle) o?edema", r"nasal congestion"),
+    "Edema": (r"(?:soft[- ]tissue|subcutaneous|wall|leg|ankle) o?edema", r"nasal congestion",
+             r"engorgement (?:is|are|appears?) (?:within|normal|not)"),
     "Fracture": (
         rf"{_HARDWARE}(?: (?:is|are|appears?))?(?: \w+ly)? fractur\w+",
         rf"fractur(?:e|es|ed) (?:(?:of|through|in|the|a) )*(?:[\w-]+ ){{0,4}}{_HARDWARE}\b",
