@@ -70,7 +70,7 @@ def test_report_file_reads_back_and_is_narrow():
         "___",
         "1.",
         "Study:",
-        "Comparison:",
+        "Compared:",
         "LUNGS:",
         "Impression",
         "Findings",

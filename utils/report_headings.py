@@ -1,0 +1,179 @@
+"""The headings of radiology reports, known by their names: in capitals or not, before a colon or a dash, misspelt by a letter.
+
+A heading is a known name, or words in capitals that begin a line, before a colon. Kinds:
+
+findings, impression    what a report says of its images
+addendum                what was added later
+other                   indication, history, comparison, technique ..., and how a report ends: signatures, attestations
+final                   FINAL REPORT: what stands before it is a preliminary reading
+view                    words in capitals that name the views; unknown: any other words in capitals
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+
+from utils.spelling import edits_apart
+
+_NAMES = {  # known wherever a sentence may begin
+    "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "IMPRESSION AND FINDINGS", "FINDINGS AND CONCLUSION"),
+    "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "OPINION", "FINAL IMPRESSION"),
+    "other": (
+        "INDICATION", "INDICATIONS", "CLINICAL INDICATION", "CLINICAL INDICATIONS", "HISTORY", "CLINICAL HISTORY",
+        "PATIENT HISTORY", "MEDICAL HISTORY", "CLINICAL INFORMATION", "CLINICAL DATA", "CLINICAL DETAILS",
+        "CLINICAL QUESTION", "CLINICAL STATEMENT", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY",
+        "REASON FOR THIS EXAM", "REASON FOR THIS EXAMINATION", "REASON FOR THE EXAM", "REASON FOR THE STUDY",
+        "REASON FOR VISIT", "REASON FOR ORDER", "REASON FOR REQUEST", "MEDICAL CONDITION", "ADMITTING DIAGNOSIS",
+        "TECHNIQUE", "TECHNIQUES", "COMPARISON", "COMPARISONS", "COMPARISON EXAM", "COMPARISON EXAMINATION",
+        "COMPARISON STUDY", "COMPARISON STUDIES", "COMPARISON FILM", "COMPARISON FILMS", "PRIOR STUDIES", "PRIOR STUDY",
+        "REFERENCE EXAM", "WET READ", "PROVISIONAL FINDINGS IMPRESSION", "PROVISIONAL FINDINGS IMPRESSIONS", "PFI",
+        "PROVISIONAL FINDINGS IMPRESSION (PFI)", "PROVISIONAL FINDINGS IMPRESSIONS (PFI)", "NOTIFICATION",
+        "NOTIFICATIONS", "RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)", "PROCEDURE COMMENTS", "END OF IMPRESSION",
+    ),
+    "addendum": ("ADDENDUM", "ADDENDA", "FINAL ADDENDUM", "AMENDMENT", "CORRECTION"),
+}  # fmt: skip
+# These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
+_NAMES_OF_A_LINE = {
+    "findings": ("REPORT", "INTERPRETATION", "OBSERVATIONS", "RADIOGRAPHIC FINDINGS"),
+    "impression": ("SUMMARY", "ASSESSMENT", "IMP"),
+    "other": (
+        "EXAM", "EXAMS", "EXAMINATION", "EXAMINATIONS", "TYPE OF EXAM", "TYPE OF EXAMINATION", "STUDY", "PROCEDURE", "VIEW",
+        "VIEWS", "DATE", "ATTENDING", "DICTATED BY", "SYMPTOMS", "PROTOCOL", "REASON", "INFORMATION",
+    ),
+    "view": ("NARRATIVE",),
+}  # fmt: skip
+_KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
+_KINDS_OF_A_LINE = {name: kind for kind, names in _NAMES_OF_A_LINE.items() for name in names}
+_LEAST_LETTERS = 7  # of a name that may be misspelt
+_LONGEST = 60  # characters of a heading
+_MOST_WORDS = 5  # of a known name
+
+_KEYWORDS = (  # the kind of other words in capitals before a colon
+    ("findings", re.compile("FINDINGS")),
+    ("impression", re.compile("IMPRESSION|CONCLUSION|OPINION")),
+    ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
+    ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
+)
+_SIGN = re.compile(r" ?(?<!\d):|\s*[\u2013\u2014]\s*|\s+-+\s+|(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
+_CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
+_SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
+_ARTICLES = re.compile(r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|my|our) $", re.IGNORECASE)
+_BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
+    r"^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
+    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )",
+    re.MULTILINE,
+)
+_ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
+    r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins|ends)\b[^:\n]{0,80})?"
+    r" ?(?::|$)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_FINAL = re.compile(r"(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))", re.MULTILINE)
+_DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
+_SIGNED = r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reviewed|interpreted|read|authenticated|released)"
+_TAIL = re.compile(  # where the words of the radiologist on the images end
+    r"(?im:(?:^|(?<=[.!?:*)\]] ))(?:"
+    r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
+    rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
+    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d)"
+    r"|i(?:,[^.\n]{0,80},)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised|interpreted)\b"
+    r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
+    r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation| statement)? ?:"
+    r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
+    r"|physician to physician|thank you for\b"
+    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated|reviewed|interpreted"
+    r"|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
+    r"))|\b(?i:(?:electronically|digitally) signed)\b"
+    rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]+\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
+    r"|(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
+)
+
+
+def headings(text: str) -> Iterator[tuple[str, int, int]]:
+    """The headings of a text => (kind, start, end) of each in their order; its section begins where it ends.
+
+    Lines of the text have no blanks at their ends, and single ones within.
+    """
+    found = [("final", *match.span()) for match in _FINAL.finditer(text)]
+    found += [("addendum", *match.span()) for match in _ADDENDUM.finditer(text)]
+    found += [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
+    found += [("other", *match.span()) for match in _TAIL.finditer(text)]
+    found += filter(None, (_heading_before(text, sign) for sign in _SIGN.finditer(text)))
+    place = 0
+    for kind, start, end in sorted(found, key=lambda heading: (heading[1], -heading[2])):
+        if start >= place:
+            yield kind, start, end
+            place = max(end, start + 1)
+
+
+def _heading_before(text, sign):
+    """(kind, start, end) of the heading that ends in a colon, a dash, or the end of its line; None where there is none."""
+    stop = sign.start()
+    line = text.rfind("\n", max(0, stop - _LONGEST), stop) + 1
+    if line or stop <= _LONGEST:
+        whole = text[line:stop]
+        colon = sign[0].strip() == ":"
+        kind = _kind_of_name(whole, _KINDS_OF_A_LINE) or _kind_of_name(whole, _KINDS)
+        if kind and _looks_like_a_heading(whole, text[max(0, line - 2) : line], sign[0]):
+            return kind, line, sign.end()
+        if colon and _CAPITALS.fullmatch(whole) and re.match(r"\s|$", text[sign.end() :][:1]):
+            return _kind_of_name(whole, _KINDS) or _kind_of_capitals(whole), line, sign.end()
+    if not sign[0].strip():
+        return None
+    begin = line if line or stop <= _LONGEST else stop - _LONGEST
+    words = list(re.finditer(r"\S+", text[begin:stop]))[-_MOST_WORDS:]
+    for word in words:
+        start = begin + word.start()
+        kind = _kind_of_name(text[start:stop], _KINDS)
+        if kind and _may_stand_within(text, start, stop, sign[0]):
+            return kind, start, sign.end()
+    return None
+
+
+def _looks_like_a_heading(name, before, sign):
+    """Whether a known name at the start of a line is a heading, not a word of a sentence."""
+    if ":" in sign:
+        return True
+    if sign.strip():  # a dash
+        return name[0].isupper()
+    return name == name.upper() or before in ("", "\n\n")  # alone on its line, else the last word of a sentence
+
+
+def _may_stand_within(text, start, stop, sign):
+    """Whether a known name within a line is a heading: where a sentence begins, or by its capitals."""
+    name, before = text[start:stop].strip(" *_"), text[max(0, start - 25) : start]
+    begins = bool(_SENTENCE_BEGINS.search(before))
+    if ":" not in sign:
+        return begins and name[0].isupper()
+    if begins or (name == name.upper() and len(name) > 3):
+        return True
+    return _kind_of_exact_name(name) is not None and len(name) > 6 and not _ARTICLES.search(before)
+
+
+def _plain(name):
+    name = unicodedata.normalize("NFKC", name).upper().strip(" .*_#\"'")
+    return " ".join(re.sub(r"\s*[/&+,]\s*", " AND ", re.sub(r"^\d{1,2}[.)] ", "", name)).split())
+
+
+def _kind_of_exact_name(name):
+    return _KINDS.get(_plain(name))
+
+
+@lru_cache(maxsize=20_000)
+def _name_misspelt(name, least):
+    """The known names of this many letters or more that a name, in capitals, is one letter away from."""
+    return [known for known in (*_KINDS, *_KINDS_OF_A_LINE) if len(known) >= least and edits_apart(name, known, 1) == 1]
+
+
+def _kind_of_name(name, kinds):
+    """The kind of a name, which may be misspelt by a letter; None of another."""
+    name = _plain(name)
+    if name in kinds or not name[:1].isalpha() or ":" in name:
+        return kinds.get(name)
+    return next((kinds[known] for known in _name_misspelt(name, _LEAST_LETTERS) if known in kinds), None)
+
+
+@lru_cache(maxsize=10_000)
+def _kind_of_capitals(heading):
+    return next((kind for kind, words in _KEYWORDS if words.search(heading)), "unknown")
