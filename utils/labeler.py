@@ -59,7 +59,8 @@ from utils.finding_words import (
     well_spelt,
 )
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN
-from utils.report_text import report_text
+from utils.report_marks import MARK
+from utils.report_text import ADDENDUM, report_text
 
 _STRENGTH = (PRESENT, UNCERTAIN, ABSENT)  # of several mentions the first of these counts
 
@@ -128,7 +129,7 @@ def _report_and_addenda(text) -> tuple[list[str], list[str]]:
     if not isinstance(text, str):
         raise InputError(f"a report to label is a text, not {type(text).__name__}")
     text = report_text(text) or ("" if _ABOUT.search(text) else text)  # a text in capitals, or under LUNGS: alone
-    report, *addenda = text.split("ADDENDUM:")
+    report, *addenda = text.split(ADDENDUM)
     return list(_sentences(report)), list(chain.from_iterable(map(_sentences, addenda)))
 
 
@@ -140,7 +141,6 @@ def _sentences(text: str) -> Iterator[str]:
             sentence = sentence[end:]
 
 
-_MARK = re.compile(r"\b[Xx]{3,}\b|_{2,}|<(?:br|BR) */?>")
 _LOST = re.compile("[\u00ad\u200d\u2060\ufeff]")  # soft hyphens and joiners, within words
 _DASH = re.compile(r"(?<=\d) ?[\u2012-\u2015\u2212] ?(?=\d)")
 _TIGHT_DASH = re.compile(r"(?<=[a-z])[\u2012\u2013\u2212](?=[a-z])")
@@ -151,7 +151,7 @@ _CHARACTERS = str.maketrans({"\u2019": "'", "\u2010": "-", "\u2011": "-", "\u200
 
 def normalise(text: str) -> str:
     """Lower case, single blanks, no marks, one spelling: of characters, dashes (" - " where one breaks a sentence), words."""
-    text = unicodedata.normalize("NFKC", _MARK.sub(" ", _LOST.sub("", text))).lower().translate(_CHARACTERS)
+    text = unicodedata.normalize("NFKC", MARK.sub(" ", _LOST.sub("", text))).lower().translate(_CHARACTERS)
     text = _BREAK.sub(" - ", _TIGHT_DASH.sub("-", _DASH.sub("-", text)))
     text = re.sub(r"\bnon[ -](?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))
     return " ".join(_TERM.sub(lambda word: well_spelt(word[0]), text).split())

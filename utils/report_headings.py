@@ -55,10 +55,10 @@ _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
-_SIGN = re.compile(r" ?(?<!\d):|\s*[\u2013\u2014]\s*|\s+-+\s+|(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
+_SIGN = re.compile(r" ?(?<!\d):|\s*[\u2013\u2014]\s*|\s+-+\s+|(?<=[A-Za-z])-+\s+|(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
-_ARTICLES = re.compile(r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|my|our) $", re.IGNORECASE)
+_ARTICLES = re.compile(r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $", re.IGNORECASE)
 _BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
     r"^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
     r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )",
@@ -77,7 +77,7 @@ _TAIL = re.compile(  # where the words of the radiologist on the images end
     r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
     rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
     rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d)"
-    r"|i(?:,[^.\n]{0,80},)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised|interpreted)\b"
+    r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised|interpreted)\b"
     r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
     r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation| statement)? ?:"
     r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
@@ -85,7 +85,7 @@ _TAIL = re.compile(  # where the words of the radiologist on the images end
     r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated|reviewed|interpreted"
     r"|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
     r"))|\b(?i:(?:electronically|digitally) signed)\b"
-    rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]+\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
+    rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
     r"|(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
 )
 
@@ -122,7 +122,7 @@ def _heading_before(text, sign):
     if not sign[0].strip():
         return None
     begin = line if line or stop <= _LONGEST else stop - _LONGEST
-    words = list(re.finditer(r"\S+", text[begin:stop]))[-_MOST_WORDS:]
+    words = list(re.finditer(r"[\w(*#/&,'-][^\s.!?;]*", text[begin:stop]))[-_MOST_WORDS:]
     for word in words:
         start = begin + word.start()
         kind = _kind_of_name(text[start:stop], _KINDS)
@@ -148,16 +148,15 @@ def _may_stand_within(text, start, stop, sign):
         return begins and name[0].isupper()
     if begins or (name == name.upper() and len(name) > 3):
         return True
-    return _kind_of_exact_name(name) is not None and len(name) > 6 and not _ARTICLES.search(before)
+    kind = _KINDS.get(_plain(name))
+    return len(name) > 6 and bool(name[0].isupper() and kind or kind in ("findings", "impression")) and (
+        not _ARTICLES.search(before)
+    )
 
 
 def _plain(name):
     name = unicodedata.normalize("NFKC", name).upper().strip(" .*_#\"'")
     return " ".join(re.sub(r"\s*[/&+,]\s*", " AND ", re.sub(r"^\d{1,2}[.)] ", "", name)).split())
-
-
-def _kind_of_exact_name(name):
-    return _KINDS.get(_plain(name))
 
 
 @lru_cache(maxsize=20_000)

@@ -1,13 +1,33 @@
-"""De-identification marks, and a report's text for BART: without marks, control characters and the tokenizer's signs."""
+"""De-identification marks, and a report's text for BART: without marks, control characters and the tokenizer's signs.
+
+Two kinds of marks, each in many spellings:
+
+XXXX  stands for any word (Indiana's reports): also xxxx
+___   stands for a date, a name or a place (MIMIC-CXR's): also _ _, [**2101-3-4**], [DATE], <unk>, XX/XX/XXXX, ##/##
+"""
 
 import re
 import unicodedata
 
-_MARK = re.compile(r"_{2,}|X{3,}")
+_NAMED = (
+    r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact|number|id"
+    r"|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month|day)"
+)
+_WORD_MARK = re.compile(r"X{3,}|(?<![A-Za-z])x{3,}(?![A-Za-z])")
+_PHRASE_MARK = re.compile(
+    r"\[\*\*[^\n]{0,100}?\*\*\]"
+    r"|[\[<{]{1,2}(?!SIC\b)[A-Z][A-Z0-9 _#-]{2,40}[\]>}]{1,2}"
+    rf"|[\[<{{]{{1,2}}(?i:{_NAMED}(?:[ _-]?(?:{_NAMED}|\d+))?)[\]>}}]{{1,2}}"
+    r"|\b[Xx]{1,2}[/-][Xx]{1,2}(?:[/-][Xx]{2,4})?\b|#{2,}(?:[/:-]#{2,})*|(?<=\w )\*{3,}(?=[ .,;]|$)"
+    r"|_(?: ?_)+|(?<!\S)_(?=[\s.,;]|$)"
+)
+MARK = re.compile(f"{_PHRASE_MARK.pattern}|{_WORD_MARK.pattern}")
+
 _JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"
 _MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is joined to it
 _MARKED_PHRASE = re.compile(rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE)
 _LEADING_WORDS = (  # longer ones before what they end in
+    "comparison is made", "comparison was made", "comparison made",
     *(f"{word} {told}" for told in ("comparison", "compared", "comparing") for word in ("in", "by", "on", "as", "when")),
     "comparison", "compared", "comparing", "since", "dated", "from", "of", "on", "at", "to", "with", "by", "and", "or",
     "the", "a", "an", "prior", "previous", "earlier", "study", "exam", "examination", "radiograph", "radiographs",
@@ -15,29 +35,40 @@ _LEADING_WORDS = (  # longer ones before what they end in
 )  # fmt: skip
 # the words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first
 _LEADING_BACKWARDS = re.compile(rf"(?:[ ,]+(?:{'|'.join(word[::-1] for word in _LEADING_WORDS)})\b)*", re.IGNORECASE)
-_UNSAYABLE = re.compile(
-    r"\b(?:Drs?\b|notif|discuss|communicat|convey|report(?:ed|s)? (?:by|to)|telephon|phone|paged?\b|email)|X{3,}",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
-_SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
-_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|unk|mask)>")
+SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
+SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
+_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
+_LIGATURES = str.maketrans({"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\u00ad": ""})
 
 
-def without_marks(text):
-    """A report without its de-identification marks: `___` of MIMIC-CXR, `XXXX` of other sets.
+def has_marks(text: str) -> bool:
+    """Whether a de-identification mark, `___`, `XXXX` or another spelling of them, stands in a text."""
+    return bool(MARK.search(text))
+
+
+def clean_report(text: str) -> str:
+    """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
+    text = text.translate(_LIGATURES)
+    text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
+    return without_marks(_TOKENIZER_SIGNS.sub(" ", text.replace("ADDENDUM:", " ")))
+
+
+def without_marks(text: str) -> str:
+    """A report without its de-identification marks: `___` of MIMIC-CXR, `XXXX` of other sets, in every spelling.
 
     - `XXXX` stands for any word, so its sentence is dropped.
-    - `___` stands for a date, a name or a place. Its sentence is dropped when it tells of a message between people
-      ("Dr. ___ was notified at ___"). Elsewhere the mark goes with the word it is joined to ("___-year-old") and with
-      the words that only lead up to it ("compared to the prior study of ___", "since ___"); the rest stays.
+    - `___` stands for a date, a name or a place. A message between people goes ("Dr. ___ was notified at ___"), and the
+      finding that it is about stays ("Pneumothorax, discussed with Dr. ___": "Pneumothorax."). Elsewhere the mark goes
+      with the word it is joined to ("___-year-old") and with the words that only lead up to it ("compared to the prior
+      study of ___", "since ___"); the rest stays.
     - What is left of fewer than two words is dropped, and so is a heading without a sentence.
 
     A text without marks comes back with its white space collapsed and nothing else changed.
     """
-    if not _MARK.search(text):
+    if not MARK.search(text):
         return " ".join(text.split())
-    parts = _SECTION.split(text)  # text, heading, text, heading, text ...
+    text = _WORD_MARK.sub("XXXX", _PHRASE_MARK.sub("___", text))
+    parts = SECTION.split(text)  # text, heading, text, heading, text ...
     pieces = [_sentences_without_marks(parts[0])]
     for heading, body in zip(parts[1::2], parts[2::2]):
         body = _sentences_without_marks(body)
@@ -47,15 +78,17 @@ def without_marks(text):
 
 def _sentences_without_marks(text):
     kept = []
-    for sentence in _SENTENCE_END.split(text.strip()):
-        if _MARK.search(sentence):
-            if _UNSAYABLE.search(sentence):
+    for sentence in SENTENCE_END.split(text.strip()):
+        if MARK.search(sentence):
+            if "XXXX" in sentence:
                 continue
-            sentence = _without_marked_phrases(sentence)
+            about = _without_message(sentence)
+            least = 2 if about == sentence else 1  # words
+            sentence = _without_marked_phrases(about)
             sentence = re.sub(r"\(\s*\)|\[\s*\]", "", " ".join(sentence.split()))
             sentence = re.sub(r" +([,.;:!?)])", r"\1", sentence)
             sentence = re.sub(r"(?<![,;:])[,;:]+([.;!?])", r"\1", sentence).lstrip(" ,;:.")
-            if len(re.findall(r"[A-Za-z]{2,}", sentence)) < 2:
+            if len(re.findall(r"[A-Za-z]{2,}", sentence)) < least:
                 continue
             sentence = sentence[0].upper() + sentence[1:]
         kept.append(sentence)
@@ -73,12 +106,62 @@ def _without_marked_phrases(sentence):
     return "".join(kept) + sentence[end:]
 
 
-def has_marks(text):
-    """Whether a de-identification mark, `___` or `XXXX`, stands in a text."""
-    return bool(_MARK.search(text))
+# ---- messages between people -----------------------------------------------------------------------------------------
+
+_SENT = re.compile(
+    r"\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?|informed"
+    r"|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b",
+    re.IGNORECASE,
+)
+_PERSON = re.compile(
+    r"\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b", re.IGNORECASE
+)
+_LEADS_UP = re.compile(  # words before a message that belong to it, read backwards: "..., and these findings were"
+    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*".format(
+        "|".join(
+            word[::-1]
+            for word in (
+                "was", "were", "is", "are", "has been", "have been", "being", "and", "as", "which", "that", "this", "these",
+                "those", "it", "the", "all", "above", "findings", "finding", "results", "result", "impression", "also", "then",
+                "immediately", "subsequently", "urgently", "verbally", "directly", "promptly", "preliminary",
+            )
+        )
+    ),
+    re.IGNORECASE,
+)  # fmt: skip
+_SUBJECT_MATTER = re.compile(
+    r"(?:.{0,60}?\b(?:of|about|regarding|concerning|that|re) |\W*)"
+    r"(?P<matter>.+?)(?: (?:by|at|on|via|over|with|to|in|during|who|immediately|from)\b.*)?[.!?]?$"
+)
+_CLAUSE_SIGNS = (",", ";", "(", " - ", " and ")
+_NO_MATTER = re.compile(
+    r"(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
+    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$",
+    re.IGNORECASE,
+)
 
 
-def clean_report(text):
-    """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
-    text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
-    return without_marks(_TOKENIZER_SIGNS.sub(" ", text))
+def _without_message(sentence):
+    """A sentence with a mark without what it reports of a message between people: what the message is about stays.
+
+    "Pneumothorax, discussed with Dr. ___." => "Pneumothorax."; "Dr. ___ was told of the effusion." => "The effusion."
+    """
+    sent, person = _SENT.search(sentence), _PERSON.search(sentence)
+    if not sent and not person:
+        return sentence
+    end = "." if sentence.rstrip().endswith((".", "!", "?", ")")) else ""
+    if not sent:  # "..., as seen by Dr. ___": what stands before its clause
+        cut = max(sentence.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS)
+        return sentence[:cut].rstrip(" ,;(-") + end if cut > 0 else ""
+    before = sentence[: sent.start()]
+    about = before[: len(before) - _LEADS_UP.match(before[::-1]).end()]
+    person = _PERSON.search(about)
+    if person:  # "edema; Dr. ___ was paged"
+        about = about[: max(0, *(about.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS))].rstrip(" ,;(-")
+    if re.search(r"[A-Za-z]{3}", about):
+        return about + end
+    rest = _SUBJECT_MATTER.fullmatch(sentence[sent.end() :].strip())
+    matter = rest["matter"].strip(" ,;(") if rest else ""
+    if not re.search(r"[A-Za-z]{3}", matter) or _NO_MATTER.match(matter) or _PERSON.search(matter) or "__" in matter:
+        return ""
+    return matter + end
