@@ -122,10 +122,11 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "absent before": _Rule(ABSENT, "backward", (
         rf"\b(?:{_BE} )?(?:not|no longer){_LY}(?: (?:\w+ly|be|been|being))? {_SEEN}\b|\b(?:{_BE} )?absent\b",
         r"\b(?:has|have|had) not (?:\w+ly )?(?:developed|recurred|reaccumulated|occurred)\b",
-        rf"\b(?:has|have|had|is|are|was|were|been)(?: (?!{_PARTLY})(?:\w+ly|since|interval|now|also|been))* {_GONE}\b",
+        rf"\b(?:has|have|had|is|are|was|were|been)(?: (?!{_PARTLY})(?:\w+ly|since|interval|now|also|been|all|both))* {_GONE}\b",
         rf"\b{_GONE}(?=$|[,;)]| and\b| since\b| in the interval\b| - )|\b(?:resolution|removal)$",
-        rf"(?<!there )\b(?:{_BE}|appears?|seems?|considered|felt|thought|deemed)(?: to be| \w+)? unlikely\b(?! (?:to|that)\b)",
-        rf"\bunlikely to (?:be (?:{_SEEN}|there|the cause|responsible)|explain|account|cause)\b|\bunlikely(?=$|[,;)])",
+        rf"(?<!there )\b(?:{_BE} )?(?:{_BE}|appears?|seems?|considered|felt|thought|deemed)(?: to be| \w+)? unlikely\b"
+        r"(?! (?:to|that|malignant|significant|acute|infectious|related|due|clinically|of|an?|the)\b)",
+        rf"\b(?:{_BE} )?unlikely to (?:be (?:{_SEEN}|there|the cause|responsible)|explain|account|cause)\b|\bunlikely(?=$|[,;)])",
         r"\b(?:is|are|was|were) not (?:\w+ly )?(?:likely|favou?red|a (?:\w+ )?(?:consideration|concern|possibility))(?! to\b)",
         r"(?<=\w)(?: [-=])?:? (?:none|no|nil|negative|absent)$|\b(?:is|are) negative$|\bnegative$",
     )),
@@ -176,6 +177,7 @@ _ADJECTIVE = re.compile(  # its noun is still to come: "no left and right effusi
     r"\b(?:acute|focal|new|old|large|small|discrete|definite|significant|suspicious|gross|overt|right|left|dense|displaced"
     r"|obvious|confluent|lobar|upper|lower)$"
 )
+_CONDITION = re.compile(r"\bif (?:any|present|at all|anything)$")  # "if present, the effusion is small"
 _EVENT = re.compile(
     r"(?:(?:the|interval|new|subsequent|further) )*"
     r"(?:development|appearance|placement|insertion|accumulation|reaccumulation|recurrence|progression|worsening|increase)\b"
@@ -210,6 +212,8 @@ def _phrase_starts(sentence: str, mentions: Sequence[Mention], ends: Sequence[in
 
 def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
     """Whether the words from `start` are a phrase of their own, not the next item of the list in the text `before`."""
+    if _CONDITION.search(before):
+        return False
     verb = _VERB.search(sentence, start, limit)
     if _OWN_VERB.match(sentence, start, limit) or _EVENT.match(sentence, start, limit):
         return True

@@ -177,7 +177,9 @@ _TERMS = (
 )  # fmt: skip
 _WELL_SPELT = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in MENTIONS.values())
-    + r"|\b(?:pneumonic|nodular|cardio\w+|medias\w+itis|enlarg\w+|calcif\w+|fractur\w+|effus\w+|thicken\w*|engorg\w+|pleura|plural|silhouettes|interstitium|cardia|vascul\w+)\b"
+    + r"|\b(?:pneumonic|nodular|cardio(?:thoracic|pulmonary|vascular|respiratory|mediastinum|phrenic)|cardia|mediastinitis"
+    r"|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural|silhouettes|interstitium"
+    r"|vascul\w+)\b"
 )
 _LONG = 11  # letters of a word of which two may be wrong
 _SHORT_MISSPELT = {"edma": "edema", "edmea": "edema", "eodema": "edema", "edeama": "edema", "edmema": "edema"}

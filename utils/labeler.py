@@ -143,7 +143,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 _LOST = re.compile("[\u00ad\u200d\u2060\ufeff]")  # soft hyphens and joiners, within words
 _DASH = re.compile(r"(?<=\d) ?[\u2012-\u2015\u2212] ?(?=\d)")
-_TIGHT_DASH = re.compile(r"(?<=[a-z])[\u2012\u2013\u2212](?=[a-z])")
+_TIGHT_DASH = re.compile(r"([a-z]+)[\u2012\u2013\u2212](?=[a-z])")
 _BREAK = re.compile(r"\s+-+\s+|--+|\s*[\u2012-\u2015\u2212]\s*")
 _TERM = re.compile(r"[a-z]{4,}")
 _CHARACTERS = str.maketrans({"\u2019": "'", "\u2010": "-", "\u2011": "-", "\u200b": " "})
@@ -152,9 +152,15 @@ _CHARACTERS = str.maketrans({"\u2019": "'", "\u2010": "-", "\u2011": "-", "\u200
 def normalise(text: str) -> str:
     """Lower case, single blanks, no marks, one spelling: of characters, dashes (" - " where one breaks a sentence), words."""
     text = unicodedata.normalize("NFKC", MARK.sub(" ", _LOST.sub("", text))).lower().translate(_CHARACTERS)
-    text = _BREAK.sub(" - ", _TIGHT_DASH.sub("-", _DASH.sub("-", text)))
+    text = _BREAK.sub(" - ", _TIGHT_DASH.sub(_after_word, _DASH.sub("-", text)))
     text = re.sub(r"\bnon[ -](?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))
     return " ".join(_TERM.sub(lambda word: well_spelt(word[0]), text).split())
+
+
+def _after_word(match):
+    """What a dash between two words stands for: a break after a finding, else a hyphen, as in "air-space"."""
+    word = match[1]
+    return word + (" - " if any(words.fullmatch(word) for words in MENTIONS.values()) else "-")
 
 
 # ---- mentions --------------------------------------------------------------------------------------------------------
