@@ -109,6 +109,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"|\bpresum\w+|\bperhaps\b|\bmaybe\b",
         r"\bpotential(?:ly)?\b|\bconceivabl[ey]\b|\bequivocal\b|\bless likely\b|\bdifferential\b|\br/o\b|\?",
         rf"\b(?:can(?:not| not)|could not|do(?:es)? not|not|difficult to|hard to|unable to){_LY} (?:exclude|rule out)\b",
+        r"\b(?:not |un)(?:certain|clear|sure) (?:if|whether)\b|\bmore likely\b(?! than)(?=[^,;]* than\b)",
         r"\brul(?:e|ing) out\b|\bto exclude\b|\braises?\b|\bin the (?:\w+ )?clinical (?:setting|context)\b",
     )),
     "one or the other": _Rule(UNCERTAIN, "both", (
@@ -120,10 +121,11 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\bconsider(?:ed|ation)?\b|\bfavou?r\w*\b|\bborderline\b|\bindeterminate\b|\b(?:that|which) (?:may|might|could)\b",
     ), weak=True),
     "absent before": _Rule(ABSENT, "backward", (
-        rf"\b(?:{_BE} )?(?:not|no longer){_LY}(?: (?:\w+ly|be|been|being))? {_SEEN}\b|\b(?:{_BE} )?absent\b",
+        rf"\b(?:{_BE} )?(?:not|no longer){_LY}(?: (?:\w+ly|be|been|being))? {_SEEN}\b|\b(?:{_BE} )?(?<!^)absent\b",
         r"\b(?:has|have|had) not (?:\w+ly )?(?:developed|recurred|reaccumulated|occurred)\b",
         rf"\b(?:has|have|had|is|are|was|were|been)(?: (?!{_PARTLY})(?:\w+ly|since|interval|now|also|been|all|both))* {_GONE}\b",
-        rf"\b{_GONE}(?=$|[,;)]| and\b| since\b| in the interval\b| - )|\b(?:resolution|removal)$",
+        rf"\b{_GONE}(?=$|[,;)]| and\b| since\b| in the interval\b| with(?:out)?\b| - )",
+        r"(?<=\w )(?<!interval )(?<!after )(?<!post )(?<!the )(?<!for )(?:resolution|removal)\b(?! of\b)",
         rf"(?<!there )\b(?:{_BE} )?(?:{_BE}|appears?|seems?|considered|felt|thought|deemed)(?: to be| \w+)? unlikely\b"
         r"(?! (?:to|that|malignant|significant|acute|infectious|related|due|clinically|of|an?|the)\b)",
         rf"\b(?:{_BE} )?unlikely to (?:be (?:{_SEEN}|there|the cause|responsible)|explain|account|cause)\b|\bunlikely(?=$|[,;)])",
@@ -133,13 +135,13 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "absent": _Rule(ABSENT, "forward", (
         r"\bno longer\b|\bno\b|\bnot\b|\bwithout\b|\bw/o\b|\bnever\b|\bneither\b|\bnor\b|\bnothing\b|\bnil\b|\bdevoid of\b",
         r"\bunlikely(?: to\b| that\b)?|\b(?:argu\w+|speak\w*|militat\w+|evidence) against\b|\brather than\b|\binstead of\b",
-        r"\bnegative for\b|\b(?:free|clear) of\b|\bclear (?=air|focal )|\babsence of\b|\black(?:s|ing)?\b",
+        r"\bnegative for\b|\b(?:free|clear) of\b|\bclear (?=air|focal )|\babsence of\b|^absent\b|\black(?:s|ing)?\b",
         r"\b(?:resolution|removal|clearing|clearance|disappearance) of\b|(?:^|interval )(?:resolution|removal|clearing)\b",
         r"\b(?:resolved|cleared|removed)\b|\bexclud(?:es|ing)\b",
         r"\bfail(?:s|ed|ure)? to (?:show|demonstrate|reveal)\b",
     )),
     "end": _Rule(None, "end", (
-        r"[;()]| - |\bbut\b|\bhowever\b|\b(?:al)?though\b|\bexcept\b|\b(?:aside|apart) from\b|\bother than\b|\bwhile\b",
+        r"[;()]| - |:(?! (?:none|no|nil|negative|absent)\b)|\bpositive for\b|\bbut\b|\bhowever\b|\b(?:al)?though\b|\bexcept\b|\b(?:aside|apart) from\b|\bother than\b|\bwhile\b",
         r"\bwhereas\b|\byet\b|\bnevertheless\b|\bdespite\b|\bin spite of\b|\bgiven\b|\binstead\b|\bin (?:a )?patient\b",
         r"\b(?:after|following|since|s/p)\b|\bstatus[- ]post\b|\bpost(?= (?:removal|placement|insertion|\w*tomy|\w*centesis))",
         r"\bin (?:the )?(?:setting|presence) of\b",
@@ -163,7 +165,7 @@ _VERBS = (
 _VERB = re.compile(rf"\b{_VERBS}\b")
 _OWN_VERB = re.compile(  # "no effusion and the heart is enlarged", but "no effusion, edema or pneumothorax is seen"
     rf"(?!(?:or|nor|which|that|if|suggest\w*) )(?:[\w'/-]+ ){{1,8}}?{_VERBS}\b"
-    rf"(?! (?:(?:not|also|\w+ly|be|been|no longer) )*(?:{_SEEN}|{_GONE}|{_DOUBTED}|absent|negative|unlikely))"
+    rf"(?! (?:(?:not|also|all|both|now|\w+ly|be|been|no longer) )*(?:{_SEEN}|{_GONE}|{_DOUBTED}|absent|negative|unlikely))"
 )
 _SIDE = r"(?:right|left|bilateral|bibasilar|bibasal|biapical)"
 _OWN_WORDS = re.compile(  # an article, a size, a course or a side begins a phrase that stands for itself
@@ -174,7 +176,7 @@ _OWN_WORDS = re.compile(  # an article, a size, a course or a side begins a phra
     r"|only|now|otherwise|rather(?! than)|likely|patchy|streaky|platelike|linear)\b"
 )
 _ADJECTIVE = re.compile(  # its noun is still to come: "no left and right effusion", "no acute, displaced fracture"
-    r"\b(?:acute|focal|new|old|large|small|discrete|definite|significant|suspicious|gross|overt|right|left|dense|displaced"
+    r"\b(?:acute|focal|new|old|large|small|discrete|definite|significant|suspicious|gross|overt|(?<!the )right|(?<!the )left|dense|displaced"
     r"|obvious|confluent|lobar|upper|lower)$"
 )
 _CONDITION = re.compile(r"\bif (?:any|present|at all|anything)$")  # "if present, the effusion is small"
@@ -195,7 +197,7 @@ def read(sentence: str, mentions: Sequence[Mention]) -> list[int]:
         inside = [mention for mention in mentions if start <= mention.start < end]
         if inside:
             _read_clause(sentence, inside, [cue for cue in cues if start <= cue[1] < end and cue[0].code is not None], end)
-    return ends
+    return [end for end in ends if sentence[end] != ":"]  # "heart: enlarged" is said of the heart
 
 
 def _phrase_starts(sentence: str, mentions: Sequence[Mention], ends: Sequence[int]) -> Iterable[int]:
@@ -291,7 +293,8 @@ def _read_list_before(sentence, mentions, place, code):
         if link is _CONJOINED and singular and ", and" in gap:
             return  # "small effusion, and pneumothorax is not seen"
         mention.read_as(code)
-        link, end = _LISTED if link else _CONJOINED, min(end, mention.start)
+        link = _LISTED if link or sentence[place] == ":" else _CONJOINED  # "edema, effusion: none"
+        end = min(end, mention.start)
 
 
 _OR_GAP = re.compile(r"[ \w/-]{0,40}?(?:\bor\b|/)[ \w/-]{0,40}$")
