@@ -3,7 +3,7 @@
     python -m benchmarks.labeler --REPORTS ../shared/iu-reports.csv
 
 Reads:  REPORTS, a CSV with the columns findings, impression and problems (MeSH terms joined by ";");
-        benchmarks/labeler_sentences.txt, written by hand, no rule with them in mind: sentence || what it says of each finding
+        benchmarks/labeler_sentences.txt, written by hand after the rules: sentence || what it says of each finding
 Writes: OUTPUT/labeler.json, and the tables of DOCUMENT that lie between its <!-- name --> comments
 Prints: the tables: precision, recall and F1 of present, absent and uncertain for each finding, and ms a report
 
@@ -34,14 +34,17 @@ DOCUMENT = "docs/labeler.md"  # whose tables are written anew (a file to write)
 _SENTENCES = Path(__file__).with_name("labeler_sentences.txt")
 _CODES = {"present": PRESENT, "absent": ABSENT, "uncertain": UNCERTAIN}
 _SIGNS = {"+": PRESENT, "-": ABSENT, "?": UNCERTAIN}
-_SHORT = dict(zip(
-    "atelectasis heart consolidation edema mediastinum fracture lesion opacity none effusion pleura pneumonia pneumothorax"
-    " device".split(), FINDINGS,
-))  # fmt: skip
+_SHORT = {  # a finding's name in the sentences
+    "atelectasis": "Atelectasis", "heart": "Cardiomegaly", "consolidation": "Consolidation", "edema": "Edema",
+    "mediastinum": "Enlarged Cardiomediastinum", "fracture": "Fracture", "lesion": "Lung Lesion",
+    "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
+    "pneumothorax": "Pneumothorax", "device": "Support Devices",
+}  # fmt: skip
 MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
     "Atelectasis": ("Pulmonary Atelectasis",),
     "Cardiomegaly": (
-        "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged", "Heart Atria/enlarged",
+        "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
+        "Heart Atria/enlarged",
     ),
     "Consolidation": ("Consolidation",),
     "Edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
@@ -49,7 +52,8 @@ MESH = {  # the terms that name a finding: a heading and the qualifiers that it 
     "Fracture": ("Fractures, Bone",),
     "Lung Lesion": ("Nodule", "Mass"),
     "Lung Opacity": (
-        "Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung", "Lung Diseases, Interstitial",
+        "Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung",
+        "Lung Diseases, Interstitial",
     ),
     "No Finding": ("normal",),
     "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemothorax", "Hemopneumothorax"),
@@ -68,7 +72,10 @@ def mesh_codes(problems: str) -> np.ndarray:
     for heading, *qualifiers in (term.split("/") for term in problems.split(";")):
         for place, name in enumerate(FINDINGS):
             wanted = (term.split("/") for term in MESH[name])
-            if any(heading == first and {*rest} <= {*qualifiers} for first, *rest in wanted) and codes[place] != PRESENT:
+            if (
+                any(heading == first and {*rest} <= {*qualifiers} for first, *rest in wanted)
+                and codes[place] != PRESENT
+            ):
                 codes[place] = UNCERTAIN if "borderline" in qualifiers else PRESENT
     return codes
 
@@ -95,7 +102,7 @@ def scores(found: np.ndarray, wanted: np.ndarray) -> dict:
 
 
 def score_reports(table: pd.DataFrame) -> tuple[dict, float]:
-    """Reports with their MeSH terms => ({finding: scores of present, and counts of absent and uncertain}, ms a report)."""
+    """Reports with MeSH terms => ({finding: scores of present, counts of absent and uncertain}, ms a report)."""
     texts = [join_sections(*sections) for sections in zip(table["findings"], table["impression"])]
     begin = time.process_time()
     found = label_reports(texts)
@@ -155,7 +162,8 @@ def main():
         print(shown)
         document = fill(document, name, shown)
     document = fill(
-        document, "figures", f"{len(table):,} reports in {milliseconds:.1f} ms each on one core; {sentences['right']} of "
+        document, "figures",
+        f"{len(table):,} reports in {milliseconds:.1f} ms each on one core; {sentences['right']} of "
         f"{sentences['sentences']} sentences right in every finding."
     )  # fmt: skip
     Path(DOCUMENT).write_text(document, encoding="utf-8")

@@ -12,21 +12,35 @@ _EARLIER = r"(?:prior|previous|earlier|last|preceding|old|older|outside|comparis
 _FILM = r"(?:stud(?:y|ies)|exam\w*|radiographs?|films?|x-?rays?|images?|imaging|cxr|ct|chest|report|day|time|one|scan)"
 _STEADY = r"(?:unchanged|stable|similar|the same|not (?:\w+ly )?changed|persistent)"
 _COURSE = (
-    r"(?:stable|unchanged|persist(?:ent|ing)|new(?:ly)?|worsen(?:ing|ed)|improv(?:ed|ing)|residual|recurrent|progressive"
+    r"(?:stable|unchanged|persist(?:ent|ing)|new(?:ly)?|worsen(?:ing|ed)|improv(?:ed|ing)|residual|recurrent"
+    r"|progressive"
     r"|increasing|decreasing|enlarging|resolving|evolving|continued|redemonstrated|interval|previously (?:seen|noted"
     r"|described|identified|demonstrated|visualized|mentioned))"
 )
-_MOVED = r"(?:increased|decreased|improved|worsened|progressed|enlarged|changed|developed|recurred|regressed|grown|diminished)"
+_MOVED = (
+    r"(?:increased|decreased|improved|worsened|progressed|enlarged|changed|developed|recurred|regressed|grown"
+    r"|diminished)"
+)
 _GONE = r"(?:resolved|cleared|disappeared|been removed|been withdrawn)"
-_MOVE = r"(?:increase|decrease|progression|worsening|improvement|enlargement|development|appearance|reduction|growth|change|changes)"
-_HOW = r"(?:\w+ly |interval |significant |substantial |slight |mild |moderate |marked |further |some |overall |a |an |appreciable )*"
+_MOVE = (
+    r"(?:increase|decrease|progression|worsening|improvement|enlargement|development|appearance|reduction|growth"
+    r"|change|changes)"
+)
+_HOW = (
+    r"(?:\w+ly |interval |significant |substantial |slight |mild |moderate |marked |further |some |overall |a "
+    r"|an |appreciable )*"
+)
 
 _COMPARES = re.compile(
-    rf"\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?|no longer|still"
-    rf"|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)|than (?:before|previously|on)"
-    rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|previously|continues?"
+    rf"\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?"
+    rf"|no longer|still"
+    rf"|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)|than (?:before"
+    rf"|previously|on)"
+    rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|previously"
+    rf"|continues?"
     rf"|no {_HOW}change|without {_HOW}change|(?:larger|smaller|better|worse|more|less) than (?:before|on|previously))\b"
-    r"|\bin the interim\b|\b(?:from|than|to|with|since|on) (?:the )?(?:\w+ )?(?:prior|previous)\b|\bprior(?= ?(?:X{3}|_|[,.;]|$))",
+    r"|\bin the interim\b|\b(?:from|than|to|with|since|on) (?:the )?(?:\w+ )?(?:prior|previous)\b"
+    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))",
     re.IGNORECASE,
 )
 _SINCE = (
@@ -42,40 +56,70 @@ _WITHOUT_CLAUSE = tuple(  # clauses that only compare
         rf",? ?\b{_SINCE}",
         r",? ?\b(?:as |when )?(?:compared|in comparison) (?:to|with)\b[^,.;]*",
         r",? ?\b(?:in|over|during) the (?:interval|interim)\b(?: since[^,.;]*)?",
-        rf",(?: (?:which|that) (?:is|are|appears?|remains?))?(?: (?:likely|grossly|overall|essentially|\w+ly))* {_STEADY}\b"
-        r"(?: in (?:appearance|size|position|extent|configuration))?(?: (?:as|to|from|since|when)\b[^,.;]*)?(?=[.;,]|$)",
+        rf",(?: (?:which|that) (?:is|are|appears?|remains?))?(?: (?:likely|grossly|overall|essentially"
+        rf"|\w+ly))* {_STEADY}\b"
+        r"(?: in (?:appearance|size|position|extent|configuration))?(?: (?:as|to|from|since|when)\b[^,.;]*)?(?=[.;,]"
+        r"|$)",
         r",? as before\b|,? (?:without|with no) (?:\w+ ){0,3}change\b[^,.;]*",
         rf"(?<=\w) and {_COURSE}(?= \w)|\b{_STEADY}(?: and|,) (?=\w)|,? and {_STEADY}(?=[.;,]|$)",
         r"\b(?:once )?again ?(?=\w)|(?<=\w) again\b|\bstill ?(?=\w)",
     )
 )
 _STEADY_AT_THE_END = re.compile(  # "mild cardiomegaly unchanged", but "the effusion is unchanged"
-    rf"(?<!\bis)(?<!\bare)(?<!remain)(?<!remains)(?<!appear)(?<!appears)(?<!ly)(?<!\bnot) {_STEADY}(?=[.;]?$)", re.IGNORECASE
+    rf"(?<!\bis)(?<!\bare)(?<!remain)(?<!remains)(?<!appear)(?<!appears)(?<!ly)(?<!\bnot) {_STEADY}(?=[.;]?$)",
+    re.IGNORECASE,
 )
 _RESTATED = tuple(  # (what a sentence says of a change, what it then says of this image)
     (re.compile(pattern, re.IGNORECASE), restated)
     for pattern, restated in (
-        (rf"^(?:there (?:is|are|has been|have been) )?{_HOW}(?:resolution|clearing|removal) of (?:the )?(?P<what>[^.;]+)", "No {}"),
-        (rf"^(?:there (?:is|are|has been|have been) )?(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: size of| extent of"
-         r"| amount of| degree of)?(?: the)? (?P<what>[^.;]+)", "There is {}"),
-        (rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have|is|are)(?: (?:since|now|also|been|\w+ly))* {_GONE}\b[^,.;]*", "No {}"),
-        (rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size|extent|amount))?"
-         r"\b(?:[^,.;]*)", "There is {}"),
-        (rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are|remains?|appears?)(?: (?:grossly|overall|\w+ly))* {_STEADY}\b[^,.;]*",
-         "There is {}"),
+        (
+            rf"^(?:there (?:is|are|has been|have been) )?{_HOW}(?:resolution|clearing"
+            rf"|removal) of (?:the )?(?P<what>[^.;]+)",
+            "No {}",
+        ),
+        (
+            rf"^(?:there (?:is|are|has been|have been) )?(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: size of"
+            rf"| extent of"
+            r"| amount of| degree of)?(?: the)? (?P<what>[^.;]+)",
+            "There is {}",
+        ),
+        (
+            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have|is|are)(?: (?:since|now|also|been"
+            rf"|\w+ly))* {_GONE}\b[^,.;]*",
+            "No {}",
+        ),
+        (
+            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size"
+            rf"|extent|amount))?"
+            r"\b(?:[^,.;]*)",
+            "There is {}",
+        ),
+        (
+            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are|remains?|appears?)(?: (?:grossly|overall"
+            rf"|\w+ly))* {_STEADY}\b[^,.;]*",
+            "There is {}",
+        ),
         (r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:persists?|continues?)\b(?: to be (?:seen|present))?", "There is {}"),
-        (r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are) no longer (?:seen|present|visible|identified|evident|visualized)", "No {}"),
+        (
+            r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are) no longer (?:seen|present|visible|identified|evident"
+            r"|visualized)",
+            "No {}",
+        ),
     )
 )
 _NO_IMAGE_OF = re.compile(  # said to be there, these say nothing
-    r"\b(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|aeration|inflation|position|appearance|contours?|exam\w*|study"
-    r"|chest|findings?|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b(?! (?:opaci|nodul|effus|edema|congest|mass|tube|wall|port))"
+    r"\b(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|aeration|inflation|position|appearance|contours?"
+    r"|exam\w*|study"
+    r"|chest|findings?|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b(?! (?:opaci|nodul|effus|edema|congest"
+    r"|mass|tube|wall|port))"
     r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b",
     re.IGNORECASE,
 )
 _STATES_NOTHING = re.compile(
-    r"^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general|of|the) )*"
-    r"(?:silhouettes?|size|contours?|appearance|volumes?|exam\w*|study|chest|findings?|change|heart|mediastinum|lungs)\W*$",
+    r"^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general"
+    r"|of|the) )*"
+    r"(?:silhouettes?|size|contours?|appearance|volumes?|exam\w*|study|chest|findings?|change|heart|mediastinum"
+    r"|lungs)\W*$",
     re.IGNORECASE,
 )
 
@@ -86,7 +130,7 @@ def count_comparisons(text: str) -> int:
 
 
 def drop_comparisons(text: str) -> tuple[str, int]:
-    """A report => (the report without comparisons with earlier films, how many of its sentences were changed or dropped).
+    """A report => (the report without comparisons with earlier films, how many sentences were changed or dropped).
 
     Headings without a sentence are dropped too; a report that compares nothing comes back unchanged.
     """

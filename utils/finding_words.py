@@ -1,7 +1,7 @@
-"""The words of chest X-ray reports: how the 14 findings are named, what only sounds like one, and how large an organ is.
+"""The words of chest X-ray reports: how findings are named, what only sounds like one, and how large an organ is.
 
-All patterns read normalised text (`utils.finding_scope.normalise`): lower case, single blanks, plain hyphens. A finding's
-patterns are tried at the start of a word. No Finding has none: it is what is left (utils/labeler.py).
+All patterns read text in lower case with single blanks and plain hyphens (`utils.labeler.normalise`). The patterns of
+a finding are tried at the start of a word. No Finding has none: it is what is left (utils/labeler.py).
 """
 
 import re
@@ -22,7 +22,8 @@ _MENTIONS = {
         r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b",
         r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b", r"cardiac decompensation",
         r"(?:fluid|volume) overload", r"vascular (?:prominence|indistinctness|engorgement)",
-        r"(?:pulmonary|venous|hilar|vessel) engorgement", r"engorge(?:d|ment of)(?: the)?(?: \w+)? (?:vessel|vascul|vein)\w*",
+        r"(?:pulmonary|venous|hilar|vessel) engorgement", r"engorge(?:d|ment of)(?: the)?(?: \w+)? (?:vessel|vascul"
+        r"|vein)\w*",
         r"prominen(?:t|ce of the)(?: central| pulmonary)+ vascul\w+",
         r"indistinctness of (?:the )?(?:pulmonary )?(?:vessels|vascul\w+)",
     ),
@@ -40,7 +41,8 @@ _MENTIONS = {
         r"(?:increased|prominent|coarse\w*|thickened|abnormal|chronic) (?:\w+ )?"
         r"(?:lung|pulmonary|perihilar|basilar|bronchovascular) markings?",
         r"reticul(?:ar|ations?|onodular)\b", r"(?:peri)?bronchial (?:wall )?thickening",
-        r"(?:increased|hazy|patchy|streaky|linear|basilar|parenchymal|alveolar|ill-defined|vague|lung) densit(?:y|ies)\b",
+        r"(?:increased|hazy|patchy|streaky|linear|basilar|parenchymal|alveolar|ill-defined|vague|lung) densit(?:y"
+        r"|ies)\b",
         r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadow(?:s|ing)\b",
     ),
     "Pleural Effusion": (
@@ -63,8 +65,10 @@ _MENTIONS = {
         r"(?:central|venous|arterial|ij|jugular|subclavian|femoral|dialysis|access|picc) (?:\w+ )?line\b", r"swan\b",
         r"pace-?makers?\b", r"pacers?\b", r"pacing\b", r"a?icds?\b", r"defibrillators?\b", r"generator\b",
         r"stimulator\w*", r"leads?\b(?= (?:\w+ ){0,6}(?:atri|ventric))", r"devices?\b", r"support apparatus",
-        r"tracheostomy\b", r"(?:prosthe\w+|mechanical|replacement|bioprosthetic|artificial|replaced|porcine) (?:\w+ )?valves?\b",
-        r"valves? (?:replacement|prosthe\w+|repair)", r"valvular prosthe\w+", r"annuloplasty", r"prosthe(?:sis|ses|tic)\b",
+        r"tracheostomy\b", r"(?:prosthe\w+|mechanical|replacement|bioprosthetic|artificial|replaced"
+        r"|porcine) (?:\w+ )?valves?\b",
+        r"valves? (?:replacement|prosthe\w+|repair)", r"valvular prosthe\w+", r"annuloplasty", r"prosthe(?:sis|ses"
+        r"|tic)\b",
         r"hardware\b", r"arthroplast\w+", r"screws?\b", r"plates?\b", r"fixation\b", r"(?:e|n|o)tt\b", r"(?:n|o)gt\b",
         r"cv[cl]\b", r"dobb?hoff\b", r"cannula\w*", r"drains?\b", r"lvad\b", r"impella\b", r"balloon pump", r"iabp\b",
         r"ecmo\b", r"coils?\b", r"shunt tubing",
@@ -97,12 +101,14 @@ _UNMEANT = {  # where the words of a finding mean something else
         r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?)(?: (?:(?!not\b)\w+)){0,2} calcified\b",
         r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
-        r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing|reflecting) )+nipples?(?: shadows?)?\b",
+        r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing"
+        r"|reflecting) )+nipples?(?: shadows?)?\b",
         r"nipple (?:shadows? )?(?:or |versus )?nodul\w+",
         r"breast mass(?:es)?", r"mass[- ](?:effect|like)", r"(?:thyroid|adrenal|renal|abdominal) (?:mass|nodule)",
     ),
     "Lung Opacity": (
-        r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"surgical scar\w*", r"pleur\w*(?:[-/ ]?parenchymal)? scar\w*",
+        r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"surgical scar\w*",
+        r"pleur\w*(?:[-/ ]?parenchymal)? scar\w*",
         r"scar\w+ of the (?:\w+ )?pleura", r"normal (?:\w+ ){0,2}markings",
         r"markings (?:is|are|appears?)(?: \w+ly)? (?:normal|unremarkable|within)",
     ),
@@ -172,13 +178,16 @@ _TERMS = (
     "atelectasis", "atelectatic", "calcified", "cardiac", "cardiomediastinal", "cardiomegaly", "catheter", "congestion",
     "consolidation", "consolidations", "effusion", "effusions", "emphysema", "endotracheal", "enlarged", "enlargement",
     "fracture", "fractures", "granuloma", "infiltrate", "infiltrates", "interstitial", "mediastinal", "mediastinum",
-    "nodules", "opacities", "opacity", "pacemaker", "pleural", "pneumonia", "pneumothorax", "pneumothoraces", "pulmonary",
+    "nodules", "opacities", "opacity", "pacemaker", "pleural", "pneumonia", "pneumothorax", "pneumothoraces",
+    "pulmonary",
     "silhouette", "thickening", "tracheostomy", "vascular",
 )  # fmt: skip
 _WELL_SPELT = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in MENTIONS.values())
-    + r"|\b(?:pneumonic|nodular|cardio(?:thoracic|pulmonary|vascular|respiratory|mediastinum|phrenic)|cardia|mediastinitis"
-    r"|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural|silhouettes|interstitium"
+    + r"|\b(?:pneumonic|nodular|cardio(?:thoracic|pulmonary|vascular|respiratory|mediastinum|phrenic)|cardia"
+    r"|mediastinitis"
+    r"|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural|silhouettes"
+    r"|interstitium"
     r"|vascul\w+)\b"
 )
 _LONG = 11  # letters of a word of which two may be wrong

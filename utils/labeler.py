@@ -87,10 +87,10 @@ def label_report(text: str) -> np.ndarray:
 def contradictions(text: str) -> list[str]:
     """A report => the findings that one of its sentences calls present and another absent, a list in FINDINGS' order.
 
-    Of several mentions in one sentence the strongest counts, so "left effusion, no right effusion" alone is none. Sides,
-    places and kinds are not told apart between sentences: "Left effusion. No right effusion." is one, and so is a
-    congestion without an edema. Radiologists write such reports too: the count is to be read beside that of real ones.
-    No Finding is said by no sentence, and never in the list. An addendum corrects its report and does not contradict it.
+    The strongest of several mentions in one sentence counts, so "left effusion, no right effusion" is no contradiction.
+    Sides, places and kinds are not compared: "Left effusion. No right effusion." is one, and so is a congestion without
+    an edema. Radiologists write such reports too, so compare the count with that of real reports. No Finding is never
+    in the list. An addendum corrects its report and does not contradict it.
     """
     found = set()
     for sentences in _report_and_addenda(text):
@@ -150,7 +150,7 @@ _CHARACTERS = str.maketrans({"\u2019": "'", "\u2010": "-", "\u2011": "-", "\u200
 
 
 def normalise(text: str) -> str:
-    """Lower case, single blanks, no marks, one spelling: of characters, dashes (" - " where one breaks a sentence), words."""
+    """Lower case, single blanks, no marks; one spelling of characters, words and dashes (" - " where one breaks)."""
     text = unicodedata.normalize("NFKC", MARK.sub(" ", _LOST.sub("", text))).lower().translate(_CHARACTERS)
     text = _BREAK.sub(" - ", _TIGHT_DASH.sub(_after_word, _DASH.sub("-", text)))
     text = re.sub(r"\bnon[ -](?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))

@@ -1,4 +1,4 @@
-"""The headings of radiology reports, known by their names: in capitals or not, before a colon or a dash, misspelt by a letter.
+"""The headings of radiology reports, known by their names: in any case, before a colon or a dash, a letter wrong.
 
 A heading is a known name, or words in capitals that begin a line, before a colon. Kinds:
 
@@ -17,7 +17,8 @@ from functools import lru_cache
 from utils.spelling import edits_apart
 
 _NAMES = {  # known wherever a sentence may begin
-    "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "IMPRESSION AND FINDINGS", "FINDINGS AND CONCLUSION"),
+    "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "IMPRESSION AND FINDINGS",
+    "FINDINGS AND CONCLUSION"),
     "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "OPINION", "FINAL IMPRESSION"),
     "other": (
         "INDICATION", "INDICATIONS", "CLINICAL INDICATION", "CLINICAL INDICATIONS", "HISTORY", "CLINICAL HISTORY",
@@ -29,7 +30,8 @@ _NAMES = {  # known wherever a sentence may begin
         "COMPARISON STUDY", "COMPARISON STUDIES", "COMPARISON FILM", "COMPARISON FILMS", "PRIOR STUDIES", "PRIOR STUDY",
         "REFERENCE EXAM", "WET READ", "PROVISIONAL FINDINGS IMPRESSION", "PROVISIONAL FINDINGS IMPRESSIONS", "PFI",
         "PROVISIONAL FINDINGS IMPRESSION (PFI)", "PROVISIONAL FINDINGS IMPRESSIONS (PFI)", "NOTIFICATION",
-        "NOTIFICATIONS", "RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)", "PROCEDURE COMMENTS", "END OF IMPRESSION",
+        "NOTIFICATIONS", "RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)", "PROCEDURE COMMENTS",
+        "END OF IMPRESSION",
     ),
     "addendum": ("ADDENDUM", "ADDENDA", "FINAL ADDENDUM", "AMENDMENT", "CORRECTION"),
 }  # fmt: skip
@@ -38,7 +40,8 @@ _NAMES_OF_A_LINE = {
     "findings": ("REPORT", "INTERPRETATION", "OBSERVATIONS", "RADIOGRAPHIC FINDINGS"),
     "impression": ("SUMMARY", "ASSESSMENT", "IMP"),
     "other": (
-        "EXAM", "EXAMS", "EXAMINATION", "EXAMINATIONS", "TYPE OF EXAM", "TYPE OF EXAMINATION", "STUDY", "PROCEDURE", "VIEW",
+        "EXAM", "EXAMS", "EXAMINATION", "EXAMINATIONS", "TYPE OF EXAM", "TYPE OF EXAMINATION", "STUDY", "PROCEDURE",
+        "VIEW",
         "VIEWS", "DATE", "ATTENDING", "DICTATED BY", "SYMPTOMS", "PROTOCOL", "REASON", "INFORMATION",
     ),
     "view": ("NARRATIVE",),
@@ -55,34 +58,49 @@ _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
-_SIGN = re.compile(r" ?(?<!\d):|\s*[\u2013\u2014]\s*|\s+-+\s+|(?<=[A-Za-z])-+\s+|(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
+_SIGN = re.compile(
+    r" ?(?<!\d):|\s*[\u2013\u2014]\s*|\s+-+\s+|(?<=[A-Za-z])-+\s+|(?<=[A-Z]{5})-+ ?(?=[A-Z])"
+    r"|$",
+    re.MULTILINE,
+)
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
-_ARTICLES = re.compile(r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $", re.IGNORECASE)
+_ARTICLES = re.compile(
+    r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by"
+    r"|for|on|my|our) $",
+    re.IGNORECASE,
+)
 _BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
     r"^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
     r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )",
     re.MULTILINE,
 )
 _ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
-    r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins|ends)\b[^:\n]{0,80})?"
+    r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
+    r"|ends)\b[^:\n]{0,80})?"
     r" ?(?::|$)",
     re.MULTILINE | re.IGNORECASE,
 )
 _FINAL = re.compile(r"(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))", re.MULTILINE)
 _DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
-_SIGNED = r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reviewed|interpreted|read|authenticated|released)"
+_SIGNED = (
+    r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reviewed|interpreted|read|authenticated"
+    r"|released)"
+)
 _TAIL = re.compile(  # where the words of the radiologist on the images end
     r"(?im:(?:^|(?<=[.!?:*)\]] ))(?:"
     r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
     rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
     rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d)"
-    r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised|interpreted)\b"
+    r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised"
+    r"|interpreted)\b"
     r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
-    r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation| statement)? ?:"
+    r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation"
+    r"| statement)? ?:"
     r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
     r"|physician to physician|thank you for\b"
-    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated|reviewed|interpreted"
+    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated"
+    r"|reviewed|interpreted"
     r"|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
     r"))|\b(?i:(?:electronically|digitally) signed)\b"
     rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
@@ -108,7 +126,7 @@ def headings(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _heading_before(text, sign):
-    """(kind, start, end) of the heading that ends in a colon, a dash, or the end of its line; None where there is none."""
+    """(kind, start, end) of the heading that ends in this colon, dash or end of line; None where there is none."""
     stop = sign.start()
     line = text.rfind("\n", max(0, stop - _LONGEST), stop) + 1
     if line or stop <= _LONGEST:
@@ -149,8 +167,10 @@ def _may_stand_within(text, start, stop, sign):
     if begins or (name == name.upper() and len(name) > 3):
         return True
     kind = _KINDS.get(_plain(name))
-    return len(name) > 6 and bool(name[0].isupper() and kind or kind in ("findings", "impression")) and (
-        not _ARTICLES.search(before)
+    return (
+        len(name) > 6
+        and bool((name[0].isupper() and kind) or kind in ("findings", "impression"))
+        and (not _ARTICLES.search(before))
     )
 
 

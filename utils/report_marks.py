@@ -10,7 +10,8 @@ import re
 import unicodedata
 
 _NAMED = (
-    r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact|number|id"
+    r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact"
+    r"|number|id"
     r"|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month|day)"
 )
 _WORD_MARK = re.compile(r"X{3,}|(?<![A-Za-z])x{3,}(?![A-Za-z])")
@@ -28,17 +29,19 @@ _MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is j
 _MARKED_PHRASE = re.compile(rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE)
 _LEADING_WORDS = (  # longer ones before what they end in
     "comparison is made", "comparison was made", "comparison made",
-    *(f"{word} {told}" for told in ("comparison", "compared", "comparing") for word in ("in", "by", "on", "as", "when")),
+    *(f"{how} {word}" for word in ("comparison", "compared", "comparing") for how in ("in", "by", "on", "as", "when")),
     "comparison", "compared", "comparing", "since", "dated", "from", "of", "on", "at", "to", "with", "by", "and", "or",
     "the", "a", "an", "prior", "previous", "earlier", "study", "exam", "examination", "radiograph", "radiographs",
     "film", "performed", "obtained", "done", "date", "time",
 )  # fmt: skip
-# the words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first
+# Words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first.
 _LEADING_BACKWARDS = re.compile(rf"(?:[ ,]+(?:{'|'.join(word[::-1] for word in _LEADING_WORDS)})\b)*", re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
 SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
 _TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
-_LIGATURES = str.maketrans({"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\u00ad": ""})
+_LIGATURES = str.maketrans(
+    {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\u00ad": ""}
+)
 
 
 def has_marks(text: str) -> bool:
@@ -109,7 +112,8 @@ def _without_marked_phrases(sentence):
 # ---- messages between people -----------------------------------------------------------------------------------------
 
 _SENT = re.compile(
-    r"\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?|informed"
+    r"\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
+    r"|informed"
     r"|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b",
     re.IGNORECASE,
 )
@@ -121,8 +125,10 @@ _LEADS_UP = re.compile(  # words before a message that belong to it, read backwa
         "|".join(
             word[::-1]
             for word in (
-                "was", "were", "is", "are", "has been", "have been", "being", "and", "as", "which", "that", "this", "these",
-                "those", "it", "the", "all", "above", "findings", "finding", "results", "result", "impression", "also", "then",
+                "was", "were", "is", "are", "has been", "have been", "being", "and", "as", "which", "that", "this",
+                "these",
+                "those", "it", "the", "all", "above", "findings", "finding", "results", "result", "impression",
+                "also", "then",
                 "immediately", "subsequently", "urgently", "verbally", "directly", "promptly", "preliminary",
             )
         )

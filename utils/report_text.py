@@ -14,7 +14,8 @@ from utils.report_headings import headings
 from utils.report_marks import clean_report, has_marks, without_marks
 
 __all__ = [
-    "ADDENDUM", "clean_report", "has_marks", "join_sections", "report_file", "report_sections", "report_text", "without_marks",
+    "ADDENDUM", "clean_report", "has_marks", "join_sections", "report_file", "report_sections", "report_text",
+    "without_marks",
 ]  # fmt: skip
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
@@ -66,7 +67,7 @@ def report_sections(raw: str) -> tuple[str, str]:
 
 
 def _plain_lines(raw):
-    """A report with single blanks, without Markdown and HTML; a line of underscores parts paragraphs as an empty one does."""
+    """A report with single blanks, without Markdown and HTML; a line of underscores is an empty one."""
     text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
     text = _EMPHASIS.sub("", _TAG.sub("", text))
     return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
