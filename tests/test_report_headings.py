@@ -79,4 +79,4 @@ def test_an_addendum_outweighs_what_it_corrects(raw):
 
 @pytest.mark.parametrize("piece", ["a: ", "FINDINGS ", "x - ", "Impression", "ADDENDUM ", "Ann Roe, ", "\n", ": ", "A"])
 def test_long_reports_take_time_in_proportion(piece):
-    assert report_sections(f"{piece * (100_000 // len(piece))}\nFINDINGS: Clear.")[0].endswith("Clear.")
+    assert report_sections(f"{piece * (20_000 // len(piece))}\nFINDINGS: Clear.")[0].endswith("Clear.")

@@ -151,6 +151,7 @@ _CHARACTERS = str.maketrans({"\u2019": "'", "\u2010": "-", "\u2011": "-", "\u200
 
 def normalise(text: str) -> str:
     """Lower case, single blanks, no marks; one spelling of characters, words and dashes (" - " where one breaks)."""
+    text = " ".join(text.split())
     text = unicodedata.normalize("NFKC", MARK.sub(" ", _LOST.sub("", text))).lower().translate(_CHARACTERS)
     text = _BREAK.sub(" - ", _TIGHT_DASH.sub(_after_word, _DASH.sub("-", text)))
     text = re.sub(r"\bnon[ -](?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))

@@ -58,11 +58,7 @@ _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
-_SIGN = re.compile(
-    r" ?(?<!\d):|\s*[\u2013\u2014]\s*|\s+-+\s+|(?<=[A-Za-z])-+\s+|(?<=[A-Z]{5})-+ ?(?=[A-Z])"
-    r"|$",
-    re.MULTILINE,
-)
+_SIGN = re.compile(r" ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
 _ARTICLES = re.compile(
@@ -135,7 +131,7 @@ def _heading_before(text, sign):
         kind = _kind_of_name(whole, _KINDS_OF_A_LINE) or _kind_of_name(whole, _KINDS)
         if kind and _looks_like_a_heading(whole, text[max(0, line - 2) : line], sign[0]):
             return kind, line, sign.end()
-        if colon and _CAPITALS.fullmatch(whole) and re.match(r"\s|$", text[sign.end() :][:1]):
+        if colon and _CAPITALS.fullmatch(whole) and not text[sign.end() : sign.end() + 1].strip():
             return _kind_of_name(whole, _KINDS) or _kind_of_capitals(whole), line, sign.end()
     if not sign[0].strip():
         return None
@@ -174,6 +170,7 @@ def _may_stand_within(text, start, stop, sign):
     )
 
 
+@lru_cache(maxsize=20_000)
 def _plain(name):
     name = unicodedata.normalize("NFKC", name).upper().strip(" .*_#\"'")
     return " ".join(re.sub(r"\s*[/&+,]\s*", " AND ", re.sub(r"^\d{1,2}[.)] ", "", name)).split())
