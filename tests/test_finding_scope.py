@@ -68,6 +68,7 @@ SENTENCES = {
         Pneumonia remains in the differential. || pneumonia?
         Aspiration and pneumonia are in the differential. || pneumonia?
         Atelectasis is favored. || atelectasis?
+        Atelectasis more likely than pneumonia. || atelectasis? pneumonia?
         Atelectasis is favored over pneumonia. || atelectasis? pneumonia?
         Favor atelectasis. || atelectasis?
         Pneumonia not excluded. || pneumonia?
@@ -92,6 +93,9 @@ SENTENCES = {
         Non calcified nodules in both lungs. || lesion+
         The nodule is not calcified. || lesion+
         The nodules are densely calcified. ||
+        The nodule is probably calcified. || lesion+
+        Abnormal configuration of the heart. ||
+        The mediastinum is abnormal. || mediastinum+
         The nodule represents a nipple shadow. ||
         Bilateral nipple shadows. ||
         Nodular density at the left base, likely a nipple shadow. ||

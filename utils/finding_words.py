@@ -98,7 +98,7 @@ _UNMEANT = {  # where the words of a finding mean something else
     ),
     "Lung Lesion": (
         r"calcifi(?:ed|c) (?:\w+ ){0,2}nodul\w+(?: densit\w+| opacit\w+)?", r"nodul\w+ calcification",
-        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?)(?: (?:(?!not\b)\w+)){0,2} calcified\b",
+        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?)(?: (?!probab|possib)\w+ly| also| now)? calcified\b",
         r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
         r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing"
@@ -161,7 +161,7 @@ _SIZES = {  # the code that a word of size stands for; the first that fits count
     ABSENT: r"normal(?:ly)?\b|within (?:the )?(?:\w+ ){0,2}limits?\b|unremarkable\b|non-?enlarged\b",
     PRESENT: (
         r"enlarg(?:ed|ement)\b|widen(?:ed|ing)\b|larger?\b|prominen(?:t|ce)\b|full(?:ness)?\b|dilat\w+|increased?\b"
-        r"|abnormal\b|globular\b|big\b"
+        r"|abnormal\b(?! configuration)|globular\b|big\b"
     ),
     NOT_MENTIONED: r"stable\b|unchanged\b|similar\b|same\b",  # the size itself is not said
 }
