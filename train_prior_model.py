@@ -29,7 +29,7 @@ from models.weights import start_from
 from training.examples import PATCH_SIZE, PriorExamples, PriorFeatures, prior_shapes, reported_rows, set_aside
 from training.loop import fit
 from training.trial import random_batch, try_training
-from utils.checkpoints import check_hold_out
+from utils.checkpoints import check_hold_out, read_training
 from utils.devices import make_accelerator
 from utils.errors import run, writing
 from utils.findings import PRESENT, UNCERTAIN
@@ -161,7 +161,10 @@ def main():
     device, flow, reads_findings = accelerator.device, PRIOR == "flow", FINDINGS_WEIGHT > 0
 
     check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
-    table = reported_rows(read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT))
+    table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
+    has_training = (Path(BART_CHECKPOINT) / "training.json").exists()
+    bart_constants = read_training(BART_CHECKPOINT)["constants"] if has_training else {}
+    table = reported_rows(table, bart_constants.get("PRIORS", "keep"))  # the reports as BART learned them
     vae = load_vae(BASE_MODEL, device)
     autoencoder = ReportAutoencoder.from_pretrained(BART_CHECKPOINT).eval().requires_grad_(False).to(device)
 

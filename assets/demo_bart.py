@@ -15,7 +15,8 @@ from tqdm import trange
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.report_text import clean_report, report_text
+from utils.report_cleaning import clean_report
+from utils.report_text import report_text
 
 VOCABULARY = 600  # tokens: the 256 bytes, the five special ones, the rest whole words or pieces
 WIDTH = 128  # of a token and of the latent

@@ -2,8 +2,8 @@
 
     python -m benchmarks.render
 
-A record is one table with its command, commit, processor, date and constants (benchmarks/record.py writes it). No figure
-of the two documents is written by hand; a test fails when they differ from the records.
+A record is one table with its command, commit, processor, date and constants (benchmarks/record.py writes it). No
+figure of the two documents is written by hand; a test fails when they differ from the records.
 
 Reads:  benchmarks/results/*.json
 Writes: docs/results.md, and README.md between its two marks
@@ -21,7 +21,8 @@ START, END = "<!-- rendered from benchmarks/results by python -m benchmarks.rend
 HEADER = """# Results
 
 Everything on this page was measured on drawn chests with tiny models, or with random weights, unless a table says
-otherwise. Nothing was measured on MIMIC-CXR or with the published weights. `python -m benchmarks.render` makes this page
+otherwise. Nothing was measured on MIMIC-CXR or with the published weights. `python -m benchmarks.render` makes this
+page
 from the records in [benchmarks/results](../benchmarks/results); each record names its command, commit, processor and
 constants. Results differ from processor to processor: the same command gives other figures in the second digit.
 """
@@ -31,8 +32,12 @@ ORDER = (  # records whose names begin so, in this order; further ones follow
 
 
 def read_records(folder: Path = RECORDS) -> list[dict]:
-    """All records in the order of the page, each with its file's stem as `name`."""
+    """All records of tables in the order of the page, each with its file's stem as `name`.
+
+    labeler.json is no such table: benchmarks/labeler.py renders it into docs/labeler.md.
+    """
     records = [{"name": path.stem, **json.loads(path.read_text())} for path in sorted(folder.glob("*.json"))]
+    records = [record for record in records if "rows" in record]
 
     def place(record):
         begins = [number for number, start in enumerate(ORDER) if record["name"].startswith(start)]
@@ -71,7 +76,8 @@ def demo_table(records: list[dict]) -> str:
 
 
 def spread(values: list[str]) -> str:
-    """Figures as text => "lowest to highest", or the one figure that they all are; intervals behind them are left out."""
+    """Figures as text => "lowest to highest", or the one figure that they all are; intervals behind them are left
+    out."""
     figures = [re.sub(r" \[.*?\]", "", value) for value in values if value]
     lists = [figure.split(" / ") for figure in figures]
     if not lists:

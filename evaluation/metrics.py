@@ -24,7 +24,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from evaluation.labeler import contradictions
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
-from utils.report_text import has_marks, without_marks
+from utils.report_cleaning import count_comparisons, has_marks, without_marks
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
@@ -298,9 +298,9 @@ def has_wordnet() -> bool:
 def text_habits(reports: Sequence[str], labels: np.ndarray, subjects: Sequence[int]) -> dict:
     """Properties of N reports as texts; labels (N, 14) bool: findings that are present; subjects (N,): patients.
 
-    marks, contradictions, stuttering: how many have a de-identification mark, call a finding both present and absent,
-    or stutter. distinct: the share of different texts. different: of the pairs of reports of two patients with the same
-    findings the share with two texts.
+    marks, comparisons, contradictions, stuttering: how many have a de-identification mark, compare with an earlier
+    film, call a finding both present and absent, or stutter. distinct: the share of different texts. different: of the
+    pairs of reports of two patients with the same findings the share with two texts.
     """
     table = pd.DataFrame(labels, columns=FINDINGS).assign(report=list(reports), subject=np.asarray(subjects))
 
@@ -314,6 +314,7 @@ def text_habits(reports: Sequence[str], labels: np.ndarray, subjects: Sequence[i
     return {
         "N": len(table),
         "marks": sum(map(has_marks, reports)),
+        "comparisons": sum(count_comparisons(text) > 0 for text in reports),
         "contradictions": sum(bool(contradictions(text)) for text in reports),
         "stuttering": sum(map(stutters, reports)),
         "distinct": len(set(reports)) / len(table) if len(table) else np.nan,

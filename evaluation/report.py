@@ -167,11 +167,12 @@ def _reports(result):
             ]
     if "texts" in result:
         table = pd.DataFrame(result["texts"])
-        for name in ("marks", "contradictions", "stuttering"):
+        for name in ("marks", "comparisons", "contradictions", "stuttering"):
             table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
         parts += [
             "## Reports as texts",
-            "Reports with a de-identification mark (`___`, `XXXX`); with a contradiction: one sentence calls a finding "
+            "Reports with a de-identification mark (`___`, `XXXX`); with a comparison to an earlier film; with a "
+            "contradiction: one sentence calls a finding "
             "present and another absent, by rules that do not distinguish sides, so that some real reports count; with "
             "stuttering: a word or a few stand three times in a row. `distinct`: the share of different texts, which "
             "falls with N; `different`: of the pairs of reports of two patients with the same findings the share whose "

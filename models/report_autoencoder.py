@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
 from utils.errors import InputError
-from utils.report_text import clean_report
+from utils.report_cleaning import clean_report
 from utils.seeds import keyed_generator
 
 POOLINGS = ("mean", "bos", "eos")

@@ -19,7 +19,7 @@ from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, shorten, with_prompts
-from utils.report_text import clean_report
+from utils.report_cleaning import clean_report
 from utils.seeds import keyed_seed, numbered_seeds
 
 FREE_TEXT = "text"  # the kind of a prompt in free text; the others are those of PROMPTS

@@ -22,7 +22,7 @@ from utils.latents import cache_moments, draw_posterior, latent_shape, mean_late
 from utils.mimic_cxr import split_rows
 from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
-from utils.report_text import clean_report
+from utils.report_cleaning import clean_report, drop_comparisons
 
 PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
 ENCODE_BATCH_SIZE = 64  # images, or reports, at a time through the frozen encoders
@@ -168,9 +168,24 @@ class DiffusionExamples(_Rows):
 # ---- the prior -----------------------------------------------------------------------------------------------------
 
 
-def reported_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table that have a report, which is cleaned. Prints what was dropped; InputError if none has one."""
-    table = table.assign(report=table["report"].map(clean_report))
+def training_texts(reports: pd.Series, priors: str) -> pd.Series:
+    """Reports without de-identification marks; priors "drop": without comparisons with earlier films either,
+    counted."""
+    texts = reports.map(clean_report)
+    if priors == "drop":
+        results = texts.map(drop_comparisons)
+        compared = results.map(lambda result: result[1])
+        texts = results.map(lambda result: result[0])
+        say(f"comparisons with earlier films: {compared.sum()} dropped or restated, in {(compared > 0).sum()} reports")
+    return texts
+
+
+def reported_rows(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
+    """The rows of a table that have a report, cleaned by `training_texts`; InputError if none has one.
+
+    Prints what was dropped.
+    """
+    table = table.assign(report=training_texts(table["report"], priors))
     reported = table["report"] != ""
     say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
     if not reported.any():
@@ -289,19 +304,19 @@ class PriorExamples(_Rows):
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 
-def study_reports(table: pd.DataFrame) -> pd.DataFrame:
-    """The distinct studies of a table with their cleaned reports => columns subject_id, study_id, split, report.
+def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
+    """The distinct studies of a table with their reports => columns subject_id, study_id, split, report.
 
-    Prints what was dropped; InputError if no study has a report.
+    The reports are cleaned by `training_texts`. Prints what was dropped; InputError if no study has a report.
     """
     studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
     without = (studies["report"].str.strip() == "").sum()
-    studies = studies.assign(report=studies["report"].map(clean_report))
+    studies = studies.assign(report=training_texts(studies["report"], priors))
     kept = studies[studies["report"] != ""].reset_index(drop=True)
     emptied = len(studies) - without - len(kept)
     say(
         f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
-        "which de-identification left no sentence"
+        "which cleaning left no sentence"
     )
     if kept.empty:
         raise InputError(f"not one study has a report; {_WHERE_REPORTS_ARE}")

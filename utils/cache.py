@@ -4,15 +4,19 @@
     <CACHE_DIR>/<feature>/<shard>.npy            values, (n, *shape)
     <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys, their shape and type, and the fingerprint's digest
 
-A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a text
-the text. So a changed input has another key and its old value is never served, and a copy of the images has the same keys.
+A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
+text
+the text. So a changed input has another key and its old value is never served, and a copy of the images has the same
+keys.
 Shards are only ever added: values first, keys last, each under a temporary name and then renamed; a shard without keys
 does not count. A killed run loses at most one shard a process, a stopped or interrupted one nothing.
 
-The processes of a launch share the missing keys among them. Each writes shards of its own, and all go on when each of them
-finds all shards; with several machines the folder has to be on storage that they share. Several launches may share a cache:
-a key that two of them lack at the same time is computed by both, and either value serves. A damaged shard is named, removed
-and made again.
+The processes of a launch share the missing keys among them. Each writes shards of its own, and all go on when each of
+them
+finds all shards; with several machines the folder has to be on storage that they share. Several launches may share a
+cache:
+a key that two of them lack at the same time is computed by both, and either value serves. A damaged shard is named,
+removed and made again.
 """
 
 import hashlib
@@ -45,7 +49,8 @@ KEY_ROWS = 1024  # images for which a thread computes keys at a time
 def image_keys(table: pd.DataFrame) -> list[str | None]:
     """One cache key a row of a table: the image's dicom_id, and its file's size and a digest of three parts of it.
 
-    Files of up to 3 * DIGEST_PART bytes are digested whole. A file that cannot be opened has the key None, and is named.
+    Files of up to 3 * DIGEST_PART bytes are digested whole. A file that cannot be opened has the key None, and is
+    named.
     """
     rows = list(zip(table.dicom_id, table.image_path))
     parts = [rows[start : start + KEY_ROWS] for start in range(0, len(rows), KEY_ROWS)]
@@ -216,9 +221,10 @@ class FeatureCache:
     ) -> np.ndarray:
         """Computes the missing features => a boolean array, True for each key that the cache then has.
 
-        keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the input
-        of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). If `load` raises an
-        OSError or ValueError, or a feature is not finite, the row is named and its key stays out of the cache.
+        keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the
+        input
+        of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). If `load` raises
+        an OSError or ValueError, or a feature is not finite, the row is named and its key stays out of the cache.
 
         Each process of a launch computes a share. After SIGTERM all processes save what they have computed and raise
         Stopped. InputError if the processes do not find the same features at the end.
@@ -237,7 +243,8 @@ class FeatureCache:
                 )
         if not all_processes_agree(lambda: self._digest_of(keys), accelerator):
             raise InputError(
-                f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and CACHE_DIR "
+                f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and "
+                f"CACHE_DIR "
                 "onto storage that all machines share, or a copy of one filled cache onto each"
             )
         return self._serves(keys)

@@ -27,8 +27,8 @@ _WAYS_OUT = {  # frozen model => what to do if it is not the one that the checkp
 def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module:
     """`model_class.from_pretrained(folder)`, but an InputError that names the folder if anything does not fit.
 
-    That is: no such folder or configuration, a weight that is missing, left over, misshapen or not finite, a file that is
-    damaged or that holds code (which is not run).
+    That is: no such folder or configuration, a weight that is missing, left over, misshapen or not finite, a file that
+    is damaged or that holds code (which is not run).
     """
     try:
         check_config(folder, options.get("subfolder", ""))
@@ -99,7 +99,8 @@ def check_loaded(info: dict, folder: str | Path) -> None:
 
 
 def load_weights(module: nn.Module, state: dict, what: str, way_out: str) -> None:
-    """module.load_state_dict(state); if names or shapes differ, an InputError of `what` does not fit, and the way out."""
+    """module.load_state_dict(state); if names or shapes differ, an InputError of `what` does not fit, and the way
+    out."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -203,6 +204,8 @@ def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None
             say(f"{name} {checkpoint} does not say which patient groups were held out of its training: taken unchecked")
         elif {*found} != {*hold_out}:
             raise InputError(
-                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, so that "
-                f"test patients of one were training patients of the other: set HOLD_OUT to {tuple(found)}, or train again"
+                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, "
+                f"so that "
+                f"test patients of one were training patients of the other: set HOLD_OUT to {tuple(found)}, or train "
+                f"again"
             )

@@ -116,7 +116,8 @@ def _check_dicom_ids(column: pd.Series, path: str | Path) -> None:
     row = _first_wrong(column.str.fullmatch(_DICOM_ID))
     if row is not None:
         raise InputError(
-            f"{path}, data row {column.index[row] + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: it has "
+            f"{path}, data row {column.index[row] + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: "
+            f"it has "
             "to be 1 to 100 characters without / and \\ and without a dot in front"
         )
 
@@ -169,7 +170,8 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     row = _first_wrong(ids.notna().all(axis=1))
     if row is not None:
         raise InputError(
-            f"{path}, data row {ids.index[row] + 1}: image_path {frame['image_path'].iloc[row]!r} names no patient, study "
+            f"{path}, data row {ids.index[row] + 1}: image_path {frame['image_path'].iloc[row]!r} names no patient, "
+            f"study "
             "and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
         )
     table = pd.DataFrame(
@@ -240,9 +242,10 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
     """Reports without images => columns subject_id, study_id, split, report.
 
     path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
-    reports; a hash of the uid makes one row in ten "validate" and one in ten "test". Or with split and text, as the authors
-    trained BART on; rows with a blank split are dropped. The file names no patients: each row counts as one, and no patient
-    group can be held out.
+    reports; a hash of the uid makes one row in ten "validate" and one in ten "test". Or with split and text, as the
+    authors
+    trained BART on; rows with a blank split are dropped. The file names no patients: each row counts as one, and no
+    patient group can be held out.
     """
     if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))

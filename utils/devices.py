@@ -15,8 +15,8 @@ TIMEOUT = 60  # minutes that processes wait for another one, which may list a mi
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """An Accelerator; InputError for a device on which torch cannot compute here.
 
-    device: "" (the best there is), "cpu", "cuda:1" ...; precision: "no", "bf16", "fp16", or "auto" (bf16 where the device
-    supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32.
+    device: "" (the best there is), "cpu", "cuda:1" ...; precision: "no", "bf16", "fp16", or "auto" (bf16 where the
+    device supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32.
     """
     if device not in ("", "cpu"):
         _check_device(device)
@@ -43,5 +43,6 @@ def _check_device(device: str) -> None:
         problem = f": {reason(error)}"
     if problem:
         raise InputError(
-            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here{problem}; set DEVICE to 'cpu', 'cuda' or ''"
+            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here{problem}; set DEVICE to 'cpu', "
+            f"'cuda' or ''"
         )

@@ -23,7 +23,8 @@ class InputError(Exception):
 class Stopped(BaseException):
     """SIGTERM ended a run in good order: one sentence that says how to resume.
 
-    Like KeyboardInterrupt it is no Exception, so that `except Exception` around the reading of a file does not catch it.
+    Like KeyboardInterrupt it is no Exception, so that `except Exception` around the reading of a file does not catch
+    it.
     """
 
 

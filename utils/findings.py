@@ -4,8 +4,8 @@ A *label vector* is 14 integer codes in the order of FINDINGS, in the coding of 
 
     1 present    -1 absent    -2 uncertain    0 not mentioned
 
-PhysioNet's files (mimic-cxr-2.x-chexpert.csv) code the same as 1.0 / 0.0 / -1.0 / blank. The two differ in the meaning of
--1; only `from_physionet` and `to_physionet` convert between them.
+PhysioNet's files (mimic-cxr-2.x-chexpert.csv) code the same as 1.0 / 0.0 / -1.0 / blank. The two differ in the meaning
+of -1; only `from_physionet` and `to_physionet` convert between them.
 """
 
 from collections.abc import Sequence
@@ -90,8 +90,8 @@ def from_prompt(prompt: str) -> np.ndarray:
 def parse_findings(text: str) -> np.ndarray:
     """Findings in plain words, comma-separated => a label vector, (14,) int8.
 
-    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent, "uncertain"
-    and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
+    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent,
+    "uncertain" and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
     """
     labels = np.zeros(len(FINDINGS), dtype=np.int8)
     for part in filter(None, (part.strip().lower() for part in text.split(","))):

@@ -96,7 +96,8 @@ def read_table(
         ViewPosition, split, image_path (relative to the CSV's folder, with or without a / in front, and inside it; the
         .jpg is read in place of a .dcm) and text (the report; "none" or blank: there is none). Rows with a blank label,
         split or image_path are dropped.
-    reports_root: the place of reports that are not in the tree: a folder with files/pNN or pNN in it, or the path (or the
+    reports_root: the place of reports that are not in the tree: a folder with files/pNN or pNN in it, or the path (or
+        the
         folder) of PhysioNet's mimic-cxr-reports.zip, which is read without unpacking. Not used for the authors' CSV.
     views, splits: names to keep, e.g. ("PA",) and ("train", "validate"); empty keeps all.
     hold_out: patient groups, e.g. ("p19",), whose rows become split "test". PhysioNet's own test rows stay test.
@@ -270,7 +271,8 @@ def _read_reports(table: pd.DataFrame, root: Path, reports_root: Path | None) ->
             without_text += raw is not None and not texts[study]
     place = f" in {reports_root or root}" if without_file else ""
     say(
-        f"reports: {len(texts) - without_file - without_text} of {len(texts)} studies have one ({without_file} without a "
+        f"reports: {len(texts) - without_file - without_text} of {len(texts)} studies have one ({without_file} "
+        f"without a "
         f"file{place}, {without_text} without findings or impression in it)"
     )
     return [texts[study] for study in studies]
@@ -319,7 +321,8 @@ def _read_from_archive(archive: zipfile.ZipFile, prefix: str, study: str) -> byt
         return None
     except Exception as error:  # damaged, encrypted, or compressed by a method that Python does not have
         raise InputError(
-            f"{name} in {archive.filename} cannot be read ({reason(error)}); fetch the zip again, or unpack it and name the "
+            f"{name} in {archive.filename} cannot be read ({reason(error)}); fetch the zip again, or unpack it and "
+            f"name the "
             "folder as REPORTS_ROOT"
         ) from error
 
@@ -335,15 +338,16 @@ def write_tree(
 ) -> None:
     """Adds rows to a CXR tree, which is made if there is none; reading it back gives the same rows.
 
-    table: the columns of `read_table`, except image_path: the caller has written each image at `image_file(...)` before;
+    table: the columns of `read_table`, except image_path: the caller has written each image at `image_file(...)`
+        before;
         Rows and Columns are read from there. Images of one study share their labels and report. Columns indication and
         comparison, if there are any, become further sections of the report's file.
     provenance: a DataFrame with dicom_id and what made each image, or where it is from, for synthetic.csv or another
         provenance_file.
 
     For an image or a study that is there already, the given columns are replaced; its other columns and all other rows
-    stay. Each file is replaced in one step and the metadata, which makes rows visible, last: a killed run leaves a readable
-    tree. The bytes do not depend on the order in which rows were added. Only one process at a time may write.
+    stay. Each file is replaced in one step and the metadata, which makes rows visible, last: a killed run leaves a
+    readable tree. The bytes do not depend on the order in which rows were added. Only one process at a time may write.
     """
     root = Path(root)
     ids = ["subject_id", "study_id"]
@@ -417,7 +421,8 @@ def _image_size(path: str) -> tuple[int, int]:
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:
-    """SHA-256 (hex) of the columns of a table that a training reads: ids, splits, labels and reports, in their order."""
+    """SHA-256 (hex) of the columns of a table that a training reads: ids, splits, labels and reports, in their
+    order."""
     columns = [name for name in ("dicom_id", "study_id", "split", "report", *FINDINGS) if name in table]
     rows = pd.util.hash_pandas_object(table[columns].astype(str), index=False)
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()

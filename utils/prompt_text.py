@@ -11,7 +11,8 @@ rules of evaluation/labeler.py read the codes of a free text, unless they are gi
 import pandas as pd
 
 from utils.errors import InputError, say
-from utils.report_text import clean_report, report_sections
+from utils.report_cleaning import clean_report
+from utils.report_text import report_sections
 
 PROMPTS = ("findings", "impression")  # what a vision module may be trained on
 _SHOWN = 60  # characters of a text in a message
@@ -29,7 +30,8 @@ def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
     impressions = raw.map({text: clean_report(text) for text in raw.unique()})
     no_report, no_impression, kept = table["report"] == "", raw == "", impressions != ""
     dropped = (
-        f"dropped {no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no impression "
+        f"dropped {no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no "
+        f"impression "
         f"and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
     )
     if not kept.any():

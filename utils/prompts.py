@@ -92,10 +92,11 @@ class TextEncoder:
         return self._encode_tokens(*self._tokenise(list(prompts), length or self.longest))
 
     def _tokenise(self, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(n, length) ids, padded, and the mask of the tokens before the padding; None for a CLIP, which has no mask in SD.
+        """(n, length) ids, padded, and the mask of the tokens before the padding; None for a CLIP, which has no mask in
+        SD.
 
-        CLIP's tokenizer has the end token's id for a character that it does not know. Such a character is left out, unless
-        it stands at the end: with it, the pooled output would be that of the words before it.
+        CLIP's tokenizer has the end token's id for a character that it does not know. Such a character is left out,
+        unless it stands at the end: with it, the pooled output would be that of the words before it.
         """
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         if not self.is_clip:
@@ -142,7 +143,8 @@ class TextEncoder:
         say(line)
 
     def null_prompt(self, prompting: str, length: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The prompt that guidance leads away from => text, (D,) or (77, D), and reference, (D,), None for the zero vector.
+        """The prompt that guidance leads away from => text, (D,) or (77, D), and reference, (D,), None for the zero
+        vector.
 
         prompting: one of PROMPTINGS; length: the tokens of the texts beside it, for Stable Diffusion's authors.
         The authors' null prompt has no part for a reference; the two parts here are such that their fusion equals it.
@@ -201,7 +203,8 @@ class TextFeatures:
 
 
 def _text_key(text: str) -> str:
-    """The key of a text in a cache: a sentence of findings itself, the SHA-256 of any other, so that no report is stored."""
+    """The key of a text in a cache: a sentence of findings itself, the SHA-256 of any other, so that no report is
+    stored."""
     if text == NULL_PROMPT or text.startswith(PROMPT_START):
         return text
     return hashlib.sha256(text.encode()).hexdigest()
@@ -226,10 +229,11 @@ def _load_clip(base_model: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
 
 
 def _load_text_model(name: str):
-    """The tokenizer and the text model of any folder or hub id that transformers reads; code that it contains is not run.
+    """The tokenizer and the text model of any folder or hub id that transformers reads; code that it contains is not
+    run.
 
-    A pooler without weights is removed, for it would be random. A model of an unknown kind whose name ends in "bert", such
-    as CXR-BERT, is read as a BERT; its further weights are left out.
+    A pooler without weights is removed, for it would be random. A model of an unknown kind whose name ends in "bert",
+    such as CXR-BERT, is read as a BERT; its further weights are left out.
     """
     try:
         check_config(name)
@@ -259,7 +263,8 @@ def _load_text_model(name: str):
 
 def _no_text_encoder(name: str, error: Exception) -> InputError:
     return InputError(
-        f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP or of a "
+        f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP "
+        f"or of a "
         "BERT with its tokenizer, or leave it empty for BASE_MODEL's"
     )
 
@@ -367,8 +372,8 @@ class TokenFusion(ModelMixin, ConfigMixin):
     """Stable Diffusion's fusion (CXR-IRGen, section 3): the 77 text tokens, then the reference as token 78.
 
     The reference passes a learned projection without a bias (no reference stays zero), which starts as the identity
-    when the widths agree. prompting: one of PROMPTINGS. token_dim: the width of the tokens in the U-Net's attention, 0 for
-    text_dim; texts of another width pass a learned projection, too.
+    when the widths agree. prompting: one of PROMPTINGS. token_dim: the width of the tokens in the U-Net's attention, 0
+    for text_dim; texts of another width pass a learned projection, too.
     """
 
     @register_to_config

@@ -1,83 +1,85 @@
 """The text of a radiology report: from the file of a hospital to the one form used here, and back.
 
-raw report file  => sections  (findings, impression), headings known as radiologists type them
+raw report file  => sections  (findings, impression), by headings that are known by their names
 sections         => text      "FINDINGS: ... IMPRESSION: ...", an absent section left out: the column `report`
-text             => clean     for BART: no de-identification marks, control characters or tokenizer's signs
 sections         => file      MIMIC-CXR's layout, lines of at most 78 characters
+
+A heading is a known name, in any case, before a colon or a dash, with one letter wrong, or words in capitals that begin
+a line, before a colon. Kinds:
+
+findings, impression    what a report says of its images
+addendum                what was added later
+other                   indication, history, comparison, technique ..., and how a report ends: signatures, attestations
+final                   FINAL REPORT: what stands before it is a preliminary reading
+view                    words in capitals that name the views; unknown: any other words in capitals
 """
 
 import re
 import textwrap
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 
-# ---- sections ------------------------------------------------------------------------------------------------------
-
-# Headings that have a name of their own, as regular expressions in capitals. "Findings and impression" is one text and
-# counts as findings; a conclusion or a summary is an impression.
-_FINDINGS = "FINDINGS?(?: ?(?:AND|&|/|,) ?IMPRESSIONS?)?|IMPRESSIONS? ?(?:AND|&|/) ?FINDINGS?"
-_IMPRESSION = "IMPRESSIONS?|CONCLUSIONS?"
-_OTHER = (
-    r"(?:CLINICAL )?(?:INDICATIONS?|HISTORY|INFORMATION)|REASON FOR (?:THIS |THE )?(?:EXAM(?:INATION)?|STUDY)"
-    r"|TECHNIQUES?|COMPARISONS?(?: (?:EXAM(?:INATION)?S?|STUDY|STUDIES))?"
-    r"|WET READ|ADDENDUM|NOTIFICATIONS?|RECOMMENDATION(?:S|\(S\))?"
-)
-# These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
-_LINE_START = {
-    "findings": f"{_FINDINGS}|REPORT|INTERPRETATION",
-    "impression": f"{_IMPRESSION}|SUMMARY",
-    "other": f"{_OTHER}|(?:TYPE OF )?EXAM(?:INATION)?S?|STUDY|PROCEDURE|VIEWS?|DATE|ATTENDING|DICTATED BY",
-}
-_HEADING = re.compile(
-    rf"^(?=[A-Z])(?i:{'|'.join(_LINE_START.values())}) ?(?::|$)"  # a known name, before a colon or alone on its line
-    r"|^[A-Z][A-Z0-9 ,()/&.'_#-]*:(?=\s|$)"  # any words in capitals that begin a line, before a colon
-    rf"|\b(?:{_FINDINGS}|{_IMPRESSION}|{_OTHER}) ?:",  # a known name in capitals where the line breaks were lost
+ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
+_TAG = re.compile(r"</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>", re.IGNORECASE)
+_LINE_BREAK = re.compile(r"\r\n?|<br ?/?>", re.IGNORECASE)
+_EMPHASIS = re.compile(  # of Markdown; "[**...**]" is a mark
+    r"(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^_{2}(?=[A-Z])|(?<=[a-z:])_{2}(?=:|\s|$)",
     re.MULTILINE,
 )
-_VIEW_WORDS = re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-def report_sections(raw):
+def report_sections(raw: str) -> tuple[str, str]:
     """A report => (findings, impression), white space collapsed, "" for what it does not have.
 
-    Headings are known as radiologists type them: "FINDINGS:", " Findings :", "IMPRESSION" alone on a line, "FINDINGS
-    AND IMPRESSION:" (counts as findings), "CONCLUSION:" (as impression). Only what follows the last FINAL REPORT is
-    read, so a wet read is not. A section ends at the next known heading; others inside it ("LUNGS:") are its text.
+    Headings are known by their names: "FINDINGS:", "findings:", "**Findings:**", "FINDINGS -", "IMPRESSION" alone on a
+    line, "IMPRESSON:", "FINDINGS AND IMPRESSION:" (counts as findings), "CONCLUSION:" and "OPINION:" (as impression).
+    A section ends at the next known heading; other words in capitals inside it ("LUNGS:") are its text.
 
+    - Of a report with a FINAL REPORT only that is read, so a wet read is not.
+    - An addendum, wherever it stands, ends the last section: "... ADDENDUM: ...".
+    - Signatures, attestations, accession numbers and what else stands behind the radiologist's words are left out.
     - Text under a heading that names the views, in capitals ("PA AND LATERAL CHEST RADIOGRAPH:"), is the findings of a
       report without a FINDINGS heading.
     - A report with neither section has its last paragraphs without a heading as findings, if there are any.
     """
-    text = _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n").replace("\r", "\n"))
-    text = "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
-    wet_read, _, final = text.rpartition("FINAL REPORT")
-    text = final.strip() or wet_read.strip()
-
+    text = _plain_lines(raw)
     sections = [["title", 0, len(text)]]  # kind, start and end of the text
-    for match in _HEADING.finditer(text):
-        heading, start = match[0].rstrip(" :"), match.start()
-        before = text[max(0, start - 2) : start]
-        if not match[0].endswith(":") and heading != heading.upper() and before not in ("", "\n\n"):
-            continue  # the last word of a sentence
-        kind = _heading_kind(heading)
-        if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view"):
+    for kind, start, end in headings(text):
+        if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view", "addendum"):
             continue
         sections[-1][2] = start
-        sections.append([kind, match.end(), len(text)])
+        sections.append([kind, end, len(text)])
 
-    findings, impression, views = (
-        _collapse(" ".join(text[start:end] for name, start, end in sections if name == kind))
-        for kind in ("findings", "impression", "view")
-    )
+    final = max((place for place, section in enumerate(sections) if section[0] == "final"), default=-1)
+    addenda = _text_of("addendum", text, sections)
+    if any(text[start:end].strip() for _, start, end in sections[final:]):
+        sections = sections[final:] if final >= 0 else sections
+    findings, impression, views = (_text_of(kind, text, sections) for kind in ("findings", "impression", "view"))
     if re.search("[a-z]{4}", views):  # words, not the date after a title
         findings = findings or views
     if not findings and not impression:
         findings = _last_paragraphs([(kind, text[start:end]) for kind, start, end in sections])
+    if addenda and impression:
+        impression = f"{impression} {ADDENDUM} {addenda}"
+    elif addenda:
+        findings = f"{findings} {ADDENDUM} {addenda}".lstrip()
     return findings, impression
 
 
-def report_text(raw):
+def _plain_lines(raw):
+    """A report with single blanks, without Markdown and HTML; a line of underscores is an empty one."""
+    text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
+    text = _EMPHASIS.sub("", _TAG.sub("", text))
+    return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
+
+
+def _text_of(kind, text, sections):
+    return _collapse(" ".join(text[start:end] for name, start, end in sections if name == kind))
+
+
+def report_text(raw: str) -> str:
     """A report in the one form used here, "FINDINGS: ... IMPRESSION: ...", an absent section left out.
 
     `report_sections` and `report_text` read this form too and give it back unchanged.
@@ -85,12 +87,12 @@ def report_text(raw):
     return join_sections(*report_sections(raw))
 
 
-def join_sections(findings, impression):
+def join_sections(findings: str, impression: str) -> str:
     sections = {"FINDINGS": _collapse(findings), "IMPRESSION": _collapse(impression)}
     return " ".join(f"{heading}: {text}" for heading, text in sections.items() if text)
 
 
-def report_file(findings, impression, further=None):
+def report_file(findings: str, impression: str, further: dict[str, str] | None = None) -> str:
     """(findings, impression) => the text of a report file in MIMIC's layout, lines of at most 78 characters.
 
     The inverse of `report_sections`, white space aside. (A text in which FINDINGS: or another heading in capitals
@@ -113,28 +115,11 @@ def report_file(findings, impression, further=None):
     return report
 
 
-@lru_cache(maxsize=10_000)
-def _heading_kind(heading):
-    heading = heading.upper()
-    for kind, pattern in _LINE_START.items():
-        if re.fullmatch(pattern, heading):
-            return kind
-    for kind, pattern in (
-        ("findings", "FINDINGS"),
-        ("impression", "IMPRESSION|CONCLUSION"),
-        ("other", "INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM"),
-        ("view", _VIEW_WORDS),
-    ):
-        if re.search(pattern, heading):
-            return kind
-    return "unknown"
-
-
 def _last_paragraphs(sections):
     """The last paragraphs that stand under no heading: all but the first of a section; titles in capitals left out."""
     for kind, text in reversed(sections):
         paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-        paragraphs = paragraphs if kind == "title" else paragraphs[1:]
+        paragraphs = paragraphs if kind in ("title", "final") else paragraphs[1:]
         found = _collapse(" ".join(paragraph for paragraph in paragraphs if paragraph != paragraph.upper()))
         if found:
             return found
@@ -151,84 +136,199 @@ def _wrap(text):
     )
 
 
-# ---- cleaning ------------------------------------------------------------------------------------------------------
+# ---- headings ------------------------------------------------------------------------------------------------------
 
-_MARK = re.compile(r"_{2,}|X{3,}")
-_JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"
-_MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is joined to it
-_MARKED_PHRASE = re.compile(rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE)
-_LEADING_WORDS = (  # longer ones before what they end in
-    *(f"{word} {told}" for told in ("comparison", "compared", "comparing") for word in ("in", "by", "on", "as", "when")),
-    "comparison", "compared", "comparing", "since", "dated", "from", "of", "on", "at", "to", "with", "by", "and", "or",
-    "the", "a", "an", "prior", "previous", "earlier", "study", "exam", "examination", "radiograph", "radiographs",
-    "film", "performed", "obtained", "done", "date", "time",
-)  # fmt: skip
-# the words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first
-_LEADING_BACKWARDS = re.compile(rf"(?:[ ,]+(?:{'|'.join(word[::-1] for word in _LEADING_WORDS)})\b)*", re.IGNORECASE)
-_UNSAYABLE = re.compile(
-    r"\b(?:Drs?\b|notif|discuss|communicat|convey|report(?:ed|s)? (?:by|to)|telephon|phone|paged?\b|email)|X{3,}",
+_NAMES = {  # known wherever a sentence may begin
+    "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "IMPRESSION AND FINDINGS",
+    "FINDINGS AND CONCLUSION"),
+    "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "OPINION", "FINAL IMPRESSION"),
+    "other": (
+        "INDICATION", "INDICATIONS", "CLINICAL INDICATION", "CLINICAL INDICATIONS", "HISTORY", "CLINICAL HISTORY",
+        "PATIENT HISTORY", "MEDICAL HISTORY", "CLINICAL INFORMATION", "CLINICAL DATA", "CLINICAL DETAILS",
+        "CLINICAL QUESTION", "CLINICAL STATEMENT", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY",
+        "REASON FOR THIS EXAM", "REASON FOR THIS EXAMINATION", "REASON FOR THE EXAM", "REASON FOR THE STUDY",
+        "REASON FOR VISIT", "REASON FOR ORDER", "REASON FOR REQUEST", "MEDICAL CONDITION", "ADMITTING DIAGNOSIS",
+        "TECHNIQUE", "TECHNIQUES", "COMPARISON", "COMPARISONS", "COMPARISON EXAM", "COMPARISON EXAMINATION",
+        "COMPARISON STUDY", "COMPARISON STUDIES", "COMPARISON FILM", "COMPARISON FILMS", "PRIOR STUDIES", "PRIOR STUDY",
+        "REFERENCE EXAM", "WET READ", "PROVISIONAL FINDINGS IMPRESSION", "PROVISIONAL FINDINGS IMPRESSIONS", "PFI",
+        "PROVISIONAL FINDINGS IMPRESSION (PFI)", "PROVISIONAL FINDINGS IMPRESSIONS (PFI)", "NOTIFICATION",
+        "NOTIFICATIONS", "RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)", "PROCEDURE COMMENTS",
+        "END OF IMPRESSION",
+    ),
+    "addendum": ("ADDENDUM", "ADDENDA", "FINAL ADDENDUM", "AMENDMENT", "CORRECTION"),
+}  # fmt: skip
+# These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
+_NAMES_OF_A_LINE = {
+    "findings": ("REPORT", "INTERPRETATION", "OBSERVATIONS", "RADIOGRAPHIC FINDINGS"),
+    "impression": ("SUMMARY", "ASSESSMENT", "IMP"),
+    "other": (
+        "EXAM", "EXAMS", "EXAMINATION", "EXAMINATIONS", "TYPE OF EXAM", "TYPE OF EXAMINATION", "STUDY", "PROCEDURE",
+        "VIEW",
+        "VIEWS", "DATE", "ATTENDING", "DICTATED BY", "SYMPTOMS", "PROTOCOL", "REASON", "INFORMATION",
+    ),
+    "view": ("NARRATIVE",),
+}  # fmt: skip
+_KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
+_KINDS_OF_A_LINE = {name: kind for kind, names in _NAMES_OF_A_LINE.items() for name in names}
+_LEAST_LETTERS = 7  # of a name that may be misspelt
+_LONGEST = 60  # characters of a heading
+_MOST_WORDS = 5  # of a known name
+
+_KEYWORDS = (  # the kind of other words in capitals before a colon
+    ("findings", re.compile("FINDINGS")),
+    ("impression", re.compile("IMPRESSION|CONCLUSION|OPINION")),
+    ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
+    ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
+)
+_SIGN = re.compile(r" ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
+_CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
+_SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
+_ARTICLES = re.compile(
+    r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by"
+    r"|for|on|my|our) $",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
-_SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
-_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|unk|mask)>")
+_BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
+    r"^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
+    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )",
+    re.MULTILINE,
+)
+_ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
+    r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
+    r"|ends)\b[^:\n]{0,80})?"
+    r" ?(?::|$)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_FINAL = re.compile(r"(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))", re.MULTILINE)
+_DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
+_SIGNED = (
+    r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reviewed|interpreted|read|authenticated"
+    r"|released)"
+)
+_TAIL = re.compile(  # where the words of the radiologist on the images end
+    r"(?im:(?:^|(?<=[.!?:*)\]] ))(?:"
+    r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
+    rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
+    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d)"
+    r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised"
+    r"|interpreted)\b"
+    r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
+    r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation"
+    r"| statement)? ?:"
+    r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
+    r"|physician to physician|thank you for\b"
+    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated"
+    r"|reviewed|interpreted"
+    r"|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
+    r"))|\b(?i:(?:electronically|digitally) signed)\b"
+    rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
+    r"|(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
+)
 
 
-def without_marks(text):
-    """A report without its de-identification marks: `___` of MIMIC-CXR, `XXXX` of other sets.
+def headings(text: str) -> Iterator[tuple[str, int, int]]:
+    """The headings of a text => (kind, start, end) of each in their order; its section begins where it ends.
 
-    - `XXXX` stands for any word, so its sentence is dropped.
-    - `___` stands for a date, a name or a place. Its sentence is dropped when it tells of a message between people
-      ("Dr. ___ was notified at ___"). Elsewhere the mark goes with the word it is joined to ("___-year-old") and with
-      the words that only lead up to it ("compared to the prior study of ___", "since ___"); the rest stays.
-    - What is left of fewer than two words is dropped, and so is a heading without a sentence.
-
-    A text without marks comes back with its white space collapsed and nothing else changed.
+    Lines of the text have no blanks at their ends, and single ones within.
     """
-    if not _MARK.search(text):
-        return " ".join(text.split())
-    parts = _SECTION.split(text)  # text, heading, text, heading, text ...
-    pieces = [_sentences_without_marks(parts[0])]
-    for heading, body in zip(parts[1::2], parts[2::2]):
-        body = _sentences_without_marks(body)
-        pieces.append(f"{heading} {body}" if body else "")
-    return " ".join(filter(None, pieces))
+    found = [("final", *match.span()) for match in _FINAL.finditer(text)]
+    found += [("addendum", *match.span()) for match in _ADDENDUM.finditer(text)]
+    found += [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
+    found += [("other", *match.span()) for match in _TAIL.finditer(text)]
+    found += filter(None, (_heading_before(text, sign) for sign in _SIGN.finditer(text)))
+    place = 0
+    for kind, start, end in sorted(found, key=lambda heading: (heading[1], -heading[2])):
+        if start >= place:
+            yield kind, start, end
+            place = max(end, start + 1)
 
 
-def _sentences_without_marks(text):
-    kept = []
-    for sentence in _SENTENCE_END.split(text.strip()):
-        if _MARK.search(sentence):
-            if _UNSAYABLE.search(sentence):
-                continue
-            sentence = _without_marked_phrases(sentence)
-            sentence = re.sub(r"\(\s*\)|\[\s*\]", "", " ".join(sentence.split()))
-            sentence = re.sub(r" +([,.;:!?)])", r"\1", sentence)
-            sentence = re.sub(r"(?<![,;:])[,;:]+([.;!?])", r"\1", sentence).lstrip(" ,;:.")
-            if len(re.findall(r"[A-Za-z]{2,}", sentence)) < 2:
-                continue
-            sentence = sentence[0].upper() + sentence[1:]
-        kept.append(sentence)
-    return " ".join(" ".join(kept).split())
+def _heading_before(text, sign):
+    """(kind, start, end) of the heading that ends in this colon, dash or end of line; None where there is none."""
+    stop = sign.start()
+    line = text.rfind("\n", max(0, stop - _LONGEST), stop) + 1
+    if line or stop <= _LONGEST:
+        whole = text[line:stop]
+        colon = sign[0].strip() == ":"
+        kind = _kind_of_name(whole, _KINDS_OF_A_LINE) or _kind_of_name(whole, _KINDS)
+        if kind and _looks_like_a_heading(whole, text[max(0, line - 2) : line], sign[0]):
+            return kind, line, sign.end()
+        if colon and _CAPITALS.fullmatch(whole) and not text[sign.end() : sign.end() + 1].strip():
+            return _kind_of_name(whole, _KINDS) or _kind_of_capitals(whole), line, sign.end()
+    if not sign[0].strip():
+        return None
+    begin = line if line or stop <= _LONGEST else stop - _LONGEST
+    words = list(re.finditer(r"[\w(*#/&,'-][^\s.!?;]*", text[begin:stop]))[-_MOST_WORDS:]
+    for word in words:
+        start = begin + word.start()
+        kind = _kind_of_name(text[start:stop], _KINDS)
+        if kind and _may_stand_within(text, start, stop, sign[0]):
+            return kind, start, sign.end()
+    return None
 
 
-def _without_marked_phrases(sentence):
-    """A sentence without its marks, what is joined to them, and the words that lead up to them; in linear time."""
-    kept, end = [], 0
-    for phrase in _MARKED_PHRASE.finditer(sentence):
-        before = sentence[end : phrase.start()]
-        leading = _LEADING_BACKWARDS.match(before[::-1]).end()
-        kept.append(before[: len(before) - leading])
-        end = phrase.end()
-    return "".join(kept) + sentence[end:]
+def _looks_like_a_heading(name, before, sign):
+    """Whether a known name at the start of a line is a heading, not a word of a sentence."""
+    if ":" in sign:
+        return True
+    if sign.strip():  # a dash
+        return name[0].isupper()
+    return name == name.upper() or before in ("", "\n\n")  # alone on its line, else the last word of a sentence
 
 
-def has_marks(text):
-    """Whether a de-identification mark, `___` or `XXXX`, stands in a text."""
-    return bool(_MARK.search(text))
+def _may_stand_within(text, start, stop, sign):
+    """Whether a known name within a line is a heading: where a sentence begins, or by its capitals."""
+    name, before = text[start:stop].strip(" *_"), text[max(0, start - 25) : start]
+    begins = bool(_SENTENCE_BEGINS.search(before))
+    if ":" not in sign:
+        return begins and name[0].isupper()
+    if begins or (name == name.upper() and len(name) > 3):
+        return True
+    kind = _KINDS.get(_plain(name))
+    return (
+        len(name) > 6
+        and bool((name[0].isupper() and kind) or kind in ("findings", "impression"))
+        and (not _ARTICLES.search(before))
+    )
 
 
-def clean_report(text):
-    """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
-    text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
-    return without_marks(_TOKENIZER_SIGNS.sub(" ", text))
+@lru_cache(maxsize=20_000)
+def _plain(name):
+    name = unicodedata.normalize("NFKC", name).upper().strip(" .*_#\"'")
+    return " ".join(re.sub(r"\s*[/&+,]\s*", " AND ", re.sub(r"^\d{1,2}[.)] ", "", name)).split())
+
+
+@lru_cache(maxsize=20_000)
+def _name_misspelt(name, least):
+    """The known names of this many letters or more that a name, in capitals, is one letter away from."""
+    return [known for known in (*_KINDS, *_KINDS_OF_A_LINE) if len(known) >= least and edits_apart(name, known, 1) == 1]
+
+
+def _kind_of_name(name, kinds):
+    """The kind of a name, which may be misspelt by a letter; None of another."""
+    name = _plain(name)
+    if name in kinds or not name[:1].isalpha() or ":" in name:
+        return kinds.get(name)
+    return next((kinds[known] for known in _name_misspelt(name, _LEAST_LETTERS) if known in kinds), None)
+
+
+@lru_cache(maxsize=10_000)
+def _kind_of_capitals(heading):
+    return next((kind for kind, words in _KEYWORDS if words.search(heading)), "unknown")
+
+
+def edits_apart(one: str, other: str, most: int) -> int:
+    """How many letters are wrong, missing, added or swapped with the next between two words; most + 1 if more are."""
+    if abs(len(one) - len(other)) > most:
+        return most + 1
+    before, row = [], list(range(len(other) + 1))  # distances of the prefixes of `one` that are a letter or two shorter
+    for i, letter in enumerate(one, 1):
+        before_that, before, row = before, row, [i]
+        for j, its in enumerate(other, 1):
+            distance = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != its))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == its:
+                distance = min(distance, before_that[j - 2] + 1)
+            row.append(distance)
+        if min(row) > most:
+            return most + 1
+    return min(row[-1], most + 1)

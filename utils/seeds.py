@@ -34,7 +34,8 @@ def keyed_generator(*key) -> "torch.Generator":
 
 
 def draw_rows(count: int, wanted: int, *key) -> np.ndarray:
-    """`wanted` of `count` row numbers (all if there are fewer), (n,), drawn without repetition by a key, in rising order."""
+    """`wanted` of `count` row numbers (all if there are fewer), (n,), drawn without repetition by a key, in rising
+    order."""
     import torch
 
     return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())

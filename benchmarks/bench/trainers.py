@@ -26,7 +26,7 @@ from training.examples import ReportExamples
 from training.loop import Average
 from training.muon import make_optimizer
 from utils.findings import to_prompt
-from utils.report_text import clean_report
+from utils.report_cleaning import clean_report
 
 REPORT_BATCHES = 9  # drawn; the one of middle length is measured
 

@@ -11,7 +11,7 @@ from benchmarks.bench import clock, images, reports, trainers
 from benchmarks.bench.networks import Networks, PaperNetworks
 from models.report_autoencoder import ReportAutoencoder
 from utils.constants import REPOSITORY
-from utils.report_text import clean_report
+from utils.report_cleaning import clean_report
 
 
 @pytest.fixture

@@ -2,20 +2,13 @@
 
 import numpy as np
 import pytest
+from sentences import codes_of, codes_read
 
 from evaluation.labeler import contradictions, label_report, label_reports
 from phantom import random_findings, write_report
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN, finding_index
 from utils.report_text import report_file
-
-SHORT = {  # a finding's name in the tables below
-    "atelectasis": "Atelectasis", "heart": "Cardiomegaly", "consolidation": "Consolidation", "edema": "Edema",
-    "mediastinum": "Enlarged Cardiomediastinum", "fracture": "Fracture", "lesion": "Lung Lesion",
-    "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
-    "pneumothorax": "Pneumothorax", "device": "Support Devices",
-}  # fmt: skip
-SIGNS = {"+": PRESENT, "-": ABSENT, "?": UNCERTAIN}
 
 # "heart- edema?" says: cardiomegaly absent, edema uncertain, every other finding but No Finding not mentioned
 SENTENCES = {
@@ -263,27 +256,13 @@ ROWS = [
 ]
 
 
-def codes_of(said):
-    """ "heart- edema?" => {finding: code}."""
-    return {SHORT[word[:-1]]: SIGNS[word[-1]] for word in said.split()}
-
-
-def told(report):
-    """What a report says, No Finding left out => {finding: code}."""
-    return {
-        name: int(code)
-        for name, code in zip(FINDINGS, label_report(report))
-        if code != NOT_MENTIONED and name != "No Finding"
-    }
-
-
 def no_finding(report):
     return label_report(report)[finding_index("No Finding")]
 
 
 @pytest.mark.parametrize(("sentence", "said"), ROWS)
 def test_a_sentence_says_its_codes(sentence, said):
-    assert told(sentence) == codes_of(said)
+    assert codes_read(sentence) == codes_of(said)
 
 
 @pytest.mark.parametrize("name", [name for name in FINDINGS if name != "No Finding"])
@@ -291,13 +270,13 @@ def test_a_sentence_says_its_codes(sentence, said):
     ("words", "code"), [("There is {}.", PRESENT), ("There is no {}.", ABSENT), ("Possible {}.", UNCERTAIN)]
 )
 def test_every_finding_by_its_own_name(name, words, code):
-    assert told(words.format(name.lower())) == {name: code}
+    assert codes_read(words.format(name.lower())) == {name: code}
 
 
 def test_present_outweighs_uncertain_and_uncertain_outweighs_absent():
     absent, uncertain, present = "No edema. ", "Possible edema. ", "Mild edema. "
-    assert told(absent + uncertain) == told(uncertain + absent) == {"Edema": UNCERTAIN}
-    assert told(absent + present) == told(present + uncertain + absent) == {"Edema": PRESENT}
+    assert codes_read(absent + uncertain) == codes_read(uncertain + absent) == {"Edema": UNCERTAIN}
+    assert codes_read(absent + present) == codes_read(present + uncertain + absent) == {"Edema": PRESENT}
 
 
 @pytest.mark.parametrize(
@@ -344,11 +323,13 @@ REPORT = """                                 FINAL REPORT
 
 def test_a_whole_report_in_any_form():
     said = codes_of("opacity+ pneumonia? pneumothorax- edema- heart- device+")
-    assert told(REPORT) == said  # neither the indication's pneumothorax nor the comparison's effusion
+    assert codes_read(REPORT) == said  # neither the indication's pneumothorax nor the comparison's effusion
     findings = "New opacity that may be pneumonia. No pneumothorax or edema. Heart size is normal. Left PICC."
     for text in (f"FINDINGS: {findings} IMPRESSION: No pneumothorax.", report_file(findings, ""), findings):
-        assert told(text) == said
-    assert told("IMPRESSION: NO EFFUSION OR PNEUMOTHORAX. CARDIOMEGALY.") == codes_of("effusion- pneumothorax- heart+")
+        assert codes_read(text) == said
+    assert codes_read("IMPRESSION: NO EFFUSION OR PNEUMOTHORAX. CARDIOMEGALY.") == codes_of(
+        "effusion- pneumothorax- heart+"
+    )
 
 
 @pytest.mark.parametrize("text", ["", " \n\t ", "___", "XXXX XXXX.", ". 1. 2) - ?", "FINDINGS: IMPRESSION:", "\0"])

@@ -35,7 +35,8 @@ def test_tables_arrays_and_nan_as_json():
 def test_auroc_tables_stand_side_by_side_and_say_where_there_are_too_few():
     table = report.auroc_columns({"synthetic": auroc_table(), COPYING: auroc_table(), "real": auroc_table()})
     assert list(table.columns) == [
-        "finding", "asked", "synthetic: AUROC [95 %]", f"{COPYING}: AUROC [95 %]", "real: positives", "real: AUROC [95 %]",
+        "finding", "asked", "synthetic: AUROC [95 %]", f"{COPYING}: AUROC [95 %]", "real: positives",
+        "real: AUROC [95 %]",
     ]  # fmt: skip
     rows = table.set_index("finding")
     assert rows.loc["Edema", ["asked", "real: AUROC [95 %]"]].tolist() == [20, "1.000 [1.000, 1.000]"]

@@ -79,7 +79,7 @@ def test_one_step_of_ddim_with_the_target_arrives_where_the_teacher_does(name, r
         torch.testing.assert_close(step, arrived[row], rtol=1e-4, atol=1e-4)
 
 
-def test_rows_of_a_batch_do_not_touch_each_other(uvit_model):  # noqa: F811
+def test_rows_of_a_batch_do_not_touch_each_other(uvit_model):
     prompts = random_prompts(uvit_model, 4)
     teacher = Teacher(uvit_model, prompts.null_text, Guidance(3.0, 2.0, 0.3, 2.0), student_steps=4, teacher_steps=3)
     noisy = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -141,7 +141,7 @@ def test_guidance_up_to_all_noise_holds_for_a_schedule_that_ends_in_pure_noise(b
     assert not torch.allclose(predicted[0], predicted[2])
 
 
-def test_the_first_step_begins_with_noise_alone(uvit_model):  # noqa: F811
+def test_the_first_step_begins_with_noise_alone(uvit_model):
     teacher = Teacher(uvit_model, random_prompts(uvit_model, 1).null_text, Guidance(2.0, 2.0), 4, 2)
     batch = batch_of(uvit_model, [0, 0])
     other = {**batch, "latents": torch.randn_like(batch["latents"])}
@@ -152,7 +152,7 @@ def test_the_first_step_begins_with_noise_alone(uvit_model):  # noqa: F811
     )
 
 
-def test_a_student_learns_and_its_teacher_stays(uvit_model, tmp_path):  # noqa: F811
+def test_a_student_learns_and_its_teacher_stays(uvit_model, tmp_path):
     uvit_model.save_pretrained(tmp_path)
     before = {name: tensor.clone() for name, tensor in uvit_model.state_dict().items()}
     teacher = Teacher(uvit_model, random_prompts(uvit_model, 1).null_text, Guidance(4.0, 4.0), 4, 3)
@@ -185,7 +185,7 @@ def test_a_student_is_a_checkpoint_of_its_own_schedule(name, request, tmp_path):
     assert plain.config.timestep_spacing == "leading"  # no other checkpoint is sampled in another way
 
 
-def test_more_steps_than_the_schedule_has_are_refused(uvit_model):  # noqa: F811
+def test_more_steps_than_the_schedule_has_are_refused(uvit_model):
     with pytest.raises(InputError, match="STUDENT_STEPS 50 x TEACHER_STEPS 21 are more than the 1000"):
         Teacher(uvit_model, None, PLAIN, 50, 21)
 

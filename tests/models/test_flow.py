@@ -172,14 +172,14 @@ def test_a_readout_learns_which_findings_are_present(kind):
     assert Prior(**kind).read_findings(latents) is None
 
 
-def test_examples_hold_the_codes_for_a_readout(features):  # noqa: F811
+def test_examples_hold_the_codes_for_a_readout(features):
     features, _, _ = features
     example = PriorExamples(features, "train", Prior(**SMALL, reads_findings=True))[2, 0]
     assert example["findings"].tolist() == features.table[list(FINDINGS)].iloc[2].tolist()
     assert "findings" not in PriorExamples(features, "train", Prior(**SMALL))[0, 0]
 
 
-def test_a_frozen_transformer_runs_once(features, monkeypatch):  # noqa: F811
+def test_a_frozen_transformer_runs_once(features, monkeypatch):
     monkeypatch.setattr("training.examples.ENCODE_BATCH_SIZE", 5)
     features, _, _ = features
     prior = Prior(**FLOW).eval()
@@ -198,7 +198,7 @@ def test_a_frozen_transformer_runs_once(features, monkeypatch):  # noqa: F811
     torch.testing.assert_close(by_token, by_latents)
 
 
-def test_examples_hold_noise_and_times_by_their_seed(features, monkeypatch):  # noqa: F811
+def test_examples_hold_noise_and_times_by_their_seed(features, monkeypatch):
     monkeypatch.setattr("training.examples.DROP_IMAGE", 0.5)
     features, _, _ = features
     prior = Prior(**FLOW)
@@ -213,7 +213,7 @@ def test_examples_hold_noise_and_times_by_their_seed(features, monkeypatch):  # 
     assert "noise" not in PriorExamples(features, "train", Prior(**SMALL))[0, 0]
 
 
-def test_the_covariance_of_the_statistics_is_that_of_the_latents(features):  # noqa: F811
+def test_the_covariance_of_the_statistics_is_that_of_the_latents(features):
     features, _, _ = features
     latents = features.report_latents.stack(range(12)).astype(np.float64)
     mean, std, covariance = features.statistics()
@@ -226,7 +226,7 @@ def test_the_covariance_of_the_statistics_is_that_of_the_latents(features):  # n
 
 
 @pytest.fixture
-def train_flow(checkpoints, base_model, tmp_path):  # noqa: F811
+def train_flow(checkpoints, base_model, tmp_path):
     """A function: constants => runs train_prior_model.py with a flow."""
     make_tree(tmp_path / "real", studies=6)
     make_tree(tmp_path / "real", studies=3, split="validate")
@@ -244,7 +244,7 @@ def train_flow(checkpoints, base_model, tmp_path):  # noqa: F811
     return train
 
 
-def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path, capsys, monkeypatch):
     assert train_flow(FREEZE_TRANSFORMER="true", FINDINGS_WEIGHT=0.5) == 0
     assert "explained variance" in capsys.readouterr().out
     root = tmp_path / "synthetic"
@@ -260,7 +260,7 @@ def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path,
     assert "CANDIDATES" in str(run_script("sample_prior_model", *flags(**fixed, CANDIDATES=3)))
 
 
-def test_candidates_of_a_regression_are_refused(sample, tmp_path):  # noqa: F811
+def test_candidates_of_a_regression_are_refused(sample, tmp_path):
     make_tree(tmp_path / "synthetic", studies=2, reports=(), provenance=True)
     with pytest.raises(InputError, match="2 CANDIDATES would be 2 times the same report"):
         sample(OUTPUT_ROOT=tmp_path / "synthetic", CANDIDATES=2)

@@ -156,7 +156,7 @@ def test_examples_draw_the_posterior_by_their_seed(features):
         PriorExamples(features, "validate", prior)
 
 
-def test_cached_report_latents_of_another_bart_are_refused(features, tokenizer):  # noqa: F811
+def test_cached_report_latents_of_another_bart_are_refused(features, tokenizer):
     _, table, (vae, autoencoder, *rest) = features
     with torch.no_grad():
         autoencoder.bart.model.encoder.layers[0].fc1.bias += 1
@@ -442,7 +442,7 @@ def test_an_unreadable_image_is_named_and_left_out(sample, tmp_path, capsys):
     assert "left out" in capsys.readouterr().out
 
 
-def test_sampling_with_another_bart_or_without_images_is_refused(sample, checkpoints, tokenizer, tmp_path):  # noqa: F811
+def test_sampling_with_another_bart_or_without_images_is_refused(sample, checkpoints, tokenizer, tmp_path):
     root = tmp_path / "synthetic"
     make_tree(root, studies=2, reports=(), provenance=True)
     other = make_autoencoder(tokenizer)

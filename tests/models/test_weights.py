@@ -440,7 +440,7 @@ def test_a_prior_of_other_sizes_is_no_start(prior_file, tmp_path):
 
 
 @pytest.fixture
-def bart(tokenizer):  # noqa: F811
+def bart(tokenizer):
     torch.manual_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer), d_model=128, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
@@ -457,7 +457,7 @@ def bart_file(bart, tmp_path):
 
 
 @pytest.fixture
-def tokenizer_folder(tokenizer, tmp_path):  # noqa: F811
+def tokenizer_folder(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
 
@@ -556,7 +556,8 @@ def test_a_bart_is_trained_on_from_the_authors(
     frame.to_csv(tmp_path / "reports.csv", index=False)
     before = Path(bart_file).read_bytes()
     run_script(
-        "train_bart.py", DATA_ROOT=tmp_path / "reports.csv", INITIAL_WEIGHTS=converted_bart, RUN_DIR=tmp_path / "run", BATCH_SIZE=2, MAX_STEPS=1, POOLING="eos", LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
+        "train_bart.py", DATA_ROOT=tmp_path / "reports.csv", INITIAL_WEIGHTS=converted_bart, RUN_DIR=tmp_path / "run",
+        BATCH_SIZE=2, MAX_STEPS=1, POOLING="eos", LEARNING_RATE=1e-7, DEVICE="cpu", NUM_WORKERS=0,
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "9 of 10 rows kept (1 without split dropped)" in printed
@@ -777,7 +778,8 @@ def test_frozen_models_of_another_size_are_named(sample, tmp_path, base_model, t
     path = save_lightning(tmp_path / "clipUViT.ckpt", uvit_state(side=64, depth=2))
     tiny_models.save_reference_encoder(tmp_path / "wide", width=24)
     constants = {
-        "DATA_ROOT": tmp_path / "tree", "CACHE_DIR": tmp_path / "cache", "OUTPUT_ROOT": tmp_path / "made", "CHECKPOINT": path,
+        "DATA_ROOT": tmp_path / "tree", "CACHE_DIR": tmp_path / "cache", "OUTPUT_ROOT": tmp_path / "made",
+        "CHECKPOINT": path,
         "BASE_MODEL": base_model, "DEVICE": "cpu",
     }  # fmt: skip
     with pytest.raises(InputError, match=f"references of width {TEXT}, and this REFERENCE_ENCODER makes 24"):

@@ -20,7 +20,8 @@ from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompt_text import with_prompts
 from utils.prompts import ReferenceEncoder, TextEncoder
-from utils.report_text import clean_report, report_sections
+from utils.report_cleaning import clean_report
+from utils.report_text import report_sections
 
 EFFUSION = "Large left pleural effusion."
 
@@ -118,7 +119,8 @@ def test_what_is_cut_and_what_is_not_read_is_counted(base_model, capsys):
     long = "edema " * 76
     encoder.print_lengths(["edema", "edema", "edema " * 75, long, "edema; fracture."])
     assert capsys.readouterr().out == (
-        "prompts: 4 distinct, 40 tokens on average; 1 of them cut at 77; 2 characters that the tokenizer does not know left out\n"
+        "prompts: 4 distinct, 40 tokens on average; 1 of them cut at 77; 2 characters that the tokenizer does not "
+        "know left out\n"
     )
     torch.testing.assert_close(encoder.encode([long]), encoder.encode(["edema " * 75]))
     punctuated = encoder.encode(["edema. " * 76])  # cut after what is not read is left out

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from test_loop import CONSTANTS, Line, Points, metrics, squared_error
 from running import flags, run_script, says
+from test_loop import CONSTANTS, Line, Points, metrics, squared_error
 from torch import nn
 
 from training.loop import fit
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_compared_and_not_tried(attempt, accelerator, tmp_path)
 # ---- the scripts ---------------------------------------------------------------------------------------------------
 
 
-def refused(script, config, tmp_path, **constants):  # noqa: F811
+def refused(script, config, tmp_path, **constants):
     """What a script says that ends before its cache is filled."""
     places = {"RUN_DIR": tmp_path / "run", "CACHE_DIR": tmp_path / "cache"}
     message = run_script(script, "--config", config, *flags(**{**places, **constants}))
@@ -110,7 +110,7 @@ def refused(script, config, tmp_path, **constants):  # noqa: F811
     return message
 
 
-def test_a_broken_setup_ends_before_anything_is_encoded(config, runs, tmp_path, monkeypatch):  # noqa: F811
+def test_a_broken_setup_ends_before_anything_is_encoded(config, runs, tmp_path, monkeypatch):
     script = "train_diffusion_clipUViT"
     run = shutil.copytree(runs / "clipUViT", tmp_path / "a")
     says(refused(script, config, tmp_path, RUN_DIR=run, SEED=9), "SEED", "another experiment")
@@ -123,7 +123,7 @@ def test_a_broken_setup_ends_before_anything_is_encoded(config, runs, tmp_path, 
     says(refused(script, config, tmp_path), "loss", "nan", "INITIAL_WEIGHTS")
 
 
-def test_an_old_teachers_student_is_another_experiment_with_other_dropout(config, runs, tmp_path):  # noqa: F811
+def test_an_old_teachers_student_is_another_experiment_with_other_dropout(config, runs, tmp_path):
     """A student's older training.json has two constants for it."""
     script, run = "distill_diffusion", tmp_path / "student"
     constants = {"CHECKPOINT": runs / "clipUViT" / "best", "STUDENT_STEPS": 2, "TEACHER_STEPS": 2}

@@ -242,7 +242,8 @@ def damage_values(kind, path):
         np.save(path, np.array([[Creates(path.parent / "run")] * 2] * 2), allow_pickle=True)
     else:
         path.write_bytes({
-            "cut": whole[:-3], "cut in its header": whole[:40], "empty": b"", "pickle": pickle.dumps(Creates(path.parent / "run")),
+            "cut": whole[:-3], "cut in its header": whole[:40], "empty": b"",
+            "pickle": pickle.dumps(Creates(path.parent / "run")),
         }[kind])  # fmt: skip
 
 
@@ -350,7 +351,8 @@ run(main)
 
 
 def test_two_launches_may_fill_one_cache_at_a_time(tmp_path, small_shards):
-    """Each of two launches, of two processes each, gets all the right values, whatever the other has written already."""
+    """Each of two launches, of two processes each, gets all the right values, whatever the other has written
+    already."""
     keys = [str(number) for number in range(40)]
     start, served = threading.Barrier(4), {}
 

@@ -45,7 +45,8 @@ def whole(tmp_path_factory, tokenizer):
     PromptedDenoiser(uvit, PooledFusion(16, 16, 16), schedule).save_pretrained(folder / "vision")
     Prior(latent_side=8, embed_dim=16, depth=1, num_heads=2, report_dim=16).save_pretrained(folder / "prior")
     constants = {
-        "BASE_MODEL": str(folder / "base"), "REFERENCE_ENCODER": f"local-dir:{folder / 'reference'}", "DATA_ROOT": "data",
+        "BASE_MODEL": str(folder / "base"), "REFERENCE_ENCODER": f"local-dir:{folder / 'reference'}",
+        "DATA_ROOT": "data",
         "CACHE_DIR": "cache", "VIEWS": ["PA"], "HOLD_OUT": ["p19"], "IMAGE_SIZE": 32,
         "BART_CHECKPOINT": str(folder / "bart"),
     }  # fmt: skip
@@ -57,16 +58,20 @@ def whole(tmp_path_factory, tokenizer):
 
 LOADERS = {  # name => (what it loads, out of a copy of `whole`; its weights; its config)
     "vision": (
-        lambda root: load_vision(root / "vision", "UViT"), "vision/diffusion_pytorch_model.safetensors", "vision/config.json"
+        lambda root: load_vision(root / "vision", "UViT"), "vision/diffusion_pytorch_model.safetensors",
+        "vision/config.json"
     ),
     "fusion": (
         lambda root: load_vision(root / "vision", "UViT"), "vision/fusion/diffusion_pytorch_model.safetensors",
         "vision/fusion/config.json",
     ),
-    "prior": (lambda root: load_prior(root / "prior"), "prior/diffusion_pytorch_model.safetensors", "prior/config.json"),
-    "bart": (lambda root: load_autoencoder(str(root / "bart"), "mean", ""), "bart/model.safetensors", "bart/config.json"),
+    "prior": (lambda root: load_prior(root / "prior"), "prior/diffusion_pytorch_model.safetensors",
+    "prior/config.json"),
+    "bart": (lambda root: load_autoencoder(str(root / "bart"), "mean", ""), "bart/model.safetensors",
+    "bart/config.json"),
     "vae": (
-        lambda root: load_vae(str(root / "base")), "base/vae/diffusion_pytorch_model.safetensors", "base/vae/config.json"
+        lambda root: load_vae(str(root / "base")), "base/vae/diffusion_pytorch_model.safetensors",
+        "base/vae/config.json"
     ),
     "unet": (
         lambda root: load_unet(str(root / "base"), 16), "base/unet/diffusion_pytorch_model.safetensors",
@@ -82,7 +87,8 @@ LOADERS = {  # name => (what it loads, out of a copy of `whole`; its weights; it
     ),
 }  # fmt: skip
 PICKLES = {  # where each loader looks when there are no safetensors
-    "bart": "pytorch_model.bin", "text encoder": "pytorch_model.bin", "reference encoder": "open_clip_pytorch_model.bin",
+    "bart": "pytorch_model.bin", "text encoder": "pytorch_model.bin",
+    "reference encoder": "open_clip_pytorch_model.bin",
 }  # fmt: skip
 
 

@@ -30,7 +30,8 @@ COMMANDS = [path for path in WITH_CONSTANTS if path.parent == REPOSITORY or path
 NAMES = {path: f"{path.parent.name}/{path.stem}" for path in WITH_CONSTANTS}
 FREE_TEXTS = {  # paths to read and names that other libraries know: any text may be right
     "DATA_ROOT", "REPORTS_ROOT", "ROOT", "REAL", "SYNTHETIC", "IMAGES_ROOT", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV",
-    "CONFIG", "FINDINGS", "TEXT", "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT", "INITIAL_WEIGHTS",
+    "CONFIG", "FINDINGS", "TEXT", "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT",
+    "INITIAL_WEIGHTS",
     "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
     "JUDGE_MODEL", "SELECTOR_MODEL", "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
     "DATA_ROOTS", "ASSETS", "RECORD",
@@ -389,7 +390,8 @@ def test_commands_answer_before_their_slow_imports(path):
     """--help, a misspelt name and a wrong type need neither torch nor pandas, which take seconds to import."""
     code = (
         "import runpy, sys\n"
-        "sys.modules |= dict.fromkeys(('torch', 'numpy', 'pandas', 'transformers', 'diffusers'))  # cannot be imported\n"
+        "sys.modules |= dict.fromkeys(('torch', 'numpy', 'pandas', 'transformers', 'diffusers'))  # cannot be "
+        "imported\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )

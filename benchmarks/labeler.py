@@ -1,0 +1,173 @@
+"""How well do the rules read reports? On Indiana's reports beside the MeSH terms of their readers, and on sentences.
+
+    python -m benchmarks.labeler --REPORTS ../shared/iu-reports.csv
+
+Reads:  REPORTS, a CSV with the columns findings, impression and problems (MeSH terms joined by ";");
+        benchmarks/labeler_sentences.txt, written by hand after the rules: sentence || what it says of each finding
+Writes: OUTPUT/labeler.json, and the tables of DOCUMENT that lie between its <!-- name --> comments
+Prints: the tables: precision, recall and F1 of present, absent and uncertain for each finding, and ms a report
+
+MeSH terms name what a film shows. They say nothing of what is absent, and only "borderline" of what is uncertain: so of
+the codes absent and uncertain the table counts how many reports have them, and how often MeSH names the finding all the
+same. No Finding is MeSH's "normal", which spares neither old granulomas nor a bent spine.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation.labeler import label_reports
+from evaluation.report import markdown
+from utils.constants import override_constants
+from utils.errors import run
+from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
+from utils.report_text import join_sections
+
+REPORTS = "../shared/iu-reports.csv"  # reports and their MeSH terms (a CSV)
+OUTPUT = "benchmarks/results"  # of the record (a folder to write)
+DOCUMENT = "docs/labeler.md"  # whose tables are written anew (a file to write)
+
+_SENTENCES = Path(__file__).with_name("labeler_sentences.txt")
+_CODES = {"present": PRESENT, "absent": ABSENT, "uncertain": UNCERTAIN}
+_SIGNS = {"+": PRESENT, "-": ABSENT, "?": UNCERTAIN}
+_SHORT = {  # a finding's name in the sentences
+    "atelectasis": "Atelectasis", "heart": "Cardiomegaly", "consolidation": "Consolidation", "edema": "Edema",
+    "mediastinum": "Enlarged Cardiomediastinum", "fracture": "Fracture", "lesion": "Lung Lesion",
+    "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
+    "pneumothorax": "Pneumothorax", "device": "Support Devices",
+}  # fmt: skip
+MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
+    "Atelectasis": ("Pulmonary Atelectasis",),
+    "Cardiomegaly": (
+        "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
+        "Heart Atria/enlarged",
+    ),
+    "Consolidation": ("Consolidation",),
+    "Edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
+    "Enlarged Cardiomediastinum": ("Mediastinum/enlarged", "Mediastinum/prominent"),
+    "Fracture": ("Fractures, Bone",),
+    "Lung Lesion": ("Nodule", "Mass"),
+    "Lung Opacity": (
+        "Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung",
+        "Lung Diseases, Interstitial",
+    ),
+    "No Finding": ("normal",),
+    "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemothorax", "Hemopneumothorax"),
+    "Pleural Other": (
+        "Thickening/pleura", "Pleura", "Pulmonary Fibrosis", "Fibrosis", "Cicatrix/pleura", "Calcinosis/pleura",
+    ),
+    "Pneumonia": ("Pneumonia",),
+    "Pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
+    "Support Devices": ("Catheters, Indwelling", "Implanted Medical Device", "Tube, Inserted", "Medical Device"),
+}  # fmt: skip
+
+
+def mesh_codes(problems: str) -> np.ndarray:
+    """MeSH terms such as "Opacity/lung;Cardiomegaly/borderline" => (14,) int8: PRESENT, UNCERTAIN (borderline) or 0."""
+    codes = np.zeros(len(FINDINGS), dtype=np.int8)
+    for heading, *qualifiers in (term.split("/") for term in problems.split(";")):
+        for place, name in enumerate(FINDINGS):
+            wanted = (term.split("/") for term in MESH[name])
+            if (
+                any(heading == first and {*rest} <= {*qualifiers} for first, *rest in wanted)
+                and codes[place] != PRESENT
+            ):
+                codes[place] = UNCERTAIN if "borderline" in qualifiers else PRESENT
+    return codes
+
+
+def hand_written() -> tuple[list[str], np.ndarray]:
+    """The sentences of the file beside this script => (texts, their codes (N, 14))."""
+    lines = [line.split("||") for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
+    codes = np.zeros((len(lines), len(FINDINGS)), dtype=np.int8)
+    for row, (_, said) in enumerate(lines):
+        for word in said.split():
+            codes[row, FINDINGS.index(_SHORT[word[:-1]])] = _SIGNS[word[-1]]
+    return [sentence.strip() for sentence, _ in lines], codes
+
+
+def scores(found: np.ndarray, wanted: np.ndarray) -> dict:
+    """Two boolean arrays => N wanted, precision, recall and F1; None where nothing is found or wanted."""
+    hits, said, meant = int((found & wanted).sum()), int(found.sum()), int(wanted.sum())
+    return {
+        "N": meant,
+        "precision": hits / said if said else None,
+        "recall": hits / meant if meant else None,
+        "F1": 2 * hits / (said + meant) if said + meant else None,
+    }
+
+
+def score_reports(table: pd.DataFrame) -> tuple[dict, float]:
+    """Reports with MeSH terms => ({finding: scores of present, counts of absent and uncertain}, ms a report)."""
+    texts = [join_sections(*sections) for sections in zip(table["findings"], table["impression"])]
+    begin = time.process_time()
+    found = label_reports(texts)
+    milliseconds = 1000 * (time.process_time() - begin) / len(texts)
+    wanted = np.array([mesh_codes(problems) for problems in table["problems"]])
+    rows = {}
+    for place, name in enumerate(FINDINGS):
+        named = wanted[:, place] == PRESENT
+        rows[name] = scores(found[:, place] == PRESENT, named)
+        for word in ("absent", "uncertain"):
+            said = found[:, place] == _CODES[word]
+            rows[name] |= {word: int(said.sum()), f"{word}, yet named": int((said & named).sum())}
+    return rows, milliseconds
+
+
+def score_sentences() -> dict:
+    """The hand-written sentences => {finding, or "all of them": scores of present, absent and uncertain}."""
+    texts, wanted = hand_written()
+    others = [place for place, name in enumerate(FINDINGS) if name != "No Finding"]
+    found, wanted = label_reports(texts)[:, others], wanted[:, others]
+    rows = {}
+    for name, columns in [*((FINDINGS[place], [n]) for n, place in enumerate(others)), ("all of them", slice(None))]:
+        rows[name] = {}
+        for word, code in _CODES.items():
+            score = scores(found[:, columns] == code, wanted[:, columns] == code)
+            rows[name] |= {f"{word} {measure}": value for measure, value in score.items()}
+    right = int((found == wanted).all(axis=1).sum())
+    return {"sentences": len(texts), "right": right, "findings": rows}
+
+
+def fill(document: str, name: str, text: str) -> str:
+    """A document with a text between its comments <!-- name --> and <!-- end -->."""
+    return re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{text}\n{found[2]}", document)
+
+
+def main():
+    override_constants(globals())
+    table = pd.read_csv(REPORTS, dtype=str, keep_default_na=False)
+    reports, milliseconds = score_reports(table)
+    sentences = score_sentences()
+    record = {
+        "command": "python -m benchmarks.labeler",
+        "constants": {"REPORTS": Path(REPORTS).name},
+        "reports": len(table),
+        "ms a report": round(milliseconds, 2),
+        "MeSH": reports,
+        "sentences": sentences,
+    }
+    Path(OUTPUT, "labeler.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    tables = {
+        "MeSH": pd.DataFrame.from_dict(reports, orient="index").rename_axis("finding").reset_index(),
+        "sentences": pd.DataFrame.from_dict(sentences["findings"], orient="index").rename_axis("finding").reset_index(),
+    }
+    document = Path(DOCUMENT).read_text(encoding="utf-8")
+    for name, frame in tables.items():
+        shown = markdown(frame.fillna(np.nan), 2 if name == "sentences" else 3)
+        print(shown)
+        document = fill(document, name, shown)
+    document = fill(
+        document, "figures",
+        f"{len(table):,} reports in {milliseconds:.1f} ms each on one core; {sentences['right']} of "
+        f"{sentences['sentences']} sentences right in every finding."
+    )  # fmt: skip
+    Path(DOCUMENT).write_text(document, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,345 @@
+"""What is removed from a report's text: de-identification marks, and comparisons with films that are not there.
+
+Two kinds of marks, each in many spellings:
+
+XXXX  stands for any word (Indiana's reports): also xxxx
+___   stands for a date, a name or a place (MIMIC-CXR's): also _ _, [**2101-3-4**], [DATE], <unk>, XX/XX/XXXX, ##/##
+
+Comparisons: a lone image cannot show what has changed since an earlier film. Each sentence that compares is rewritten
+to what it says of this image ("The effusion has increased." => "There is effusion."), or dropped where nothing is left
+("Heart size is unchanged.").
+"""
+
+import re
+import unicodedata
+
+_NAMED = (
+    r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact"
+    r"|number|id"
+    r"|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month|day)"
+)
+_WORD_MARK = re.compile(r"X{3,}|(?<![A-Za-z])x{3,}(?![A-Za-z])")
+_PHRASE_MARK = re.compile(
+    r"\[\*\*[^\n]{0,100}?\*\*\]"
+    r"|[\[<{]{1,2}(?!SIC\b)[A-Z][A-Z0-9 _#-]{2,40}[\]>}]{1,2}"
+    rf"|[\[<{{]{{1,2}}(?i:{_NAMED}(?:[ _-]?(?:{_NAMED}|\d+))?)[\]>}}]{{1,2}}"
+    r"|\b[Xx]{1,2}[/-][Xx]{1,2}(?:[/-][Xx]{2,4})?\b|#{2,}(?:[/:-]#{2,})*|(?<=\w )\*{3,}(?=[ .,;]|$)"
+    r"|_(?: ?_)+|(?<!\S)_(?=[\s.,;]|$)"
+)
+MARK = re.compile(f"{_PHRASE_MARK.pattern}|{_WORD_MARK.pattern}")
+
+_JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"
+_MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is joined to it
+_MARKED_PHRASE = re.compile(rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE)
+_LEADING_WORDS = (  # longer ones before what they end in
+    "comparison is made", "comparison was made", "comparison made",
+    *(f"{how} {word}" for word in ("comparison", "compared", "comparing") for how in ("in", "by", "on", "as", "when")),
+    "comparison", "compared", "comparing", "since", "dated", "from", "of", "on", "at", "to", "with", "by", "and", "or",
+    "the", "a", "an", "prior", "previous", "earlier", "study", "exam", "examination", "radiograph", "radiographs",
+    "film", "performed", "obtained", "done", "date", "time",
+)  # fmt: skip
+# Words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first.
+_LEADING_BACKWARDS = re.compile(rf"(?:[ ,]+(?:{'|'.join(word[::-1] for word in _LEADING_WORDS)})\b)*", re.IGNORECASE)
+SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
+SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
+_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
+_LIGATURES = str.maketrans(
+    {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\u00ad": ""}
+)
+
+
+def has_marks(text: str) -> bool:
+    """Whether a de-identification mark, `___`, `XXXX` or another spelling of them, stands in a text."""
+    return bool(MARK.search(text))
+
+
+def clean_report(text: str) -> str:
+    """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
+    text = text.translate(_LIGATURES)
+    text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
+    return without_marks(_TOKENIZER_SIGNS.sub(" ", text.replace("ADDENDUM:", " ")))
+
+
+def without_marks(text: str) -> str:
+    """A report without its de-identification marks: `___` of MIMIC-CXR, `XXXX` of other sets, in every spelling.
+
+    - `XXXX` stands for any word, so its sentence is dropped.
+    - `___` stands for a date, a name or a place. A message between people goes ("Dr. ___ was notified at ___"), and the
+      finding that it is about stays ("Pneumothorax, discussed with Dr. ___": "Pneumothorax."). Elsewhere the mark goes
+      with the word it is joined to ("___-year-old") and with the words that only lead up to it ("compared to the prior
+      study of ___", "since ___"); the rest stays.
+    - What is left of fewer than two words is dropped, and so is a heading without a sentence.
+
+    A text without marks comes back with its white space collapsed and nothing else changed.
+    """
+    if not MARK.search(text):
+        return " ".join(text.split())
+    text = _WORD_MARK.sub("XXXX", _PHRASE_MARK.sub("___", text))
+    parts = SECTION.split(text)  # text, heading, text, heading, text ...
+    pieces = [_sentences_without_marks(parts[0])]
+    for heading, body in zip(parts[1::2], parts[2::2]):
+        body = _sentences_without_marks(body)
+        pieces.append(f"{heading} {body}" if body else "")
+    return " ".join(filter(None, pieces))
+
+
+def _sentences_without_marks(text):
+    kept = []
+    for sentence in SENTENCE_END.split(text.strip()):
+        if MARK.search(sentence):
+            if "XXXX" in sentence:
+                continue
+            about = _without_message(sentence)
+            least = 2 if about == sentence else 1  # words
+            sentence = _without_marked_phrases(about)
+            sentence = re.sub(r"\(\s*\)|\[\s*\]", "", " ".join(sentence.split()))
+            sentence = re.sub(r" +([,.;:!?)])", r"\1", sentence)
+            sentence = re.sub(r"(?<![,;:])[,;:]+([.;!?])", r"\1", sentence).lstrip(" ,;:.")
+            if len(re.findall(r"[A-Za-z]{2,}", sentence)) < least:
+                continue
+            sentence = sentence[0].upper() + sentence[1:]
+        kept.append(sentence)
+    return " ".join(" ".join(kept).split())
+
+
+def _without_marked_phrases(sentence):
+    """A sentence without its marks, what is joined to them, and the words that lead up to them; in linear time."""
+    kept, end = [], 0
+    for phrase in _MARKED_PHRASE.finditer(sentence):
+        before = sentence[end : phrase.start()]
+        leading = _LEADING_BACKWARDS.match(before[::-1]).end()
+        kept.append(before[: len(before) - leading])
+        end = phrase.end()
+    return "".join(kept) + sentence[end:]
+
+
+# ---- messages between people -----------------------------------------------------------------------------------------
+
+_SENT = re.compile(
+    r"\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
+    r"|informed"
+    r"|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b",
+    re.IGNORECASE,
+)
+_PERSON = re.compile(
+    r"\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b", re.IGNORECASE
+)
+_LEADS_UP = re.compile(  # words before a message that belong to it, read backwards: "..., and these findings were"
+    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*".format(
+        "|".join(
+            word[::-1]
+            for word in (
+                "was", "were", "is", "are", "has been", "have been", "being", "and", "as", "which", "that", "this",
+                "these",
+                "those", "it", "the", "all", "above", "findings", "finding", "results", "result", "impression",
+                "also", "then",
+                "immediately", "subsequently", "urgently", "verbally", "directly", "promptly", "preliminary",
+            )
+        )
+    ),
+    re.IGNORECASE,
+)  # fmt: skip
+_SUBJECT_MATTER = re.compile(
+    r"(?:.{0,60}?\b(?:of|about|regarding|concerning|that|re) |\W*)"
+    r"(?P<matter>.+?)(?: (?:by|at|on|via|over|with|to|in|during|who|immediately|from)\b.*)?[.!?]?$"
+)
+_CLAUSE_SIGNS = (",", ";", "(", " - ", " and ")
+_NO_MATTER = re.compile(
+    r"(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
+    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$",
+    re.IGNORECASE,
+)
+
+
+def _without_message(sentence):
+    """A sentence with a mark without what it reports of a message between people: what the message is about stays.
+
+    "Pneumothorax, discussed with Dr. ___." => "Pneumothorax."; "Dr. ___ was told of the effusion." => "The effusion."
+    """
+    sent, person = _SENT.search(sentence), _PERSON.search(sentence)
+    if not sent and not person:
+        return sentence
+    end = "." if sentence.rstrip().endswith((".", "!", "?", ")")) else ""
+    if not sent:  # "..., as seen by Dr. ___": what stands before its clause
+        cut = max(sentence.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS)
+        return sentence[:cut].rstrip(" ,;(-") + end if cut > 0 else ""
+    before = sentence[: sent.start()]
+    about = before[: len(before) - _LEADS_UP.match(before[::-1]).end()]
+    person = _PERSON.search(about)
+    if person:  # "edema; Dr. ___ was paged"
+        about = about[: max(0, *(about.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS))].rstrip(" ,;(-")
+    if re.search(r"[A-Za-z]{3}", about):
+        return about + end
+    rest = _SUBJECT_MATTER.fullmatch(sentence[sent.end() :].strip())
+    matter = rest["matter"].strip(" ,;(") if rest else ""
+    if not re.search(r"[A-Za-z]{3}", matter) or _NO_MATTER.match(matter) or _PERSON.search(matter) or "__" in matter:
+        return ""
+    return matter + end
+
+
+# ---- comparisons with earlier films --------------------------------------------------------------------------------
+
+_EARLIER = r"(?:prior|previous|earlier|last|preceding|old|older|outside|comparison|baseline|most recent|recent|remote)"
+_FILM = r"(?:stud(?:y|ies)|exam\w*|radiographs?|films?|x-?rays?|images?|imaging|cxr|ct|chest|report|day|time|one|scan)"
+_STEADY = r"(?:unchanged|stable|similar|the same|not (?:\w+ly )?changed|persistent)"
+_COURSE = (
+    r"(?:stable|unchanged|persist(?:ent|ing)|new(?:ly)?|worsen(?:ing|ed)|improv(?:ed|ing)|residual|recurrent"
+    r"|progressive"
+    r"|increasing|decreasing|enlarging|resolving|evolving|continued|redemonstrated|interval|previously (?:seen|noted"
+    r"|described|identified|demonstrated|visualized|mentioned))"
+)
+_MOVED = (
+    r"(?:increased|decreased|improved|worsened|progressed|enlarged|changed|developed|recurred|regressed|grown"
+    r"|diminished)"
+)
+_GONE = r"(?:resolved|cleared|disappeared|been removed|been withdrawn)"
+_MOVE = (
+    r"(?:increase|decrease|progression|worsening|improvement|enlargement|development|appearance|reduction|growth"
+    r"|change|changes)"
+)
+_HOW = (
+    r"(?:\w+ly |interval |significant |substantial |slight |mild |moderate |marked |further |some |overall |a "
+    r"|an |appreciable )*"
+)
+
+_COMPARES = re.compile(
+    rf"\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?"
+    rf"|no longer|still"
+    rf"|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)|than (?:before"
+    rf"|previously|on)"
+    rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|previously"
+    rf"|continues?"
+    rf"|no {_HOW}change|without {_HOW}change|(?:larger|smaller|better|worse|more|less) than (?:before|on|previously))\b"
+    r"|\bin the interim\b|\b(?:from|than|to|with|since|on) (?:the )?(?:\w+ )?(?:prior|previous)\b"
+    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))",
+    re.IGNORECASE,
+)
+_SINCE = (
+    rf"(?:(?:as|when|in) )?(?:compar(?:ed|ison|ing) (?:to|with)|since|from|relative to|versus|than)"
+    rf"(?: (?:the|a|an|that of|those of|his|her|on|to))*(?: \w+)? {_EARLIER}\b[^,.;]*"
+)
+_WITHOUT_CLAUSE = tuple(  # clauses that only compare
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"^(?:{_SINCE}|(?:as |when |in )?(?:compar(?:ed|ison|ing))\b[^,.;]*|in the (?:interval|interim)"
+        r"|(?:once )?again|since [^,.;]*), ?",
+        r"^(?:as |when )?compar(?:ed|ison|ing) (?:to|with) [\w /]*?(?=there (?:is|are|has|have)\b)",
+        rf",? ?\b{_SINCE}",
+        r",? ?\b(?:as |when )?(?:compared|in comparison) (?:to|with)\b[^,.;]*",
+        r",? ?\b(?:in|over|during) the (?:interval|interim)\b(?: since[^,.;]*)?",
+        rf",(?: (?:which|that) (?:is|are|appears?|remains?))?(?: (?:likely|grossly|overall|essentially"
+        rf"|\w+ly))* {_STEADY}\b"
+        r"(?: in (?:appearance|size|position|extent|configuration))?(?: (?:as|to|from|since|when)\b[^,.;]*)?(?=[.;,]"
+        r"|$)",
+        r",? as before\b|,? (?:without|with no) (?:\w+ ){0,3}change\b[^,.;]*",
+        rf"(?<=\w) and {_COURSE}(?= \w)|\b{_STEADY}(?: and|,) (?=\w)|,? and {_STEADY}(?=[.;,]|$)",
+        r"\b(?:once )?again ?(?=\w)|(?<=\w) again\b|\bstill ?(?=\w)",
+    )
+)
+_STEADY_AT_THE_END = re.compile(  # "mild cardiomegaly unchanged", but "the effusion is unchanged"
+    rf"(?<!\bis)(?<!\bare)(?<!remain)(?<!remains)(?<!appear)(?<!appears)(?<!ly)(?<!\bnot) {_STEADY}(?=[.;]?$)",
+    re.IGNORECASE,
+)
+_RESTATED = tuple(  # (what a sentence says of a change, what it then says of this image)
+    (re.compile(pattern, re.IGNORECASE), restated)
+    for pattern, restated in (
+        (
+            rf"^(?:there (?:is|are|has been|have been) )?{_HOW}(?:resolution|clearing"
+            rf"|removal) of (?:the )?(?P<what>[^.;]+)",
+            "No {}",
+        ),
+        (
+            rf"^(?:there (?:is|are|has been|have been) )?(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: size of"
+            rf"| extent of"
+            r"| amount of| degree of)?(?: the)? (?P<what>[^.;]+)",
+            "There is {}",
+        ),
+        (
+            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have|is|are)(?: (?:since|now|also|been"
+            rf"|\w+ly))* {_GONE}\b[^,.;]*",
+            "No {}",
+        ),
+        (
+            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size"
+            rf"|extent|amount))?"
+            r"\b(?:[^,.;]*)",
+            "There is {}",
+        ),
+        (
+            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are|remains?|appears?)(?: (?:grossly|overall"
+            rf"|\w+ly))* {_STEADY}\b[^,.;]*",
+            "There is {}",
+        ),
+        (r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:persists?|continues?)\b(?: to be (?:seen|present))?", "There is {}"),
+        (
+            r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are) no longer (?:seen|present|visible|identified|evident"
+            r"|visualized)",
+            "No {}",
+        ),
+    )
+)
+_NO_IMAGE_OF = re.compile(  # said to be there, these say nothing
+    r"\b(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|aeration|inflation|position|appearance|contours?"
+    r"|exam\w*|study"
+    r"|chest|findings?|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b(?! (?:opaci|nodul|effus|edema|congest"
+    r"|mass|tube|wall|port))"
+    r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b",
+    re.IGNORECASE,
+)
+_STATES_NOTHING = re.compile(
+    r"^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general"
+    r"|of|the) )*"
+    r"(?:silhouettes?|size|contours?|appearance|volumes?|exam\w*|study|chest|findings?|change|heart|mediastinum"
+    r"|lungs)\W*$",
+    re.IGNORECASE,
+)
+
+
+def count_comparisons(text: str) -> int:
+    """How many sentences of a report compare its image with an earlier one."""
+    return sum(bool(_COMPARES.search(sentence)) for sentence in SENTENCE_END.split(text))
+
+
+def drop_comparisons(text: str) -> tuple[str, int]:
+    """A report => (the report without comparisons with earlier films, how many sentences were changed or dropped).
+
+    Headings without a sentence are dropped too; a report that compares nothing comes back unchanged.
+    """
+    if not _COMPARES.search(text):
+        return text, 0
+    parts = SECTION.split(text)  # text, heading, text, heading, text ...
+    kept, count = [], 0
+    for heading, body in zip(["", *parts[1::2]], parts[::2]):
+        sentences = SENTENCE_END.split(body.strip())
+        compares = [bool(_COMPARES.search(sentence)) for sentence in sentences]
+        count += sum(compares)
+        rest = [_of_this_image(text) if compares_too else text for text, compares_too in zip(sentences, compares)]
+        rest = " ".join(filter(None, rest))
+        kept.append(f"{heading} {rest}".strip() if rest else "")
+    return " ".join(filter(None, kept)), count
+
+
+def _of_this_image(sentence):
+    """What a sentence that compares says of its own image; "" where that is nothing."""
+    number = re.match(r"\d{1,2}[.)] +", sentence)
+    number = number[0] if number else ""
+    rest = sentence[len(number) :]
+    for clause in _WITHOUT_CLAUSE:
+        rest = clause.sub("", rest).strip()
+    rest = _STEADY_AT_THE_END.sub("", rest)
+    for change, restated in _RESTATED:
+        found = change.match(rest)
+        if found:
+            what = found["what"].strip()
+            restated = restated.replace(" is ", " are ") if re.search(r" (?:are|have)\b", found[0]) else restated
+            if _NO_IMAGE_OF.search(what):
+                return ""
+            rest = restated.format(what[0].lower() + what[1:] if what[1:2].islower() else what) + rest[found.end() :]
+            break
+    rest = re.sub(r"\b(remain|persist|continue)(s?)(?: to be)?\b(?= \w)", lambda verb: "is" if verb[2] else "are", rest)
+    rest = re.sub(rf"\b{_COURSE}\b,? ?(?=\w)", "", rest, flags=re.IGNORECASE)
+    rest = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", re.sub(r"\b([Aa])n (?=[^aeiou\W])", r"\1 ", rest))
+    rest = re.sub(r" +([,.;])", r"\1", re.sub(r"^[\s,;.]+|[\s,;]+(?=[.]?$)", "", rest))
+    if _COMPARES.search(rest) or _STATES_NOTHING.match(rest) or not re.search(r"[A-Za-z]{3}", rest):
+        return ""
+    return number + rest[0].upper() + rest[1:]
