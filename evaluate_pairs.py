@@ -198,11 +198,9 @@ def main() -> None:
     synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
     train = Images(tables.train, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)
     sets = ImageSets(real, synthetic, train, sections.nearest_by_labels(synthetic.table, train.table, SEED), SEED)
-    result = {
-        "real": {"tree": REAL, "split": SPLIT, **real.count()},
-        "synthetic": {"tree": SYNTHETIC, **synthetic.count()},
-        "train": {"tree": TRAIN or REAL, **train.count()},
-    }
+    result = {"real": {"tree": REAL, "split": SPLIT, **real.count()}}
+    result["synthetic"] = {"tree": SYNTHETIC, **synthetic.count()}
+    result["train"] = {"tree": TRAIN or REAL, **train.count()}
     stopwatch.lap("trees")
 
     judge_rows = sections.judge_rows(train.table, JUDGE_PATIENTS)
