@@ -22,9 +22,8 @@ HEADER = """# Results
 
 Everything on this page was measured on drawn chests with tiny models, or with random weights, unless a table says
 otherwise. Nothing was measured on MIMIC-CXR or with the published weights. `python -m benchmarks.render` makes this
-page
-from the records in [benchmarks/results](../benchmarks/results); each record names its command, commit, processor and
-constants. Results differ from processor to processor: the same command gives other figures in the second digit.
+page from the records in [benchmarks/results](../benchmarks/results); each record names its command, commit, processor
+and constants. Results differ from processor to processor: the same command gives other figures in the second digit.
 """
 ORDER = (  # records whose names begin so, in this order; further ones follow
     "demo", "pairs", "guidance", "fidelity", "priors", "ablation", "students", "labeler", "utility", "bench",

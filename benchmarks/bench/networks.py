@@ -25,6 +25,8 @@ from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import start_from
+from training.examples import PATCH_SIZE
+from training.loop import DEFAULTS
 from utils.constants import REPOSITORY, override_constants
 from utils.latents import encode_moments, latent_shape, load_vae
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
@@ -46,9 +48,10 @@ class Networks:
         torch.manual_seed(0)  # for random weights
 
     def constants_of(self, script: str) -> dict:
-        """The constants of a script, {name: value}; the prior is the paper's kind."""
+        """The constants of a script and of training/, {name: value}; the prior is the paper's kind."""
         prior = PAPER_PRIOR if script == "train_prior_model" else ()
-        return override_constants({"__file__": str(REPOSITORY / f"{script}.py")}, (*self.config, *prior))
+        own = override_constants({"__file__": str(REPOSITORY / f"{script}.py")}, (*self.config, *prior))
+        return {"PATCH_SIZE": PATCH_SIZE, **DEFAULTS, **own}
 
     @cached_property
     def image_size(self) -> int:

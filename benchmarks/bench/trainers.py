@@ -160,7 +160,7 @@ class BartTrainer(Trainer):
         middle = np.argsort(examples.lengths)[count // 2 - measured // 2 :][:measured]
         batches = middle.reshape(self.passes, self.size).tolist()
         self.cached = [examples.collate([examples[row, row] for row in batch]) for batch in batches]
-        self.raw = [self._pad_to_the_longest(batch, examples.pad) for batch in self.cached]
+        self.raw = [self._pad_to_the_longest(batch, self.model.tokenizer.pad_token_id) for batch in self.cached]
         length = examples.lengths[middle].mean()
         self.note = f"{length:.0f} tokens a report, of naive padded to {self.model.max_tokens}"
 

@@ -97,6 +97,8 @@ def test_what_is_wrong_with_reports_as_texts_is_counted(real, evaluate, tmp_path
 
 def test_a_tree_without_reports_gets_image_metrics_only_and_is_told_so(real, evaluate, tmp_path):
     generated_tree(tmp_path / "silent", real, ("test",), reports=False)
+    names = read_table(real, splits=("test",))["dicom_id"]
+    pd.DataFrame({"dicom_id": names, "report": "Clear lungs."}).to_csv(tmp_path / "reports.csv", index=False)
     found = evaluate(SYNTHETIC=tmp_path / "silent", WRITTEN=tmp_path)
     assert "written_reports" not in found and f"WRITTEN, {tmp_path}, are not evaluated" in found["notes"][1]
     assert "reports" not in found and "texts" not in found and list(found["pairs"]) == ["synthetic", "real"]

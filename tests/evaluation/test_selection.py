@@ -262,7 +262,7 @@ def test_the_page_pairs_requests_whose_candidates_differ(choose, tmp_path, monke
     one, two = (gallery._read_tree(tmp_path / name) for name in ("one", "two"))
     seeds = [set(provenance(tmp_path / name).seed) for name in ("one", "two")]
     assert not seeds[0] & seeds[1]  # other candidates
-    rows = gallery._side_by_side({"one": one, "two": two})
+    rows = gallery._side_by_side([one, two])
     assert len(rows) == 6 and all(all(row) for row in rows)
 
 

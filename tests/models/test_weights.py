@@ -497,14 +497,6 @@ def test_the_authors_bart_is_transformers_bart(pooling, bart, bart_file, tokeniz
     assert again.fingerprint() == autoencoder.fingerprint()
 
 
-def test_embeddings_that_are_not_one_are_refused(bart, tokenizer_folder, tmp_path):
-    state = {f"model.{name}": tensor.clone() for name, tensor in bart.state_dict().items()}
-    state["model.lm_head.weight"][0, 0] += 1
-    path = save_lightning(tmp_path / "bart.ckpt", state)
-    with pytest.raises(InputError, match=r"model\.lm_head\.weight is not model\.model\.shared\.weight"):
-        load_autoencoder(path, "mean", tokenizer_folder)
-
-
 @pytest.fixture
 def converted_bart(bart_file, tokenizer_folder, run_script, tmp_path):
     """The authors' BART as a folder, pooled by its last token."""

@@ -26,7 +26,7 @@ def test_previews_are_of_drawn_rows_not_of_the_first():
     rows = []
     for count in (100, 100, 5):
         examples = Examples(count)
-        Preview(examples, None, None, 2, 1.0, seed=3)
+        Preview(examples, None, None, seed=3)
         rows.append(examples.rows)
     assert rows[0] == rows[1] and len(set(rows[0])) == 8 and max(rows[0]) >= 50 > min(rows[0])
     assert sorted(rows[2]) == [0, 1, 2, 3, 4]

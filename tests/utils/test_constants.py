@@ -34,7 +34,8 @@ FREE_TEXTS = {  # paths to read and names that other libraries know: any text ma
     "INITIAL_WEIGHTS",
     "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
     "JUDGE_MODEL", "SELECTOR_MODEL", "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
-    "DATA_ROOTS", "ASSETS", "RECORD",
+    "TITLE",
+    "DATA_ROOTS", "ASSETS", "RECORD", "REPORTS",
 }  # fmt: skip
 
 SCRIPT = '''"""Trains nothing.
