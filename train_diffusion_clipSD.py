@@ -46,7 +46,7 @@ INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from 
 COMPILE = False  # True: torch.compile the denoiser, for a GPU; two minutes before the first step
 # the noise and the prompt
 PROMPT = "findings"  # findings, or the impression of the report (findings or impression; paper: findings)
-PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
+PREDICTION = ""  # what the network predicts (empty, epsilon or v_prediction; empty: as BASE_MODEL; paper: epsilon)
 TIMESTEPS = "uniform"  # how a training timestep is drawn (uniform or logit-normal; paper: uniform)
 PROMPT_DROPOUT = (0.05, 0.05, 0.05)  # probabilities of no text, no reference, neither (each 0 to 1; paper: 0)
 # optimisation
@@ -97,6 +97,7 @@ def main():
     denoiser = load_unet(BASE_MODEL, text_encoder.width, TEXT_ENCODER)
     fusion = TokenFusion(text_encoder.width, reference_encoder.width, token_dim=denoiser.config.cross_attention_dim)
     schedule = noise_schedule(BASE_MODEL, PREDICTION)
+    constants["PREDICTION"] = schedule.config.prediction_type
     model = PromptedDenoiser(denoiser, fusion, schedule)
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)

@@ -57,7 +57,7 @@ NUM_HEADS = 16  # attention heads (1 to 1024)
 COMPILE = False  # True: torch.compile the denoiser, for a GPU; half a minute before the first step
 # the noise and the prompt
 PROMPT = "findings"  # findings, or the impression of the report (findings or impression; paper: findings)
-PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
+PREDICTION = ""  # what the network predicts (empty, epsilon or v_prediction; empty: as BASE_MODEL; paper: epsilon)
 TIMESTEPS = "uniform"  # how a training timestep is drawn (uniform or logit-normal; paper: uniform)
 PROMPT_DROPOUT = (0.05, 0.05, 0.05)  # probabilities of no text, no reference, neither (each 0 to 1; paper: 0)
 # optimisation
@@ -109,6 +109,7 @@ def main():
     denoiser = UViT(side, PATCH_SIZE, channels, EMBED_DIM, DEPTH, NUM_HEADS)
     fusion = PooledFusion(text_encoder.width, reference_encoder.width, EMBED_DIM)
     schedule = noise_schedule(BASE_MODEL, PREDICTION)
+    constants["PREDICTION"] = schedule.config.prediction_type
     model = PromptedDenoiser(denoiser, fusion, schedule)
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)

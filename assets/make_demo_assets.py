@@ -288,7 +288,12 @@ def make(part: str, folder: Path) -> None:
             run_script("-m", "phantom", "--config", CONFIG, "--OUTPUT_ROOT", Path(WORK) / "phantom")
         case "vae":
             PNDMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                skip_prk_steps=True,
+                steps_offset=1,
+                prediction_type="v_prediction",
             ).save_pretrained(base_model / "scheduler")
             save_half(make_vae(draw_chests()[0], VAE_CHANNELS, VAE_STEPS, 16, 2e-3, SEED), Path(WORK) / "vae")
         case "decoder":

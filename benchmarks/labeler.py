@@ -40,7 +40,7 @@ _SHORT = {  # a finding's name in the sentences
     "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
     "pneumothorax": "Pneumothorax", "device": "Support Devices",
 }  # fmt: skip
-MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
+_MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
     "Atelectasis": ("Pulmonary Atelectasis",),
     "Cardiomegaly": (
         "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
@@ -71,7 +71,7 @@ def mesh_codes(problems: str) -> np.ndarray:
     codes = np.zeros(len(FINDINGS), dtype=np.int8)
     for heading, *qualifiers in (term.split("/") for term in problems.split(";")):
         for place, name in enumerate(FINDINGS):
-            wanted = (term.split("/") for term in MESH[name])
+            wanted = (term.split("/") for term in _MESH[name])
             if (
                 any(heading == first and {*rest} <= {*qualifiers} for first, *rest in wanted)
                 and codes[place] != PRESENT

@@ -30,15 +30,29 @@ UNUSABLE_SCHEDULERS = {  # of those that diffusers calls compatible
 # ---- noise schedule ------------------------------------------------------------------------------------------------
 
 
-def noise_schedule(base_model: str, prediction_type: str) -> DDPMScheduler:
+def noise_schedule(base_model: str, prediction_type: str = "") -> DDPMScheduler:
     """The noise schedule of `<base_model>/scheduler`, for training.
 
     SD v1.4's: betas scaled-linear from 0.00085 to 0.012, 1000 steps. prediction_type: "epsilon" (the paper's: the
-    network predicts the noise) or "v_prediction" (Salimans & Ho 2022: the velocity).
+    network predicts the noise), "v_prediction" (Salimans & Ho 2022: the velocity), or "": the base model's. Prints a
+    prediction_type that is not the base model's.
     """
-    if prediction_type not in PREDICTIONS:
+    if prediction_type not in ("", *PREDICTIONS):
         raise InputError(f"PREDICTION {prediction_type!r} is neither 'epsilon' nor 'v_prediction'")
+    schedule = _load_schedule(base_model, clip_sample=False)
+    if not prediction_type:
+        return schedule
+    _compare_predictions(prediction_type, schedule, f"BASE_MODEL {base_model}")
     return _load_schedule(base_model, prediction_type=prediction_type, clip_sample=False)
+
+
+def _compare_predictions(prediction_type, schedule, what):
+    """Prints that weights were trained to predict something else."""
+    other = schedule.config.prediction_type
+    if other != prediction_type:
+        say(
+            f"PREDICTION is {prediction_type}, but {what} was trained with {other}: its weights start far from the goal"
+        )
 
 
 def _load_schedule(folder, **options):
@@ -127,6 +141,9 @@ class PromptedDenoiser(nn.Module):
         InputError when its architecture is another one.
         """
         self._load_part(self.denoiser, Path(folder))
+        if (Path(folder) / "scheduler").exists():
+            own = self.schedule.config.prediction_type
+            _compare_predictions(own, _load_schedule(folder), f"INITIAL_WEIGHTS {folder}")
         if (Path(folder) / "fusion").exists():
             self._load_part(self.fusion, Path(folder) / "fusion")
 

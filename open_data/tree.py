@@ -37,6 +37,7 @@ from utils.csv_files import SPLITS
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.folders import OPEN_TREE, making
+from utils.latents import white_of
 from utils.mimic_cxr import image_file, write_tree
 from utils.seeds import keyed_seed
 
@@ -202,11 +203,10 @@ def _place_image(source, target, how):
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """An image of any mode => mode L. Of 16 bits, the fewest that hold the largest value become black to white."""
+    """An image of any mode => mode L; 16 bits as utils/latents.py reads them."""
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.int64)
-        bits = min(max(int(values.max()).bit_length(), 8), 16)
-        return Image.fromarray((values.clip(0) * (255 / (2**bits - 1))).round().clip(0, 255).astype(np.uint8))
+        return Image.fromarray((values.clip(0) * (255 / white_of(values))).round().clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     return image.convert("RGB").convert("L") if image.mode in ("RGBA", "LA", "P", "PA") else image.convert("L")

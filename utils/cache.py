@@ -5,18 +5,15 @@
     <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys, their shape and type, and the fingerprint's digest
 
 A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
-text
-the text. So a changed input has another key and its old value is never served, and a copy of the images has the same
-keys.
+text the text. So a changed input has another key and its old value is never served, and a copy of the images has the
+same keys.
 Shards are only ever added: values first, keys last, each under a temporary name and then renamed; a shard without keys
 does not count. A killed run loses at most one shard a process, a stopped or interrupted one nothing.
 
 The processes of a launch share the missing keys among them. Each writes shards of its own, and all go on when each of
-them
-finds all shards; with several machines the folder has to be on storage that they share. Several launches may share a
-cache:
-a key that two of them lack at the same time is computed by both, and either value serves. A damaged shard is named,
-removed and made again.
+them finds all shards; with several machines the folder has to be on storage that they share. Several launches may share
+a cache: a key that two of them lack at the same time is computed by both, and either value serves. A damaged shard is
+named, removed and made again.
 """
 
 import hashlib
@@ -222,9 +219,9 @@ class FeatureCache:
         """Computes the missing features => a boolean array, True for each key that the cache then has.
 
         keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the
-        input
-        of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). If `load` raises
-        an OSError or ValueError, or a feature is not finite, the row is named and its key stays out of the cache.
+        input of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). If `load`
+        raises an OSError or ValueError, or a feature is not finite, the row is named and its key stays out of the
+        cache.
 
         Each process of a launch computes a share. After SIGTERM all processes save what they have computed and raise
         Stopped. InputError if the processes do not find the same features at the end.

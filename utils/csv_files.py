@@ -5,6 +5,7 @@ A file that cannot be read, a missing column, and a cell that cannot be right ar
 
 import ast
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -242,15 +243,18 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
     """Reports without images => columns subject_id, study_id, split, report.
 
     path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
-    reports; a hash of the uid makes one row in ten "validate" and one in ten "test". Or with split and text, as the
-    authors
-    trained BART on; rows with a blank split are dropped. The file names no patients: each row counts as one, and no
-    patient group can be held out.
+    reports; a hash of the uid makes one row in ten "validate" and one in ten "test". A uid that is a path, such as
+    CheXpert Plus's train/patient00001/study1/view1_frontal.jpg, counts by its patient, or else by its folder. Or with
+    split and text, as the authors trained BART on; rows with a blank split are dropped. Otherwise each row counts as a
+    patient, and no patient group can be held out.
     """
     if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
         check_unique(frame, ["uid"], path)
-        tenths = [keyed_seed("split", uid) % 10 for uid in frame["uid"]]
+        groups = [_group_of(uid) for uid in frame["uid"]]
+        tenths = [keyed_seed("split", group) % 10 for group in groups]
+        if len(set(groups)) < len(groups):
+            say(f"{path}: {len(groups)} reports of {len(set(groups))} patients or studies, by the paths in uid")
         split = [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths]
         reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
     else:
@@ -263,3 +267,9 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
     table = pd.DataFrame({"subject_id": numbers, "study_id": numbers, "split": split, "report": reports})
     say(f"{path}: {count_values(table['split'])} reports; it names no view and no patient, so none is held out")
     return table
+
+
+def _group_of(uid: str) -> str:
+    """The patient in a uid that is a path, or else its folder; any other uid stands for itself."""
+    patient = re.search(r".*/(?:patient|p)\d+(?=/)", f"/{uid}")
+    return patient[0][1:] if patient else uid.rpartition("/")[0] or uid

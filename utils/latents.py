@@ -11,7 +11,8 @@ For Stable Diffusion v1.4's VAE at S = 256: C = 4, f = 8.
 An image file holds a single picture in any format that Pillow reads, at least SMALLEST_SIDE pixels a side.
 
     1 and 8 bits a channel    grey as it is; a palette, RGB and CMYK as Pillow's luma; transparency is ignored
-    16 bits, grey             0 to 65535 is black to white, unless a TIFF's tags state another range
+    16 bits, grey             black to white are 0 to the largest number of the fewest bits that hold all values (a
+                              12-bit film: 4095), unless a TIFF's tags state another range
     32 bits, grey             the range that a TIFF's tags state (SMinSampleValue, SMaxSampleValue, or without the S);
                               a file that states none is refused, since its black and white cannot be known
     white is zero             inverted where a TIFF states it (PhotometricInterpretation 0); a PNG or JPEG cannot state
@@ -77,8 +78,8 @@ def _check_picture(image: Image.Image) -> None:
 def _deep_grey(image: Image.Image) -> Image.Image:
     """An image of more than 8 bits => mode F, 0 (black) to 255 (white) by the value range that its file states."""
     tags = getattr(image, "tag_v2", {})
-    low, high = _value_range(image, tags)
     values = np.asarray(image, dtype=np.float32)
+    low, high = _value_range(image, tags, values)
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not numbers")
     grey = ((values - low) * (255 / (high - low))).clip(0, 255)
@@ -87,8 +88,8 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _value_range(image: Image.Image, tags: Mapping) -> tuple[float, float]:
-    """The values of black and white that a file of more than 8 bits states; tags: of a TIFF."""
+def _value_range(image: Image.Image, tags: Mapping, values: np.ndarray) -> tuple[float, float]:
+    """The values of black and white of a file of more than 8 bits: those that a TIFF's tags state, else `white_of`."""
     for smallest, largest in _RANGE_TAGS:
         if largest in tags:
             low, high = (float(np.max(tags.get(tag, 0))) for tag in (smallest, largest))
@@ -96,8 +97,13 @@ def _value_range(image: Image.Image, tags: Mapping) -> tuple[float, float]:
                 raise ValueError(f"its tags state that its values go from {low:g} to {high:g}")
             return low, high
     if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # Pillow scales their deep values to 16 bits
-        return 0, 65535
+        return 0, white_of(values)
     raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
+
+
+def white_of(values: np.ndarray) -> int:
+    """The largest number of the fewest bits, 8 to 16, that hold all values: a 12-bit film in a 16-bit file has 4095."""
+    return 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
 
 
 def _upright(picture: Image.Image) -> Image.Image:

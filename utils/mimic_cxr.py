@@ -97,8 +97,8 @@ def read_table(
         .jpg is read in place of a .dcm) and text (the report; "none" or blank: there is none). Rows with a blank label,
         split or image_path are dropped.
     reports_root: the place of reports that are not in the tree: a folder with files/pNN or pNN in it, or the path (or
-        the
-        folder) of PhysioNet's mimic-cxr-reports.zip, which is read without unpacking. Not used for the authors' CSV.
+        the folder) of PhysioNet's mimic-cxr-reports.zip, which is read without unpacking. Not used for the authors'
+        CSV.
     views, splits: names to keep, e.g. ("PA",) and ("train", "validate"); empty keeps all.
     hold_out: patient groups, e.g. ("p19",), whose rows become split "test". PhysioNet's own test rows stay test.
     with_reports: False leaves every report "" and opens none.
@@ -194,8 +194,13 @@ def _read_tree(root: Path) -> pd.DataFrame:
 
 
 def _find_csv(root: Path, kind: str) -> Path | None:
+    """The CSV of a kind: the newest version, unpacked rather than packed (it may be a user's own); prints a choice."""
     found = [*root.glob(f"mimic-cxr-2.*-{kind}.csv"), *root.glob(f"mimic-cxr-2.*-{kind}.csv.gz")]
-    return max(found, default=None)  # the newest version
+    newest = max(found, key=lambda path: (path.name.removesuffix(".gz"), path.suffix == ".csv"), default=None)
+    if len(found) > 1:
+        others = ", ".join(sorted(path.name for path in found if path != newest))
+        say(f"{root} has {len(found)} CSVs of the {kind}: {newest.name} is read, and not {others}")
+    return newest
 
 
 def _check_splits_apart(table: pd.DataFrame, root: Path) -> None:
@@ -339,9 +344,8 @@ def write_tree(
     """Adds rows to a CXR tree, which is made if there is none; reading it back gives the same rows.
 
     table: the columns of `read_table`, except image_path: the caller has written each image at `image_file(...)`
-        before;
-        Rows and Columns are read from there. Images of one study share their labels and report. Columns indication and
-        comparison, if there are any, become further sections of the report's file.
+        before; Rows and Columns are read from there. Images of one study share their labels and report. Columns
+        indication and comparison, if there are any, become further sections of the report's file.
     provenance: a DataFrame with dicom_id and what made each image, or where it is from, for synthetic.csv or another
         provenance_file.
 

@@ -1,9 +1,8 @@
 """The choice of reference images.
 
 A reference is an image of the training rows, never of its target's own patient. It is drawn at random among the
-training
-rows with the target's label vector; if no other patient has it, among those with the nearest label vectors; if there is
-no other patient at all, there is no reference (NONE; its embedding is the zero vector).
+training rows with the target's label vector; if no other patient has it, among those with the nearest label vectors; if
+there is no other patient at all, there is no reference (NONE; its embedding is the zero vector).
 """
 
 from collections.abc import Iterator, Sequence

@@ -261,6 +261,8 @@ def _heading_before(text, sign):
     words = list(re.finditer(r"[\w(*#/&,'-][^\s.!?;]*", text[begin:stop]))[-_MOST_WORDS:]
     for word in words:
         start = begin + word.start()
+        if word[0][0].isdigit() and not _SENTENCE_BEGINS.search(text[begin:start]):
+            continue  # the number ends a sentence ("at T12. IMPRESSION:") and does not count the heading
         kind = _kind_of_name(text[start:stop], _KINDS)
         if kind and _may_stand_within(text, start, stop, sign[0]):
             return kind, start, sign.end()

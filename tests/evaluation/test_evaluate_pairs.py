@@ -91,7 +91,10 @@ def test_what_is_wrong_with_reports_as_texts_is_counted(real, evaluate, tmp_path
     assert row["distinct"] == pytest.approx(len(set(reports)) / len(made))
     assert [train[name] for name in ("marks", "contradictions", "stuttering", "distinct")] == [0, 0, 0, 1]
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
-    assert "## Reports as texts" in text and f"| synthetic | 2 of {len(made)} | 3 of {len(made)} |" in text
+    assert (
+        "## Reports as texts" in text
+        and f"| synthetic | 2 of {len(made)} | {row['comparisons']} of {len(made)} | 3 of {len(made)} |" in text
+    )
     assert "agree on every finding" in (tmp_path / "odd.html").read_text()
 
 

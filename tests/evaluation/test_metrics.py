@@ -213,7 +213,7 @@ def test_text_habits_counted_by_hand():
     labels = columns(("Edema", [1, 1, 1, 1, 1, 0, 0]), rows=7)
     found = metrics.text_habits(reports, labels, subjects=[1, 1, 2, 3, 4, 5, 6])
     assert found == {
-        "N": 7, "marks": 2, "contradictions": 1, "stuttering": 1, "distinct": 4 / 7,
+        "N": 7, "marks": 2, "comparisons": 0, "contradictions": 1, "stuttering": 1, "distinct": 4 / 7,
         "pairs of the same findings": 9 + 1,  # of the 10 of edema one is of one patient
         "different": pytest.approx(7 / 10),  # not two of edema, nor that of the clear ones
     }  # fmt: skip

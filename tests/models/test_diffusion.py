@@ -44,6 +44,19 @@ def test_the_schedule_is_stable_diffusions(base_model):
         noise_schedule("/absent", "epsilon")
 
 
+def test_a_prediction_that_is_not_the_base_models_is_named(base_model, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(f"{base_model}/scheduler", base / "scheduler")
+    path = base / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
+    assert noise_schedule(base).config.prediction_type == "v_prediction"  # as the base model says
+    assert noise_schedule(base_model).config.prediction_type == "epsilon"
+    assert capsys.readouterr().out == ""
+    assert noise_schedule(base, "epsilon").config.prediction_type == "epsilon"
+    printed = capsys.readouterr().out
+    assert "PREDICTION" in printed and "epsilon" in printed and f"{base} was trained with v_prediction" in printed
+
+
 def test_targets(base_model):
     latents, noise, timesteps = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0, 500, 999])
     assert torch.equal(training_target(noise_schedule(base_model, "epsilon"), latents, noise, timesteps), noise)
@@ -314,13 +327,15 @@ def test_plain_diffusers_opens_a_checkpoint(unet_model, tmp_path):
     torch.testing.assert_close(unet.eval()(*inputs).sample, unet_model.denoiser(*inputs).sample)
 
 
-def test_start_from_takes_weights_of_the_same_architecture_only(unet_model, uvit_model, tmp_path):
+def test_start_from_takes_weights_of_the_same_architecture_only(unet_model, uvit_model, tmp_path, capsys):
+    schedule = DDPMScheduler()  # which predicts epsilon
     for model, name in ((unet_model, "unet"), (uvit_model, "uvit")):
         model.save_pretrained(tmp_path / name)
-    other = PromptedDenoiser(UViT(img_size=8, embed_dim=16, depth=2, num_heads=2), PooledFusion(16, 16, 16), None)
+    other = PromptedDenoiser(UViT(img_size=8, embed_dim=16, depth=2, num_heads=2), PooledFusion(16, 16, 16), schedule)
     other.start_from(tmp_path / "uvit")
+    assert f"INITIAL_WEIGHTS {tmp_path / 'uvit'} was trained with v_prediction" in capsys.readouterr().out
     assert all(torch.equal(other.state_dict()[name], value) for name, value in uvit_model.state_dict().items())
-    deeper = PromptedDenoiser(UViT(img_size=8, embed_dim=16, depth=4, num_heads=2), PooledFusion(16, 16, 16), None)
+    deeper = PromptedDenoiser(UViT(img_size=8, embed_dim=16, depth=4, num_heads=2), PooledFusion(16, 16, 16), schedule)
     with pytest.raises(InputError, match="of another architecture"):
         deeper.start_from(tmp_path / "uvit")
     with pytest.raises(InputError):

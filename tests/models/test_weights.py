@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
-from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from running import ROOT as REPOSITORY
 from small_data import REPORTS, make_tree
@@ -296,7 +296,7 @@ def test_training_starts_from_the_official_uvit(tmp_path, base_model, capsys):
     torch.manual_seed(0)
     fusion = PooledFusion(TEXT, TEXT, WIDTH)
     drawn = weights_fingerprint(fusion)
-    model = PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, 2), fusion, None)
+    model = PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, 2), fusion, DDPMScheduler())
     start_from(model, str(tmp_path / "imagenet.pth"))
     assert weights_fingerprint(fusion) == drawn and model.fusion.config.prompting == "own"
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.denoiser.state_dict().items())
@@ -306,7 +306,9 @@ def test_training_starts_from_the_official_uvit(tmp_path, base_model, capsys):
     with pytest.raises(InputError, match=r"class_emb\.weight that belong to no model"):
         start_from(model, str(tmp_path / "other.pth"))
     with pytest.raises(InputError, match="set the sizes in the script's constants"):
-        start_from(PromptedDenoiser(UViT(8, 2, 4, WIDTH, 2, 2), fusion, None), str(tmp_path / "imagenet.pth"))
+        start_from(
+            PromptedDenoiser(UViT(8, 2, 4, WIDTH, 2, 2), fusion, DDPMScheduler()), str(tmp_path / "imagenet.pth")
+        )
     with pytest.raises(InputError, match="it is for INITIAL_WEIGHTS"):
         load_vision(str(tmp_path / "imagenet.pth"), "UViT", base_model)
 
@@ -330,7 +332,7 @@ def test_the_training_script_takes_the_official_uvit(
 
 
 def test_training_starts_from_an_authors_file(uvit_file, tmp_path, base_model):
-    model = PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, 2), PooledFusion(TEXT, TEXT, WIDTH), None)
+    model = PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, 2), PooledFusion(TEXT, TEXT, WIDTH), DDPMScheduler())
     start_from(model, uvit_file)
     weights = torch.load(uvit_file, weights_only=True)["state_dict"]
     assert torch.equal(model.fusion.text_embed.weight, weights["uvit.text_embed.weight"])
@@ -660,7 +662,7 @@ def test_a_truncated_file_is_refused(keep, uvit_file, base_model):
 
 
 def tiny_denoiser(heads=2):
-    return PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, heads), PooledFusion(TEXT, TEXT, WIDTH), None)
+    return PromptedDenoiser(UViT(8, 2, 4, WIDTH, DEPTH, heads), PooledFusion(TEXT, TEXT, WIDTH), DDPMScheduler())
 
 
 def test_weights_that_are_not_there(base_model):

@@ -346,6 +346,14 @@ def test_a_constant_that_a_script_still_has_is_not_gone(script, config, tmp_path
         script(*config("[my_script]\nPATIENTS = 4\n"))
 
 
+def test_a_value_of_a_constant_that_is_fixed_now_is_ignored_with_a_note(script, config, capsys, monkeypatch):
+    monkeypatch.setitem(constants.FIXED, "OLD_SPEED", "it is 3")
+    assert "OLD_SPEED" not in script("--OLD_SPEED", "512")
+    assert "OLD_SPEED is ignored" in capsys.readouterr().out
+    assert "OLD_SPEED" not in script(*config("[my_script]\nOLD_SPEED = 512\n[common]\nOLD_SPEED = 1\n"))
+    assert capsys.readouterr().out.count("it is 3") == 2
+
+
 def test_a_table_that_was_renamed_names_the_new_one(script, config):
     for old, new in GONE_TABLES.items():
         with pytest.raises(InputError, match=rf"\[{old}\] is now called \[{new}\]"):

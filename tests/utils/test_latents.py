@@ -20,6 +20,7 @@ from utils.latents import (
     latent_shape,
     load_vae,
     mean_latents,
+    read_grey,
     read_pixels,
 )
 
@@ -263,3 +264,10 @@ def test_moments_are_cached_and_unreadable_images_named(
     copy = load_vae(str(tmp_path / "copy"))
     monkeypatch.setattr(copy, "encode", None)
     assert cache_moments(table, copy, 32, tmp_path / "cache", 2, accelerator, threads=0)[2].sum() == 4
+
+
+def test_twelve_bits_in_a_sixteen_bit_file_are_black_to_white(tmp_path):
+    ramp = np.add.outer(np.arange(64), np.arange(64)) * 4095 // 126
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "film.png")
+    grey = read_grey(tmp_path / "film.png", 32)
+    assert grey.min() < 5 and grey.max() > 250

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small_data import CANONICAL, REPORT
 
+from phantom import draw_tree
 from utils import mimic_cxr
 from utils.csv_files import is_report_list, read_report_list
 from utils.errors import InputError
@@ -570,3 +571,22 @@ def test_the_authors_list_of_reports(tmp_path, capsys):
         read_report_list(path)
     frame.assign(image_path="p10/p10000001/s50000001/d1.jpg").to_csv(path, index=False)
     assert not is_report_list(path)
+
+
+def test_copies_of_a_report_share_a_split(tmp_path):
+    path = tmp_path / "reports.csv"
+    uids = [f"train/patient{number:05d}/study{study}/view1.jpg" for number in range(60) for study in (1, 2)]
+    uids += [f"hospital/{number}/{view}" for number in range(60) for view in "ab"]
+    pd.DataFrame({"uid": uids, "findings": "Clear lungs.", "impression": ""}).to_csv(path, index=False)
+    splits = read_report_list(path)["split"]
+    assert splits.nunique() == 3
+    assert splits.groupby([uid.split("/")[1] for uid in uids]).nunique().max() == 1
+
+
+def test_a_users_own_split_is_read_beside_the_official_one(tmp_path, capsys):
+    root = tmp_path / "tree"
+    draw_tree(root, studies=6, image_size=32, seed=1)
+    official = root / "mimic-cxr-2.0.0-split.csv.gz"
+    pd.read_csv(official).assign(split="test").to_csv(root / "mimic-cxr-2.0.0-split.csv", index=False)
+    assert set(read_table(root)["split"]) == {"test"}
+    assert f"mimic-cxr-2.0.0-split.csv is read, and not {official.name}" in capsys.readouterr().out

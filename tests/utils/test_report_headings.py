@@ -82,3 +82,10 @@ def test_an_addendum_outweighs_what_it_corrects(raw):
 @pytest.mark.parametrize("piece", ["a: ", "FINDINGS ", "x - ", "Impression", "ADDENDUM ", "Ann Roe, ", "\n", ": ", "A"])
 def test_long_reports_take_time_in_proportion(piece):
     assert report_sections(f"{piece * (20_000 // len(piece))}\nFINDINGS: Clear.")[0].endswith("Clear.")
+
+
+def test_a_number_that_ends_a_sentence_stays():
+    raw = "FINDINGS: Wedge deformity of level 8. IMPRESSION: 1. No acute disease. 2. Old fracture."
+    findings, impression = report_sections(raw)
+    assert findings == "Wedge deformity of level 8." and impression == "1. No acute disease. 2. Old fracture."
+    assert report_sections("1. FINDINGS: Clear lungs. 2. IMPRESSION: Normal.") == ("Clear lungs.", "Normal.")
