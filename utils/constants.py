@@ -85,7 +85,10 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
     "SELECTOR_IMAGE_SIZE": "it is the smaller of 128 and the checkpoint's IMAGE_SIZE; remove it",
     "SELECTOR_BATCH_SIZE": "it is 64; remove it",
-    "PAGE": "the page is index.html in the folder that holds SYNTHETIC; remove it",
+    "PAGE": "the page is <SYNTHETIC>.html beside the tree; remove it",
+    "JUDGE_ONLY": "an evaluation of the images trains the judge; remove it",
+    "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
+    "SYNTHETIC_SPLIT": "a synthetic tree is evaluated whole, a real one by SPLIT; remove it",
     "JUDGE_BATCH_SIZE": "it is 64; remove it. A judge of another size is trained again, with other figures",
 }
 FIXED = {  # former constant => where its value is now; a value given for it is ignored, with a note
@@ -100,9 +103,10 @@ FIXED = {  # former constant => where its value is now; a value given for it is 
     "NUM_WORKERS": "4 threads, sampling/reference_pool.py, evaluation/images.py",
     "NEIGHBOURS": "5, evaluation/sections.py",
     "DIVERSITY_PAIRS": "500, evaluation/sections.py",
-    "BOOTSTRAP": "1000, evaluate_pairs.py",
-    "CLOSEST": "8, evaluate_pairs.py",
-    "PAGE_IMAGES": "5000, evaluate_pairs.py",
+    "BOOTSTRAP": "1000, evaluation/metrics.py",
+    "CLOSEST": "8, evaluation/report.py",
+    "PAGE_IMAGES": "5000, evaluation/report.py",
+    "COPY_QUANTILE": "0.01, evaluation/metrics.py",
 }
 GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 

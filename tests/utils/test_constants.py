@@ -29,7 +29,7 @@ WITH_CONSTANTS = sorted(  # all files with constants that a user may set
 COMMANDS = [path for path in WITH_CONSTANTS if path.parent == REPOSITORY or path.stem == "gallery"]
 NAMES = {path: f"{path.parent.name}/{path.stem}" for path in WITH_CONSTANTS}
 FREE_TEXTS = {  # paths to read and names that other libraries know: any text may be right
-    "DATA_ROOT", "REPORTS_ROOT", "ROOT", "REAL", "SYNTHETIC", "IMAGES_ROOT", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV",
+    "DATA_ROOT", "REPORTS_ROOT", "ROOT", "REAL", "SYNTHETIC", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV",
     "CONFIG", "FINDINGS", "TEXT", "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT",
     "INITIAL_WEIGHTS",
     "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
