@@ -9,14 +9,13 @@ Reads:  benchmarks/results/*.json
 Writes: docs/results.md, and README.md between its two marks
 """
 
-import json
 import re
 from pathlib import Path
 
+from benchmarks.record import RESULTS, read_record
 from utils.constants import REPOSITORY
 
-RECORDS = REPOSITORY / "benchmarks" / "results"
-RESULTS, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
+PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
 START, END = "<!-- rendered from benchmarks/results by python -m benchmarks.render -->", "<!-- end -->"
 HEADER = """# Results
 
@@ -30,13 +29,13 @@ ORDER = (  # records whose names begin so, in this order; further ones follow
 )  # fmt: skip
 
 
-def read_records(folder: Path = RECORDS) -> list[dict]:
-    """All records of tables in the order of the page, each with its file's stem as `name`.
+def read_records(folder: Path = RESULTS) -> list[dict]:
+    """All records in the order of the page, each with its file's stem as `name`; InputError for a damaged one.
 
-    labeler.json is no such table: benchmarks/labeler.py renders it into docs/labeler.md.
+    labeler.json is left out: benchmarks/labeler.py renders it into docs/labeler.md.
     """
-    records = [{"name": path.stem, **json.loads(path.read_text())} for path in sorted(folder.glob("*.json"))]
-    records = [record for record in records if "rows" in record]
+    paths = [path for path in sorted(folder.glob("*.json")) if path.stem != "labeler"]
+    records = [{"name": path.stem, **read_record(path)} for path in paths]
 
     def place(record):
         begins = [number for number, start in enumerate(ORDER) if record["name"].startswith(start)]
@@ -100,7 +99,7 @@ def with_table(text: str, table: str) -> str:
 
 def main():
     records = read_records()
-    RESULTS.write_text(page(records))
+    PAGE.write_text(page(records))
     README.write_text(with_table(README.read_text(), demo_table(records)))
 
 

@@ -253,8 +253,8 @@ class Prior(ModelMixin, ConfigMixin):
             )
         except Exception as error:  # timm and the hub raise whatever their network layer does
             raise InputError(
-                f"cannot load PRETRAINED {name!r}, PRETRAINED_FILE {file!r} ({type(error).__name__}: {reason(error)}); "
-                "set PRETRAINED_FILE to a copy on disk, or PRETRAINED to '' for random weights"
+                f"cannot load PRETRAINED {name!r} ({type(error).__name__}: {reason(error)}); set PRETRAINED to "
+                "local-dir:FOLDER, a copy on disk, or to '' for random weights"
             ) from error
         weights, side = source.state_dict(), config.latent_side // config.patch_size
         load_weights(self.vit, weights, f"PRETRAINED {name!r}", "set EMBED_DIM, DEPTH and NUM_HEADS to its sizes")

@@ -140,13 +140,6 @@ def load_autoencoder(checkpoint: str, pooling: str, tokenizer: str, head_width: 
     return _bart(checkpoint, pooling, tokenizer, head_width)
 
 
-def initial_autoencoder(weights: str, pooling: str, tokenizer: str) -> ReportAutoencoder:
-    """Any BART, a folder or a hub id with its tokenizer, or an authors' file => ReportAutoencoder, to be trained."""
-    if not os.path.isfile(weights):
-        return ReportAutoencoder.from_pretrained(weights, pooling)
-    return _bart(weights, pooling, tokenizer, HEAD_WIDTH)
-
-
 def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
     """Starts a model from a checkpoint folder or an authors' file, and prints what was loaded.
 

@@ -131,7 +131,7 @@ def check_command(words):
         override_constants({"__file__": str(path)}, arguments)
 
 
-@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {render.RESULTS}), ids=lambda path: path.name)
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {render.PAGE}), ids=lambda path: path.name)
 def test_commands_of_the_documents_are_accepted(document, monkeypatch):
     """But for the results, whose commands are those of the commits that they name."""
     monkeypatch.chdir(ROOT)
@@ -193,7 +193,7 @@ def test_readme_names_every_script_and_make_target():
 
 def test_figures_of_the_documents_are_those_of_the_records():
     records, readme = render.read_records(), render.README.read_text()
-    assert render.RESULTS.read_text() == render.page(records), "run python -m benchmarks.render"
+    assert render.PAGE.read_text() == render.page(records), "run python -m benchmarks.render"
     assert readme == render.with_table(readme, render.demo_table(records)), "run python -m benchmarks.render"
 
 

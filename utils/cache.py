@@ -241,8 +241,7 @@ class FeatureCache:
         if not all_processes_agree(lambda: self._digest_of(keys), accelerator):
             raise InputError(
                 f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and "
-                f"CACHE_DIR "
-                "onto storage that all machines share, or a copy of one filled cache onto each"
+                "CACHE_DIR onto storage that all machines share, or a copy of one filled cache onto each"
             )
         return self._serves(keys)
 

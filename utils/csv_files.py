@@ -118,8 +118,7 @@ def _check_dicom_ids(column: pd.Series, path: str | Path) -> None:
     if row is not None:
         raise InputError(
             f"{path}, data row {column.index[row] + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: "
-            f"it has "
-            "to be 1 to 100 characters without / and \\ and without a dot in front"
+            "it has to be 1 to 100 characters without / and \\ and without a dot in front"
         )
 
 
@@ -172,8 +171,7 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     if row is not None:
         raise InputError(
             f"{path}, data row {ids.index[row] + 1}: image_path {frame['image_path'].iloc[row]!r} names no patient, "
-            f"study "
-            "and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
+            "study and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
         )
     table = pd.DataFrame(
         {

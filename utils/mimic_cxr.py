@@ -277,8 +277,7 @@ def _read_reports(table: pd.DataFrame, root: Path, reports_root: Path | None) ->
     place = f" in {reports_root or root}" if without_file else ""
     say(
         f"reports: {len(texts) - without_file - without_text} of {len(texts)} studies have one ({without_file} "
-        f"without a "
-        f"file{place}, {without_text} without findings or impression in it)"
+        f"without a file{place}, {without_text} without findings or impression in it)"
     )
     return [texts[study] for study in studies]
 
@@ -327,8 +326,7 @@ def _read_from_archive(archive: zipfile.ZipFile, prefix: str, study: str) -> byt
     except Exception as error:  # damaged, encrypted, or compressed by a method that Python does not have
         raise InputError(
             f"{name} in {archive.filename} cannot be read ({reason(error)}); fetch the zip again, or unpack it and "
-            f"name the "
-            "folder as REPORTS_ROOT"
+            "name the folder as REPORTS_ROOT"
         ) from error
 
 

@@ -31,8 +31,7 @@ def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
     no_report, no_impression, kept = table["report"] == "", raw == "", impressions != ""
     dropped = (
         f"dropped {no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no "
-        f"impression "
-        f"and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
+        f"impression and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
     )
     if not kept.any():
         raise InputError(

@@ -264,8 +264,7 @@ def _load_text_model(name: str):
 def _no_text_encoder(name: str, error: Exception) -> InputError:
     return InputError(
         f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP "
-        f"or of a "
-        "BERT with its tokenizer, or leave it empty for BASE_MODEL's"
+        "or of a BERT with its tokenizer, or leave it empty for BASE_MODEL's"
     )
 
 

@@ -95,7 +95,7 @@ def test_pretrained_weights_in_a_folder_of_timms(tmp_path):
 
 def test_pretrained_weights_that_cannot_be_had(tmp_path):
     for file in ("", str(tmp_path / "none.safetensors")):
-        with pytest.raises(InputError, match="PRETRAINED 'vit_tiny_patch16_224'.*; set PRETRAINED_FILE"):
+        with pytest.raises(InputError, match="PRETRAINED 'vit_tiny_patch16_224'.*; set PRETRAINED to local-dir:FOLDER"):
             Prior(latent_side=8, embed_dim=192, num_heads=3).load_pretrained("vit_tiny_patch16_224", file)
 
 

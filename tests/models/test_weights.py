@@ -25,7 +25,6 @@ from models.diffusion import PromptedDenoiser, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import (
-    initial_autoencoder,
     load_autoencoder,
     load_prior,
     load_vision,
@@ -558,7 +557,7 @@ def test_a_bart_is_trained_on_from_the_authors(
     assert "6 train, 2 validate, 1 test reports; it names no view and no patient" in printed
     assert "8 of 9 studies; dropped 1 studies without a report" in printed
     trained = load_autoencoder(str(tmp_path / "run" / "last"), "", "/nowhere")
-    authors = initial_autoencoder(bart_file, "eos", tokenizer_folder)
+    authors = load_autoencoder(bart_file, "eos", tokenizer_folder)
     assert trained.pooling == "eos" and (authors.bart.config.dropout, authors.bart.config.attention_dropout) == (
         0.1,
         0.1,
@@ -681,7 +680,7 @@ def test_weights_that_are_not_there(base_model):
 
 def test_a_bart_that_is_neither_here_nor_on_the_hub():
     with pytest.raises(InputError, match="no BART with its tokenizer in 'runs/nowhere'"):
-        initial_autoencoder("runs/nowhere", "mean", "/nowhere")
+        ReportAutoencoder.from_pretrained("runs/nowhere", "mean")
 
 
 def test_the_papers_start_is_asked_for_before_anything_is_encoded(
