@@ -17,11 +17,15 @@ An image file holds a single picture in any format that Pillow reads, at least S
                               a file that states none is refused, since its black and white cannot be known
     white is zero             inverted where a TIFF states it (PhotometricInterpretation 0); a PNG or JPEG cannot state
                               it, so that an X-ray exported with MONOCHROME1's values is read as a negative
+    DICOM (.dcm)              by pydicom, as its modality LUT and its VOI LUT or (first) window show it, or else by the
+                              range of its stored bits; MONOCHROME1 inverted; overlays are not drawn
 
-Everything else (several frames, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS, broken) is refused by name.
+Everything else (several frames, a DICOM file in colour, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS, broken)
+is refused by name, and so is a blank image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +38,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import load_strictly, weights_fingerprint
-from utils.errors import InputError, reason
+from utils.errors import InputError, reason, say
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
 SMALLEST_SIDE = 8  # pixels; a smaller image is not an X-ray
+BLANK_RANGE = 5  # grey levels; an image whose pixels differ by no more, but for a hundredth at each end, is blank
 PREPROCESSING = (
     f"grey as RGB by its own value range, upright, JPEG reduced to >= {REDUCED_DECODING}x, bilinear, [-1, 1]"
 )
@@ -49,22 +54,39 @@ _DEEP_MODES = ("I", "F")  # the first letters of Pillow's modes of grey beyond 8
 def read_pixels(path: str | Path, size: int) -> torch.Tensor:
     """An image file => pixels, (3, size, size) float32 in [-1, 1]. ValueError names a file that cannot be read."""
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # given a path, Pillow reads a turned TIFF wrongly
+        with open_image(path) as image:
             _check_picture(image)
             image.draft("L", (REDUCED_DECODING * size, REDUCED_DECODING * size))
-            grey = _deep_grey(image) if image.mode.startswith(_DEEP_MODES) else image.convert("L")
-            small = _upright(grey.resize((size, size), Image.Resampling.BILINEAR))
+            small = _upright(to_grey(image).resize((size, size), Image.Resampling.BILINEAR))
+        grey = np.asarray(small, dtype=np.float32)  # 0..255
+        darkest, brightest = np.percentile(grey, (1, 99))
+        if brightest - darkest <= BLANK_RANGE:
+            raise ValueError(f"it is blank: its pixels are all about {grey.mean():.0f} of 255")
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(f"unreadable image {path}: it is not an image that Pillow reads") from error
     except Exception as error:  # decoders raise errors of any type for a broken file
         raise ValueError(f"unreadable image {path}: {reason(error)}") from error
-    pixels = np.asarray(small, dtype=np.float32) / 127.5 - 1  # 0..255 => [-1, 1]
-    return torch.from_numpy(pixels).expand(3, size, size)
+    return torch.from_numpy(grey / 127.5 - 1).expand(3, size, size)  # 0..255 => [-1, 1]
 
 
 def read_grey(path: str | Path, size: int) -> np.ndarray:
     """An image file => (size, size) uint8, read by `read_pixels`; ValueError as there."""
     return read_pixels(path, size)[0].add(1).mul(127.5).round().byte().numpy()
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """An image file as Pillow opens it, or a .dcm file's film as mode L in the format DICOM: every reader's one way in.
+
+    Errors are Pillow's and pydicom's own, of many types; InputError where pydicom is missing.
+    """
+    if str(path).lower().endswith(".dcm"):
+        yield _read_dicom(path)
+    else:
+        with open(path, "rb") as file, Image.open(file) as image:  # given a path, Pillow reads a turned TIFF wrongly
+            yield image
 
 
 def _check_picture(image: Image.Image) -> None:
@@ -73,6 +95,11 @@ def _check_picture(image: Image.Image) -> None:
         raise ValueError(f"it has {frames} frames")
     if min(image.size) < SMALLEST_SIDE:
         raise ValueError(f"it has {image.width} x {image.height} pixels; an X-ray has {SMALLEST_SIDE} a side at least")
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """An open image of any mode => mode L, or F from 0 (black) to 255 (white); transparency is ignored."""
+    return _deep_grey(image) if image.mode.startswith(_DEEP_MODES) else image.convert("L")
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
@@ -111,6 +138,74 @@ def _upright(picture: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(picture)
     except Exception:  # a damaged EXIF block: the pixels may still be right
         return picture
+
+
+# ---- DICOM ---------------------------------------------------------------------------------------------------------
+
+_burned_in = set()  # the DICOM files read by this process that state that writing is part of their pixels
+
+
+def _read_dicom(path: str | Path) -> Image.Image:
+    """The film of a DICOM file as it is to be shown, mode L; ValueError for a file without one film in grey."""
+    try:
+        import pydicom
+    except ImportError:
+        raise InputError(f'{path} is a DICOM file, which pydicom reads: pip install -e ".[dicom]"') from None
+    dicom = pydicom.dcmread(path)
+    photometric, bits = dicom.PhotometricInterpretation, dicom.BitsStored
+    if int(dicom.get("NumberOfFrames") or 1) > 1:
+        raise ValueError(f"it has {dicom.NumberOfFrames} frames")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"it is in colour ({photometric}); a film is MONOCHROME1 or MONOCHROME2")
+    if bits > 16:
+        raise ValueError(f"it has {bits} bits a pixel; a film has 16 at most")
+    grey = _grey_of_codes(dicom)
+    if photometric == "MONOCHROME1":
+        grey = 255 - grey
+    try:
+        codes = dicom.pixel_array.astype(np.uint16) & (2**bits - 1)  # higher bits may hold an overlay
+    except RuntimeError as error:  # no decoder for its transfer syntax
+        raise ValueError(f"it needs a decoder (pip install 'pylibjpeg[all]'): {error}") from error
+    if dicom.get("BurnedInAnnotation") == "YES":
+        _burned_in.add(str(path))
+    picture = Image.fromarray(grey[codes])
+    picture.format = "DICOM"
+    return picture
+
+
+def _grey_of_codes(dicom) -> np.ndarray:
+    """For each number that the stored bits of a DICOM file can be: grey, (2^BitsStored,) uint8, 0 to 255."""
+    from pydicom.pixels import apply_modality_lut, apply_windowing
+
+    values = np.arange(2**dicom.BitsStored)
+    if dicom.PixelRepresentation:  # two's complement
+        values -= len(values) * (values >= len(values) // 2)
+    if dicom.get("ModalityLUTSequence"):
+        values, low, high = _look_up(dicom.ModalityLUTSequence[0], values)
+    else:
+        values = apply_modality_lut(values, dicom)  # slope and intercept
+        low, high = values.min(), values.max()
+    if dicom.get("VOILUTSequence"):
+        values, low, high = _look_up(dicom.VOILUTSequence[0], values)
+    elif dicom.get("WindowWidth") is not None and dicom.get("WindowCenter") is not None:
+        values = apply_windowing(values, dicom)  # from low to high
+    return ((values - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+
+
+def _look_up(lut, values: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Values through an item of a LUT sequence => (its entries, their smallest and largest possible value).
+
+    pydicom's own way cannot look up more than 256 values in a LUT of 8 bits.
+    """
+    count, first, bits = lut.LUTDescriptor
+    entries = lut.LUTData
+    if isinstance(entries, bytes):
+        entries = np.frombuffer(entries, np.uint8 if len(entries) == count else "<u2")
+    places = np.rint(values).astype(np.int64) - first
+    return np.asarray(entries)[places.clip(0, len(entries) - 1)], 0, 2**bits - 1
+
+
+# ---- the VAE -------------------------------------------------------------------------------------------------------
 
 
 def load_vae(base_model: str, device: str | torch.device = "cpu") -> AutoencoderKL:
@@ -203,4 +298,7 @@ def cache_moments(
     def encode(images):
         return encode_moments(vae, torch.stack(images)).cpu().numpy().astype(np.float16)
 
-    return cache, keys, cache.fill(keys, load, encode, batch_size, accelerator, "VAE moments", threads)
+    readable = cache.fill(keys, load, encode, batch_size, accelerator, "VAE moments", threads)
+    if _burned_in:
+        say(f"images: {len(_burned_in)} state burned-in writing, which is read with them, e.g. {min(_burned_in)}")
+    return cache, keys, readable

@@ -48,10 +48,10 @@ def test_pixels_are_grey_square_and_from_minus_one_to_one(tmp_path):
 
 def test_a_colour_image_is_read_as_grey(tmp_path):
     colours = np.zeros((32, 32, 3))
-    colours[..., 0], colours[..., 1], colours[..., 2] = 200, 100, 50
+    colours[:16] = 200, 100, 50
     pixels = read_pixels(save_jpeg(tmp_path / "colour.jpg", colours), 16)
     grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-    assert (pixels - (grey / 127.5 - 1)).abs().max() < 0.03
+    assert (pixels[:, :7] - (grey / 127.5 - 1)).abs().max() < 0.03
 
 
 def test_reduced_decoding_keeps_the_small_image(tmp_path):
@@ -271,3 +271,14 @@ def test_twelve_bits_in_a_sixteen_bit_file_are_black_to_white(tmp_path):
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "film.png")
     grey = read_grey(tmp_path / "film.png", 32)
     assert grey.min() < 5 and grey.max() > 250
+
+
+def test_a_blank_image_is_refused_by_name(tmp_path):
+    marked = np.zeros((200, 200), dtype=np.uint8)
+    marked[8:16, 8:14] = 255  # a side marker
+    noise = np.random.default_rng(0).integers(100, 103, (64, 64), dtype=np.uint8)
+    for number, values in enumerate((marked, noise, np.full((64, 64), 255))):
+        save_jpeg(tmp_path / f"{number}.jpg", values)
+        with pytest.raises(ValueError, match=rf"^unreadable image .*{number}\.jpg: it is blank"):
+            read_pixels(tmp_path / f"{number}.jpg", 100)
+    read_pixels(save_jpeg(tmp_path / "dim.jpg", smooth(64, 64) // 16), 32)
