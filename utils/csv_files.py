@@ -14,11 +14,13 @@ import pandas as pd
 
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS, check_labels
+from utils.report_cleaning import MARK
 from utils.report_text import join_sections, report_text
 from utils.seeds import keyed_seed
 
 SPLITS = ("train", "validate", "test")
 _DICOM_ID = r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}"  # names a file in its study's folder, and nowhere else
+COPY_WORDS = 5  # a shorter report is a phrase that many write
 _LARGEST_ID = 10**15  # a float64, which pandas makes of a column with blanks, still holds it exactly
 
 # ---- any CSV -------------------------------------------------------------------------------------------------------
@@ -58,21 +60,20 @@ def read_csv(
     frame = parse_csv(
         path,
         usecols=lambda name: name in columns or name in optional,
-        dtype={name: str for name in (*texts, *optional)},
+        dtype=dict.fromkeys((*texts, *optional), str),
         low_memory=False,
     )
     missing = [name for name in columns if name not in frame]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
-    for name in optional:
-        frame[name] = frame[name].fillna("") if name in frame else ""
-    for name in frame.columns.intersection(texts):
-        frame[name] = frame[name].fillna("")
-    for name in frame.columns.difference(texts):
-        if name.endswith("_id"):
-            frame[name] = _whole_numbers(frame[name], name, path)
+    frame = frame.assign(**{name: "" for name in optional if name not in frame})
+    for name in frame:
+        if name in texts or name in optional:
+            frame[name] = frame[name].fillna("")
+        elif name.endswith("_id"):
+            frame[name] = whole_numbers(frame[name], path)
     if "dicom_id" in frame:
-        _check_dicom_ids(frame["dicom_id"], path)
+        check_dicom_ids(frame["dicom_id"], path)
     return frame
 
 
@@ -96,49 +97,40 @@ def count_values(column: pd.Series) -> str:
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
-def _first_wrong(right: pd.Series) -> int | None:
-    """The position of the first row that is not right, None if all are."""
-    return None if right.all() else int(right.to_numpy(dtype=bool).argmin())
+def check_rows(column: pd.Series, right: pd.Series, path: str | Path, wrong: str) -> None:
+    """InputError unless all values of a CSV's column are right; wrong: the rest of the sentence, {} for the value."""
+    if not right.all():
+        row = int(right.to_numpy(dtype=bool).argmin())
+        raise InputError(f"{path}, data row {column.index[row] + 1}: {wrong.format(column.iloc[row])}")
 
 
-def _whole_numbers(column: pd.Series, name: str, path: str | Path) -> pd.Series:
-    """A column of ids as int64, or InputError."""
+def whole_numbers(column: pd.Series, path: str | Path, largest: int = _LARGEST_ID) -> pd.Series:
+    """A column of ids, from 1 to the largest, as int64, or InputError."""
     numbers = pd.to_numeric(column, errors="coerce")
-    row = _first_wrong(numbers.between(1, _LARGEST_ID) & (numbers % 1 == 0))
-    if row is not None:
-        raise InputError(
-            f"{path}, data row {column.index[row] + 1}: {name} '{column.iloc[row]}' is not a whole number from 1 to "
-            f"{_LARGEST_ID:,}"
-        )
+    right = numbers.between(1, largest) & (numbers % 1 == 0)
+    check_rows(column, right, path, f"{column.name} '{{}}' is not a whole number from 1 to {largest:,}")
     return numbers.astype("int64")
 
 
-def _check_dicom_ids(column: pd.Series, path: str | Path) -> None:
-    row = _first_wrong(column.str.fullmatch(_DICOM_ID))
-    if row is not None:
-        raise InputError(
-            f"{path}, data row {column.index[row] + 1}: dicom_id {column.iloc[row]!r} cannot name an image's file: "
-            "it has to be 1 to 100 characters without / and \\ and without a dot in front"
-        )
+def check_dicom_ids(column: pd.Series, path: str | Path) -> None:
+    """InputError unless each id can name a file."""
+    form = "1 to 100 characters without / and \\ and without a dot in front"
+    wrong = f"dicom_id {{!r}} cannot name an image's file: it has to be {form}"
+    check_rows(column, column.str.fullmatch(_DICOM_ID), path, wrong)
 
 
 def check_splits(frame: pd.DataFrame, path: str | Path) -> None:
     """InputError unless each row's split is one of SPLITS."""
-    row = _first_wrong(frame["split"].isin(SPLITS))
-    if row is not None:
-        raise InputError(
-            f"{path}, data row {frame.index[row] + 1}: unknown split {frame['split'].iloc[row]!r}; choose from "
-            f"{', '.join(SPLITS)}"
-        )
+    wrong = f"unknown split {{!r}}; choose from {', '.join(SPLITS)}"
+    check_rows(frame["split"], frame["split"].isin(SPLITS), path, wrong)
 
 
 def check_unique(frame: pd.DataFrame, columns: Sequence[str], path: str | Path) -> None:
     """InputError if two rows have the same values in some columns."""
-    repeated = frame.duplicated(columns)
-    row = _first_wrong(~repeated)
-    if row is not None:
-        what = ", ".join(f"{name} {frame[name].iloc[row]}" for name in columns)
-        raise InputError(f"{path} has {repeated.sum()} repeated rows, e.g. for {what}; keep one row each")
+    repeated = frame[frame.duplicated(columns)]
+    if len(repeated):
+        what = ", ".join(f"{name} {repeated[name].iloc[0]}" for name in columns)
+        raise InputError(f"{path} has {len(repeated)} repeated rows, e.g. for {what}; keep one row each")
 
 
 def check_one_each(frame: pd.DataFrame, key: str, columns: Sequence[str], path, what: str, way_out: str) -> None:
@@ -165,46 +157,32 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{path} has no rows")
     check_splits(frame, path)
-    names = _jpeg_names(frame["image_path"], path)
-    ids = names.str.extract(r"p(\d+)/s(\d+)/([^/]+)\.\w+$")
-    row = _first_wrong(ids.notna().all(axis=1))
-    if row is not None:
-        raise InputError(
-            f"{path}, data row {ids.index[row] + 1}: image_path {frame['image_path'].iloc[row]!r} names no patient, "
-            "study and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
-        )
+    raw = frame["image_path"]
+    names = raw.str.lstrip("/").map(os.path.normpath).str.replace(r"\.dcm$", ".jpg", case=False, regex=True)
+    inside = ~names.str.match(r"\.\.(?:/|$)")
+    check_rows(
+        raw, inside, path, "image_path {!r} leaves the CSV's folder; it has to be relative to that and inside it"
+    )
+    ids = names.str.extract(r"p(?P<subject_id>\d+)/s(?P<study_id>\d+)/(?P<dicom_id>[^/]+)\.\w+$")
+    wrong = "{!r} names no patient, study and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
+    check_rows(raw, ids.notna().all(axis=1), path, f"image_path {wrong}")
+    check_dicom_ids(ids["dicom_id"], path)
     table = pd.DataFrame(
         {
-            "dicom_id": ids[2],
-            "subject_id": _whole_numbers(ids[0], "subject_id", path),
-            "study_id": _whole_numbers(ids[1], "study_id", path),
+            "dicom_id": ids["dicom_id"],
+            "subject_id": whole_numbers(ids["subject_id"], path),
+            "study_id": whole_numbers(ids["study_id"], path),
             "view": frame["ViewPosition"],
             "split": frame["split"],
             "image_path": [os.path.join(path.parent, name) for name in names],
             "report": _authors_reports(frame["text"]) if with_reports else "",
         }
     )
-    _check_dicom_ids(table["dicom_id"], path)
     table = table.reset_index(drop=True)
     check_unique(table, ["dicom_id"], path)
     table = pd.concat([table, authors_codes(frame["label"], path)], axis=1)
     check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the rows that are wrong")
     return table
-
-
-def _jpeg_names(names: pd.Series, path: Path) -> pd.Series:
-    """The image_path column of the authors' CSV => paths of JPEGs, relative to its folder; prints what was replaced."""
-    for row, name in names.items():
-        if os.path.normpath(name.lstrip("/")).split(os.sep)[0] == "..":
-            raise InputError(
-                f"{path}, data row {row + 1}: image_path {name!r} leaves {path.parent}; it has to be relative to the "
-                "CSV's folder and inside it"
-            )
-    dicoms = names.str.contains(r"\.dcm$", case=False)
-    if dicoms.any():
-        say(f"{path}: {dicoms.sum()} of {len(names)} image_paths end in .dcm; the .jpg in its place is read instead")
-    names = names.str.replace(r"\.dcm$", ".jpg", case=False, regex=True)
-    return names.map(lambda name: os.path.normpath(name.lstrip("/")))
 
 
 def _authors_reports(texts: pd.Series) -> pd.Series:
@@ -241,20 +219,14 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
     """Reports without images => columns subject_id, study_id, split, report.
 
     path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
-    reports; a hash of the uid makes one row in ten "validate" and one in ten "test". A uid that is a path, such as
-    CheXpert Plus's train/patient00001/study1/view1_frontal.jpg, counts by its patient, or else by its folder. Or with
-    split and text, as the authors trained BART on; rows with a blank split are dropped. Otherwise each row counts as a
-    patient, and no patient group can be held out.
+    reports, which are split by `_splits_by_hash`. Or with split and text, as the authors trained BART on; rows with a
+    blank split are dropped. Each row counts as a patient, and no patient group can be held out.
     """
     if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
         check_unique(frame, ["uid"], path)
-        groups = [_group_of(uid) for uid in frame["uid"]]
-        tenths = [keyed_seed("split", group) % 10 for group in groups]
-        if len(set(groups)) < len(groups):
-            say(f"{path}: {len(groups)} reports of {len(set(groups))} patients or studies, by the paths in uid")
-        split = [{0: "validate", 1: "test"}.get(tenth, "train") for tenth in tenths]
         reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
+        split = _splits_by_hash(frame, path)
     else:
         frame = drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
         check_splits(frame, path)
@@ -267,7 +239,39 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
     return table
 
 
+def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
+    """The split of each report of a list, by a hash of its group's first uid: one in ten "validate", one in ten "test".
+
+    A group is what one patient's uids name, with all near-copies of these reports, which differ in marks, digits, signs
+    and case alone. Reports below COPY_WORDS words are no copies of each other; a group of copies that is more than a
+    tenth of the list is "train".
+    """
+    patients, names = pd.factorize(frame["uid"].map(_group_of))
+    if len(names) < len(frame):
+        say(f"{path}: {len(frame)} reports of {len(names)} patients or studies, by the paths in uid")
+    texts = (frame["findings"] + " " + frame["impression"]).str.replace(MARK, " ", regex=True).str.lower()
+    words = texts.str.findall("[a-z]+")
+    texts = words.str.join(" ").where(words.str.len() >= COPY_WORDS, frame["uid"])
+    patients = pd.Series(patients, frame.index)
+    groups = join_numbers(patients, texts)
+    if texts.duplicated().any():
+        say(f"{path}: {texts.duplicated().sum()} reports are near-copies of another; copies are in one split")
+    of_group = groups.groupby(groups)
+    too_large = (groups != patients).groupby(groups).transform("any") & (of_group.transform("size") > len(frame) / 10)
+    tenths = groups.map({group: keyed_seed("split", names[group]) % 10 for group in groups.unique()})
+    return tenths.mask(too_large, 9).map(lambda tenth: {0: "validate", 1: "test"}.get(tenth, "train")).tolist()
+
+
+def join_numbers(numbers: pd.Series, keys: pd.Series) -> pd.Series:
+    """For each row the smallest number in its chain of rows that share a number or a key."""
+    joined, smaller = None, numbers
+    while not smaller.equals(joined):
+        joined = smaller
+        smaller = joined.groupby(keys).transform("min").groupby(numbers).transform("min")
+    return joined
+
+
 def _group_of(uid: str) -> str:
-    """The patient in a uid that is a path, or else its folder; any other uid stands for itself."""
+    """The patient in a uid that is a path (of CheXpert Plus, say), else its folder; other uids stand for themselves."""
     patient = re.search(r".*/(?:patient|p)\d+(?=/)", f"/{uid}")
     return patient[0][1:] if patient else uid.rpartition("/")[0] or uid

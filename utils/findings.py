@@ -44,6 +44,7 @@ WORDS_OF_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": U
 
 _INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}
 _PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
+_CODING = "to say which it is, add a column coding with physionet, or authors, in every row"
 _CODE_TO_PHYSIONET = {PRESENT: 1.0, ABSENT: 0.0, UNCERTAIN: -1.0, NOT_MENTIONED: np.nan}
 
 
@@ -125,26 +126,41 @@ def check_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:
     return labels.astype(np.int8)
 
 
-def from_physionet(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
+def from_physionet(frame: pd.DataFrame, where: str | Path, coding: dict = _PHYSIONET_TO_CODE) -> pd.DataFrame:
     """PhysioNet's columns (1.0 / 0.0 / -1.0 / blank) => codes, an int8 DataFrame with the columns of FINDINGS.
 
-    frame: a DataFrame with the 14 columns, numbers or text; where: the file it came from, for the message.
+    frame: a DataFrame with the 14 columns, numbers or text; where: the file it came from, for the message; coding: what
+    its numbers mean, if they are not PhysioNet's.
     """
-    codes = {}
-    for name in FINDINGS:
-        values = pd.to_numeric(frame[name], errors="coerce")
-        blank = frame[name].isna()
-        if not pd.api.types.is_numeric_dtype(frame[name]):
-            blank |= frame[name].astype(str).str.strip() == ""
-        wrong = ~blank & ~values.isin(list(_PHYSIONET_TO_CODE))
-        if wrong.any():
-            first = wrong.to_numpy().argmax()
-            raise InputError(
-                f"{where}, data row {first + 1}, column {name!r}: '{frame[name].iloc[first]}' is not a label; "
-                "PhysioNet's labels are 1.0 (present), 0.0 (absent), -1.0 (uncertain) and blank (not mentioned)"
-            )
-        codes[name] = values.map(_PHYSIONET_TO_CODE).where(~blank, NOT_MENTIONED).astype(np.int8)
-    return pd.DataFrame(codes, index=frame.index)
+    labels = frame[list(FINDINGS)].replace(r"^\s*$", np.nan, regex=True)
+    values = labels.apply(pd.to_numeric, errors="coerce")
+    wrong = labels.notna() & ~values.isin(list(coding))
+    if wrong.any(axis=None):
+        row, column = np.argwhere(wrong.to_numpy())[0]
+        raise InputError(
+            f"{where}, data row {row + 1}, column {FINDINGS[column]!r}: '{labels.iat[row, column]}' is not a label; "
+            f"PhysioNet's labels are 1.0 (present), 0.0 (absent), -1.0 (uncertain) and blank (not mentioned); {_CODING}"
+        )
+    return values.replace(coding).fillna(NOT_MENTIONED).astype(np.int8)
+
+
+def codes_of_tree(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
+    """The labels of a tree => codes; frame: as `from_physionet` takes it, with a column coding ("" where not stated).
+
+    InputError where nothing is stated and both codings are possible: every cell is filled, with 1, 0 and -1.
+    """
+    stated = {*frame["coding"].str.strip().str.lower()}
+    if stated == {"authors"}:
+        return from_physionet(frame, where, {code: code for code in _CODE_TO_PHYSIONET})
+    if not stated <= {"", "physionet"}:
+        raise InputError(f"{where}: the column coding has {', '.join(sorted(stated))}; {_CODING}")
+    numbers = frame[list(FINDINGS)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if stated == {""} and {*np.unique(numbers)} == {1, 0, -1}:  # NaN, a blank, is no such number
+        raise InputError(
+            f"{where} has 1, 0 or -1 in every cell: -1 is uncertain to PhysioNet, which leaves blank what is not "
+            f"mentioned, and absent to the CXR-IRGen authors, whose 0 is not mentioned; {_CODING}"
+        )
+    return from_physionet(frame, where)
 
 
 def to_physionet(codes: pd.DataFrame) -> pd.DataFrame:

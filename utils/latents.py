@@ -20,8 +20,8 @@ An image file holds a single picture in any format that Pillow reads, at least S
     DICOM (.dcm)              by pydicom, as its modality LUT and its VOI LUT or (first) window show it, or else by the
                               range of its stored bits; MONOCHROME1 inverted; overlays are not drawn
 
-Everything else (several frames, a DICOM file in colour, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS, broken)
-is refused by name, and so is a blank image.
+Everything else (several frames, a DICOM file in colour, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS, blank,
+broken) is refused by name.
 """
 
 from collections.abc import Iterator, Mapping

@@ -6,11 +6,13 @@ layout   A *CXR tree* is a folder with
              mimic-cxr-2.*-metadata.csv[.gz]   one row an image: ids, view, size
              mimic-cxr-2.*-chexpert.csv[.gz]   one row a study: the 14 findings
              mimic-cxr-2.*-split.csv[.gz]      one row an image: its split
-             files/pNN/pNNNNNNNN/sNNNNNNNN/<dicom_id>.jpg    pNN: the patient's group, the first two digits of its id
+             files/pNN/pNNNNNNNN/sNNNNNNNN/<dicom_id>.jpg    pNN: the patient's group, the first two digits of its id;
+                                                             where there is no .jpg, a .dcm is read
              files/pNN/pNNNNNNNN/sNNNNNNNN.txt               the study's report; or in a second root, or in a zip
          and, if its images are generated, synthetic.csv: for each dicom_id what made it.
 labels   1 present, -1 absent, -2 uncertain, 0 not mentioned (utils.findings). On disk a tree has PhysioNet's
-         1.0 / 0.0 / -1.0 / blank; the CSV of the CXR-IRGen authors has the codes themselves.
+         1.0 / 0.0 / -1.0 / blank; the CSV of the CXR-IRGen authors has the codes themselves, and so has a tree's
+         whose column coding says authors.
 views    DICOM's ViewPosition: "PA" and "AP" are frontal, "LATERAL" and "LL" are not; "" if it is unknown.
 splits   "train", "validate", "test"; whole patients. The groups in hold_out are "test", whatever the split file says.
 ids      A dicom_id names a file: 1 to 100 characters, no separator, no dot in front. subject_id and study_id are whole
@@ -29,9 +31,7 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,24 +49,15 @@ from utils.csv_files import (
     read_csv,
 )
 from utils.errors import InputError, reason, replacing, say, writing
-from utils.findings import FINDINGS, from_physionet, to_physionet
+from utils.findings import FINDINGS, codes_of_tree, to_physionet
 from utils.report_text import report_file, report_sections, report_text
 
 TABLE_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "image_path", "report", *FINDINGS)
 METADATA_COLUMNS = (
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
+    "dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",
+    "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning", "ViewCodeSequence_CodeMeaning",
     "PatientOrientationCodeSequence_CodeMeaning",
-)
+)  # fmt: skip
 NEW_METADATA = {
     "PerformedProcedureStepDescription": "CHEST (SINGLE VIEW)",
     "StudyDate": "21800101",  # PhysioNet shifts dates to the years 2100 to 2200; a drawn image has none
@@ -94,8 +85,8 @@ def read_table(
 
     root: the tree's folder, or a path that ends in .csv or .csv.gz with the columns label (14 codes as a list in text),
         ViewPosition, split, image_path (relative to the CSV's folder, with or without a / in front, and inside it; the
-        .jpg is read in place of a .dcm) and text (the report; "none" or blank: there is none). Rows with a blank label,
-        split or image_path are dropped.
+        .jpg beside a .dcm is read where there is one) and text (the report; "none" or blank: there is none). Rows with
+        a blank label, split or image_path are dropped.
     reports_root: the place of reports that are not in the tree: a folder with files/pNN or pNN in it, or the path (or
         the folder) of PhysioNet's mimic-cxr-reports.zip, which is read without unpacking. Not used for the authors'
         CSV.
@@ -117,7 +108,9 @@ def read_table(
     from_csv = root.name.endswith((".csv", ".csv.gz"))
     table = read_authors_csv(root, with_reports) if from_csv else _read_tree(root)
     table = _hold_out(table, hold_out)
-    _check_splits_apart(table, root)
+    check_one_each(table, "study_id", ["subject_id"], root, "patient", "give each study an id of its own")
+    way_out = "what is trained on would be evaluated on, so give each patient one split (or hold out its group)"
+    check_one_each(table, "subject_id", ["split"], root, "split", way_out)
     table = _keep_names(table, "view", views, root)
     table = _keep_names(table, "split", splits, root)
     if check_images:
@@ -160,56 +153,44 @@ def _study_folder(subject_id: int, study_id: int) -> str:
 def _read_tree(root: Path) -> pd.DataFrame:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; name the folder of a CXR tree (or a .csv file)")
-    files = {kind: _find_csv(root, kind) for kind in ("metadata", "chexpert", "split")}
-    missing = [f"mimic-cxr-2.*-{kind}.csv[.gz]" for kind, path in files.items() if path is None]
+    files = {kind: _find_csvs(root, kind) for kind in ("metadata", "chexpert", "split")}
+    missing = [f"mimic-cxr-2.*-{kind}.csv[.gz]" for kind, paths in files.items() if not paths]
     if missing:
         raise InputError(f"{root} is not a CXR tree: there is no {' and no '.join(missing)} in it")
+    for kind, (path, *others) in files.items():
+        if others:
+            unread = ", ".join(other.name for other in others)
+            say(f"{root} has {1 + len(others)} CSVs of the {kind}: {path.name} is read, and not {unread}")
+    (of_metadata, *_), (of_labels, *_), (of_split, *_) = files.values()
 
-    ids = ("subject_id", "study_id")
-    metadata = read_csv(files["metadata"], ("dicom_id", *ids, "ViewPosition"), texts=("dicom_id", "ViewPosition"))
-    chexpert = read_csv(files["chexpert"], (*ids, *FINDINGS))
-    split = read_csv(files["split"], ("dicom_id", "split"), texts=("dicom_id", "split"))
-    check_unique(metadata, ["dicom_id"], files["metadata"])
-    check_unique(chexpert, [*ids], files["chexpert"])
-    check_unique(split, ["dicom_id"], files["split"])
-    check_splits(split, files["split"])
+    ids = ["subject_id", "study_id"]
+    metadata = read_csv(of_metadata, ("dicom_id", *ids, "ViewPosition"), texts=("dicom_id", "ViewPosition"))
+    chexpert = read_csv(of_labels, (*ids, *FINDINGS), optional=("coding",))
+    split = read_csv(of_split, ("dicom_id", "split"), texts=("dicom_id", "split"))
+    check_unique(metadata, ["dicom_id"], of_metadata)
+    check_unique(chexpert, ids, of_labels)
+    check_unique(split, ["dicom_id"], of_split)
+    check_splits(split, of_split)
 
-    codes = from_physionet(chexpert, files["chexpert"])
-    studies = pd.MultiIndex.from_frame(chexpert[[*ids]])
-    table = metadata.rename(columns={"ViewPosition": "view"})
-    table["split"] = table["dicom_id"].map(split.set_index("dicom_id")["split"])
-    table["place"] = studies.get_indexer(pd.MultiIndex.from_frame(table[[*ids]]))  # row of codes; -1: no labels
-    labelled, divided = table["place"] >= 0, table["split"].notna()
+    codes = pd.concat([chexpert[ids], codes_of_tree(chexpert, of_labels)], axis=1)
+    table = metadata.rename(columns={"ViewPosition": "view"}).merge(split, "left", "dicom_id").merge(codes, "left", ids)
+    labelled, divided = table[FINDINGS[0]].notna(), table["split"].notna()
     if not labelled.all():
-        _say_kept("labels", labelled, f"of studies not in {files['chexpert'].name} dropped")
+        _say_kept("labels", labelled, f"of studies not in {of_labels.name} dropped")
     if not divided[labelled].all():
-        _say_kept("splits", divided[labelled], f"not in {files['split'].name} dropped")
-    table = table[labelled & divided].reset_index(drop=True)
+        _say_kept("splits", divided[labelled], f"not in {of_split.name} dropped")
+    table = table[labelled & divided].reset_index(drop=True).astype(dict.fromkeys(FINDINGS, np.int8))
     if table.empty:
         raise InputError(f"{root} has no image with labels and a split: its three CSVs have no row in common")
-    table = pd.concat([table, codes.take(table["place"]).reset_index(drop=True)], axis=1)
     table["image_path"] = image_files(root, table)
     table["report"] = ""
     return table
 
 
-def _find_csv(root: Path, kind: str) -> Path | None:
-    """The CSV of a kind: the newest version, unpacked rather than packed (it may be a user's own); prints a choice."""
+def _find_csvs(root: Path, kind: str) -> list[Path]:
+    """The CSVs of a kind: the newest version first, unpacked (it may be a user's own) before packed."""
     found = [*root.glob(f"mimic-cxr-2.*-{kind}.csv"), *root.glob(f"mimic-cxr-2.*-{kind}.csv.gz")]
-    newest = max(found, key=lambda path: (path.name.removesuffix(".gz"), path.suffix == ".csv"), default=None)
-    if len(found) > 1:
-        others = ", ".join(sorted(path.name for path in found if path != newest))
-        say(f"{root} has {len(found)} CSVs of the {kind}: {newest.name} is read, and not {others}")
-    return newest
-
-
-def _check_splits_apart(table: pd.DataFrame, root: Path) -> None:
-    """InputError unless each patient is in one split, and each study of one patient."""
-    check_one_each(table, "study_id", ["subject_id"], root, "patient", "give each study an id of its own")
-    check_one_each(
-        table, "subject_id", ["split"], root, "split",
-        "what is trained on would be evaluated on, so give each patient one split (or hold out its group)",
-    )  # fmt: skip
+    return sorted(found, key=lambda path: (path.name.removesuffix(".gz"), path.suffix == ".csv"), reverse=True)
 
 
 # ---- filters -------------------------------------------------------------------------------------------------------
@@ -248,14 +229,22 @@ def _hold_out(table: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
 
 
 def _keep_existing_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    mask = table["image_path"].map(os.path.isfile)
+    paths = table["image_path"].copy()
+    dicoms = paths[~paths.map(os.path.isfile)].str.replace(r"\.jpg$", ".dcm", regex=True)
+    paths.update(dicoms[dicoms.map(os.path.isfile).astype(bool)])
+    mask = paths.map(os.path.isfile)
     if not mask.any():
         first = table["image_path"].iloc[0]
         raise InputError(f"none of the {len(table)} images is on disk, e.g. {first}; is {root} complete?")
     if not mask.all():
         first = table["image_path"][mask.to_numpy().argmin()]
         say(f"images: dropped {(~mask).sum()} of {len(table)} rows whose image is not on disk, e.g. {first}")
-    return table[mask].reset_index(drop=True)
+    table = table.assign(image_path=paths)[mask].reset_index(drop=True)
+    count = table["image_path"].str.endswith(".dcm").sum()
+    if count:
+        mixed = "; JPEGs of MIMIC-CXR-JPG are histogram-equalised, which these are not" if count < len(table) else ""
+        say(f"images: {count} of {len(table)} are DICOM files, read through their windows{mixed}")
+    return table
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
@@ -265,69 +254,51 @@ def _read_reports(table: pd.DataFrame, root: Path, reports_root: Path | None) ->
     """The report of each row; each study is read once, from the first place that has it."""
     if reports_root and not reports_root.exists():
         raise InputError(f"there is no {reports_root} to read reports from; set REPORTS_ROOT")
+    places = _report_places(root, reports_root)
     studies = [_study_folder(subject, study) for subject, study in zip(table["subject_id"], table["study_id"])]
-    texts, without_file, without_text = {}, 0, 0
-    with ExitStack() as stack:
-        sources = _report_sources(root, reports_root, stack)
-        for study in dict.fromkeys(studies):
-            raw = next((raw for raw in (read(study) for read in sources) if raw is not None), None)
-            texts[study] = "" if raw is None else report_text(raw.decode("utf-8", errors="replace"))
-            without_file += raw is None
-            without_text += raw is not None and not texts[study]
+    raw = {study: _read_report(places, study) for study in dict.fromkeys(studies)}
+    texts = {study: "" if content is None else report_text(content) for study, content in raw.items()}
+    without_file, blank = [*raw.values()].count(None), [*texts.values()].count("")
     place = f" in {reports_root or root}" if without_file else ""
     say(
-        f"reports: {len(texts) - without_file - without_text} of {len(texts)} studies have one ({without_file} "
-        f"without a file{place}, {without_text} without findings or impression in it)"
+        f"reports: {len(texts) - blank} of {len(texts)} studies have one ({without_file} "
+        f"without a file{place}, {blank - without_file} without findings or impression in it)"
     )
     return [texts[study] for study in studies]
 
 
-def _report_sources(root: Path, reports_root: Path | None, stack: ExitStack) -> list[Callable[[str], bytes | None]]:
-    """Functions: study such as "p10/p10000032/s50414267" => the bytes of its report, None if there is none.
-
-    stack: keeps the zips open.
-    """
-    sources = [partial(_read_from_folder, root / "files")]
+def _report_places(root: Path, reports_root: Path | None) -> list[Path | zipfile.Path]:
+    """The folders, on disk or in a zip, in which p10/p10000032/s50414267.txt may be."""
+    places = [root / "files"]
     if reports_root and reports_root.is_dir():
         inner = reports_root / "files"
-        sources.append(partial(_read_from_folder, inner if inner.is_dir() else reports_root))
+        places.append(inner if inner.is_dir() else reports_root)
     for place in filter(None, (root, reports_root)):
         path = place / REPORTS_ARCHIVE if place.is_dir() else place
         if path.is_file():
             try:
-                archive = stack.enter_context(zipfile.ZipFile(path))
+                archive = zipfile.ZipFile(path)
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise InputError(f"{path} cannot be read as a zip file: {reason(error)}; fetch it again") from error
             # PhysioNet's members start with files/; a zip packed by hand may have another folder there, or none
             matches = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt$").match, archive.namelist())
-            prefix = next((match[1] for match in matches if match), "")
-            sources.append(partial(_read_from_archive, archive, prefix))
-    return sources
+            places.append(zipfile.Path(archive, next((match[1] for match in matches if match), "")))
+    return places
 
 
-def _read_from_folder(folder: Path, study: str) -> bytes | None:
-    try:
-        with open(f"{folder}/{study}.txt", "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:  # no permission, a failing disk
-        raise InputError(
-            f"the report {folder}/{study}.txt cannot be read ({reason(error)}); repair or remove it"
-        ) from error
-
-
-def _read_from_archive(archive: zipfile.ZipFile, prefix: str, study: str) -> bytes | None:
-    name = f"{prefix}{study}.txt"
-    try:
-        return archive.read(name)
-    except KeyError:
-        return None
-    except Exception as error:  # damaged, encrypted, or compressed by a method that Python does not have
-        raise InputError(
-            f"{name} in {archive.filename} cannot be read ({reason(error)}); fetch the zip again, or unpack it and "
-            "name the folder as REPORTS_ROOT"
-        ) from error
+def _read_report(places: list[Path | zipfile.Path], study: str) -> str | None:
+    """The text of the first file of a study, None if there is none; study: such as p10/p10000032/s50414267."""
+    for place in places:
+        try:
+            return (place / f"{study}.txt").read_bytes().decode("utf-8", errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except Exception as error:  # no permission, a failing disk; in a zip: damaged, encrypted, unknown compression
+            raise InputError(
+                f"the report {study}.txt in {place} cannot be read ({reason(error)}); repair or remove it; if it is in "
+                "a zip, fetch that again, or unpack it and name the folder as REPORTS_ROOT"
+            ) from error
+    return None
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -378,7 +349,7 @@ def write_tree(
         ("split", table[["dicom_id", "study_id", "subject_id", "split"]], ["dicom_id"]),
         ("metadata", metadata, ["dicom_id"]),
     ):
-        path = _find_csv(root, kind) or root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
+        path = next(iter(_find_csvs(root, kind)), root / f"mimic-cxr-2.0.0-{kind}.csv.gz")
         _merge_csv(path, frame, keys, root, NEW_METADATA if kind == "metadata" else {})
 
 

@@ -28,11 +28,10 @@ class References:
         group_of_row = group_of_row.ravel()
         self._group = {vector.tobytes(): group for group, vector in enumerate(self.vectors)}
         self.subject_ids = train_table.subject_id.to_numpy()
-        # the rows of each group, sorted by patient, so that the rows of one patient are one interval
-        order = np.lexsort((np.arange(len(labels)), self.subject_ids, group_of_row))
-        sizes = np.bincount(group_of_row, minlength=len(self.vectors))
-        self._rows = np.split(order, np.cumsum(sizes)[:-1])
-        self._subjects = [self.subject_ids[rows] for rows in self._rows]
+        # all rows by group and by patient, so that a group is one span of places and a patient's rows one span in it
+        self._rows = np.lexsort((np.arange(len(labels)), self.subject_ids, group_of_row))
+        self._subjects = self.subject_ids[self._rows]
+        self._bounds = np.searchsorted(group_of_row[self._rows], np.arange(len(self.vectors) + 1))
 
     def draw(self, labels: np.ndarray, subject_id: int, generator: torch.Generator) -> int:
         """A training row whose image may serve as reference, or NONE.
@@ -40,17 +39,14 @@ class References:
         labels: 14 codes; subject_id: the patient to avoid; generator: the randomness.
         """
         for groups in self._nearest(np.asarray(labels, dtype=np.int8)):
-            intervals = [self._own_interval(group, subject_id) for group in groups]
-            counts = [len(self._rows[group]) - (end - start) for group, (start, end) in zip(groups, intervals)]
-            if sum(counts) == 0:
-                continue
-            choice = int(torch.randint(sum(counts), (1,), generator=generator))  # among the rows of other patients
-            for group, (start, end), count in zip(groups, intervals, counts):
-                if choice < count:
-                    row = int(self._rows[group][choice if choice < start else choice + end - start])
-                    assert self.subject_ids[row] != subject_id, "a reference of the target's own patient"
-                    return row
-                choice -= count
+            spans = [span for group in groups for span in self._spans_of_others(group, subject_id)]
+            count = sum(end - start for start, end in spans)
+            if count:
+                choice = int(torch.randint(count, (1,), generator=generator))
+                for start, end in spans:
+                    if choice < end - start:
+                        return int(self._rows[start + choice])
+                    choice -= end - start
         return NONE
 
     def draw_for(self, table: pd.DataFrame, generators: Sequence[torch.Generator]) -> np.ndarray:
@@ -64,30 +60,31 @@ class References:
         This is the choice of the CXR-IRGen authors.
         """
         groups = [self._group.get(vector.tobytes()) for vector in _labels(table)]
-        return np.array([NONE if group is None else self._rows[group].min() for group in groups], dtype=np.int64)
+        first = np.minimum.reduceat(self._rows, self._bounds[:-1]) if len(self._rows) else self._rows
+        return np.array([NONE if group is None else first[group] for group in groups], dtype=np.int64)
 
     def count_kinds(self, table: pd.DataFrame) -> dict[str, int]:
         """The number of rows of a table by the kind of their references: "same labels", "nearest labels" or "none"."""
         counts = {"same labels": 0, "nearest labels": 0, "none": 0}
-        patients = np.unique(self.subject_ids)
+        patients = {*self.subject_ids.tolist()}
         for vector, subject_id in zip(_labels(table), table.subject_id.to_numpy()):
             group = self._group.get(vector.tobytes())
             if group is not None and self._has_other_patients(group, subject_id):
                 counts["same labels"] += 1
-            elif len(patients) > 1 or (len(patients) == 1 and patients[0] != subject_id):
+            elif len(patients) > 1 or (patients and subject_id not in patients):
                 counts["nearest labels"] += 1
             else:
                 counts["none"] += 1
         return counts
 
-    def _own_interval(self, group: int, subject_id: int) -> tuple[int, int]:
-        """The places, from start up to end, that a patient's own rows have in a group."""
-        start, end = np.searchsorted(self._subjects[group], [subject_id, subject_id + 1])
-        return start, end
+    def _spans_of_others(self, group: int, subject_id: int) -> list[tuple[int, int]]:
+        """The places, from start up to end, of a group's rows before and behind those of a patient."""
+        first, last = self._bounds[group : group + 2].tolist()
+        start, end = first + np.searchsorted(self._subjects[first:last], [subject_id, subject_id + 1])
+        return [(first, int(start)), (int(end), last)]
 
     def _has_other_patients(self, group: int, subject_id: int) -> bool:
-        start, end = self._own_interval(group, subject_id)
-        return end - start < len(self._rows[group])
+        return any(start < end for start, end in self._spans_of_others(group, subject_id))
 
     def _nearest(self, labels: np.ndarray) -> Iterator[list[int]]:
         """Lists of groups: the one with the same labels, then all of the next distance, and so on."""

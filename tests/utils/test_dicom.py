@@ -14,12 +14,13 @@ pydicom = pytest.importorskip("pydicom")
 
 
 def draw_dicom(path, codes, **attributes):
-    """Writes a DICOM file of 12-bit codes, (H, W); attributes replace those of a film with a window over all of them."""
+    """Writes a DICOM file of 12-bit codes, (H, W); attributes replace those of a film without a window."""
     dataset = pydicom.Dataset()
     values = {
-        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "SOPInstanceUID": "1.2.3", "PhotometricInterpretation": "MONOCHROME2",
-        "SamplesPerPixel": 1, "Rows": codes.shape[0], "Columns": codes.shape[1], "BitsAllocated": 16, "BitsStored": 12,
-        "HighBit": 11, "PixelRepresentation": 0, "PixelData": codes.astype("<u2").tobytes(),
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "SOPInstanceUID": "1.2.3", "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "Rows": codes.shape[0], "Columns": codes.shape[1],
+        "BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0,
+        "PixelData": codes.astype("<u2").tobytes(),
     }  # fmt: skip
     for name, value in (values | attributes).items():
         setattr(dataset, name, value)
@@ -39,10 +40,11 @@ def lut(entries, first, bits):
 BLOBS = Image.fromarray(np.random.default_rng(0).integers(20, 212, (6, 8), dtype=np.uint8))
 FILM = np.asarray(BLOBS.resize((64, 48), Image.Resampling.BICUBIC)).astype(int)  # not all of 0 to 255
 CODES = FILM * 16  # of 12 bits
+UNCHANGED = {"RescaleSlope": 1, "RescaleIntercept": 0}
 DICOMS = {  # name => (codes, attributes), all of them FILM
     "range": (CODES, {}),
     "window": (CODES // 2 + 512, {"WindowCenter": 1536, "WindowWidth": 2048}),
-    "windows": (CODES // 2, {"WindowCenter": [1024, 99], "WindowWidth": [2048, 9], "RescaleSlope": 1, "RescaleIntercept": 0}),
+    "windows": (CODES // 2, {"WindowCenter": [1024, 99], "WindowWidth": [2048, 9], **UNCHANGED}),
     "rescaled": (CODES, {"WindowCenter": 3096, "WindowWidth": 8192, "RescaleSlope": 2, "RescaleIntercept": -1000}),
     "empty window": (CODES, {"WindowCenter": None, "WindowWidth": None}),
     "negative": (4095 - CODES, {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 2048, "WindowWidth": 4096}),
@@ -50,7 +52,7 @@ DICOMS = {  # name => (codes, attributes), all of them FILM
     "overlay": (CODES | 4096 * (np.arange(64) > 20), {}),
     "8 bits": (FILM[:, ::2] | FILM[:, 1::2] << 8, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "Columns": 64}),
     "VOI LUT": (CODES, {"VOILUTSequence": (range(0, 4096), 0, 12), "WindowCenter": 9, "WindowWidth": 9}),
-    "VOI LUT of 8 bits": (CODES, {"VOILUTSequence": (np.arange(4096) // 16, 0, 8), "RescaleSlope": 1, "RescaleIntercept": 0}),
+    "VOI LUT of 8 bits": (CODES, {"VOILUTSequence": (np.arange(4096) // 16, 0, 8), **UNCHANGED}),
     "VOI LUT from 1000": (CODES // 2 + 1000, {"VOILUTSequence": (np.arange(2048) * 32, 1000, 16)}),
     "modality LUT": (4095 - CODES, {"ModalityLUTSequence": (np.arange(4096)[::-1], 0, 12)}),
 }  # fmt: skip

@@ -359,13 +359,70 @@ def test_authors_paths_as_they_are(tree, authors_csv, capsys):
         frame["image_path"] = "/" + frame["image_path"].str.replace(".jpg", ".dcm")
 
     edit(authors_csv, as_published)
-    capsys.readouterr()
     pd.testing.assert_frame_equal(read_table(authors_csv), expected)
-    assert "5 of 5 image_paths end in .dcm; the .jpg in its place is read instead" in capsys.readouterr().out
-
-    Path(expected["image_path"][1]).rename(Path(expected["image_path"][1]).with_suffix(".dcm"))
+    Path(expected["image_path"][1]).unlink()
+    capsys.readouterr()
     assert len(read_table(authors_csv)) == 4
     assert re.search(r"dropped 1 of 5 rows whose image is not on disk, e\.g\. \S+d1\.jpg\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("root", ["tree", "authors_csv"])
+def test_a_dicom_file_is_read_where_there_is_no_jpeg(request, tree, root, capsys):
+    root = request.getfixturevalue(root)
+    paths = [Path(path) for path in read_table(root)["image_path"]]
+    (paths[0].with_suffix(".dcm")).write_bytes(b"")
+    for path in paths[1:3]:
+        path.rename(path.with_suffix(".dcm"))
+    capsys.readouterr()
+    found = [Path(path) for path in read_table(root)["image_path"]]
+    assert found == [paths[0], *(path.with_suffix(".dcm") for path in paths[1:3]), *paths[3:]]
+    assert re.search("2 of 5 are DICOM files.*histogram-equalised", capsys.readouterr().out)
+    for path in (paths[0], *paths[3:]):
+        path.rename(path.with_suffix(".dcm"))
+    assert len(read_table(root)) == 5
+    printed = capsys.readouterr().out
+    assert "5 of 5 are DICOM files" in printed and "equalised" not in printed
+
+
+# ---- two codings of labels
+
+
+def in_authors_codes(tree, rows, codes):
+    """Writes codes as they are into the tree's CSV of labels."""
+    path = tree / "mimic-cxr-2.0.0-chexpert.csv"
+    frame = rows.drop_duplicates("study_id")[["subject_id", "study_id"]]
+    pd.concat([frame, pd.DataFrame(codes, frame.index, list(FINDINGS))], axis=1).to_csv(path, index=False)
+    return path
+
+
+def test_labels_in_one_of_two_codings_are_asked_for(tree, rows):
+    codes = np.random.default_rng(1).choice([1, 0, -1], (4, len(FINDINGS)))
+    path = in_authors_codes(tree, rows, codes)
+    with pytest.raises(InputError, match=r"chexpert\.csv .*coding.*physionet.*authors"):
+        read_table(tree)
+    labels = {}
+    for coding in ("authors", "PhysioNet"):
+        edit(path, lambda frame, coding=coding: frame.insert(0, "coding", coding) if coding == "authors" else
+             frame.update(pd.DataFrame({"coding": [coding] * 4})))  # fmt: skip
+        labels[coding] = read_table(tree).drop_duplicates("study_id")[list(FINDINGS)].to_numpy()
+    assert (labels["authors"] == codes).all()
+    assert (labels["PhysioNet"] == np.select([codes == 0, codes == -1], [-1, -2], codes)).all()
+    edit(path, lambda frame: frame.update(pd.DataFrame({"coding": ["mine"]})))
+    with pytest.raises(InputError, match=r"coding has mine"):
+        read_table(tree)
+
+
+def test_labels_in_one_coding_are_read_without_a_question(tree, rows):
+    filled = np.ones((4, len(FINDINGS)), dtype=int)
+    for other, code in ((0, -1), (-1, -2)):  # radiologists' labels, say, are 1 and 0 throughout
+        codes = filled.copy()
+        codes[0, 0] = other
+        in_authors_codes(tree, rows, codes)
+        assert read_table(tree).iloc[0]["Atelectasis"] == code
+    codes[:, 1] = -2
+    in_authors_codes(tree, rows, codes)
+    with pytest.raises(InputError, match=r"column 'Cardiomegaly': '-2' is not a label.*coding"):
+        read_table(tree)
 
 
 def test_authors_rows_with_a_blank(authors_csv, capsys):
@@ -583,10 +640,41 @@ def test_copies_of_a_report_share_a_split(tmp_path):
     assert splits.groupby([uid.split("/")[1] for uid in uids]).nunique().max() == 1
 
 
+def test_near_copies_of_a_report_share_a_split(tmp_path, capsys):
+    path = tmp_path / "reports.csv"
+    marks = ("XXXX", "___", "[**2101-3-4**]", "3/4/2101")
+    names = [f"{a}{b}{c}" for a in "bcdf" for b in "aeiou" for c in "ghkl"]
+    rows = [
+        (number, f"The {name} is stable  since {mark}, {10 + place} mm.".upper() if place == 1 else
+         f"The {name} is stable since {mark}, {10 + place} mm.", None if place == 2 else "")
+        for number, (name, place, mark) in enumerate((name, *copy) for name in names for copy in enumerate(marks))
+    ]  # fmt: skip
+    pd.DataFrame(rows, columns=["uid", "findings", "impression"]).to_csv(path, index=False)
+    splits = read_report_list(path)["split"]
+    assert "240 reports are near-copies of another" in capsys.readouterr().out
+    assert splits.nunique() == 3 and splits.groupby(np.repeat(names, 4)).nunique().max() == 1
+
+
+def test_copies_join_patients_in_chains(tmp_path):
+    """A report in two patients' names joins these; one that stands for most of the list is trained on."""
+    path = tmp_path / "reports.csv"
+    finding = ("There is a mass in the lung.", "There is a fracture of the rib.")
+    uids = [f"train/patient{number}/study{study}/view1.jpg" for number in range(400) for study in (1, 2)]
+    texts = [f"Case of {number // 4 * 'a'}: {finding[study]}" for number in range(400) for study in (0, 1)]
+    pd.DataFrame({"uid": uids, "findings": texts, "impression": ""}).to_csv(path, index=False)
+    splits = read_report_list(path)["split"]
+    assert splits.nunique() == 3 and splits.groupby(np.arange(800) // 8).nunique().max() == 1
+    pd.DataFrame({"uid": uids, "findings": finding * 400, "impression": ""}).to_csv(path, index=False)
+    assert set(read_report_list(path)["split"]) == {"train"}
+
+
 def test_a_users_own_split_is_read_beside_the_official_one(tmp_path, capsys):
     root = tmp_path / "tree"
     draw_tree(root, studies=6, image_size=32, seed=1)
     official = root / "mimic-cxr-2.0.0-split.csv.gz"
     pd.read_csv(official).assign(split="test").to_csv(root / "mimic-cxr-2.0.0-split.csv", index=False)
     assert set(read_table(root)["split"]) == {"test"}
-    assert f"mimic-cxr-2.0.0-split.csv is read, and not {official.name}" in capsys.readouterr().out
+    said = f"mimic-cxr-2.0.0-split.csv is read, and not {official.name}"
+    assert said in capsys.readouterr().out
+    write_tree(root, read_table(root))
+    assert capsys.readouterr().out.count(said) == 1  # of the reading
