@@ -114,7 +114,7 @@ class ImageLatents:
     def _read_image(self, path):
         """The pixels (3, S, S) of an image; None for one that cannot be read, which is named."""
         try:
-            return read_pixels(path, self.image_size)
+            return read_pixels(path, self.image_size, refuse_blank=True)
         except (OSError, ValueError) as error:
             tqdm.write(f"left out: {error}")
             return None

@@ -23,11 +23,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from utils import findings
 from utils.errors import InputError, run, writing
+from utils.latents import open_image, to_grey
 from utils.mimic_cxr import PICTURE_FILE, PROVENANCE_FILE, read_table
 
 TREES = ("demo/synthetic/clipUViT",)  # roots of the CXR trees to show side by side, each under its folder's name
@@ -119,11 +119,11 @@ class _PageImages:
         """
         path = Path(os.path.abspath(image_path))
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 width, height = image.size
-                if self.folder not in path.parents:
+                if self.folder not in path.parents or image.format == "DICOM":
                     path, (width, height) = self._copy(path, image, side)
-        except OSError:
+        except (OSError, ValueError):
             self.unreadable.append(image_path)
             return None
         return {"src": quote(Path(os.path.relpath(path, self.folder)).as_posix()), "width": width, "height": height}
@@ -134,7 +134,7 @@ class _PageImages:
         small = image.format == "JPEG" and max(image.size) <= side
         if not small:
             image.draft("L", (side, side))
-            image = image.convert("L")
+            image = to_grey(image).convert("L")
             image.thumbnail((side, side))
         with writing("the page's images", self.copies):
             self.copies.mkdir(exist_ok=True)

@@ -90,7 +90,7 @@ def cache_pixels(
     keys, paths = image_keys(table), table["image_path"].tolist()
 
     def read(row):
-        return read_grey(paths[row], image_size)
+        return read_grey(paths[row], image_size, refuse_blank=True)
 
     readable = cache.fill(keys, read, np.stack, 256, accelerator, f"pixels at {image_size}", threads)
     return cache, keys, readable

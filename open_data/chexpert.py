@@ -21,8 +21,8 @@ from pathlib import Path
 import pandas as pd
 
 from open_data.tree import place_of
-from utils.csv_files import read_csv
-from utils.errors import InputError, say
+from utils.csv_files import check_rows, check_unique, read_csv
+from utils.errors import say
 from utils.findings import FINDINGS, from_physionet
 
 PUBLISHED_IMAGES = {"train.csv": 223_414, "valid.csv": 234, "test.csv": 668}
@@ -52,11 +52,7 @@ def read(root: str | Path) -> pd.DataFrame:
         consequence = "" if len(lists) > 1 else "; the test patients are drawn"
         say(f"{root} has no {' and no '.join(absent)}{consequence}")
     table = pd.concat([_read_list(path) for path in lists.values()], ignore_index=True)
-    twice = table.duplicated("dicom_id")
-    if twice.any():
-        raise InputError(
-            f"{twice.sum()} rows of the CSVs in {root} repeat an image, e.g. {table['path'][twice].iloc[0]}"
-        )
+    check_unique(table, ["dicom_id"], root)
     return table.assign(file=_files(table, root)).drop(columns=["folder", "part", "visit", "image", "path"])
 
 
@@ -67,13 +63,8 @@ def _read_list(path):
     frame = frame.reindex(columns=[*_COLUMNS.values(), *FINDINGS]).fillna({name: "" for name in _COLUMNS.values()})
     say(f"{path}: {len(frame)} images; {PUBLISHED_IMAGES[path.name]} were published")
     parts = frame["path"].str.extract(_PATH)
-    wrong = parts["patient"].isna()
-    if wrong.any():
-        row = frame.index[wrong][0]
-        raise InputError(
-            f"{path}, data row {row + 1}: Path {frame['path'][row]!r} names no image, such as "
-            "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg"
-        )
+    form = "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg"
+    check_rows(frame["path"], parts["patient"].notna(), path, f"Path {{!r}} names no image, such as {form}")
     lateral = (frame["side"] == "Lateral") | ((frame["side"] == "") & parts["image"].str.endswith("_lateral"))
     view = frame["position"].where(frame["position"].isin(["PA", "AP"]), "").mask(lateral, "LATERAL")
     if (view == "").any():

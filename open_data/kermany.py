@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from open_data.tree import drop_rows, place_of
+from utils.csv_files import join_numbers
 from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT
 
@@ -82,10 +83,7 @@ def _digest(path):
 
 def _children(numbers, digests):
     """The child of each image: the smallest number in a chain of images that share a number or a digest."""
-    children, smaller = None, numbers
-    while not smaller.equals(children):
-        children = smaller
-        smaller = children.groupby(digests).transform("min").groupby(numbers).transform("min")
+    children = join_numbers(numbers, digests)
     joined = (children != numbers).sum()
     if joined:
         say(f"children: {joined} images are of a child with another number, by an identical file")

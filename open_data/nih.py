@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from open_data.tree import drop_rows, place_of, png_places
-from utils.csv_files import read_csv
+from utils.csv_files import check_rows, read_csv
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
 
@@ -75,12 +75,8 @@ def _read_entries(path):
     ids = frame["name"].str.extract(f"^{_NAME}$")
     wrong = ids[0].isna() | (ids[0].str.lstrip("0") != frame["patient_id"].str.strip().str.lstrip("0"))
     wrong |= frame.duplicated("name") | (ids[1].astype(float) >= _IMAGES_A_PATIENT)
-    if wrong.any():
-        row = frame.index[wrong][0]
-        raise InputError(
-            f"{path}, data row {row + 1}: Image Index {frame['name'][row]!r} is no image of Patient ID "
-            f"{frame['patient_id'][row]!r}, as 00000001_000.png is of 1, or stands there twice; fetch the file again"
-        )
+    right = "as 00000001_000.png is of 1, or stands there twice; fetch the file again"
+    check_rows(frame["name"], ~wrong, path, f"Image Index {{!r}} is no image of its Patient ID, {right}")
     patient = ids[0].astype(int)
     strange = ~frame["view"].isin(["PA", "AP"])
     if strange.any():

@@ -28,7 +28,7 @@ import pandas as pd
 
 from evaluation.labeler import label_reports
 from open_data.tree import drop_rows, place_of, png_places
-from utils.csv_files import read_csv
+from utils.csv_files import check_rows, check_unique, read_csv
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
 from utils.report_text import join_sections, report_text
@@ -98,7 +98,8 @@ def _read_xmls(paths, root):
         raise InputError(
             f"none of the {len(paths)} XMLs in {paths[0].parent} is a report: fetch NLMCXR_reports.tgz again"
         )
-    reports = _without_repetitions(pd.DataFrame(reports, columns=list(_OF_A_REPORT)), paths[0].parent)
+    reports = pd.DataFrame(reports, columns=list(_OF_A_REPORT))
+    check_unique(reports, ["patient_id"], paths[0].parent)
     return reports, pd.DataFrame(images, columns=["name", "patient"])
 
 
@@ -123,12 +124,12 @@ def _read_report(tree, path):
 
 
 def _read_reports_csv(path):
-    columns = {"uid": "patient", "MeSH": "mesh_major", "Problems": "problems", "image": "caption"}
+    columns = {"MeSH": "mesh_major", "Problems": "problems", "image": "caption", "uid": "patient_id"}
     names = (*columns, *_SECTIONS)
-    frame = read_csv(path, names, texts=names).rename(columns=columns)
-    frame["patient"] = _numbers(frame["patient"], path)
-    frame = frame.assign(patient_id=frame["patient"].astype(str), mesh_automatic="", report_source=path.name)
-    return _without_repetitions(frame[list(_OF_A_REPORT)], path)
+    frame = read_csv(path, names, texts=names)
+    check_unique(frame, ["uid"], path)
+    frame = frame.assign(patient=_numbers(frame["uid"], path), mesh_automatic="", report_source=path.name)
+    return frame.rename(columns=columns)[list(_OF_A_REPORT)]
 
 
 def _read_projections(path):
@@ -144,24 +145,11 @@ def _read_projections(path):
 
 def _numbers(column, path):
     """Numbers of reports as integers; InputError for anything else."""
-    wrong = ~column.str.fullmatch(r"\d{1,5}")
-    if wrong.any():
-        row = column.index[wrong][0]
-        raise InputError(f"{path}, data row {row + 1}: uid {column[row]!r} is no number of a report")
+    check_rows(column, column.str.fullmatch(r"\d{1,5}"), path, "uid {!r} is no number of a report")
     return column.astype(int)
 
 
 # ---- both ----------------------------------------------------------------------------------------------------------
-
-
-def _without_repetitions(reports, where):
-    repeated = reports.duplicated("patient")
-    if repeated.any():
-        first = reports["patient_id"][repeated].iloc[0]
-        raise InputError(
-            f"{where} has {repeated.sum()} reports with the number of another, e.g. {first}; remove one of them"
-        )
-    return reports
 
 
 def _image_key(name):

@@ -17,8 +17,7 @@ Further columns are copied to provenance.csv.
 ids      subject_id has 8 digits: the first two (10 to 19) are a hash of source and patient, the others follow from the
          patient's number. No two sources share a subject_id or a study_id, so their trees can be merged.
 splits   By a hash of (seed, source, patient): they do not change when more of a download is there.
-images   A JPEG is linked or copied as it is. Anything else becomes an 8-bit grey JPEG: colour and palettes by Pillow's
-         luma, transparency ignored, 16 bits scaled by the fewest of 8 to 16 bits that hold the image's largest value.
+images   A JPEG is linked or copied as it is. Anything else becomes an 8-bit grey JPEG, read as utils/latents.py says.
 """
 
 import os
@@ -33,11 +32,11 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from utils.csv_files import SPLITS
+from utils.csv_files import SPLITS, check_one_each
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.folders import OPEN_TREE, making
-from utils.latents import white_of
+from utils.latents import open_image, to_grey
 from utils.mimic_cxr import image_file, write_tree
 from utils.seeds import keyed_seed
 
@@ -105,8 +104,9 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
     root = Path(settings["root"])
     table = _with_ids(table, settings["source"])
     table = table.assign(split=_splits(table, settings))  # before anything is dropped: so that it changes no split
-    _check_one_each(table, "patient", ["split"], root, "patients", "split: what is trained on would be evaluated on")
-    _check_one_each(table, "study_id", ["patient", *FINDINGS], root, "studies", "set of labels")
+    way_out = "mend the lists, or fetch them again"
+    check_one_each(table, "patient", ["split"], root, "split", f"so training and test would mix; {way_out}", "file")
+    check_one_each(table, "study", ["patient", *FINDINGS], root, "set of labels", way_out, "file")
     is_there = table["file"].map(lambda file: os.path.isfile(f"{root}/{file}")).astype(bool)
     if not is_there.any():
         raise InputError(f"none of the {len(table)} images is in {root}: is the download whole, and unpacked?")
@@ -143,18 +143,6 @@ def _splits(table, settings):
     return table["split"].where(table["split"] != "", table["patient"].map(drawn))
 
 
-def _check_one_each(table, key, columns, root, whose, what):
-    """InputError where the lists of a source give a patient two splits, or a study two sets of labels."""
-    distinct = table[[key, *columns]].drop_duplicates()
-    several = distinct.loc[distinct.duplicated(key), key].unique()
-    if len(several):
-        files = table.loc[table[key] == several[0]].drop_duplicates(columns)["file"]
-        raise InputError(
-            f"the lists in {root} give {len(several)} {whose} more than one {what}; e.g. {files.iloc[0]} "
-            f"and {files.iloc[1]}; mend the lists, or fetch them again"
-        )
-
-
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
@@ -178,20 +166,22 @@ def _place_images(output, root, table, how, threads):
 
 def _place_image(source, target, how):
     """Puts an image into the tree unless it is there => (what it was made by, ""), or ("", why it cannot be read)."""
-    grey, is_there = None, target.is_file()
+    is_there = target.is_file()
     try:
-        with Image.open(source) as image:
+        with open_image(source) as image:
             kind, is_jpeg = f"{image.format} {image.mode}", image.format == "JPEG"
             if is_jpeg and not is_there:
                 image.draft("L", (1, 1))  # decodes an eighth of the size: enough to find a file that was cut short
                 image.load()
             elif not is_there:
-                grey = to_grey(image)
+                grey = Image.fromarray(np.asarray(to_grey(image)).round().astype(np.uint8))
+    except InputError:
+        raise
     except Exception as error:  # decoders raise errors of many kinds for a broken file
         return "", reason(error)
     if not is_there:
         with replacing(target) as temporary:
-            if grey:
+            if not is_jpeg:
                 grey.save(temporary, format="JPEG", quality=JPEG_QUALITY)
             elif how == "copy":
                 shutil.copyfile(source, temporary)
@@ -200,16 +190,6 @@ def _place_image(source, target, how):
     if not is_jpeg:
         return f"converted from {kind}", ""
     return f"{'linked' if how == 'link' else 'copied'}, {kind}", ""
-
-
-def to_grey(image: Image.Image) -> Image.Image:
-    """An image of any mode => mode L; 16 bits as utils/latents.py reads them."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.int64)
-        return Image.fromarray((values.clip(0) * (255 / white_of(values))).round().clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
-    return image.convert("RGB").convert("L") if image.mode in ("RGBA", "LA", "P", "PA") else image.convert("L")
 
 
 def _say_result(output, table):

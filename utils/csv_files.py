@@ -133,16 +133,17 @@ def check_unique(frame: pd.DataFrame, columns: Sequence[str], path: str | Path) 
         raise InputError(f"{path} has {len(repeated)} repeated rows, e.g. for {what}; keep one row each")
 
 
-def check_one_each(frame: pd.DataFrame, key: str, columns: Sequence[str], path, what: str, way_out: str) -> None:
-    """InputError if one id stands beside two values: e.g. a patient in two splits."""
-    pairs = frame[[key, *columns]].drop_duplicates()
-    several = pairs.loc[pairs.duplicated(key), key].unique()
+def check_one_each(
+    frame: pd.DataFrame, key: str, columns: Sequence[str], path, what: str, way_out: str, shown: str = ""
+) -> None:
+    """InputError if one id stands beside two values, e.g. a patient in two splits; shown: the column of examples."""
+    distinct = frame.drop_duplicates([key, *columns])
+    several = distinct[distinct.duplicated(key, keep=False)]
     if len(several):
-        values = pairs.loc[pairs[key] == several[0], columns]
-        shown = " and ".join(map(str, values[columns[0]])) if len(columns) == 1 else f"{len(values)} of them"
-        raise InputError(
-            f"{path}: {len(several)} {key}s have more than one {what}, e.g. {several[0]}: {shown}; {way_out}"
-        )
+        first = several[key].iloc[0]
+        examples = several.loc[several[key] == first, shown or columns[0]].astype(str)
+        ids = f"{several[key].nunique()} {key}s have more than one {what}"
+        raise InputError(f"{path}: {ids}, e.g. {first}: {' and '.join(examples)}; {way_out}")
 
 
 # ---- the authors' CSV ----------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     check_unique(table, ["dicom_id"], path)
     table = pd.concat([table, authors_codes(frame["label"], path)], axis=1)
-    check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the rows that are wrong")
+    check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the wrong rows", "dicom_id")
     return table
 
 

@@ -20,8 +20,8 @@ An image file holds a single picture in any format that Pillow reads, at least S
     DICOM (.dcm)              by pydicom, as its modality LUT and its VOI LUT or (first) window show it, or else by the
                               range of its stored bits; MONOCHROME1 inverted; overlays are not drawn
 
-Everything else (several frames, a DICOM file in colour, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS, blank,
-broken) is refused by name.
+Everything else (several frames, a DICOM file in colour, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS,
+broken) is refused by name; so is a blank image, but where it is only shown.
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,16 +51,18 @@ _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF's PhotometricInterpretation
 _DEEP_MODES = ("I", "F")  # the first letters of Pillow's modes of grey beyond 8 bits, such as I;16
 
 
-def read_pixels(path: str | Path, size: int) -> torch.Tensor:
-    """An image file => pixels, (3, size, size) float32 in [-1, 1]. ValueError names a file that cannot be read."""
+def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torch.Tensor:
+    """An image file => pixels, (3, size, size) float32 in [-1, 1]. ValueError names a file that cannot be read.
+
+    refuse_blank: whether a blank image counts as one, as it does wherever images are learned from or evaluated.
+    """
     try:
         with open_image(path) as image:
             _check_picture(image)
             image.draft("L", (REDUCED_DECODING * size, REDUCED_DECODING * size))
             small = _upright(to_grey(image).resize((size, size), Image.Resampling.BILINEAR))
         grey = np.asarray(small, dtype=np.float32)  # 0..255
-        darkest, brightest = np.percentile(grey, (1, 99))
-        if brightest - darkest <= BLANK_RANGE:
+        if refuse_blank and np.ptp(np.percentile(grey, (1, 99))) <= BLANK_RANGE:
             raise ValueError(f"it is blank: its pixels are all about {grey.mean():.0f} of 255")
     except InputError:
         raise
@@ -71,19 +73,25 @@ def read_pixels(path: str | Path, size: int) -> torch.Tensor:
     return torch.from_numpy(grey / 127.5 - 1).expand(3, size, size)  # 0..255 => [-1, 1]
 
 
-def read_grey(path: str | Path, size: int) -> np.ndarray:
+def read_grey(path: str | Path, size: int, refuse_blank: bool = False) -> np.ndarray:
     """An image file => (size, size) uint8, read by `read_pixels`; ValueError as there."""
-    return read_pixels(path, size)[0].add(1).mul(127.5).round().byte().numpy()
+    return read_pixels(path, size, refuse_blank)[0].add(1).mul(127.5).round().byte().numpy()
 
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """An image file as Pillow opens it, or a .dcm file's film as mode L in the format DICOM: every reader's one way in.
+    """An image file as Pillow opens it; a .dcm file's film is a picture of mode L in the format DICOM.
 
-    Errors are Pillow's and pydicom's own, of many types; InputError where pydicom is missing.
+    Errors are Pillow's, of many types; for a .dcm file OSError and ValueError, and InputError where pydicom is missing.
     """
     if str(path).lower().endswith(".dcm"):
-        yield _read_dicom(path)
+        try:
+            picture = _read_dicom(path)
+        except (OSError, InputError):
+            raise
+        except Exception as error:  # pydicom's, of many types
+            raise ValueError(reason(error)) from error
+        yield picture
     else:
         with open(path, "rb") as file, Image.open(file) as image:  # given a path, Pillow reads a turned TIFF wrongly
             yield image
@@ -293,7 +301,7 @@ def cache_moments(
     keys, paths = keys or image_keys(table), table.image_path.tolist()
 
     def load(row):
-        return read_pixels(paths[row], image_size)
+        return read_pixels(paths[row], image_size, refuse_blank=True)
 
     def encode(images):
         return encode_moments(vae, torch.stack(images)).cpu().numpy().astype(np.float16)

@@ -313,7 +313,7 @@ class ReferenceEncoder:
         keys, paths = keys or image_keys(table), table.image_path.tolist()
 
         def load(row):
-            return read_pixels(paths[row], self.image_size)
+            return read_pixels(paths[row], self.image_size, refuse_blank=True)
 
         def encode(images):
             return self.encode(torch.stack(images)).cpu().numpy().astype(np.float32)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.gallery import _PageImages
+from open_data.tree import _place_image
 from utils.errors import InputError
 from utils.latents import cache_moments, load_vae, read_grey, read_pixels
 
@@ -103,3 +105,15 @@ def test_burned_in_writing_is_counted(base_model, make_table, tmp_path, accelera
         table.loc[row, "image_path"] = str(draw_dicom(tmp_path / f"{row}.dcm", CODES, BurnedInAnnotation="YES"))
     readable = cache_moments(table, load_vae(base_model), 32, tmp_path / "cache", 2, accelerator, threads=2)[2]
     assert readable.all() and re.search(r"2 state burned-in writing.*0\.dcm", capsys.readouterr().out)
+
+
+def test_the_page_and_the_open_sets_read_it_too(tmp_path):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    shown = _PageImages(folder / "index.html").add(draw_dicom(folder / "film.dcm", CODES))  # no browser shows a .dcm
+    assert shown["src"].endswith(".jpg") and (shown["width"], shown["height"]) == (64, 48)
+    assert np.abs(np.asarray(Image.open(folder / shown["src"])) - FILM).mean() < 3
+    assert _PageImages(folder / "index.html").add(tmp_path / "absent.dcm") is None
+    said = _place_image(folder / "film.dcm", tmp_path / "tree" / "film.jpg", "link")
+    assert said == ("converted from DICOM L", "")
+    assert np.abs(np.asarray(Image.open(tmp_path / "tree" / "film.jpg")) - FILM).mean() < 3

@@ -22,6 +22,7 @@ from utils.latents import (
     mean_latents,
     read_grey,
     read_pixels,
+    to_grey,
 )
 
 
@@ -48,10 +49,10 @@ def test_pixels_are_grey_square_and_from_minus_one_to_one(tmp_path):
 
 def test_a_colour_image_is_read_as_grey(tmp_path):
     colours = np.zeros((32, 32, 3))
-    colours[:16] = 200, 100, 50
+    colours[..., 0], colours[..., 1], colours[..., 2] = 200, 100, 50
     pixels = read_pixels(save_jpeg(tmp_path / "colour.jpg", colours), 16)
     grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-    assert (pixels[:, :7] - (grey / 127.5 - 1)).abs().max() < 0.03
+    assert (pixels - (grey / 127.5 - 1)).abs().max() < 0.03
 
 
 def test_reduced_decoding_keeps_the_small_image(tmp_path):
@@ -280,5 +281,21 @@ def test_a_blank_image_is_refused_by_name(tmp_path):
     for number, values in enumerate((marked, noise, np.full((64, 64), 255))):
         save_jpeg(tmp_path / f"{number}.jpg", values)
         with pytest.raises(ValueError, match=rf"^unreadable image .*{number}\.jpg: it is blank"):
-            read_pixels(tmp_path / f"{number}.jpg", 100)
-    read_pixels(save_jpeg(tmp_path / "dim.jpg", smooth(64, 64) // 16), 32)
+            read_pixels(tmp_path / f"{number}.jpg", 100, refuse_blank=True)
+        read_pixels(tmp_path / f"{number}.jpg", 100)  # to show it
+    read_pixels(save_jpeg(tmp_path / "dim.jpg", smooth(64, 64) // 16), 32, refuse_blank=True)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.array([[0, 128, 255]], dtype=np.uint16), [0, 128, 255]),
+        (np.array([[0, 2048, 4095]], dtype=np.uint16), [0, 128, 255]),  # 12 bits
+        (np.array([[0, 32768, 65535]], dtype=np.uint16), [0, 128, 255]),
+        (np.array([[[9, 9, 9, 0], [200, 200, 200, 7]]], dtype=np.uint8), [9, 200]),  # transparency is ignored
+        (np.array([[[0, 255]]], dtype=np.uint8), [0]),
+        (np.array([[[255, 0, 0]]], dtype=np.uint8), [76]),
+    ],
+)
+def test_any_picture_becomes_grey(pixels, expected):
+    assert np.asarray(to_grey(Image.fromarray(pixels))).round().tolist() == [expected]
