@@ -23,8 +23,8 @@ from evaluation.metrics import constant_report, rouge_l
 from models.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
 from training.examples import ReportExamples, study_reports
 from training.loop import fit
+from training.report_lists import is_report_list, read_report_list
 from training.trial import try_training
-from utils.csv_files import is_report_list, read_report_list
 from utils.devices import make_accelerator
 from utils.errors import run, writing
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint

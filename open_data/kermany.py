@@ -40,7 +40,9 @@ def read(root: str | Path) -> pd.DataFrame:
     table["dicom_id"] = table["file"].str.extract(r"([^/]+)\.\w+$")[0]
     table = drop_rows(table, table.duplicated("dicom_id"), "images", "whose name stands in an earlier folder too")
     say(f"{root}: {len(table)} images; {PUBLISHED_IMAGES} were published")
-    table["patient"] = _children(table["number"], table["file"].map(lambda file: _digest(root / file)))
+    table["patient"] = _children(
+        table["number"], table["file"].map(lambda file: hashlib.blake2b((root / file).read_bytes()).digest())
+    )
     table = table.sort_values(["patient", "dicom_id"], ignore_index=True)
     normal = table["class"] == "NORMAL"
     labels = pd.DataFrame(NOT_MENTIONED, index=table.index, columns=list(FINDINGS), dtype="int8")
@@ -74,11 +76,6 @@ def _studies(table):
     """A number for each image, which depends on its name alone."""
     number = table["number"].where(table["class"] == "NORMAL", 0)  # elsewhere the film's number is unique
     return table["series"].map(_FIRST_STUDIES) + 1000 * number + 10 * table["film"] + table["copy"]
-
-
-def _digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _children(numbers, digests):

@@ -48,8 +48,10 @@ _NEEDED = {  # column of the CSV => of the table
 _OPTIONAL = {  # which differ between the editions
     "Follow-up #": "follow_up", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"
 }  # fmt: skip
-_NAME = r"(\d{8})_(\d{3})\.png"  # patient and number of the image
-_IMAGES_A_PATIENT = 300  # at most: the largest number is 183
+_NAME = (
+    r"000([0-2]\d{4}|3[0-2]\d{3})_([0-2]\d{2})\.png"  # patient and number of the image: the largest are 30,805 and 183
+)
+_IMAGES_A_PATIENT = 300  # at most
 
 
 def read(root: str | Path) -> pd.DataFrame:
@@ -74,7 +76,7 @@ def _read_entries(path):
     frame = frame.rename(columns={**_NEEDED, **_OPTIONAL})
     ids = frame["name"].str.extract(f"^{_NAME}$")
     wrong = ids[0].isna() | (ids[0].str.lstrip("0") != frame["patient_id"].str.strip().str.lstrip("0"))
-    wrong |= frame.duplicated("name") | (ids[1].astype(float) >= _IMAGES_A_PATIENT)
+    wrong |= frame.duplicated("name")
     right = "as 00000001_000.png is of 1, or stands there twice; fetch the file again"
     check_rows(frame["name"], ~wrong, path, f"Image Index {{!r}} is no image of its Patient ID, {right}")
     patient = ids[0].astype(int)

@@ -4,7 +4,7 @@ A source (open_data/kermany.py and so on) reads the files as they are downloaded
 
     file          the image, relative to the folder as downloaded
     dicom_id      its name in the tree, without an ending
-    patient       number of the patient in the source, 1 or more
+    patient       number of the patient in the source, 1 to 99,999
     study         number of the study in the source, 0 or more: the same whatever else has been downloaded
     view          ViewPosition, "" if it is unknown
     patient_id    what the source calls the patient
@@ -32,7 +32,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from utils.csv_files import SPLITS, check_one_each
+from utils.csv_files import check_one_each, count_values
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.folders import OPEN_TREE, making
@@ -43,11 +43,11 @@ from utils.seeds import keyed_seed
 PROVENANCE_FILE = "provenance.csv"
 JPEG_QUALITY = 95  # of converted images
 _BATCH = 256  # images that a run which is stopped still places
-_NUMBERS = {  # source => what is added to a patient's number, the first study_id, the number of study_ids
-    "openi": (0, 20_000_000, 2_000_000),
-    "kermany": (10_000, 22_000_000, 28_000_000),  # MIMIC-CXR's own begin at 50,000,000
-    "nih": (100_000, 60_000_000, 10_000_000),
-    "chexpert": (200_000, 70_000_000, 10_000_000),
+_NUMBERS = {  # source => what is added to a patient's number, and the first study_id
+    "openi": (0, 20_000_000),
+    "kermany": (10_000, 22_000_000),  # MIMIC-CXR's own begin at 50,000,000
+    "nih": (100_000, 60_000_000),
+    "chexpert": (200_000, 70_000_000),
 }
 _PROVENANCE = ("dicom_id", "subject_id", "study_id", "split", "view", "file", "patient_id")  # its first columns
 _NOT_IN_PROVENANCE = ("patient", "study", "report", *FINDINGS)
@@ -119,12 +119,8 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
 
 
 def _with_ids(table, source):
-    """The table with subject_id and study_id; InputError for numbers that are too large to be of this source."""
-    first_patient, first_study, most = _NUMBERS[source]
-    wrong = (table["patient"] < 1) | (table["patient"] > 99_999) | (table["study"] >= most)
-    if wrong.any():
-        row = table[wrong].iloc[0]
-        raise InputError(f"{row['file']}: patient {row['patient']}, study {row['study']} is no number of {source}")
+    """The table with subject_id and study_id."""
+    first_patient, first_study = _NUMBERS[source]
     groups = {patient: 10 + keyed_seed("group", source, patient) % 10 for patient in table["patient"].unique()}
     return table.assign(
         subject_id=table["patient"].map(groups) * 1_000_000 + first_patient + table["patient"],
@@ -160,7 +156,7 @@ def _place_images(output, root, table, how, threads):
         raise InputError(f"none of the {len(table)} images of {root} can be read, e.g. {errors[0]}: fetch them again")
     table = table.assign(error=table["file"] + ": " + errors)
     table = drop_rows(table, broken, "images", "that cannot be read", "error").drop(columns="error")
-    say(f"images: {', '.join(f'{count} {kind}' for kind, count in kinds[~broken].value_counts().items())}")
+    say(f"images: {count_values(kinds[~broken])}")
     return table
 
 
@@ -193,11 +189,10 @@ def _place_image(source, target, how):
 
 
 def _say_result(output, table):
-    splits = table["split"].value_counts()
-    of_splits = ", ".join(f"{splits.get(split, 0)} {split}" for split in SPLITS)
     present = (table[list(FINDINGS)] == PRESENT).sum()
     findings = ", ".join(f"{name} {count}" for name, count in present.items() if count)
     say(
         f"{output}: {table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} "
-        f"images ({of_splits}), {(table['report'] != '').sum()} with a report; present: {findings or 'no finding'}"
+        f"images ({count_values(table['split'])}), {(table['report'] != '').sum()} with a report; "
+        f"present: {findings or 'no finding'}"
     )

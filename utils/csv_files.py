@@ -1,11 +1,10 @@
-"""CSV files: any one read with checks, the CSV of the CXR-IRGen authors, and lists of reports without images.
+"""CSV files: any one read with checks, and the CSV of the CXR-IRGen authors.
 
 A file that cannot be read, a missing column, and a cell that cannot be right are InputErrors that name file and row.
 """
 
 import ast
 import os
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,9 @@ import pandas as pd
 
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS, check_labels
-from utils.report_cleaning import MARK
-from utils.report_text import join_sections, report_text
-from utils.seeds import keyed_seed
 
 SPLITS = ("train", "validate", "test")
 _DICOM_ID = r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}"  # names a file in its study's folder, and nowhere else
-COPY_WORDS = 5  # a shorter report is a phrase that many write
 _LARGEST_ID = 10**15  # a float64, which pandas makes of a column with blanks, still holds it exactly
 
 # ---- any CSV -------------------------------------------------------------------------------------------------------
@@ -94,6 +89,15 @@ def count_values(column: pd.Series) -> str:
     return ", ".join(f"{count} {name or 'blank'}" for name, count in column.value_counts().items())
 
 
+def join_numbers(numbers: pd.Series, keys: pd.Series) -> pd.Series:
+    """For each row the smallest number in its chain of rows that share a number or a key."""
+    joined, smaller = None, numbers
+    while not smaller.equals(joined):
+        joined = smaller
+        smaller = joined.groupby(keys).transform("min").groupby(numbers).transform("min")
+    return joined
+
+
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
@@ -104,11 +108,11 @@ def check_rows(column: pd.Series, right: pd.Series, path: str | Path, wrong: str
         raise InputError(f"{path}, data row {column.index[row] + 1}: {wrong.format(column.iloc[row])}")
 
 
-def whole_numbers(column: pd.Series, path: str | Path, largest: int = _LARGEST_ID) -> pd.Series:
-    """A column of ids, from 1 to the largest, as int64, or InputError."""
+def whole_numbers(column: pd.Series, path: str | Path) -> pd.Series:
+    """A column of ids as int64, or InputError."""
     numbers = pd.to_numeric(column, errors="coerce")
-    right = numbers.between(1, largest) & (numbers % 1 == 0)
-    check_rows(column, right, path, f"{column.name} '{{}}' is not a whole number from 1 to {largest:,}")
+    right = numbers.between(1, _LARGEST_ID) & (numbers % 1 == 0)
+    check_rows(column, right, path, f"{column.name} '{{}}' is not a whole number from 1 to {_LARGEST_ID:,}")
     return numbers.astype("int64")
 
 
@@ -176,7 +180,7 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
             "view": frame["ViewPosition"],
             "split": frame["split"],
             "image_path": [os.path.join(path.parent, name) for name in names],
-            "report": _authors_reports(frame["text"]) if with_reports else "",
+            "report": stated_reports(frame["text"]) if with_reports else "",
         }
     )
     table = table.reset_index(drop=True)
@@ -186,7 +190,7 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     return table
 
 
-def _authors_reports(texts: pd.Series) -> pd.Series:
+def stated_reports(texts: pd.Series) -> pd.Series:
     """The text column of the authors' CSV, "" where it states that there is no report."""
     return texts.where(~texts.str.strip().str.lower().isin(["none", "nan"]), "")
 
@@ -205,74 +209,3 @@ def authors_codes(labels: pd.Series, path: str | Path) -> pd.DataFrame:
                 f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain) and 0 (not mentioned)"
             ) from None
     return pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)
-
-
-# ---- reports without images ----------------------------------------------------------------------------------------
-
-
-def is_report_list(path: str | Path) -> bool:
-    """Whether a path leads to a CSV of reports without images, for `read_report_list`."""
-    columns = csv_header(path)
-    return "image_path" not in columns and (columns >= {"findings", "impression"} or columns >= {"split", "text"})
-
-
-def read_report_list(path: str | Path) -> pd.DataFrame:
-    """Reports without images => columns subject_id, study_id, split, report.
-
-    path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
-    reports, which are split by `_splits_by_hash`. Or with split and text, as the authors trained BART on; rows with a
-    blank split are dropped. Each row counts as a patient, and no patient group can be held out.
-    """
-    if csv_header(path) >= {"findings", "impression"}:
-        frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
-        check_unique(frame, ["uid"], path)
-        reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
-        split = _splits_by_hash(frame, path)
-    else:
-        frame = drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
-        check_splits(frame, path)
-        split, reports = [*frame["split"]], [report_text(raw) for raw in _authors_reports(frame["text"])]
-    if frame.empty:
-        raise InputError(f"{path} has no rows")
-    numbers = range(len(frame))
-    table = pd.DataFrame({"subject_id": numbers, "study_id": numbers, "split": split, "report": reports})
-    say(f"{path}: {count_values(table['split'])} reports; it names no view and no patient, so none is held out")
-    return table
-
-
-def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
-    """The split of each report of a list, by a hash of its group's first uid: one in ten "validate", one in ten "test".
-
-    A group is what one patient's uids name, with all near-copies of these reports, which differ in marks, digits, signs
-    and case alone. Reports below COPY_WORDS words are no copies of each other; a group of copies that is more than a
-    tenth of the list is "train".
-    """
-    patients, names = pd.factorize(frame["uid"].map(_group_of))
-    if len(names) < len(frame):
-        say(f"{path}: {len(frame)} reports of {len(names)} patients or studies, by the paths in uid")
-    texts = (frame["findings"] + " " + frame["impression"]).str.replace(MARK, " ", regex=True).str.lower()
-    words = texts.str.findall("[a-z]+")
-    texts = words.str.join(" ").where(words.str.len() >= COPY_WORDS, frame["uid"])
-    patients = pd.Series(patients, frame.index)
-    groups = join_numbers(patients, texts)
-    if texts.duplicated().any():
-        say(f"{path}: {texts.duplicated().sum()} reports are near-copies of another; copies are in one split")
-    of_group = groups.groupby(groups)
-    too_large = (groups != patients).groupby(groups).transform("any") & (of_group.transform("size") > len(frame) / 10)
-    tenths = groups.map({group: keyed_seed("split", names[group]) % 10 for group in groups.unique()})
-    return tenths.mask(too_large, 9).map(lambda tenth: {0: "validate", 1: "test"}.get(tenth, "train")).tolist()
-
-
-def join_numbers(numbers: pd.Series, keys: pd.Series) -> pd.Series:
-    """For each row the smallest number in its chain of rows that share a number or a key."""
-    joined, smaller = None, numbers
-    while not smaller.equals(joined):
-        joined = smaller
-        smaller = joined.groupby(keys).transform("min").groupby(numbers).transform("min")
-    return joined
-
-
-def _group_of(uid: str) -> str:
-    """The patient in a uid that is a path (of CheXpert Plus, say), else its folder; other uids stand for themselves."""
-    patient = re.search(r".*/(?:patient|p)\d+(?=/)", f"/{uid}")
-    return patient[0][1:] if patient else uid.rpartition("/")[0] or uid

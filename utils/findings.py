@@ -117,10 +117,7 @@ def finding_index(name: str) -> int:
 
 def check_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """A label vector as (14,) int8; InputError if it is not 14 codes out of 1, -1, -2 and 0."""
-    try:
-        labels = np.asarray(labels)
-    except ValueError:  # lists of unequal length
-        labels = np.asarray(labels, dtype=object)
+    labels = np.asarray(labels)
     if labels.shape != (len(FINDINGS),) or not np.isin(labels, list(_CODE_TO_PHYSIONET)).all():
         raise InputError(f"a label vector is {len(FINDINGS)} codes out of 1, -1, -2 and 0, not {labels.tolist()}")
     return labels.astype(np.int8)

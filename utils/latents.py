@@ -12,9 +12,8 @@ An image file holds a single picture in any format that Pillow reads, at least S
 
     1 and 8 bits a channel    grey as it is; a palette, RGB and CMYK as Pillow's luma; transparency is ignored
     16 bits, grey             black to white are 0 to the largest number of the fewest bits that hold all values (a
-                              12-bit film: 4095), unless a TIFF's tags state another range
-    32 bits, grey             the range that a TIFF's tags state (SMinSampleValue, SMaxSampleValue, or without the S);
-                              a file that states none is refused, since its black and white cannot be known
+                              12-bit film: 4095)
+    32 bits                   refused, since its black and white cannot be known
     white is zero             inverted where a TIFF states it (PhotometricInterpretation 0); a PNG or JPEG cannot state
                               it, so that an X-ray exported with MONOCHROME1's values is read as a negative
     DICOM (.dcm)              by pydicom, as its modality LUT and its VOI LUT or (first) window show it, or else by the
@@ -24,7 +23,7 @@ Everything else (several frames, a DICOM file in colour, fewer pixels, more than
 broken) is refused by name; so is a blank image, but where it is only shown.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +45,6 @@ BLANK_RANGE = 5  # grey levels; an image whose pixels differ by no more, but for
 PREPROCESSING = (
     f"grey as RGB by its own value range, upright, JPEG reduced to >= {REDUCED_DECODING}x, bilinear, [-1, 1]"
 )
-_RANGE_TAGS = ((340, 341), (280, 281))  # TIFF's (SMinSampleValue, SMaxSampleValue), (MinSampleValue, MaxSampleValue)
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF's PhotometricInterpretation
 _DEEP_MODES = ("I", "F")  # the first letters of Pillow's modes of grey beyond 8 bits, such as I;16
 
@@ -111,29 +109,15 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """An image of more than 8 bits => mode F, 0 (black) to 255 (white) by the value range that its file states."""
-    tags = getattr(image, "tag_v2", {})
+    """An image of more than 8 bits => mode F, 0 (black) to 255 (white, see `white_of`)."""
+    if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
+        raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     values = np.asarray(image, dtype=np.float32)
-    low, high = _value_range(image, tags, values)
-    if not np.isfinite(values).all():
-        raise ValueError("it has values that are not numbers")
-    grey = ((values - low) * (255 / (high - low))).clip(0, 255)
-    picture = Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO else grey)
+    grey = (values * (255 / white_of(values))).clip(0, 255)
+    is_negative = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    picture = Image.fromarray(255 - grey if is_negative else grey)
     picture.info = image.info  # with its EXIF
     return picture
-
-
-def _value_range(image: Image.Image, tags: Mapping, values: np.ndarray) -> tuple[float, float]:
-    """The values of black and white of a file of more than 8 bits: those that a TIFF's tags state, else `white_of`."""
-    for smallest, largest in _RANGE_TAGS:
-        if largest in tags:
-            low, high = (float(np.max(tags.get(tag, 0))) for tag in (smallest, largest))
-            if not low < high:
-                raise ValueError(f"its tags state that its values go from {low:g} to {high:g}")
-            return low, high
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # Pillow scales their deep values to 16 bits
-        return 0, white_of(values)
-    raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
 
 
 def white_of(values: np.ndarray) -> int:

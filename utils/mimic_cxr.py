@@ -32,6 +32,7 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,6 @@ import pandas as pd
 from PIL import Image
 
 from utils.csv_files import (
-    SPLITS,
     check_one_each,
     check_splits,
     check_unique,
@@ -98,13 +98,6 @@ def read_table(
     Prints what each step dropped. InputError for files against the module's contract, and if no row is left.
     """
     root = Path(root)
-    for name, value in {"views": views, "splits": splits, "hold_out": hold_out}.items():
-        if isinstance(value, str):
-            raise InputError(f"{name} is {value!r}, and has to be a tuple of names, such as ({value!r},)")
-    unknown = [name for name in splits if name not in SPLITS]
-    if unknown:
-        raise InputError(f"unknown split {unknown[0]!r}; choose from {', '.join(SPLITS)}")
-
     from_csv = root.name.endswith((".csv", ".csv.gz"))
     table = read_authors_csv(root, with_reports) if from_csv else _read_tree(root)
     table = _hold_out(table, hold_out)
@@ -360,12 +353,13 @@ def _merge_csv(
 
     defaults: column => value for further columns of rows that are new.
     """
-    frame = _as_text(io.StringIO(frame.to_csv(index=False)))
+    as_text = partial(parse_csv, dtype=str, keep_default_na=False)
+    frame = as_text(io.StringIO(frame.to_csv(index=False)))
     columns = list(METADATA_COLUMNS) if defaults else list(frame.columns)
     if path.exists():
         ids = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
         check_unique(read_csv(path, ids, texts=("dicom_id",)), keys, path)
-        old = _as_text(path)
+        old = as_text(path)
         columns = list(dict.fromkeys([*old.columns, *columns]))
         frame = frame.set_index(keys).combine_first(old.set_index(keys)).reset_index()
     frame = frame.reindex(columns=columns).astype(object).fillna(defaults or {}).fillna("")
@@ -373,10 +367,6 @@ def _merge_csv(
     frame = frame.sort_values(order, key=lambda column: column.astype(int) if column.name != "dicom_id" else column)
     content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
     _replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, root)
-
-
-def _as_text(source: str | Path | io.StringIO) -> pd.DataFrame:
-    return parse_csv(source, dtype=str, keep_default_na=False)
 
 
 def _replace_file(path: Path, content: bytes, root: Path) -> None:

@@ -66,15 +66,12 @@ class References:
     def count_kinds(self, table: pd.DataFrame) -> dict[str, int]:
         """The number of rows of a table by the kind of their references: "same labels", "nearest labels" or "none"."""
         counts = {"same labels": 0, "nearest labels": 0, "none": 0}
-        patients = {*self.subject_ids.tolist()}
+        ends = {self.subject_ids.min(), self.subject_ids.max()} if len(self.subject_ids) else set()
         for vector, subject_id in zip(_labels(table), table.subject_id.to_numpy()):
             group = self._group.get(vector.tobytes())
-            if group is not None and self._has_other_patients(group, subject_id):
-                counts["same labels"] += 1
-            elif len(patients) > 1 or (patients and subject_id not in patients):
-                counts["nearest labels"] += 1
-            else:
-                counts["none"] += 1
+            spans = [] if group is None else self._spans_of_others(group, subject_id)
+            has_same, has_others = any(start < end for start, end in spans), bool(ends - {subject_id})
+            counts["same labels" if has_same else "nearest labels" if has_others else "none"] += 1
         return counts
 
     def _spans_of_others(self, group: int, subject_id: int) -> list[tuple[int, int]]:
@@ -82,9 +79,6 @@ class References:
         first, last = self._bounds[group : group + 2].tolist()
         start, end = first + np.searchsorted(self._subjects[first:last], [subject_id, subject_id + 1])
         return [(first, int(start)), (int(end), last)]
-
-    def _has_other_patients(self, group: int, subject_id: int) -> bool:
-        return any(start < end for start, end in self._spans_of_others(group, subject_id))
 
     def _nearest(self, labels: np.ndarray) -> Iterator[list[int]]:
         """Lists of groups: the one with the same labels, then all of the next distance, and so on."""

@@ -92,7 +92,6 @@ def tiff_tags(**values):
 
 
 DEEP = RAMP.astype(np.uint16) * 257
-FLOAT_RANGE = tiff_tags(t340=0.0, t341=2.0)
 PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "grey.png": (Image.fromarray(RAMP), {}),
     "colour.png": (Image.fromarray(RAMP).convert("RGB"), {}),
@@ -101,10 +100,8 @@ PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "16-bit.png": (Image.fromarray(DEEP), {}),
     "16-bit.tif": (Image.fromarray(DEEP), {}),
     "16-bit.jp2": (Image.fromarray(DEEP), {}),
-    "12-bit.tif": (Image.fromarray(DEEP >> 4), {"tiffinfo": tiff_tags(t281=4095)}),
+    "12-bit.tif": (Image.fromarray(DEEP >> 4), {}),
     "white-is-zero.tif": (Image.fromarray(65535 - DEEP), {"tiffinfo": tiff_tags(t262=0)}),
-    "32-bit.tif": (Image.fromarray(RAMP.astype(np.float32) / 127.5), {"tiffinfo": FLOAT_RANGE}),
-    "32-bit-whole.tif": (Image.fromarray(RAMP.astype(np.int32) * 1000), {"tiffinfo": tiff_tags(t341=255000.0)}),
 }
 
 
@@ -164,9 +161,6 @@ def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
     grey.save(tmp_path / "pages.tif", save_all=True, append_images=[grey.rotate(90)])
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "unknown.tif")
     Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "unknown-whole.tif")
-    nan = Image.fromarray(np.full((48, 64), np.nan, np.float32))
-    nan.save(tmp_path / "nan.tif", tiffinfo=FLOAT_RANGE)
-    grey.convert("I;16").save(tmp_path / "backwards.tif", tiffinfo=tiff_tags(t280=100, t281=100))
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "text.jpg").write_text("not a picture")
     whole = io.BytesIO()
@@ -175,7 +169,7 @@ def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
     said = {
         "bomb.png": "exceeds limit", "pixel.png": "it has 1 x 1 pixels", "line.png": "it has 100 x 3 pixels",
         "film.gif": "it has 3 frames", "pages.tif": "it has 2 frames", "unknown.tif": "states no range",
-        "unknown-whole.tif": "states no range", "nan.tif": "not numbers", "backwards.tif": "from 100 to 100",
+        "unknown-whole.tif": "states no range",
         "folder.jpg": "directory", "cut.png": "", "text.jpg": "not an image",
     }  # fmt: skip
     for name, words in said.items():

@@ -1,0 +1,82 @@
+"""CSV files of reports without images, which a report autoencoder can be trained on."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from utils.csv_files import (
+    check_splits,
+    check_unique,
+    count_values,
+    csv_header,
+    drop_blank,
+    join_numbers,
+    read_csv,
+    stated_reports,
+)
+from utils.errors import InputError, say
+from utils.report_cleaning import MARK
+from utils.report_text import join_sections, report_text
+from utils.seeds import keyed_seed
+
+COPY_WORDS = 5  # a shorter report is a phrase that many write
+
+
+def is_report_list(path: str | Path) -> bool:
+    """Whether a path leads to a CSV of reports without images, for `read_report_list`."""
+    columns = csv_header(path)
+    return "image_path" not in columns and (columns >= {"findings", "impression"} or columns >= {"split", "text"})
+
+
+def read_report_list(path: str | Path) -> pd.DataFrame:
+    """Reports without images => columns subject_id, study_id, split, report.
+
+    path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
+    reports, which are split by `_splits_by_hash`. Or with split and text, as the authors trained BART on; rows with a
+    blank split are dropped. Each row counts as a patient, and no patient group can be held out.
+    """
+    if csv_header(path) >= {"findings", "impression"}:
+        frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
+        check_unique(frame, ["uid"], path)
+        reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
+        split = _splits_by_hash(frame, path)
+    else:
+        frame = drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
+        check_splits(frame, path)
+        split, reports = [*frame["split"]], [report_text(raw) for raw in stated_reports(frame["text"])]
+    if frame.empty:
+        raise InputError(f"{path} has no rows")
+    numbers = range(len(frame))
+    table = pd.DataFrame({"subject_id": numbers, "study_id": numbers, "split": split, "report": reports})
+    say(f"{path}: {count_values(table['split'])} reports; it names no view and no patient, so none is held out")
+    return table
+
+
+def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
+    """The split of each report of a list, by a hash of its group's first uid: one in ten "validate", one in ten "test".
+
+    A group is what one patient's uids name, with all near-copies of these reports, which differ in marks, digits, signs
+    and case alone. Reports below COPY_WORDS words are no copies of each other; a group of copies that is more than a
+    tenth of the list is "train".
+    """
+    patients, names = pd.factorize(frame["uid"].map(_group_of))
+    if len(names) < len(frame):
+        say(f"{path}: {len(frame)} reports of {len(names)} patients or studies, by the paths in uid")
+    texts = (frame["findings"] + " " + frame["impression"]).str.replace(MARK, " ", regex=True).str.lower()
+    words = texts.str.findall("[a-z]+")
+    texts = words.str.join(" ").where(words.str.len() >= COPY_WORDS, frame["uid"])
+    patients = pd.Series(patients, frame.index)
+    groups = join_numbers(patients, texts)
+    if texts.duplicated().any():
+        say(f"{path}: {texts.duplicated().sum()} reports are near-copies of another; copies are in one split")
+    of_group = groups.groupby(groups)
+    too_large = (groups != patients).groupby(groups).transform("any") & (of_group.transform("size") > len(frame) / 10)
+    tenths = groups.map({group: keyed_seed("split", names[group]) % 10 for group in groups.unique()})
+    return tenths.mask(too_large, 9).map(lambda tenth: {0: "validate", 1: "test"}.get(tenth, "train")).tolist()
+
+
+def _group_of(uid: str) -> str:
+    """The patient in a uid that is a path (of CheXpert Plus, say), else its folder; other uids stand for themselves."""
+    patient = re.search(r".*/(?:patient|p)\d+(?=/)", f"/{uid}")
+    return patient[0][1:] if patient else uid.rpartition("/")[0] or uid
