@@ -60,7 +60,6 @@ def _read_list(path):
     """The rows of one CSV, an image each: codes, ids, view, and what its Path says."""
     texts = tuple(_COLUMNS)
     frame = read_csv(path, ("Path", *FINDINGS), texts=texts, optional=texts).rename(columns=_COLUMNS)
-    frame = frame.reindex(columns=[*_COLUMNS.values(), *FINDINGS]).fillna({name: "" for name in _COLUMNS.values()})
     say(f"{path}: {len(frame)} images; {PUBLISHED_IMAGES[path.name]} were published")
     parts = frame["path"].str.extract(_PATH)
     form = "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg"

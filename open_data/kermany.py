@@ -40,15 +40,19 @@ def read(root: str | Path) -> pd.DataFrame:
     table["dicom_id"] = table["file"].str.extract(r"([^/]+)\.\w+$")[0]
     table = drop_rows(table, table.duplicated("dicom_id"), "images", "whose name stands in an earlier folder too")
     say(f"{root}: {len(table)} images; {PUBLISHED_IMAGES} were published")
-    table["patient"] = _children(
-        table["number"], table["file"].map(lambda file: hashlib.blake2b((root / file).read_bytes()).digest())
-    )
+    digests = table["file"].map(lambda file: hashlib.blake2b((root / file).read_bytes()).digest())
+    table["patient"] = join_numbers(table["number"], digests)  # the smallest number in a chain is the child
+    joined = (table["patient"] != table["number"]).sum()
+    if joined:
+        say(f"children: {joined} images are of a child with another number, by an identical file")
     table = table.sort_values(["patient", "dicom_id"], ignore_index=True)
     normal = table["class"] == "NORMAL"
     labels = pd.DataFrame(NOT_MENTIONED, index=table.index, columns=list(FINDINGS), dtype="int8")
     labels.loc[normal, ["No Finding", "Pneumonia"]] = PRESENT, ABSENT
     labels.loc[~normal, "Pneumonia"] = PRESENT
-    table = table.assign(study=_studies(table), view="AP", split="", report="")
+    number = table["number"].where(normal, 0)  # elsewhere the film's number is unique
+    study = table["series"].map(_FIRST_STUDIES) + 1000 * number + 10 * table["film"] + table["copy"]
+    table = table.assign(study=study, view="AP", split="", report="")  # a study's number depends on the name alone
     table = table.drop(columns=["film", "copy"]).rename(columns={"number": "patient_id"})
     return pd.concat([table, labels], axis=1)
 
@@ -70,18 +74,3 @@ def _files(root):
     table = pd.concat(tables, ignore_index=True)
     table = drop_rows(table, table["number"].isna(), "files", "whose name numbers no child")
     return table.fillna({"copy": 0}).astype({"number": int, "film": int, "copy": int})
-
-
-def _studies(table):
-    """A number for each image, which depends on its name alone."""
-    number = table["number"].where(table["class"] == "NORMAL", 0)  # elsewhere the film's number is unique
-    return table["series"].map(_FIRST_STUDIES) + 1000 * number + 10 * table["film"] + table["copy"]
-
-
-def _children(numbers, digests):
-    """The child of each image: the smallest number in a chain of images that share a number or a digest."""
-    children = join_numbers(numbers, digests)
-    joined = (children != numbers).sum()
-    if joined:
-        say(f"children: {joined} images are of a child with another number, by an identical file")
-    return children

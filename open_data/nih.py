@@ -48,10 +48,8 @@ _NEEDED = {  # column of the CSV => of the table
 _OPTIONAL = {  # which differ between the editions
     "Follow-up #": "follow_up", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"
 }  # fmt: skip
-_NAME = (
-    r"000([0-2]\d{4}|3[0-2]\d{3})_([0-2]\d{2})\.png"  # patient and number of the image: the largest are 30,805 and 183
-)
-_IMAGES_A_PATIENT = 300  # at most
+_NAME = r"000([0-2]\d{4}|3[0-2]\d{3})_([0-2]\d{2})\.png"  # patient, 30,805 at most, and image, 183 at most
+_IMAGES_A_PATIENT = 300
 
 
 def read(root: str | Path) -> pd.DataFrame:

@@ -172,18 +172,14 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     wrong = "{!r} names no patient, study and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
     check_rows(raw, ids.notna().all(axis=1), path, f"image_path {wrong}")
     check_dicom_ids(ids["dicom_id"], path)
-    table = pd.DataFrame(
-        {
-            "dicom_id": ids["dicom_id"],
-            "subject_id": whole_numbers(ids["subject_id"], path),
-            "study_id": whole_numbers(ids["study_id"], path),
-            "view": frame["ViewPosition"],
-            "split": frame["split"],
-            "image_path": [os.path.join(path.parent, name) for name in names],
-            "report": stated_reports(frame["text"]) if with_reports else "",
-        }
-    )
-    table = table.reset_index(drop=True)
+    table = ids.assign(
+        subject_id=whole_numbers(ids["subject_id"], path),
+        study_id=whole_numbers(ids["study_id"], path),
+        view=frame["ViewPosition"],
+        split=frame["split"],
+        image_path=[os.path.join(path.parent, name) for name in names],
+        report=stated_reports(frame["text"]) if with_reports else "",
+    ).reset_index(drop=True)
     check_unique(table, ["dicom_id"], path)
     table = pd.concat([table, authors_codes(frame["label"], path)], axis=1)
     check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the wrong rows", "dicom_id")

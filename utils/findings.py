@@ -144,15 +144,15 @@ def from_physionet(frame: pd.DataFrame, where: str | Path, coding: dict = _PHYSI
 def codes_of_tree(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
     """The labels of a tree => codes; frame: as `from_physionet` takes it, with a column coding ("" where not stated).
 
-    InputError where nothing is stated and both codings are possible: every cell is filled, with 1, 0 and -1.
+    InputError where nothing is stated and both codings are possible: every cell is filled, and some with -1.
     """
     stated = {*frame["coding"].str.strip().str.lower()}
     if stated == {"authors"}:
         return from_physionet(frame, where, {code: code for code in _CODE_TO_PHYSIONET})
     if not stated <= {"", "physionet"}:
         raise InputError(f"{where}: the column coding has {', '.join(sorted(stated))}; {_CODING}")
-    numbers = frame[list(FINDINGS)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
-    if stated == {""} and {*np.unique(numbers)} == {1, 0, -1}:  # NaN, a blank, is no such number
+    numbers = frame[list(FINDINGS)].apply(pd.to_numeric, errors="coerce")
+    if stated == {""} and numbers.isin([1, 0, -1]).all(axis=None) and (numbers == -1).any(axis=None):
         raise InputError(
             f"{where} has 1, 0 or -1 in every cell: -1 is uncertain to PhysioNet, which leaves blank what is not "
             f"mentioned, and absent to the CXR-IRGen authors, whose 0 is not mentioned; {_CODING}"

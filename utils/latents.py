@@ -144,11 +144,9 @@ def _read_dicom(path: str | Path) -> Image.Image:
     except ImportError:
         raise InputError(f'{path} is a DICOM file, which pydicom reads: pip install -e ".[dicom]"') from None
     dicom = pydicom.dcmread(path)
-    photometric, bits = dicom.PhotometricInterpretation, dicom.BitsStored
-    if int(dicom.get("NumberOfFrames") or 1) > 1:
-        raise ValueError(f"it has {dicom.NumberOfFrames} frames")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(f"it is in colour ({photometric}); a film is MONOCHROME1 or MONOCHROME2")
+    photometric, bits, frames = dicom.PhotometricInterpretation, dicom.BitsStored, int(dicom.get("NumberOfFrames") or 1)
+    if frames > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"it has {frames} frames in {photometric}; a film is one, in MONOCHROME1 or MONOCHROME2")
     if bits > 16:
         raise ValueError(f"it has {bits} bits a pixel; a film has 16 at most")
     grey = _grey_of_codes(dicom)

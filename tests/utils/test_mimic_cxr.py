@@ -411,7 +411,7 @@ def test_labels_in_one_of_two_codings_are_asked_for(tree, rows):
 
 def test_labels_in_one_coding_are_read_without_a_question(tree, rows):
     filled = np.ones((4, len(FINDINGS)), dtype=int)
-    for other, code in ((0, -1), (-1, -2)):  # radiologists' labels, say, are 1 and 0 throughout
+    for other, code in ((0, -1), (1, 1)):  # radiologists' labels, say, are 1 and 0 throughout
         codes = filled.copy()
         codes[0, 0] = other
         in_authors_codes(tree, rows, codes)
