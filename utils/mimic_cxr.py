@@ -223,9 +223,10 @@ def _hold_out(table: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
 
 def _keep_existing_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     paths = table["image_path"].copy()
-    dicoms = paths[~paths.map(os.path.isfile)].str.replace(r"\.jpg$", ".dcm", regex=True)
-    paths.update(dicoms[dicoms.map(os.path.isfile).astype(bool)])
     mask = paths.map(os.path.isfile)
+    dicoms = paths[~mask].str.replace(r"\.jpg$", ".dcm", regex=True)
+    dicoms = dicoms[dicoms.map(os.path.isfile).astype(bool)]
+    paths[dicoms.index], mask[dicoms.index] = dicoms, True
     if not mask.any():
         first = table["image_path"].iloc[0]
         raise InputError(f"none of the {len(table)} images is on disk, e.g. {first}; is {root} complete?")
