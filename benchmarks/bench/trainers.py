@@ -30,19 +30,17 @@ from training.muon import make_optimizer
 from utils.findings import to_prompt
 from utils.report_cleaning import clean_report
 
-REPORT_BATCHES = 9  # drawn; the one of middle length is measured
+SHORTEST_REPORT = 15  # tokens of a drawn chest, or more
 STEPS_A_TURN = 4  # of ours on a GPU, in a row: none waits for the one before
 
 
 def draw_reports(count: int, tokens: int, tokenizer) -> list[str]:
-    """Cleaned reports of drawn chests, joined and cut to between half and one and a half times so many tokens."""
+    """Cleaned reports of drawn chests, joined and cut to about so many tokens each."""
     rng, reports = np.random.default_rng(0), []
-    for length in rng.uniform(0.5, 1.5, count) * tokens:
-        text = ""
-        while len(tokenizer(text, verbose=False).input_ids) < length:
-            text = f"{text} {clean_report(write_report(*random_findings(rng), rng))}".strip()
-        ids = tokenizer(text, verbose=False).input_ids[1 : int(length) - 1]  # without <s>, and with room for </s>
-        reports.append(tokenizer.decode(ids))
+    for _ in range(count):
+        parts = [clean_report(write_report(*random_findings(rng), rng)) for _ in range(1 + tokens // SHORTEST_REPORT)]
+        ids = tokenizer(" ".join(parts), verbose=False).input_ids
+        reports.append(tokenizer.decode(ids[1 : tokens - 1]))  # without <s>, and with room for </s>
     return reports
 
 
@@ -146,13 +144,12 @@ class BartTrainer(Trainer):
     def make(self, report_tokens):
         loss = partial(train_bart.compute_loss, latent_noise=self.constants["LATENT_NOISE"])
         self._set_up(self.networks.autoencoder(), loss)
-        count, measured = self.batch_size * REPORT_BATCHES, self.size * self.passes
-        examples = ReportExamples(draw_reports(count, report_tokens, self.model.tokenizer), self.model, self.size)
-        middle = np.argsort(examples.lengths)[count // 2 - measured // 2 :][:measured]
-        batches = middle.reshape(self.passes, self.size).tolist()
-        self.cached = [examples.collate([examples[row, row] for row in batch]) for batch in batches]
+        reports = draw_reports(self.batch_size, report_tokens, self.model.tokenizer)
+        examples = ReportExamples(reports, self.model, self.size)
+        passes = np.arange(self.batch_size).reshape(self.passes, self.size).tolist()
+        self.cached = [examples.collate([examples[row, row] for row in rows]) for rows in passes]
         self.raw = [self._pad_to_the_longest(batch, self.model.tokenizer.pad_token_id) for batch in self.cached]
-        length = examples.lengths[middle].mean()
+        length = examples.lengths.mean()
         self.note = f"; {length:.0f} tokens a report, of naive padded to {self.model.max_tokens}"
 
     def _pad_to_the_longest(self, cached, pad):

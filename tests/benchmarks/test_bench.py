@@ -57,7 +57,7 @@ def test_the_naive_loop_writes_what_generate_writes(autoencoder):
 def test_drawn_reports_have_about_the_wanted_length(autoencoder):
     tokenizer = autoencoder.tokenizer
     lengths = [len(tokenizer(report).input_ids) for report in trainers.draw_reports(20, 40, tokenizer)]
-    assert min(lengths) >= 15 and max(lengths) <= 65
+    assert min(lengths) >= 36 and max(lengths) <= 44
 
 
 def test_networks_of_the_papers_sizes():
