@@ -1,5 +1,6 @@
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -9,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -498,9 +498,9 @@ def test_sigterm_to_a_whole_job_stops_no_process_that_loads_batches(train, tmp_p
 
     def compute_loss(model, batch):
         if model.training and next(count) == 3:  # each of the two has loaded a batch, so it is ready
-            loaders = psutil.Process().children(recursive=True)
+            loaders = multiprocessing.active_children()
             assert loaders
-            told = [str(process.pid) for process in [*loaders, psutil.Process()]]
+            told = [str(pid) for pid in (*(loader.pid for loader in loaders), os.getpid())]
             subprocess.run(["kill", "-TERM", *told], check=True)  # by somebody else: from its parent a loader bears it
             time.sleep(0.5)
         return squared_error(model, batch)
@@ -555,7 +555,6 @@ def test_one_training_a_folder(train, tmp_path):
 WORKER = """
 import os, signal, sys
 from pathlib import Path
-import psutil
 import torch
 from test_loop import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
 
