@@ -85,13 +85,11 @@ def load_sampler(constants: dict, accelerator: Accelerator) -> tuple[ImageSample
 
 def guidance_settings(variant: str) -> dict:
     """A variant such as "both 3.5 0.3 5" as the settings of a sampler."""
-    condition, *numbers = variant.split()
+    condition, *numbers = (*variant.split(), 0.0, ALL_NOISE)[:4]
     try:
-        guidance, low, high = [*map(float, numbers), *(0.0, ALL_NOISE)[: 3 - len(numbers)]]
+        guidance, low, high = map(float, numbers)
     except ValueError as error:
-        raise InputError(
-            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level"
-        ) from error
+        raise InputError(f"VARIANTS {variant!r}: write condition, guidance, lowest and highest noise level") from error
     guidances = dict.fromkeys(("text_guidance", "reference_guidance"), guidance)
     return {"condition": condition, **guidances, "guidance_low": low, "guidance_high": high}
 
@@ -125,7 +123,7 @@ class Measures:
         """table: the judge's training and validation rows; size: of the images, pixels; constants: of this script."""
         train, validation = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "validate"))
         settings = JudgeSettings(
-            *(constants[f"JUDGE_{name}"] for name in ("MODEL", "IMAGE_SIZE", "STEPS")), seed=constants["SEED"]
+            constants["JUDGE_MODEL"], constants["JUDGE_IMAGE_SIZE"], constants["JUDGE_STEPS"], seed=constants["SEED"]
         )
         self.judge = image_judge(train, validation, settings, constants["CACHE_DIR"], accelerator)
         self.seed, self.batch_size, self.device = constants["SEED"], constants["BATCH_SIZE"], accelerator.device
@@ -149,8 +147,10 @@ class Measures:
 
     def _judge(self, images):
         """Features and probabilities of images (N, S, S) uint8."""
-        size = self.judge.image_size
-        read = lambda row: images_to_pixels(images[row : row + 1], size)[0]  # noqa: E731
+
+        def read(row):
+            return images_to_pixels(images[row : row + 1], self.judge.image_size)[0]
+
         return extract(self.judge, read, len(images), self.device, self.batch_size)
 
 
