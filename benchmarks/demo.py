@@ -23,35 +23,34 @@ RECORD = "demo"  # name of the record
 TITLE = "The demo"  # of the table
 
 _BACKBONES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
-_F1 = ("clinical F1 micro", "clinical F1 macro")
+_SELECTED = "random training pairs, selected in the same way"
+_UNSEEN = ("image_quality", FLOOR)  # real images of patients whom the judge does not know, with the requests' labels
 _WRITTEN = ("written_reports", "written for real images")
-_MEASURES = {  # row => columns, and where they stand: of the synthetic pairs, of real test images, of the floor
-    "mean AUROC of the requested findings": (
-        ("auroc",), ("auroc", "synthetic", "mean"), ("auroc", "real", "mean"), None
-    ),
-    "FID, judge's features": (("FID",), ("image_quality", "synthetic"), None, ("image_quality", FLOOR)),
-    "KID": (("KID",), ("image_quality", "synthetic"), None, ("image_quality", FLOOR)),
-    "recall": (("recall",), ("image_quality", "synthetic"), None, ("image_quality", FLOOR)),
-    "coverage": (("coverage",), ("image_quality", "synthetic"), None, ("image_quality", FLOOR)),
-    "MS-SSIM of images with the same findings": (("MS-SSIM",), ("diversity", "synthetic"), ("diversity", "real"), None),
-    "clinical F1 of the reports, micro / macro (floor: shuffled reports)": (
-        _F1, ("reports", "synthetic"), _WRITTEN, ("reports", "shuffled among images")
-    ),
-    "ROUGE-L of the reports (floor: constant report)": (
-        ("ROUGE-L",), ("reports", "synthetic"), _WRITTEN, ("reports", "constant normal report")
-    ),
-    "pairs that agree on every finding (floor: shuffled reports)": (
-        ("all three",), ("complete_agreement", "synthetic"), ("complete_agreement", "real"),
-        ("complete_agreement", SHUFFLED),
-    ),
-}  # fmt: skip
+_MEASURES = (  # row; columns; where they stand in evaluation.json, as `figure` reads it: synthetic, real, floor
+    ("mean AUROC of the requested findings", ("auroc",), ("auroc", "synthetic", "mean"), ("auroc", "real", "mean"),
+     None),
+    ("FID, judge's features (real: unseen patients)", ("FID",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("FID, as a multiple of that", ("FID / floor",), ("image_quality", "synthetic"), None, None),
+    ("KID (real: unseen patients)", ("KID",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("recall (real: unseen patients)", ("recall",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("coverage (real: unseen patients)", ("coverage",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("MS-SSIM of images with the same findings", ("MS-SSIM",), ("diversity", "synthetic"), ("diversity", "real"), None),
+    ("clinical F1 of the reports, micro / macro (floor: shuffled)", ("clinical F1 micro", "clinical F1 macro"),
+     ("reports", "synthetic"), _WRITTEN, ("reports", "shuffled among images")),
+    ("ROUGE-L of the reports (floor: constant report)", ("ROUGE-L",), ("reports", "synthetic"), _WRITTEN,
+     ("reports", "constant normal report")),
+    ("pairs that agree on every finding (floor: shuffled reports)", ("all three",), ("complete_agreement", "synthetic"),
+     ("complete_agreement", "real"), ("complete_agreement", SHUFFLED)),
+)  # fmt: skip
 _COST = {  # row => column of selection.json
     "candidates a pair that is kept": "candidates a kept pair",
     "share of the candidates that agree": "share that agrees",
 }
 _NOTES = (
-    "The first rows are of all pairs that were drawn. The selected ones are those that agreed with their request by a "
-    "judge of other patients; their floor is selected in the same way."
+    "The first rows are of all pairs that were drawn. Of the selected ones a judge of other patients kept those that "
+    "agree with their request; their floor is random training pairs, selected in the same way. Real: test images, and "
+    "the reports written for them; for FID, KID, recall and coverage images of unseen patients with the labels of the "
+    "requests, the mean and deviation of several draws: the best that can be reached."
 )
 
 
@@ -60,23 +59,23 @@ def main():
     rows = []
     for suffix, label in (("", ""), ("-selected", "selected: ")):
         results = [_read(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
-        if not any(results):
-            continue
-        for name, (columns, synthetic, real, floor) in _MEASURES.items():
-            own = [figure(result, synthetic, columns) for result in results]
-            rows.append([label + name, *own, figure(results[0], real, columns), figure(results[0], floor, columns)])
+        for name, columns, synthetic, real, floor in _MEASURES if any(results) else ():
+            if suffix:
+                name, floor = name.split(" (floor")[0], (synthetic[0], _SELECTED, *synthetic[2:])
+            cells = [figure(result, synthetic, columns) for result in results]
+            rows.append([label + name, *cells, *(figure(results[0], path, columns) for path in (real, floor))])
     if not rows:
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
     costs = [_read(Path(SYNTHETIC) / f"{name}-selected" / "selection.json") for name in _BACKBONES]
     for name, column in _COST.items() if any(costs) else ():
-        own = [figure(cost, (), (column,)) for cost in costs]
-        rows.append([f"selected: {name}", *own, "", figure(costs[0], ("floor",), (column,))])
-    table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "real (drawn) test images", "floor"])
+        cells = [figure(cost, (), (column,)) for cost in costs]
+        rows.append([f"selected: {name}", *cells, "", figure(costs[0], ("floor",), (column,))])
+    table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "real (drawn) images", "floor"])
     write_record(RECORD, TITLE, table, constants, _NOTES)
 
 
 def figure(result: dict, path: tuple[str, ...] | None, columns: tuple[str, ...]) -> str:
-    """Figures of the line at a path, "0.903 / 0.881 [0.861, 0.902]"; "" where there is none.
+    """Figures of the line at a path, "0.903 / 0.881 [0.861, 0.902]" or "4.604 ± 0.211"; "" where there is none.
 
     path: keys of result; in a list of lines, the first value of one.
     """
@@ -89,8 +88,10 @@ def figure(result: dict, path: tuple[str, ...] | None, columns: tuple[str, ...])
     values = [line.get(column) for column in columns]
     if None in values:
         return ""
-    interval = f" [{line['low']:.3f}, {line['high']:.3f}]" if line.get("low") is not None else ""
-    return " / ".join(f"{value:.3f}" for value in values) + interval
+    deviation, interval = line.get(f"{columns[0]} deviation"), (line.get("low"), line.get("high"))
+    text = " / ".join(f"{value:.3f}" for value in values)
+    text += "" if deviation is None else f" ± {deviation:.3f}"
+    return text if None in interval else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _read(path):

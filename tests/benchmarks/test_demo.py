@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import demo, record, render
-from evaluation.sections import FLOOR
+from evaluation.sections import FLOOR, SHUFFLED
 from utils.errors import InputError
 
 EVALUATION = {
@@ -13,8 +13,16 @@ EVALUATION = {
         "synthetic": {"mean": {"auroc": 0.95, "low": 0.9, "high": 0.99}},
         "real": {"mean": {"auroc": 0.97, "low": 0.9, "high": 0.99}},
     },
-    "image_quality": [{"images": "synthetic", "FID": 5.5, "KID": 0.1}, {"images": FLOOR, "FID": 4.5}],
+    "image_quality": [
+        {"images": "synthetic", "FID": 5.5, "FID deviation": None, "KID": 0.1},
+        {"images": FLOOR, "FID": 4.5, "FID deviation": 0.25},
+    ],
     "reports": [{"reports": "synthetic", "clinical F1 micro": 0.7, "clinical F1 macro": 0.6, "ROUGE-L": None}],
+    "complete_agreement": [
+        {"pairs": "synthetic", "all three": 0.3},
+        {"pairs": SHUFFLED, "all three": 0.1},
+        {"pairs": "random training pairs, selected in the same way", "all three": 0.2},
+    ],
 }
 SELECTION = {"candidates a kept pair": 3.0, "floor": {"candidates a kept pair": 3.5}}
 
@@ -41,13 +49,16 @@ def test_all_drawn_pairs_come_first_each_with_ceiling_and_floor(measure):
     trees = {name: (read, EVALUATION) for name in ("clipUViT", "clipSD", "clipUViT_selected")}
     rows = measure(**trees)["rows"]
     measures = len(rows) // 2
-    assert [row[0] for row in rows[measures:]] == [f"selected: {row[0]}" for row in rows[:measures]]
-    cells = {row[0]: row[1:] for row in rows}
+    assert not any("selected" in row[0] for row in rows[:measures])
+    assert all(row[0].startswith("selected: ") for row in rows[measures:])
+    cells = {row[0].split(" (")[0]: row[1:] for row in rows}
     auroc = "mean AUROC of the requested findings"
     interval = "[0.900, 0.990]"
     assert cells[auroc] == [f"0.950 {interval}", f"0.950 {interval}", f"0.970 {interval}", ""]
-    assert cells["FID, judge's features"] == ["5.500", "5.500", "", "4.500"]
-    assert cells["KID"] == ["0.100", "0.100", "", ""]  # the floor has none
+    assert cells["FID, judge's features"] == ["5.500", "5.500", "4.500 ± 0.250", ""]
+    assert cells["KID"] == ["0.100", "0.100", "", ""]  # the unseen images have none
+    assert cells["pairs that agree on every finding"] == ["0.300", "0.300", "", "0.100"]
+    assert cells["selected: pairs that agree on every finding"] == ["0.300", "", "", "0.200"]
     f1, rouge = (next(cells[name] for name in cells if name.startswith(start)) for start in ("clinical", "ROUGE"))
     assert f1[0] == "0.700 / 0.600" and rouge == [""] * 4
     assert cells["selected: KID"] == ["0.100", "", "", ""]
