@@ -41,6 +41,12 @@ _MEASURES = (  # row; columns; where they stand in evaluation.json, as `figure` 
      ("reports", "constant normal report")),
     ("pairs that agree on every finding (floor: shuffled reports)", ("all three",), ("complete_agreement", "synthetic"),
      ("complete_agreement", "real"), ("complete_agreement", SHUFFLED)),
+    ("the same, and on every side", ("and every side",), ("agreement_with_sides", "synthetic"),
+     ("agreement_with_sides", "real"), ("agreement_with_sides", SHUFFLED)),
+    ("side that a report names and its image shows (floor: chance)", ("share",), ("image_details", "synthetic"),
+     ("image_details", "real"), ("image_details", "synthetic", "chance")),
+    ("side in reports written for real images (floor: chance)", ("share",), None, ("written_details", "side"),
+     ("written_details", "side", "chance")),
 )  # fmt: skip
 _COST = {  # row => column of selection.json
     "candidates a pair that is kept": "candidates a kept pair",
@@ -56,16 +62,22 @@ _NOTES = (
 
 def main():
     constants = override_constants(globals())
-    rows = []
-    for suffix, label in (("", ""), ("-selected", "selected: ")):
-        results = [_read(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
-        for name, columns, synthetic, real, floor in _MEASURES if any(results) else ():
-            if suffix:
-                name, floor = name.split(" (floor")[0], (synthetic[0], _SELECTED, *synthetic[2:])
-            cells = [figure(result, synthetic, columns) for result in results]
-            rows.append([label + name, *cells, *(figure(results[0], path, columns) for path in (real, floor))])
-    if not rows:
+    drawn, selected = (
+        [_read(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
+        for suffix in ("", "-selected")
+    )
+    if not any(drawn):
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
+    rows = []
+    for name, columns, synthetic, real, floor in _MEASURES:
+        cells = [figure(result, synthetic, columns) for result in drawn]
+        rows.append([name, *cells, *(figure(drawn[0], path, columns) for path in (real, floor))])
+    for name, columns, synthetic, real, _ in _MEASURES if any(selected) else ():
+        if synthetic:
+            name, floor = name.split(" (floor")[0], (synthetic[0], _SELECTED, *synthetic[2:])
+            cells = [figure(result, synthetic, columns) for result in selected]
+            cells.append(figure(selected[0], real, columns) or figure(drawn[0], real, columns))
+            rows.append([f"selected: {name}", *cells, figure(selected[0], floor, columns)])
     costs = [_read(Path(SYNTHETIC) / f"{name}-selected" / "selection.json") for name in _BACKBONES]
     for name, column in _COST.items() if any(costs) else ():
         cells = [figure(cost, (), (column,)) for cost in costs]
@@ -77,14 +89,16 @@ def main():
 def figure(result: dict, path: tuple[str, ...] | None, columns: tuple[str, ...]) -> str:
     """Figures of the line at a path, "0.903 / 0.881 [0.861, 0.902]" or "4.604 ± 0.211"; "" where there is none.
 
-    path: keys of result; in a list of lines, the first value of one.
+    path: keys of result; in a list of lines, the first value of one; perhaps to a number itself.
     """
     line = {} if path is None else result
     for key in path or ():
         if isinstance(line, list):
             line = next((row for row in line if next(iter(row.values())) == key), {})
         else:
-            line = line.get(key) or {}
+            line = {} if line.get(key) is None else line[key]
+    if isinstance(line, float):
+        line = {columns[0]: line}
     values = [line.get(column) for column in columns]
     if None in values:
         return ""
