@@ -79,16 +79,18 @@ def measure_classifier(
 ) -> dict[str, float]:
     """Trains a classifier on one table after the other, sharing the steps => {"AUROC"}, the mean over the findings."""
     settings = replace(settings, steps=settings.steps // len(stages))
+
+    def examples(table):
+        pixels, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator)
+        return pixels, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
+
     model = None
     for table in stages:
-        pixels, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator)
-        keys = [key for key, kept in zip(keys, readable) if kept]
-        model = train_classifier(pixels, keys, positives(table)[readable], settings, accelerator.device, model)
-    pixels, keys, readable = cache_pixels(test, settings.image_size, cache_dir, accelerator)
-    keys = [key for key, kept in zip(keys, readable) if kept]
+        model = train_classifier(*examples(table), settings, accelerator.device, model)
     judge = Judge(model, settings, np.full(14, 0.5), np.ones(14, dtype=bool))
+    pixels, keys, labels = examples(test)
     _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), accelerator.device, settings.batch_size)
-    return {"AUROC": float(auroc_table(positives(test)[readable], probabilities, replicates=0).loc["mean", "auroc"])}
+    return {"AUROC": float(auroc_table(labels, probabilities, replicates=0).loc["mean", "auroc"])}
 
 
 def measure_reports(
