@@ -22,7 +22,6 @@ import pandas as pd
 
 from benchmarks.record import write_record
 from benchmarks.scripts import run_script
-from evaluation.report import markdown
 from utils.constants import override_constants
 from utils.errors import InputError, run
 
@@ -49,16 +48,13 @@ def measure(folder: Path, seed: int, training: list, sampling: list, evaluation:
     """Trains, samples and evaluates one variant with one seed => {"FID", "AUROC"}; the lists: command lines."""
     done = folder / "evaluation" / "evaluation.json"
     if not done.exists():
+        checkpoint, tree = folder / "run/last", folder / "synthetic"
+        own = ("--CHECKPOINT", checkpoint, "--OUTPUT_ROOT", tree, "--SEED", seed)
         run_script("train_diffusion_clipUViT.py", "--RUN_DIR", folder / "run", "--SEED", seed, *training)
-        run_script(
-            "sample_diffusion_clipUViT.py", "--CHECKPOINT", folder / "run/last", "--OUTPUT_ROOT", folder / "synthetic",
-            "--SEED", seed, *sampling,
-        )  # fmt: skip
+        run_script("sample_diffusion_clipUViT.py", *own, *sampling)
         # with the evaluation's own seed: one judge for all
-        run_script(
-            "evaluate_pairs.py", "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
-            "--DOWNSTREAM", False, *evaluation,
-        )  # fmt: skip
+        own = ("--SYNTHETIC", tree, "--OUTPUT", folder / "evaluation", "--DOWNSTREAM", False)
+        run_script("evaluate_pairs.py", *own, *evaluation)
     result = json.loads(done.read_text())
     auroc = result["auroc"]["synthetic"]["mean"]["auroc"]
     return {"FID": result["image_quality"][0]["FID"], "AUROC": np.nan if auroc is None else auroc}
@@ -93,18 +89,13 @@ def main():
     measured = {variant: [] for variant in _VARIANTS}
     for seed in SEEDS:
         for variant, (training, sampling) in _VARIANTS.items():
-            result = measure(
-                Path(OUTPUT).resolve() / f"{variant}-{seed}",
-                seed,
-                [*config, *steps, *shlex.split(training), *shlex.split(TRAINING)],
-                [*config, "--MAX_LABELS", MAX_LABELS, *shlex.split(sampling), *shlex.split(SAMPLING)],
-                [*config, *shlex.split(EVALUATION)],
-            )
+            training = [*config, *steps, *shlex.split(f"{training} {TRAINING}")]
+            sampling = [*config, "--MAX_LABELS", MAX_LABELS, *shlex.split(f"{sampling} {SAMPLING}")]
+            folder = Path(OUTPUT).resolve() / f"{variant}-{seed}"
+            result = measure(folder, seed, training, sampling, [*config, *shlex.split(EVALUATION)])
             measured[variant].append(result)
             print(f"{variant}, seed {seed}: {result}", flush=True)
-    table = table_of(measured, SEEDS)
-    write_record(RECORD, "Text only against the fused prompt", list(table), table.to_numpy().tolist(), constants)
-    print(markdown(table))
+    write_record(RECORD, "Text only against the fused prompt", table_of(measured, SEEDS), constants)
 
 
 if __name__ == "__main__":

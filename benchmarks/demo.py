@@ -1,100 +1,116 @@
-"""Records what `make demo` measured, as one table.
+"""Records what `make demo` measured as one table: of all pairs that were drawn, then of the selected ones.
 
     python -m benchmarks.demo --RECORD demo-epyc-1234 --TITLE "The demo on an EPYC"
 
-Reads:  EVALUATION/{clipUViT,clipSD}/evaluation.json
+Reads:  EVALUATION/{clipUViT,clipSD}{,-selected}/evaluation.json, SYNTHETIC/{clipUViT,clipSD}-selected/selection.json;
+        a figure that is not there is an empty cell
 Writes: benchmarks/results/RECORD.json
 """
 
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from benchmarks.record import write_record
 from evaluation.sections import FLOOR, SHUFFLED
 from utils.constants import override_constants
-from utils.errors import run
+from utils.errors import InputError, run
 
-EVALUATION = "demo/evaluation"  # folder with the evaluations of both backbones
+EVALUATION = "demo/evaluation"  # folder with the evaluations of both backbones, of all pairs and of the selected ones
+SYNTHETIC = "demo/synthetic"  # folder with the selected trees
 RECORD = "demo"  # name of the record
 TITLE = "The demo"  # of the table
 
-_AUROC = "mean AUROC of the asked findings (floor: chance)"
-_MS_SSIM = "MS-SSIM of images with the same findings"
-_F1 = "clinical F1 of the reports, micro / macro (floor: shuffled reports)"
-_ROUGE = "ROUGE-L of the reports (floor: constant report)"
-_PAIRS = "pairs that agree on every finding (floor: shuffled reports)"
+_BACKBONES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
+_SELECTED = "random training pairs, selected in the same way"
+_UNSEEN = ("image_quality", FLOOR)  # real images of patients whom the judge does not know, with the requests' labels
+_WRITTEN = ("written_reports", "written for real images")
+_MEASURES = (  # row; columns; where they stand in evaluation.json, as `figure` reads it: synthetic, real, floor
+    ("mean AUROC of the requested findings", ("auroc",), ("auroc", "synthetic", "mean"), ("auroc", "real", "mean"),
+     None),
+    ("FID, judge's features (real: unseen patients)", ("FID",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("FID, as a multiple of that", ("FID / floor",), ("image_quality", "synthetic"), None, None),
+    ("KID (real: unseen patients)", ("KID",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("recall (real: unseen patients)", ("recall",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("coverage (real: unseen patients)", ("coverage",), ("image_quality", "synthetic"), _UNSEEN, None),
+    ("MS-SSIM of images with the same findings", ("MS-SSIM",), ("diversity", "synthetic"), ("diversity", "real"), None),
+    ("clinical F1 of the reports, micro / macro (floor: shuffled)", ("clinical F1 micro", "clinical F1 macro"),
+     ("reports", "synthetic"), _WRITTEN, ("reports", "shuffled among images")),
+    ("ROUGE-L of the reports (floor: constant report)", ("ROUGE-L",), ("reports", "synthetic"), _WRITTEN,
+     ("reports", "constant normal report")),
+    ("pairs that agree on every finding (floor: shuffled reports)", ("all three",), ("complete_agreement", "synthetic"),
+     ("complete_agreement", "real"), ("complete_agreement", SHUFFLED)),
+    ("the same, and on every side", ("and every side",), ("agreement_with_sides", "synthetic"),
+     ("agreement_with_sides", "real"), ("agreement_with_sides", SHUFFLED)),
+    ("side that a report names and its image shows (floor: chance)", ("share",), ("image_details", "synthetic"),
+     ("image_details", "real"), ("image_details", "synthetic", "chance")),
+    ("side in reports written for real images (floor: chance)", ("share",), None, ("written_details", "side"),
+     ("written_details", "side", "chance")),
+)  # fmt: skip
+_COST = {  # row => column of selection.json
+    "candidates a pair that is kept": "candidates a kept pair",
+    "share of the candidates that agree": "share that agrees",
+}
 _NOTES = (
-    "Selected, as in the first table. The floor of FID and KID is another sample of real training images; a figure "
-    "below it does not mean better than real."
+    "The first rows are of all pairs that were drawn. Of the selected ones a judge of other patients kept those that "
+    "agree with their request; their floor is random training pairs, selected in the same way. Real: test images, and "
+    "the reports written for them; for FID, KID, recall and coverage images of unseen patients with the labels of the "
+    "requests, the mean and deviation of several draws: the best that can be reached."
 )
 
 
 def main():
     constants = override_constants(globals())
-    results = [json.loads((Path(EVALUATION) / name / "evaluation.json").read_text()) for name in ("clipUViT", "clipSD")]
-    uvit, unet = map(figures, results)
-    real, floor = real_figures(results[0]), floors(results[0])
-    rows = [[name, uvit[name], unet[name], real.get(name, ""), floor.get(name, "")] for name in uvit]
-    columns = ["", "U-ViT", "U-Net", "real (drawn) test images", "floor"]
-    print(write_record(RECORD, TITLE, columns, rows, constants, _NOTES))
+    drawn, selected = (
+        [_read(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
+        for suffix in ("", "-selected")
+    )
+    if not any(drawn):
+        raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
+    rows = []
+    for name, columns, synthetic, real, floor in _MEASURES:
+        cells = [figure(result, synthetic, columns) for result in drawn]
+        rows.append([name, *cells, *(figure(drawn[0], path, columns) for path in (real, floor))])
+    for name, columns, synthetic, real, _ in _MEASURES if any(selected) else ():
+        if synthetic:
+            name, floor = name.split(" (floor")[0], (synthetic[0], _SELECTED, *synthetic[2:])
+            cells = [figure(result, synthetic, columns) for result in selected]
+            cells.append(figure(selected[0], real, columns) or figure(drawn[0], real, columns))
+            rows.append([f"selected: {name}", *cells, figure(selected[0], floor, columns)])
+    costs = [_read(Path(SYNTHETIC) / f"{name}-selected" / "selection.json") for name in _BACKBONES]
+    for name, column in _COST.items() if any(costs) else ():
+        cells = [figure(cost, (), (column,)) for cost in costs]
+        rows.append([f"selected: {name}", *cells, "", figure(costs[0], ("floor",), (column,))])
+    table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "real (drawn) images", "floor"])
+    write_record(RECORD, TITLE, table, constants, _NOTES)
 
 
-def figures(result: dict) -> dict[str, str]:
-    """The measures of one backbone's pairs, in the order of the table."""
-    images, reports = _line(result, "image_quality", "synthetic"), _line(result, "reports", "synthetic")
-    return {
-        _AUROC: _interval(result["auroc"]["synthetic"]["mean"], "auroc"),
-        **_distances(images),
-        _MS_SSIM: f"{result['diversity'][0]['MS-SSIM']:.3f}",
-        _F1: _f1(reports),
-        _ROUGE: f"{reports['ROUGE-L']:.3f}",
-        _PAIRS: _interval(_line(result, "complete_agreement", "synthetic"), "all three"),
-    }
+def figure(result: dict, path: tuple[str, ...] | None, columns: tuple[str, ...]) -> str:
+    """Figures of the line at a path, "0.903 / 0.881 [0.861, 0.902]" or "4.604 ± 0.211"; "" where there is none.
+
+    path: keys of result; in a list of lines, the first value of one; perhaps to a number itself.
+    """
+    line = {} if path is None else result
+    for key in path or ():
+        if isinstance(line, list):
+            line = next((row for row in line if next(iter(row.values())) == key), {})
+        else:
+            line = {} if line.get(key) is None else line[key]
+    if isinstance(line, float):
+        line = {columns[0]: line}
+    values = [line.get(column) for column in columns]
+    if None in values:
+        return ""
+    deviation, interval = line.get(f"{columns[0]} deviation"), (line.get("low"), line.get("high"))
+    text = " / ".join(f"{value:.3f}" for value in values)
+    text += "" if deviation is None else f" ± {deviation:.3f}"
+    return text if None in interval else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def real_figures(result: dict) -> dict[str, str]:
-    """The same measures of real test images, where there are any."""
-    reports = _line(result, "written_reports", "written for real images")
-    return {
-        _AUROC: _interval(result["auroc"]["real"]["mean"], "auroc"),
-        _MS_SSIM: f"{result['diversity'][1]['MS-SSIM']:.3f}",
-        _F1: _f1(reports),
-        _ROUGE: f"{reports['ROUGE-L']:.3f}",
-        _PAIRS: _interval(_line(result, "complete_agreement", "real"), "all three"),
-    }
-
-
-def floors(result: dict) -> dict[str, str]:
-    """What the name of each measure promises as its floor."""
-    return {
-        _AUROC: "0.5",
-        **_distances(_line(result, "image_quality", FLOOR)),
-        _F1: _f1(_line(result, "reports", "shuffled among images")),
-        _ROUGE: f"{_line(result, 'reports', 'constant normal report')['ROUGE-L']:.3f}",
-        _PAIRS: f"{_line(result, 'complete_agreement', SHUFFLED)['all three']:.3f}",
-    }
-
-
-def _line(result, section, name):
-    """The line of a section whose first column is this name."""
-    return next(line for line in result[section] if next(iter(line.values())) == name)
-
-
-def _distances(line):
-    return {
-        "FID, judge's features (floor: other real images)": f"{line['FID']:.2f}",
-        "KID (floor: other real images)": f"{line['KID']:.3f}",
-        "recall (other real images)": f"{line['recall']:.3f}",
-        "coverage (other real images)": f"{line['coverage']:.3f}",
-    }
-
-
-def _f1(line):
-    return f"{line['clinical F1 micro']:.3f} / {line['clinical F1 macro']:.3f}"
-
-
-def _interval(line, name):
-    return f"{line[name]:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
+def _read(path):
+    """A JSON file, {} where it is missing."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -2,32 +2,29 @@
 
     python -m benchmarks.fidelity --CHECKPOINT demo/runs/clipUViT/best --SPLIT validate
 
-All rows of the table have the same rows of SPLIT, with their prompts, references and seeds:
-
-    real images             as they are: what a perfect module could reach, and the floor of every distance
-    through the VAE         encoded and decoded: what the latents keep
-    sampled                 for each of VARIANTS, from noise
-
-All are compared with images of the train split, on which the judge is trained as well.
+Each row of the table has the same rows of SPLIT, with their prompts, references and seeds: the real images as they
+are; through the VAE, encoded and decoded; and sampled, for each of VARIANTS. All are compared with images of the train
+split, on which the judge is trained as well.
 
 Reads:  CHECKPOINT (of either backbone), DATA_ROOT, the frozen encoders that the checkpoint names
 Writes: OUTPUT/fidelity.png (the first 16 images of each row), benchmarks/results/RECORD.json
-Prints: the table: network calls an image; FID, KID, recall and coverage for each of FEATURES; AUROC of the requested
+Prints: the table: network calls an image; FID, KID, recall and coverage in the judge's features; AUROC of the requested
         findings with its 95 % interval; MS-SSIM of images with the same findings (lower: more diverse)
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from benchmarks.record import write_record
-from evaluation.judges import JudgeSettings, extract, image_judge, images_to_pixels, load_extractor, pixel_reader
+from evaluation.judges import JudgeSettings, extract, image_judge, images_to_pixels, pixel_reader
 from evaluation.metrics import auroc_table, diversity, feature_distances, label_set_pairs, positives
-from evaluation.report import markdown
 from models.diffusion import ALL_NOISE, PromptedDenoiser
 from sampling.images import ImageSampler, check_settings
 from sampling.plan import label_vectors, plan_requests, real_rows
@@ -36,14 +33,7 @@ from utils.checkpoints import read_training
 from utils.constants import override_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
-from utils.latents import (
-    decode_latents,
-    encode_moments,
-    load_vae,
-    mean_latents,
-    read_grey,
-    read_pixels,
-)
+from utils.latents import decode_latents, encode_moments, load_vae, mean_latents, read_grey, read_pixels
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.seeds import draw_rows
 
@@ -53,7 +43,6 @@ OUTPUT = "demo/fidelity"  # folder of the picture (a folder to write)
 RECORD = "fidelity"  # name of the table under benchmarks/results
 SPLIT = "validate"  # whose rows (train, validate or test)
 IMAGES = 0  # rows at most, drawn at random (0 or more; 0: all)
-COMPARED = 2000  # images of the train split at most that they are compared with (2 or more)
 VARIANTS = (  # condition, guidance, and its lowest and highest noise level where it has limits
     "text 1", "reference 1", "both 1", "both 2", "both 3.5", "both 3.5 0.3 5"
 )  # fmt: skip
@@ -64,158 +53,130 @@ CACHE_DIR = "demo/cache"  # of the judge, pixels and references (a folder to wri
 JUDGE_MODEL = "test_resnet"  # any timm classifier
 JUDGE_IMAGE_SIZE = 64  # pixels (32 to 4096)
 JUDGE_STEPS = 300  # optimiser steps (1 to 1000000)
-JUDGE_LEARNING_RATE = 5e-3  # of AdamW (above 0, 1 at most)
-FEATURES = ("judge",)  # whose features (each judge, imagenet, inception, torchxrayvision or rad-dino)
 SEED = 1234  # of noise, references, draws and the judge (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
-PRECISION = "no"  # of the arithmetic (auto, no, bf16 or fp16)
-NUM_WORKERS = 0  # threads that decode images (0 to 256)
 
+_COMPARED = 2000  # images of the train split at most that all rows are compared with
 _NEIGHBOURS = 5  # of recall and coverage
 _DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM
 _PICTURED = 16  # images of each row in the picture
 
 
-class Module:
-    """The image module of a checkpoint, and the real rows of one split that every row of the table is made for."""
-
-    def __init__(self, constants: dict, accelerator: Accelerator):
-        """constants: of this script."""
-        checkpoint, seed = constants["CHECKPOINT"], constants["SEED"]
-        self.batch_size, self.accelerator = constants["BATCH_SIZE"], accelerator
-        device = accelerator.device
-        self.model = PromptedDenoiser.from_pretrained(checkpoint).to(device).eval()
-        trained = read_training(checkpoint)["constants"]
-        self.image_size = trained["IMAGE_SIZE"]
-        self.vae = load_vae(trained["BASE_MODEL"], device)
-        pooled = type(self.model.denoiser).__name__ == "UViT"
-        self.text_encoder = TextEncoder(trained["BASE_MODEL"], pooled, device, trained["TEXT_ENCODER"])
-        self.table = real_rows(trained, constants["DATA_ROOT"], "", with_prompts=True)
-        self.pool = ReferencePool(
-            self.table, ReferenceEncoder(trained["REFERENCE_ENCODER"], device), self.model.fusion,
-            constants["CACHE_DIR"], self.batch_size, accelerator,
-        )  # fmt: skip
-        self.settings = {
-            "steps": constants["STEPS"], "scheduler": constants["SCHEDULER"], "checkpoint_sha256": "",
-            "image_size": self.image_size,
-        }  # fmt: skip
-        vectors = label_vectors(
-            self.table, seed, trained["PROMPT"], split=constants["SPLIT"], limit=constants["IMAGES"]
-        )
-        settings = {**self.settings, **guidance_settings("both 1")}
-        self.requests, _ = plan_requests(vectors, 1, self.pool, settings, "", seed, "")
-        self.pool.prepare(self.requests["reference_dicom_id"])
-        self.rows = self.table.set_index("dicom_id").loc[self.requests["source"]].reset_index()
-
-    def sample(self, variant: str) -> tuple[np.ndarray, float]:
-        """Images (N, S, S) uint8 and network calls an image."""
-        settings = {**self.settings, **guidance_settings(variant)}
-        check_settings(settings, self.model.schedule)
-        sampler = ImageSampler(self.model, self.vae, self.text_encoder, settings, self.pool, self.accelerator)
-        images, calls = [], []
-        counter = self.model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
-        for start in range(0, len(self.requests), self.batch_size):
-            batch = self.requests.iloc[start : start + self.batch_size]
-            images.append(sampler.decode(sampler.draw(batch)))
-        counter.remove()
-        return np.concatenate(images), sum(calls) / len(self.requests)
-
-    def through_the_vae(self) -> np.ndarray:
-        """The real images, encoded and decoded: (N, S, S) uint8."""
-        starts = range(0, len(self.rows), self.batch_size)
-        return np.concatenate([decode_latents(self.vae, self._true_latents(start)) for start in starts])
-
-    def read(self, table: pd.DataFrame) -> np.ndarray:
-        """The real images of a table at the module's size, (N, S, S) uint8."""
-        return np.stack([read_grey(path, self.image_size) for path in table["image_path"]])
-
-    def _true_latents(self, start):
-        """The posterior's mean for the batch of real images that begins at `start`, (B, C, h, w), unit variance."""
-        paths = self.rows["image_path"].iloc[start : start + self.batch_size]
-        moments = encode_moments(self.vae, torch.stack([read_pixels(path, self.image_size) for path in paths]))
-        return mean_latents(moments, self.vae.config.scaling_factor)
+def load_sampler(constants: dict, accelerator: Accelerator) -> tuple[ImageSampler, pd.DataFrame, pd.DataFrame]:
+    """CHECKPOINT's sampler, the rows of its tree, and the requests of SPLIT: a row each, with its real image's id."""
+    checkpoint, seed, batch_size = constants["CHECKPOINT"], constants["SEED"], constants["BATCH_SIZE"]
+    model = PromptedDenoiser.from_pretrained(checkpoint).to(accelerator.device).eval()
+    trained = read_training(checkpoint)["constants"]
+    vae = load_vae(trained["BASE_MODEL"], accelerator.device)
+    pooled = type(model.denoiser).__name__ == "UViT"
+    texts = TextEncoder(trained["BASE_MODEL"], pooled, accelerator.device, trained["TEXT_ENCODER"])
+    references = ReferenceEncoder(trained["REFERENCE_ENCODER"], accelerator.device)
+    table = real_rows(trained, constants["DATA_ROOT"], "", with_prompts=True)
+    pool = ReferencePool(table, references, model.fusion, constants["CACHE_DIR"], batch_size, accelerator)
+    settings = {
+        "steps": constants["STEPS"], "scheduler": constants["SCHEDULER"], "checkpoint_sha256": "",
+        "image_size": trained["IMAGE_SIZE"], **guidance_settings("both 1"),
+    }  # fmt: skip
+    vectors = label_vectors(table, seed, trained["PROMPT"], split=constants["SPLIT"], limit=constants["IMAGES"])
+    requests, _ = plan_requests(vectors, 1, pool, settings, "", seed, "")
+    pool.prepare(requests["reference_dicom_id"])
+    return ImageSampler(model, vae, texts, settings, pool, accelerator), table, requests
 
 
 def guidance_settings(variant: str) -> dict:
     """A variant such as "both 3.5 0.3 5" as the settings of a sampler."""
-    words = variant.split()
+    condition, *numbers = (*variant.split(), 0.0, ALL_NOISE)[:4]
     try:
-        guidance, low, high = [*map(float, words[1:]), *(0.0, ALL_NOISE)[: 4 - len(words)]]
+        guidance, low, high = map(float, numbers)
     except ValueError as error:
-        raise InputError(
-            f"{variant!r} of VARIANTS is no condition, guidance, lowest and highest noise level"
-        ) from error
-    return {
-        "condition": words[0], "text_guidance": guidance, "reference_guidance": guidance, "guidance_low": low,
-        "guidance_high": high,
-    }  # fmt: skip
+        raise InputError(f"VARIANTS {variant!r}: write condition, guidance, lowest and highest noise level") from error
+    guidances = dict.fromkeys(("text_guidance", "reference_guidance"), guidance)
+    return {"condition": condition, **guidances, "guidance_low": low, "guidance_high": high}
+
+
+def sample(sampler: ImageSampler, variant: str, batches: list[pd.DataFrame]) -> tuple[np.ndarray, float]:
+    """Images (N, S, S) uint8 of requests, and network calls an image."""
+    sampler = replace(sampler, settings={**sampler.settings, **guidance_settings(variant)})
+    check_settings(sampler.settings, sampler.denoiser.schedule)
+    calls = []
+    counter = sampler.denoiser.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
+    images = np.concatenate([sampler.decode(sampler.draw(batch)) for batch in batches])
+    counter.remove()
+    return images, sum(calls) / len(images)
+
+
+def through_the_vae(vae: AutoencoderKL, paths: pd.Series, image_size: int) -> np.ndarray:
+    """Images (B, S, S) uint8 of files, encoded to the posterior's mean and decoded."""
+    moments = encode_moments(vae, torch.stack([read_pixels(path, image_size) for path in paths]))
+    return decode_latents(vae, mean_latents(moments, vae.config.scaling_factor))
+
+
+def read_images(paths: pd.Series, image_size: int) -> np.ndarray:
+    """Images (N, S, S) uint8 of files."""
+    return np.stack([read_grey(path, image_size) for path in paths])
 
 
 class Measures:
-    """The columns of the table, for images of the module's rows."""
+    """The columns of the table, for images of the same real rows."""
 
-    def __init__(self, module: Module, constants: dict):
-        """constants: of this script."""
-        self.seed, self.batch_size = constants["SEED"], constants["BATCH_SIZE"]
-        self.device, self.threads = module.accelerator.device, constants["NUM_WORKERS"]
-        train, validation = (module.table[module.table["split"] == split] for split in ("train", "validate"))
-        train, validation = train.reset_index(drop=True), validation.reset_index(drop=True)
+    def __init__(self, table: pd.DataFrame, rows: pd.DataFrame, size: int, constants: dict, accelerator: Accelerator):
+        """table: the judge's training and validation rows; size: of the images, pixels; constants: of this script."""
+        train, validation = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "validate"))
         settings = JudgeSettings(
-            constants["JUDGE_MODEL"], constants["JUDGE_IMAGE_SIZE"], constants["JUDGE_STEPS"],
-            learning_rate=constants["JUDGE_LEARNING_RATE"], seed=self.seed,
-        )  # fmt: skip
-        self.judge = image_judge(train, validation, settings, constants["CACHE_DIR"], module.accelerator, self.threads)
-        compared = module.read(train.iloc[draw_rows(len(train), constants["COMPARED"], self.seed, "compared")])
-        self.features_of_truth = []  # (extractor, its features of the compared images)
-        for name in constants["FEATURES"]:
-            extractor = self.judge if name == "judge" else load_extractor(name, self.device)
-            self.features_of_truth.append((extractor, self._extract(extractor, compared)[0]))
-        self.requested = positives(module.rows)
-        (self.pairs,) = label_set_pairs([module.rows], _DIVERSITY_PAIRS, self.seed)
+            constants["JUDGE_MODEL"], constants["JUDGE_IMAGE_SIZE"], constants["JUDGE_STEPS"], seed=constants["SEED"]
+        )
+        self.judge = image_judge(train, validation, settings, constants["CACHE_DIR"], accelerator)
+        self.seed, self.batch_size, self.device = constants["SEED"], constants["BATCH_SIZE"], accelerator.device
+        compared = train["image_path"].iloc[draw_rows(len(train), _COMPARED, self.seed, "compared")]
+        self.true_features, _ = self._judge(read_images(compared, size))
+        self.requested = positives(rows)
+        (self.pairs,) = label_set_pairs([rows], _DIVERSITY_PAIRS, self.seed)
 
-    def row(self, name: str, images: np.ndarray, calls: float = 0) -> dict:
-        """{column: value}; calls: of the network, an image."""
-        features, probabilities = self._extract(self.judge, images)
-        row = {"images": name, "calls": round(calls, 1)}
-        for extractor, true in self.features_of_truth:
-            own = features if extractor is self.judge else self._extract(extractor, images)[0]
-            suffix = "" if extractor is self.judge else f", {extractor.name}"
-            distances = feature_distances(true, own, _NEIGHBOURS, self.seed)
-            row |= {f"{measure}{suffix}": distances[measure] for measure in ("FID", "KID", "recall", "coverage")}
+    def row(self, name: str, images: np.ndarray, calls: float) -> dict:
+        """{column: value} of images (N, S, S) uint8; calls: of the network, an image."""
+        features, probabilities = self._judge(images)
+        distances = feature_distances(self.true_features, features, _NEIGHBOURS, self.seed)
         mean = auroc_table(self.requested, probabilities, self.judge.known, seed=self.seed).loc["mean"]
-        row["AUROC"] = f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
-        row["MS-SSIM"] = diversity(pixel_reader(images, range(len(images))), self.pairs)
-        return row
+        return {
+            "images": name,
+            "calls": round(calls, 1),
+            **{measure: distances[measure] for measure in ("FID", "KID", "recall", "coverage")},
+            "AUROC": f"{mean['auroc']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]",
+            "MS-SSIM": diversity(pixel_reader(images, range(len(images))), self.pairs),
+        }
 
-    def _extract(self, extractor, images):
+    def _judge(self, images):
+        """Features and probabilities of images (N, S, S) uint8."""
+
         def read(row):
-            return images_to_pixels(images[row : row + 1], extractor.image_size)[0]
+            return images_to_pixels(images[row : row + 1], self.judge.image_size)[0]
 
-        return extract(extractor, read, len(images), self.device, self.batch_size, self.threads)
+        return extract(self.judge, read, len(images), self.device, self.batch_size)
 
 
 def main():
     constants = override_constants(globals())
-    module = Module(constants, make_accelerator(DEVICE, PRECISION))
-    measures = Measures(module, constants)
-    rows, pictures = [], []
+    accelerator = make_accelerator(DEVICE, "no")
+    sampler, table, requests = load_sampler(constants, accelerator)
+    rows, size = table.set_index("dicom_id").loc[requests["source"]].reset_index(), sampler.settings["image_size"]
+    measures = Measures(table, rows, size, constants, accelerator)
+    batches = [requests.iloc[start : start + BATCH_SIZE] for start in range(0, len(requests), BATCH_SIZE)]
+    paths = [rows["image_path"].iloc[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
+    results, pictures = [], []
 
     def add(name, images, calls=0):
-        rows.append(measures.row(name, images, calls))
+        results.append(measures.row(name, images, calls))
         pictures.append(np.concatenate(list(images[:_PICTURED]), axis=1))
-        say(" ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in rows[-1].values()))
+        say(f"measured: {name}")
 
-    add("real images", module.read(module.rows))
-    add("through the VAE", module.through_the_vae())
+    add("real images", read_images(rows["image_path"], size))
+    add("through the VAE", np.concatenate([through_the_vae(sampler.vae, batch, size) for batch in paths]))
     for variant in VARIANTS:
-        add(f"sampled, {variant}", *module.sample(variant))
+        add(f"sampled, {variant}", *sample(sampler, variant, batches))
     with writing("the picture", OUTPUT), replacing(Path(OUTPUT) / "fidelity.png") as temporary:
         Image.fromarray(np.concatenate(pictures)).save(temporary, format="PNG")
-    title = f"Image module {CHECKPOINT}: {len(module.rows)} images of the split {SPLIT}"
-    write_record(
-        RECORD, title, list(rows[0]), [list(row.values()) for row in rows], constants, device=module.accelerator.device
-    )
-    print(markdown(pd.DataFrame(rows)))
+    title = f"Image module {CHECKPOINT}: {len(rows)} images of the split {SPLIT}"
+    write_record(RECORD, title, pd.DataFrame(results), constants, device=accelerator.device)
 
 
 if __name__ == "__main__":

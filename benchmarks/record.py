@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from utils.constants import REPOSITORY
@@ -29,12 +30,11 @@ FIELDS = ("title", "command", "commit", "processor", "date", "constants", "colum
 
 
 def write_record(
-    name: str, title: str, columns: list[str], rows: list[list], constants: dict, notes: str = "", device="cpu"
+    name: str, title: str, table: pd.DataFrame, constants: dict, notes: str = "", device: torch.device | str = "cpu"
 ) -> Path:
-    """Writes a table as `RESULTS/<name>.json`; returns the path.
+    """Writes a table as `RESULTS/<name>.json` and prints it; returns the path.
 
-    rows: a list of cells for each row, texts or numbers, which are stored as texts of three digits. device: a torch
-    device or its name, on which the measured code ran.
+    table: of texts and numbers, which are stored as texts of three digits; device: on which the measured code ran.
     """
     record = {
         "title": title,
@@ -43,13 +43,14 @@ def write_record(
         "processor": processor(device),
         "date": datetime.date.today().isoformat(),
         "constants": constants,
-        "columns": list(columns),
-        "rows": [[_text(cell) for cell in row] for row in rows],
+        "columns": list(table),
+        "rows": [[_text(cell) for cell in row] for row in table.itertuples(index=False)],
         "notes": notes,
     }
     path = RESULTS / f"{name}.json"
     with writing("the record", RESULTS), replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{title}\n\n{markdown_table(record['columns'], record['rows'])}\n")
     return path
 
 
@@ -65,7 +66,12 @@ def read_record(path: Path) -> dict:
     return record
 
 
-def processor(device="cpu") -> str:
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table in GitHub's markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
+
+
+def processor(device: torch.device | str = "cpu") -> str:
     """The name of the GPU, or the name of the CPU and its number of cores."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)

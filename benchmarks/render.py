@@ -12,7 +12,7 @@ Writes: docs/results.md, and README.md between its two marks
 import re
 from pathlib import Path
 
-from benchmarks.record import RESULTS, read_record
+from benchmarks.record import RESULTS, markdown_table, read_record
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
@@ -25,7 +25,7 @@ page from the records in [benchmarks/results](../benchmarks/results); each recor
 and constants. Results differ from processor to processor: the same command gives other figures in the second digit.
 """
 ORDER = (  # records whose names begin so, in this order; further ones follow
-    "demo", "pairs", "guidance", "fidelity", "priors", "ablation", "students", "labeler", "utility", "bench",
+    "demo", "pairs", "guidance", "fidelity", "ablation", "students", "labeler", "utility", "bench",
 )  # fmt: skip
 
 
@@ -42,12 +42,6 @@ def read_records(folder: Path = RESULTS) -> list[dict]:
         return (begins[0] if begins else len(ORDER)), record["name"]
 
     return sorted(records, key=place)
-
-
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """A table in GitHub's markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def section(record: dict) -> str:

@@ -2,21 +2,17 @@
 
     python -m benchmarks.soak
 
-Each script runs once without interruption. Then it is started again and again; each start is ended by SIGKILL or
-SIGTERM at a random moment over the length of the uninterrupted run, until all KILLS and TERMS have hit it. A run that
-completes before is compared and begun anew, and so is the last one. What it leaves has to be what the uninterrupted run
-left: the same files with the same bytes, except for
+Each script runs once without interruption. Then it is started again and again, and each start is ended by SIGKILL or
+SIGTERM at a random moment over the length of the uninterrupted run, until all KILLS and TERMS have hit it. What each
+completed run leaves has to be what the uninterrupted run left: the same files with the same bytes, except for
 
     metrics.csv       compared without its column of speeds
     tensorboard/      not compared: its files hold the time
     a feature cache   compared by key: a kill leaves the features in other, randomly named shards
 
-Both runs have the same constants, paths included: they differ in the working directory. They use a drawn tree and the
-demo's pretrained parts, in a new folder under OUTPUT that is kept if something differs.
-
-Starting Python and importing torch takes longer than such a run. So the runs are forked from this process, which has
-imported what they need and has a single thread. A SIGTERM that comes before the script has set its handler, or after it
-has ended, is ignored and does not count.
+The runs have the same constants, paths included, in two working directories, which are kept if something differs. They
+are forked from this process, which has a single thread and has imported torch: importing it takes longer than such a
+run. A SIGTERM that comes before the script has set its handler, or after it has ended, is ignored and does not count.
 
 Prints: a table, a row for each script; exit status 1 if anything differs
 """
@@ -34,8 +30,8 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +60,6 @@ _RUNS = {  # script => what it writes
 }
 
 
-# ---- what a run has left -------------------------------------------------------------------------------------------
-
-
 def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:
     """{file: what is compared of it} for the folders of these names; {cache/key: bytes} for the features of a cache."""
     compared = {}
@@ -88,18 +81,10 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:
 
 def differences(whole: dict, killed: dict) -> list[str]:
     """A sentence for each file in which what a killed run left differs from what the whole one left."""
-    sentences = []
-    for name in sorted(whole.keys() | killed.keys()):
-        if name not in killed:
-            sentences.append(f"{name}: missing")
-        elif name not in whole:
-            sentences.append(f"{name}: not in the uninterrupted run")
-        elif whole[name] != killed[name]:
-            sentences.append(f"{name}: differs")
-    return sentences
-
-
-# ---- runs ----------------------------------------------------------------------------------------------------------
+    sentences = {name: f"{name}: missing" for name in whole.keys() - killed.keys()}
+    sentences |= {name: f"{name}: not in the uninterrupted run" for name in killed.keys() - whole.keys()}
+    sentences |= {name: f"{name}: differs" for name in whole.keys() & killed.keys() if whole[name] != killed[name]}
+    return [sentences[name] for name in sorted(sentences)]
 
 
 class Place:
@@ -112,50 +97,36 @@ class Place:
         for name, target in links.items():
             (folder / name).symlink_to(target)
 
-    def _start(self, script):
-        """Forks a run of a script; returns its process id. Its output is appended to SCRIPT.log."""
-        process = os.fork()
-        if process:
-            return process
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # not this process's handler: the script sets its own
-        status = 1
-        try:
-            os.setsid()
-            os.chdir(self.folder)
-            os.environ[STATUS_WHEN_STOPPED] = str(_STOPPED)
-            sys.stdout = sys.stderr = log = open(f"{script}.log", "a", encoding="utf-8")  # noqa: SIM115
-            os.dup2(log.fileno(), 1)  # for what libraries in C write
-            os.dup2(log.fileno(), 2)
-            sys.argv = [f"{script}.py", "--config", str(_CONFIG)]
-            runpy.run_path(str(REPOSITORY / f"{script}.py"), run_name="__main__")
-            status = 0
-        except SystemExit as exit:
-            status = exit.code if isinstance(exit.code, int) else 1
-            print(exit.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(status)  # without the parent's exit handlers
-
     def run(self, script: str, kind: signal.Signals | None = None, after: float = 0.0) -> bool:
         """Runs a script, and sends it a signal after so many seconds; returns whether the signal ended it.
 
         InputError if it ends in any other way than completing.
         """
-        process, end = self._start(script), time.monotonic() + after
-        ended, status = 0, 0
-        while not ended and (kind is None or time.monotonic() < end):
-            time.sleep(0.002)
-            ended, status = os.waitpid(process, os.WNOHANG)
-        if not ended:
-            os.kill(process, kind)
-            _, status = os.waitpid(process, 0)
-        status = os.waitstatus_to_exitcode(status)
+        process = get_context("fork").Process(target=self._run_here, args=(script,))
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the fork inherits, until the script sets its own
+        process.start()
+        signal.signal(signal.SIGTERM, handler)
+        process.join(after if kind else None)
+        if process.exitcode is None:
+            os.kill(process.pid, kind)
+            process.join()
+        status = process.exitcode
         if status and status != {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: _STOPPED}.get(kind):
             sent = signal.strsignal(kind) if kind else "no signal"
             text = (self.folder / f"{script}.log").read_text(encoding="utf-8", errors="replace")
             raise InputError(f"{script} ended with {status} after {sent}: {text[-2000:]}")
         return status != 0
+
+    def _run_here(self, script):
+        """Runs a script in this process, which was forked for it. Its output is appended to SCRIPT.log."""
+        os.setsid()
+        os.chdir(self.folder)
+        os.environ[STATUS_WHEN_STOPPED] = str(_STOPPED)
+        sys.stdout = sys.stderr = log = open(f"{script}.log", "a", encoding="utf-8")  # noqa: SIM115
+        os.dup2(log.fileno(), 1)  # for what libraries in C write
+        os.dup2(log.fileno(), 2)
+        sys.argv = [f"{script}.py", "--config", str(_CONFIG)]
+        runpy.run_path(str(REPOSITORY / f"{script}.py"), run_name="__main__")
 
 
 def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals], rng: random.Random) -> dict:
@@ -167,11 +138,10 @@ def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals]
     while not sentences and (hits < len(signals) or not completed):
         for name in _RUNS[script]:
             shutil.rmtree(killed.folder / name, ignore_errors=True)
-        finished = False
-        while not finished:
-            left = signals[hits:]
-            hit = killed.run(script, left[0], rng.uniform(0, length)) if left else killed.run(script)
-            hits, finished = hits + hit, not hit
+        while hits < len(signals) and killed.run(script, signals[hits], rng.uniform(0, length)):
+            hits += 1
+        if hits == len(signals):
+            killed.run(script)  # without a signal: to its end
         completed += 1
         sentences = differences(wanted, contents(killed.folder, _RUNS[script]))
     return {

@@ -2,18 +2,17 @@
 
     python -m benchmarks.utility --CONFIG demo.toml
 
-The U-ViT and the prior of CONFIG sample as many synthetic pairs as there are real training images, of the same label
-vectors. Then, for each seed, a classifier of images and a report model (BART and prior) are trained, always for the
-same number of steps, on
+The U-ViT and the prior of CONFIG sample a synthetic pair for each label vector of the real training images. Then, for
+each seed, a classifier of images and a report model (BART and prior) are trained, always for the same number of steps:
 
-    real                   a share of the real training patients
-    synthetic              all synthetic pairs
-    real + synthetic       both, mixed
+    real                   on a share of the real training patients
+    synthetic              on all synthetic pairs
+    real + synthetic       on both, mixed
     synthetic, then real   half of the steps on the one, then half on the other
 
-and tested on the real images of the split "test". Nothing is chosen on these, nor on validation rows: the number of
-steps is fixed, and the last checkpoint is tested. The models that made the pairs were trained on *all* real training
-pairs: a share of 0.1 is someone who has a tenth of them, and was given the synthetic ones.
+The last checkpoint of each is tested on the real images of the split "test": nothing is chosen on these, nor on
+validation rows. The models that made the pairs were trained on *all* real training pairs: a share of 0.1 is someone who
+has a tenth of them, and was given the synthetic ones.
 
 Reads:  CONFIG and what its scripts read: the checkpoints of sample_diffusion_clipUViT.py and sample_prior_model.py
 Writes: OUTPUT/synthetic (the pairs), OUTPUT/<models>-<share>-<seed> (trees, runs and reports), OUTPUT/results.json,
@@ -23,47 +22,42 @@ Prints: mean AUROC of the findings; clinical F1 of the written reports (micro, m
         over the seeds
 """
 
-import dataclasses
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 
 from benchmarks.record import write_record
 from benchmarks.scripts import run_script
 from evaluation.judges import Judge, JudgeSettings, cache_pixels, extract, pixel_reader, train_classifier
 from evaluation.labeler import label_reports
 from evaluation.metrics import auroc_table, clinical_f1, positives, rouge_l
-from evaluation.report import markdown
-from utils.constants import override_constants
+from utils.constants import REPOSITORY, override_constants
 from utils.csv_files import read_csv
 from utils.devices import make_accelerator
-from utils.errors import InputError, replacing, run, say, writing
+from utils.errors import replacing, run, say, writing
 from utils.findings import PRESENT
 from utils.mimic_cxr import image_file, read_table, write_tree
 from utils.seeds import keyed_seed
 
-CONFIG = "demo.toml"  # the constants of all scripts
-REAL = "demo/phantom"  # the real CXR tree that its trainings read
+CONFIG = "demo.toml"  # the constants of all scripts; its U-ViT's DATA_ROOT, VIEWS and HOLD_OUT name the real pairs
 OUTPUT = "demo/utility"  # folder of pairs and runs (a folder to write)
 RECORD = "utility"  # name of the table under benchmarks/results
 SEEDS = (1, 2, 3)  # of patients, data order and weights (each 0 or more)
-SHARES = (1.0, 0.1)  # of the real training patients (each above 0, 1 at most)
 MAX_LABELS = 0  # label vectors of the training split, a pair each (0 or more; 0: all)
-VIEWS = ()  # ViewPosition of the real images; () for all
-HOLD_OUT = ()  # patient groups that count as the split "test"; those of CONFIG's trainings
+SHARES = (1.0, 0.1)  # of the real training patients (each above 0, 1 at most)
 CLASSIFIER_MODEL = "test_resnet"  # any timm classifier, trained from random weights
 CLASSIFIER_IMAGE_SIZE = 64  # pixels (32 to 4096)
 CLASSIFIER_STEPS = 600  # optimiser steps (2 to 1000000)
 CLASSIFIER_BATCH_SIZE = 64  # images a step (2 to 65536)
 CLASSIFIER_LEARNING_RATE = 5e-3  # of AdamW, the highest of one cycle (above 0, 1 at most)
-REPORTS = True  # train report models as well
 BART_STEPS = 300  # optimiser steps (2 to 100000000)
 PRIOR_STEPS = 400  # optimiser steps (2 to 100000000)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
-NUM_WORKERS = 0  # threads that decode images (0 to 256)
 
 _REGIMES = {  # the stages of each training, and the sources of each stage
     "real": (("real",),),
@@ -80,37 +74,23 @@ def share_of(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     return table[table["subject_id"].isin(drawn[: max(1, round(share * len(patients)))])]
 
 
-class Classifiers:
-    """Trains classifiers of images, and tests them on real ones."""
+def measure_classifier(
+    stages: list[pd.DataFrame], test: pd.DataFrame, settings: JudgeSettings, cache_dir: Path, accelerator: Accelerator
+) -> dict[str, float]:
+    """Trains a classifier on one table after the other, sharing the steps => {"AUROC"}, the mean over the findings."""
+    settings = replace(settings, steps=settings.steps // len(stages))
 
-    def __init__(
-        self,
-        settings: JudgeSettings,
-        train: pd.DataFrame,
-        test: pd.DataFrame,
-        cache_dir: Path,
-        accelerator,
-        threads: int,
-    ):
-        """train: all rows that a training may use; test: the rows to test on."""
-        self.settings, self.device = settings, accelerator.device
-        rows = pd.concat([train, test], ignore_index=True)
-        self.pixels, keys, readable = cache_pixels(rows, settings.image_size, cache_dir, accelerator, threads)
-        self.key_of = dict(zip(rows["dicom_id"][readable], np.array(keys, dtype=object)[readable]))
-        self.test = test[test["dicom_id"].isin(self.key_of)]
+    def examples(table):
+        pixels, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator)
+        return pixels, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
 
-    def measure(self, stages: list[pd.DataFrame], seed: int) -> dict[str, float]:
-        """Trains on one table after the other => {"AUROC"}, the mean over the findings."""
-        steps, model = self.settings.steps // len(stages), None
-        settings = dataclasses.replace(self.settings, seed=seed, steps=steps)
-        for table in stages:
-            table = table[table["dicom_id"].isin(self.key_of)]
-            keys = [self.key_of[name] for name in table["dicom_id"]]
-            model = train_classifier(self.pixels, keys, positives(table), settings, self.device, model)
-        judge = Judge(model, settings, np.full(14, 0.5), np.ones(14, dtype=bool))
-        read = pixel_reader(self.pixels, [self.key_of[name] for name in self.test["dicom_id"]])
-        _, probabilities = extract(judge, read, len(self.test), self.device, self.settings.batch_size)
-        return {"AUROC": float(auroc_table(positives(self.test), probabilities, replicates=0).loc["mean", "auroc"])}
+    model = None
+    for table in stages:
+        model = train_classifier(*examples(table), settings, accelerator.device, model)
+    judge = Judge(model, settings, np.full(14, 0.5), np.ones(14, dtype=bool))
+    pixels, keys, labels = examples(test)
+    _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), accelerator.device, settings.batch_size)
+    return {"AUROC": float(auroc_table(labels, probabilities, replicates=0).loc["mean", "auroc"])}
 
 
 def measure_reports(
@@ -121,20 +101,15 @@ def measure_reports(
     validation: rows that are only watched; constants: of this script.
     """
     trees = [link_tree(folder / f"tree-{number}", [table, validation]) for number, table in enumerate(stages)]
-    common = ("--config", constants["CONFIG"])
-    bart = train_in_stages(
-        "train_bart.py", trees, folder / "bart", constants["BART_STEPS"], *common, "--SEED", seed,
-        "--EVALUATION_REPORTS", 0,
-    )  # fmt: skip
-    prior = train_in_stages(
-        "train_prior_model.py", trees, folder / "prior", constants["PRIOR_STEPS"], *common, "--SEED", seed,
-        "--EVALUATION_IMAGES", 0, "--BART_CHECKPOINT", bart, "--CACHE_DIR", folder / "cache",
-    )  # fmt: skip
-    written = folder / "written"
-    run_script(
-        "sample_prior_model.py", *common, "--CHECKPOINT", prior, "--BART_CHECKPOINT", bart, "--OUTPUT_ROOT", written,
-        "--DATA_ROOT", link_tree(folder / "test", [test]), "--SPLIT", "test",
-    )  # fmt: skip
+    common, written = ("--config", constants["CONFIG"]), folder / "written"
+    own = (*common, "--SEED", seed, "--EVALUATION_REPORTS", 0)
+    bart = train_in_stages("train_bart.py", trees, folder / "bart", constants["BART_STEPS"], *own)
+    places = ("--BART_CHECKPOINT", bart, "--CACHE_DIR", folder / "cache")
+    own = (*common, "--SEED", seed, "--EVALUATION_IMAGES", 0, *places)
+    prior = train_in_stages("train_prior_model.py", trees, folder / "prior", constants["PRIOR_STEPS"], *own)
+    images = ("--DATA_ROOT", link_tree(folder / "test", [test]), "--SPLIT", "test")
+    own = (*common, "--CHECKPOINT", prior, "--BART_CHECKPOINT", bart, "--OUTPUT_ROOT", written)
+    run_script("sample_prior_model.py", *own, *images)
     reports = read_csv(written / "reports.csv", ("dicom_id", "report"), texts=("dicom_id", "report"))
     both = test.merge(reports.rename(columns={"report": "written"})[["dicom_id", "written"]], on="dicom_id")
     f1 = clinical_f1(positives(both), label_reports(both["written"].tolist()) == PRESENT)["f1"]
@@ -176,10 +151,8 @@ def table_of(results: list[dict]) -> pd.DataFrame:
     scores = [name for name in frame if name not in ("trained on", "share", "seed", "pairs")]
     rows = []
     for (share, name), group in frame.groupby(["share", "trained on"], sort=False):
-        spread = {score: f"{group[score].mean():.3f} ± {group[score].std():.3f}" for score in scores}
-        rows.append(
-            {"real patients": f"{share:.0%}", "trained on": name, "pairs": round(group["pairs"].mean()), **spread}
-        )
+        row = {"real patients": f"{share:.0%}", "trained on": name, "pairs": round(group["pairs"].mean())}
+        rows.append(row | {score: f"{group[score].mean():.3f} ± {group[score].std():.3f}" for score in scores})
     return pd.DataFrame(rows)
 
 
@@ -192,19 +165,17 @@ def plans(seeds: tuple[int, ...], shares: tuple[float, ...]) -> list[tuple[int, 
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, "no")
-    if not Path(CONFIG).is_file():
-        raise InputError(f"there is no config file {CONFIG}; set CONFIG")
+    trained = override_constants({"__file__": str(REPOSITORY / "train_diffusion_clipUViT.py")}, ("--config", CONFIG))
     output = Path(OUTPUT).resolve()
     sampling = ("--config", CONFIG, "--OUTPUT_ROOT", output / "synthetic")
     run_script("sample_diffusion_clipUViT.py", *sampling, "--SPLIT", "train", "--MAX_LABELS", MAX_LABELS)
     run_script("sample_prior_model.py", *sampling)
-    real = read_table(REAL, views=VIEWS, hold_out=HOLD_OUT)
+    real = read_table(trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"])
     train, validation, test = (real[real["split"] == split] for split in ("train", "validate", "test"))
     synthetic = read_table(output / "synthetic").assign(split="train")
     settings = JudgeSettings(
         CLASSIFIER_MODEL, CLASSIFIER_IMAGE_SIZE, CLASSIFIER_STEPS, CLASSIFIER_BATCH_SIZE, CLASSIFIER_LEARNING_RATE
     )
-    classifiers = Classifiers(settings, pd.concat([train, synthetic]), test, output / "cache", accelerator, NUM_WORKERS)
     kept = output / "results.json"
     results = json.loads(kept.read_text()) if kept.exists() else []
     done = {(result["seed"], result["share"], result["trained on"]) for result in results}
@@ -213,19 +184,16 @@ def main():
             continue
         sources = {"real": share_of(train, share, seed), "synthetic": synthetic}
         stages = [pd.concat([sources[source] for source in stage]) for stage in _REGIMES[name]]
+        folder = output / f"{name.replace(' ', '').replace(',', '-')}-{share}-{seed}"
         result = {"share": share, "trained on": name, "seed": seed, "pairs": sum(map(len, stages))}
-        result |= classifiers.measure(stages, seed)
-        if REPORTS:
-            folder = output / f"{name.replace(' ', '').replace(',', '-')}-{share}-{seed}"
-            result |= measure_reports(folder, stages, validation, test, seed, constants)
+        result |= measure_classifier(stages, test, replace(settings, seed=seed), output / "cache", accelerator)
+        result |= measure_reports(folder, stages, validation, test, seed, constants)
         results.append(result)
         with writing("the results", output), replacing(kept) as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
         say(f"{name}, {share:g} of the real patients, seed {seed}: {result}")
     table = table_of(sorted(results, key=lambda result: -result["share"]))
-    rows = table.to_numpy().tolist()
-    write_record(RECORD, "Models trained on synthetic pairs", list(table), rows, constants, device=accelerator.device)
-    print(markdown(table))
+    write_record(RECORD, "Models trained on synthetic pairs", table, constants, device=accelerator.device)
 
 
 if __name__ == "__main__":

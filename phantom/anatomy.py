@@ -12,26 +12,46 @@ from utils import findings as cxr
 SIDES = {"right": -1.0, "left": 1.0}  # the patient's right is at the image's left
 ZONES = {"upper": -0.32, "mid": 0.0, "lower": 0.3}  # y of a zone's middle
 MASS_EXTENT = 0.6  # a lung lesion larger than this is one mass, not nodules
+_KINDS = {  # looks of a finding that has several, the usual one twice
+    "Fracture": ("rib", "rib", "clavicle"),
+    "Pleural Other": ("thickening", "thickening", "cap", "plaque"),
+    "Support Devices": ("pacemaker", "lines"),
+}
+_ZONES_OF = {  # where a finding, or a kind of one, lies if not everywhere
+    "Atelectasis": ("lower",), "Pleural Effusion": ("lower",), "Pleural Other": ("mid",), "Pneumonia": ("mid", "lower"),
+    "Pneumothorax": ("upper",), "rib": ("mid",), "clavicle": ("upper",), "cap": ("upper",),
+}  # fmt: skip
+_COVERS = {  # the zones that it takes, if not its own alone
+    "Pneumonia": ("mid", "lower"), "Pneumothorax": ("upper", "mid"), "Pleural Other": ("upper", "mid"),
+}  # fmt: skip
+
+
+def _within(*ranges: tuple[float, float]):
+    """A field of Anatomy that is drawn within a range, or several numbers each within its own."""
+    return dataclasses.field(metadata={"ranges": ranges})
 
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """What stays the same in all studies of a patient. Lengths are in body coordinates, where the image is 2 wide."""
+    """What stays the same in all studies of a patient, with the ranges of adults without disease.
 
-    scale: float  # size on the film
-    tilt: float  # radians
-    shift: tuple[float, float]  # (x, y)
-    body_width: float  # half width of the trunk
-    lung_width: float  # from the midline to the chest wall, inside
-    apex: float  # y of the lungs' tops
-    domes: tuple[float, float]  # y of the diaphragm's tops, (right, left)
-    heart_ratio: float  # cardiothoracic ratio
-    mediastinum: float  # half width above the heart
-    aortic_knob: float  # radius
-    rib_spacing: float
-    rib_offset: float  # y of the first posterior rib at the spine
-    clavicle_slope: float
-    bubble: float  # radius of the stomach's gas
+    Lengths are in body coordinates, where the image is 2 wide.
+    """
+
+    scale: float = _within((0.93, 1.05))  # size on the film
+    tilt: float = _within((-0.04, 0.04))  # radians
+    shift: tuple[float, float] = _within((-0.04, 0.04), (-0.03, 0.05))  # (x, y)
+    body_width: float = _within((0.86, 0.97))  # half width of the trunk
+    lung_width: float = _within((0.69, 0.75))  # from the midline to the chest wall, inside
+    apex: float = _within((-0.78, -0.70))  # y of the lungs' tops
+    domes: tuple[float, float] = _within((0.45, 0.53), (0.52, 0.59))  # y of the diaphragm's tops, (right, left)
+    heart_ratio: float = _within((0.39, 0.46))  # cardiothoracic ratio
+    mediastinum: float = _within((0.12, 0.15))  # half width above the heart
+    aortic_knob: float = _within((0.07, 0.095))  # radius
+    rib_spacing: float = _within((0.145, 0.17))
+    rib_offset: float = _within((-0.70, -0.64))  # y of the first posterior rib at the spine
+    clavicle_slope: float = _within((0.10, 0.28))
+    bubble: float = _within((0.04, 0.10))  # radius of the stomach's gas
     breast: float  # attenuation of the breasts' shadow
     vessel_seed: int
 
@@ -50,25 +70,14 @@ class Finding:
 
 
 def random_anatomy(rng: np.random.Generator) -> Anatomy:
-    """An Anatomy with every measure drawn within the range of adults without disease."""
-    return Anatomy(
-        scale=rng.uniform(0.93, 1.05),
-        tilt=rng.uniform(-0.04, 0.04),
-        shift=(rng.uniform(-0.04, 0.04), rng.uniform(-0.03, 0.05)),
-        body_width=rng.uniform(0.86, 0.97),
-        lung_width=rng.uniform(0.69, 0.75),
-        apex=rng.uniform(-0.78, -0.70),
-        domes=(rng.uniform(0.45, 0.53), rng.uniform(0.52, 0.59)),
-        heart_ratio=rng.uniform(0.39, 0.46),
-        mediastinum=rng.uniform(0.12, 0.15),
-        aortic_knob=rng.uniform(0.07, 0.095),
-        rib_spacing=rng.uniform(0.145, 0.17),
-        rib_offset=rng.uniform(-0.70, -0.64),
-        clavicle_slope=rng.uniform(0.10, 0.28),
-        bubble=rng.uniform(0.04, 0.10),
-        breast=rng.choice([0.0, rng.uniform(0.04, 0.12)]),
-        vessel_seed=int(rng.integers(2**31)),
-    )
+    """An Anatomy with every measure drawn within its range."""
+    measures = {}
+    for field in dataclasses.fields(Anatomy):
+        if "ranges" in field.metadata:
+            drawn = tuple(rng.uniform(*limits) for limits in field.metadata["ranges"])
+            measures[field.name] = drawn if len(drawn) > 1 else drawn[0]
+    breast = rng.choice([0.0, rng.uniform(0.04, 0.12)])
+    return Anatomy(**measures, breast=breast, vessel_seed=int(rng.integers(2**31)))
 
 
 def random_findings(rng: np.random.Generator) -> tuple[list[Finding], np.ndarray]:
@@ -94,8 +103,7 @@ def random_findings(rng: np.random.Generator) -> tuple[list[Finding], np.ndarray
 
     labels = np.zeros(len(cxr.FINDINGS), dtype=np.int8)
     for names, code in ((present, cxr.PRESENT), (negated, cxr.ABSENT), (uncertain, cxr.UNCERTAIN)):
-        for name in names:
-            labels[cxr.finding_index(name)] = code
+        labels[[cxr.finding_index(name) for name in names]] = code
     if not uncertain and set(present) <= {"Support Devices"}:
         labels[cxr.finding_index("No Finding")] = cxr.PRESENT
 
@@ -107,36 +115,19 @@ def random_findings(rng: np.random.Generator) -> tuple[list[Finding], np.ndarray
 
 def _place(name, strength, taken, rng):
     """A Finding of that name in a free place. `taken`: the set of (side, zone) in use, to which its own are added."""
-    kinds = {
-        "Fracture": ("rib", "rib", "clavicle"),
-        "Pleural Other": ("thickening", "thickening", "cap", "plaque"),
-        "Support Devices": ("pacemaker", "lines"),
+    kind = str(rng.choice(_KINDS.get(name, ("",))))
+    zones = _ZONES_OF.get(kind) or _ZONES_OF.get(name, tuple(ZONES))
+    places = {
+        (side, zone): {(side, covered) for covered in _COVERS.get(name, (zone,))} for side in SIDES for zone in zones
     }
-    kind = str(rng.choice(kinds.get(name, ("",))))
-    zones = {
-        "Atelectasis": ("lower",),
-        "Pleural Effusion": ("lower",),
-        "Pneumothorax": ("upper",),
-        "Pneumonia": ("mid", "lower"),
-        "Fracture": ("mid",) if kind == "rib" else ("upper",),
-        "Pleural Other": ("upper",) if kind == "cap" else ("mid",),
-    }.get(name, tuple(ZONES))
-    covers = {
-        "Pneumonia": ("mid", "lower"),
-        "Pneumothorax": ("upper", "mid"),
-        "Pleural Other": ("upper", "mid"),
-    }
-    places = [(side, zone) for side in SIDES for zone in zones]
-    free = [
-        (side, zone) for side, zone in places if not taken & {(side, covered) for covered in covers.get(name, (zone,))}
-    ]
-    side, zone = (free or places)[rng.integers(len(free or places))]
+    free = [place for place, covered in places.items() if not taken & covered] or list(places)
+    side, zone = place = free[rng.integers(len(free))]
     if name in ("Cardiomegaly", "Edema", "Enlarged Cardiomediastinum"):
         side, zone = "both", "mid"
     elif name == "Support Devices":
         side = str(rng.choice(["right", "left"], p=[0.3, 0.7] if kind == "pacemaker" else [0.7, 0.3]))
     else:
-        taken |= {(side, covered) for covered in covers.get(name, (zone,))}
+        taken |= places[place]
     return Finding(name, side, zone, kind, rng.random(), float(strength), int(rng.integers(2**31)))
 
 

@@ -45,8 +45,7 @@ def draw_chest(anatomy: Anatomy, drawn: list[Finding], view: str, image_size: in
             for side in SIDES if finding.side == "both" else (finding.side,):
                 film += finding.strength * lungs[side].mask * LUNG_FINDINGS[finding.name](canvas, lungs[side], finding)
     if "Pneumothorax" in by_name:
-        finding = by_name["Pneumothorax"]
-        film = draw_pneumothorax(canvas, film, lungs[finding.side], finding)
+        film = draw_pneumothorax(canvas, film, lungs[by_name["Pneumothorax"].side], by_name["Pneumothorax"])
 
     heart = _mediastinum(canvas, anatomy)
     film += heart * (np.maximum(film, _HEART) - film)
@@ -98,15 +97,17 @@ class _Canvas:
         """0 outside (distance < 0) to 1 inside, over `softness` but never less than a pixel; (S, S)."""
         return np.clip(0.5 + distance / max(softness, self.pixel), 0, 1)
 
+    def on_film(self, points, zoom):
+        """Points (N, 2) as pixels of a picture of `zoom` times the canvas's size."""
+        return [*map(tuple, (np.asarray(points) @ self.turn.T + self.shift + 1) * (zoom * self.size / 2))]
+
     def strokes(self, paths):
         """Lines drawn anti-aliased: paths holds (points (N, 2), width, brightness 0..1); (S, S) in [0, 1]."""
         picture = Image.new("L", (2 * self.size, 2 * self.size))
         pen = ImageDraw.Draw(picture)
         for points, width, brightness in paths:
-            # body => pixels of the picture at twice the size
-            on_film = (np.asarray(points) @ self.turn.T + self.shift + 1) * self.size
             pixels = max(1, round(width * self.size))
-            pen.line([tuple(point) for point in on_film], fill=round(255 * brightness), width=pixels, joint="curve")
+            pen.line(self.on_film(points, 2), fill=round(255 * brightness), width=pixels, joint="curve")
         return np.asarray(picture.reduce(2), dtype=np.float32) / 255
 
     def disc(self, x, y, radius, softness=0.02):
@@ -204,28 +205,21 @@ def _mediastinum(canvas, anatomy):
     bulge = bulge * bulge * (3 - 2 * bulge)
     waist_right, waist_left = -min(0.11, anatomy.mediastinum), min(0.12, anatomy.mediastinum)
     slanted = np.where(y < middle, bulge**1.1, bulge)
-    heart = np.minimum(
-        x - (waist_right + (right - waist_right) * bulge), waist_left + (left - waist_left) * slanted - x
-    )
+    right_border, left_border = waist_right + (right - waist_right) * bulge, waist_left + (left - waist_left) * slanted
+    heart = np.minimum(x - right_border, left_border - x)
     above, below = np.clip((-0.42 - y) / 0.35, 0, 1), np.clip((y + 0.12) / 0.5, 0, 1)
     narrowing = (1 - 0.45 * above**2) * (1 - 0.9 * below**2 * (3 - 2 * below))  # to the neck, and behind the heart
     vessels = anatomy.mediastinum * narrowing - np.abs(x - 0.01)
     knob_x = anatomy.mediastinum - 0.02
-    silhouette = np.maximum(heart, vessels)
-    silhouette = np.maximum(silhouette, anatomy.aortic_knob - np.hypot(x - knob_x, y + 0.27))
-    return canvas.edge(silhouette, 0.035)
+    knob = anatomy.aortic_knob - np.hypot(x - knob_x, y + 0.27)
+    return canvas.edge(np.maximum.reduce([heart, vessels, knob]), 0.035)
 
 
 def _trachea(canvas):
     """The air column down to the carina and the two main bronchi; (S, S), to be subtracted."""
-    bronchi = canvas.strokes(
-        [
-            (((0.0, -1.2), (0.0, -0.6), (-0.01, -0.22)), 0.075, 1.0),
-            (((-0.01, -0.22), (-0.13, -0.10)), 0.05, 0.7),
-            (((-0.01, -0.22), (0.15, -0.12)), 0.05, 0.7),
-        ]
-    )
-    return 0.45 * bronchi
+    trachea = ((0.0, -1.2), (0.0, -0.6), (-0.01, -0.22))
+    bronchi = [(((-0.01, -0.22), end), 0.05, 0.7) for end in ((-0.13, -0.10), (0.15, -0.12))]
+    return 0.45 * canvas.strokes([(trachea, 0.075, 1.0), *bronchi])
 
 
 def _stomach_gas(canvas, anatomy):
@@ -302,8 +296,7 @@ def _shoulders(canvas, anatomy, view, fracture):
 def _polygon(canvas, corners):
     """A filled polygon, its edge softened; (S, S) in [0, 1]."""
     picture = Image.new("L", (canvas.size, canvas.size))
-    on_film = (np.asarray(corners) @ canvas.turn.T + canvas.shift + 1) * canvas.size / 2
-    ImageDraw.Draw(picture).polygon([tuple(point) for point in on_film], fill=255)
+    ImageDraw.Draw(picture).polygon(canvas.on_film(corners, 1), fill=255)
     return ndimage.uniform_filter(np.asarray(picture, dtype=np.float32) / 255, max(1, round(0.03 / canvas.pixel)))
 
 
@@ -331,9 +324,8 @@ def _devices(canvas, anatomy, finding):
     for side in SIDES.values():
         x, y = side * rng.uniform(0.48, 0.60), rng.uniform(-0.34, -0.22)
         electrodes += canvas.disc(x, y, 0.05)
-        lines.append(
-            (_curve([(x, y), (side * 0.55, 0.15), (side * rng.uniform(0.3, 0.45), 0.6), (0.2, 1.2)]), 0.045, 0.8)
-        )
+        cable = _curve([(x, y), (side * 0.55, 0.15), (side * rng.uniform(0.3, 0.45), 0.6), (0.2, 1.2)])
+        lines.append((cable, 0.045, 0.8))
     return 1.5 * canvas.strokes(lines) + 1.5 * electrodes
 
 

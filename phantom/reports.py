@@ -5,12 +5,8 @@ import numpy as np
 from phantom.anatomy import MASS_EXTENT, Finding, nodule_count
 from utils import findings as cxr
 
-_DEGREES = {  # (smallest, middle, largest)
-    "Cardiomegaly": ("mild", "moderate", "severe"),
-    "Edema": ("mild", "moderate", "severe"),
-    "Atelectasis": ("mild", "moderate", "severe"),
-    "Enlarged Cardiomediastinum": ("mild", "moderate", "severe"),
-}
+_SIZES, _SEVERITIES = ("small", "moderate", "large"), ("mild", "moderate", "severe")  # from the smallest to the largest
+_BY_SEVERITY = ("Cardiomegaly", "Edema", "Atelectasis", "Enlarged Cardiomediastinum")
 _NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} and {zone} as drawn
     "Atelectasis": "{degree} {side} basilar atelectasis",
     "Cardiomegaly": "{degree} cardiomegaly",
@@ -19,6 +15,10 @@ _NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} a
     "Enlarged Cardiomediastinum": "{degree} widening of the mediastinum",
     "rib": "displaced fractures of several {side} ribs",
     "clavicle": "displaced fracture of the {side} clavicle",
+    "Lung Lesion": "mass in the {side} {zone} lung",
+    "nodules 1": "{side} {zone} lung nodule",
+    "nodules 2": "two nodules in the {side} {zone} lung",
+    "nodules 3": "three nodules in the {side} lung",
     "Lung Opacity": "{degree} hazy opacity in the {side} {zone} lung",
     "Pleural Effusion": "{degree} {side} pleural effusion",
     "thickening": "{degree} {side} pleural thickening",
@@ -29,19 +29,14 @@ _NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} a
     "pacemaker": "{side} pacemaker with two leads",
     "lines": "endotracheal tube and {side} central line",
 }
-_UNQUALIFIED = {  # the finding named without place or size, to be negated
-    "Atelectasis": "atelectasis",
-    "Cardiomegaly": "cardiomegaly",
+_UNQUALIFIED = {  # findings named without place or size in other words than their own, to be negated
     "Consolidation": "focal consolidation",
     "Edema": "pulmonary edema",
     "Enlarged Cardiomediastinum": "widening of the mediastinum",
     "Fracture": "displaced fracture",
     "Lung Lesion": "nodule or mass",
     "Lung Opacity": "hazy opacity",
-    "Pleural Effusion": "pleural effusion",
     "Pleural Other": "pleural thickening",
-    "Pneumonia": "pneumonia",
-    "Pneumothorax": "pneumothorax",
     "Support Devices": "support device",
 }
 _PRESENT_WORDS = ("There is {}.", "{} is seen.", "{} is present.", "{}.")
@@ -80,9 +75,8 @@ def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Genera
     impression = _impression_section(present, uncertain, normal, rng) or [sentences[0]]
     if len(impression) > 1 and rng.random() < 0.5:
         impression = [f"{number}. {sentence}" for number, sentence in enumerate(impression, 1)]
-    heading = rng.choice(["EXAMINATION:  CHEST RADIOGRAPH", "EXAMINATION:  CHEST (SINGLE VIEW)"])
     parts = [
-        str(heading),
+        str(rng.choice(["EXAMINATION:  CHEST RADIOGRAPH", "EXAMINATION:  CHEST (SINGLE VIEW)"])),
         "INDICATION:  " + str(rng.choice(_INDICATIONS)).format(rng.choice(["man", "woman"])),
         "COMPARISON:  " + str(rng.choice(["None.", "Chest radiograph of ___.", "___."])),
         "FINDINGS: \n\n " + " ".join(sentences),
@@ -96,7 +90,7 @@ def _findings_section(present, uncertain, absent, normal, rng):
     positives = [_say(_words_for(finding), _mention(finding), rng) for finding in rng.permutation(present)]
     hedges = [_say(_UNCERTAIN_WORDS, _hedged(finding), rng) for finding in uncertain]
     # one sentence negates at most two findings
-    pairs = [" or ".join(_UNQUALIFIED[name] for name in absent[at : at + 2]) for at in range(0, len(absent), 2)]
+    pairs = [" or ".join(_unqualified(name) for name in absent[at : at + 2]) for at in range(0, len(absent), 2)]
     negatives = [_say(_ABSENT_WORDS, pair, rng) for pair in pairs]
     in_order = rng.random() < 0.7
     sentences = [rng.choice(_CLEAR)] if normal else []
@@ -116,24 +110,22 @@ def _impression_section(present, uncertain, normal, rng):
 
 def _mention(finding):
     """The finding in words, with its degree, side and zone as drawn."""
-    degree = _DEGREES.get(finding.name, ("small", "moderate", "large"))[min(2, int(3 * finding.extent))]
-    if finding.name == "Lung Lesion":
-        words = "mass in the {side} {zone} lung"
-        if finding.extent <= MASS_EXTENT:
-            words = (
-                "{side} {zone} lung nodule",
-                "two nodules in the {side} {zone} lung",
-                "three nodules in the {side} lung",
-            )[nodule_count(finding) - 1]
-    else:
-        words = _NAMES[finding.kind or finding.name]
-    return words.format(degree=degree, side=finding.side, zone=finding.zone)
+    degrees = _SEVERITIES if finding.name in _BY_SEVERITY else _SIZES
+    name = finding.kind or finding.name
+    if finding.name == "Lung Lesion" and finding.extent <= MASS_EXTENT:
+        name = f"nodules {nodule_count(finding)}"
+    degree = degrees[min(2, int(3 * finding.extent))]
+    return _NAMES[name].format(degree=degree, side=finding.side, zone=finding.zone)
 
 
 def _hedged(finding):
     """An uncertain finding in words: with its side, but no degree."""
     side = "" if finding.side == "both" or finding.name == "Support Devices" else finding.side + " "
-    return side + _UNQUALIFIED[finding.name].removeprefix("focal ")
+    return side + _unqualified(finding.name).removeprefix("focal ")
+
+
+def _unqualified(name):
+    return _UNQUALIFIED.get(name, name.lower())
 
 
 def _words_for(finding):

@@ -3,7 +3,6 @@
 Every image depends on (seed, patient, study, image) alone, so a larger tree contains the images of a smaller one.
 """
 
-import dataclasses
 import gzip
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from phantom.anatomy import Anatomy, Finding, random_anatomy, random_findings
+from phantom.anatomy import random_anatomy, random_findings
 from phantom.drawing import draw_chest, to_bytes
 from phantom.reports import write_report
 from utils import findings as cxr
@@ -24,6 +23,10 @@ from utils.folders import DRAWN_TREE, making
 CHUNK = 16  # studies that a process draws at a time
 _SPLIT_CYCLE = 25  # patients of a group after which the splits repeat: 20 train, 2 validate, 3 test
 _TEST_PLACES, _VALIDATE_PLACES = (0, 9, 17), (5, 22)
+_VIEWS = {  # procedure and direction in PhysioNet's words
+    "PA": ("CHEST (PA)", "postero-anterior"),
+    "AP": ("CHEST (PORTABLE AP)", "antero-posterior"),
+}
 
 
 def draw_tree(
@@ -62,31 +65,12 @@ def random_chest(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray,
     return to_bytes(image), labels, write_report(drawn, labels, rng)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Study:
-    """One visit of one patient, with everything that its films and its report are made from."""
+def _studies_of(patient: int, seed: int) -> list[dict]:
+    """All studies of a patient, given by number; each depends on (seed, patient, study) alone.
 
-    subject_id: int
-    study_id: int
-    split: str
-    anatomy: Anatomy
-    drawn: list[Finding]
-    labels: np.ndarray  # (14,) int8
-    views: tuple[str, ...]  # of "PA", "AP"
-    date: str  # YYYYMMDD, shifted into the future as MIMIC's dates are
-    time: str  # HHMMSS.fff
-    report: str
-    film_seeds: tuple[int, ...]  # one a view
-    dicom_ids: tuple[str, ...]  # one a view
-
-    @property
-    def folder(self):
-        """files/pNN/pNNNNNNNN, which holds the study's report and the folder of its images."""
-        return Path("files") / f"p{str(self.subject_id)[:2]}" / f"p{self.subject_id}"
-
-
-def _studies_of(patient, seed):
-    """All studies of a patient, given by number; each depends on (seed, patient, study) alone."""
+    A study is what its films and its report are made of: anatomy, drawn findings, labels, report; `identity`, what its
+    rows of the tables begin with; `films`, the view, seed and dicom_id of each.
+    """
     rng = np.random.default_rng([seed, patient])
     anatomy = random_anatomy(rng)
     round_, group = divmod(patient, 10)
@@ -101,49 +85,42 @@ def _studies_of(patient, seed):
         views = (("PA",), ("AP",), ("PA", "AP"))[rng.choice(3, p=[0.5, 0.2, 0.3])]
         day = first_day + pd.Timedelta(days=int(90 * number + rng.integers(80)))
         hour, minute, second, thousandth = (int(rng.integers(limit)) for limit in (24, 60, 60, 1000))
-        studies.append(
-            _Study(
-                subject_id=subject_id,
-                study_id=50_000_000 + (15_485_863 % 9_999_991 * (4 * patient + number) + seed) % 9_999_991,
-                split=split,
-                anatomy=anatomy,
-                drawn=drawn,
-                labels=labels,
-                views=views,
-                date=f"{day:%Y%m%d}",
-                time=f"{hour:02d}{minute:02d}{second:02d}.{thousandth:03d}",
-                report=write_report(drawn, labels, rng),
-                film_seeds=tuple(int(rng.integers(2**31)) for _ in views),
-                dicom_ids=tuple("-".join(f"{word:08x}" for word in rng.integers(2**32, size=5)) for _ in views),
-            )
-        )
+        report = write_report(drawn, labels, rng)
+        film_seeds = [int(rng.integers(2**31)) for _ in views]
+        dicom_ids = ["-".join(f"{word:08x}" for word in rng.integers(2**32, size=5)) for _ in views]
+        study_id = 50_000_000 + (15_485_863 % 9_999_991 * (4 * patient + number) + seed) % 9_999_991
+        study = {"anatomy": anatomy, "drawn": drawn, "labels": labels, "report": report, "split": split}
+        study["identity"] = {"subject_id": subject_id, "study_id": study_id}
+        study["date"], study["time"] = f"{day:%Y%m%d}", f"{hour:02d}{minute:02d}{second:02d}.{thousandth:03d}"
+        studies.append(study | {"films": list(zip(views, film_seeds, dicom_ids))})
     return studies
 
 
-def _draw_study(root, study, image_size):
+def _draw_study(root: Path, study: dict, image_size: int) -> list[dict]:
     """Writes the study's films and its report; returns its rows of the metadata, one a film."""
-    folder = root / study.folder / f"s{study.study_id}"
+    subject_id, study_id = study["identity"].values()
+    folder = root / "files" / f"p{subject_id // 1_000_000}" / f"p{subject_id}" / f"s{study_id}"
     folder.mkdir(parents=True, exist_ok=True)
-    folder.with_suffix(".txt").write_text(study.report, encoding="utf-8")
+    folder.with_suffix(".txt").write_text(study["report"], encoding="utf-8")
     rows = []
-    for view, film_seed, dicom_id in zip(study.views, study.film_seeds, study.dicom_ids):
-        film = draw_chest(study.anatomy, study.drawn, view, image_size, film_seed)
+    for view, film_seed, dicom_id in study["films"]:
+        film = draw_chest(study["anatomy"], study["drawn"], view, image_size, film_seed)
         Image.fromarray(to_bytes(film)).save(folder / f"{dicom_id}.jpg", quality=95)
+        procedure, direction = _VIEWS[view]
         rows.append(
             {
                 "dicom_id": dicom_id,
-                "subject_id": study.subject_id,
-                "study_id": study.study_id,
-                "PerformedProcedureStepDescription": "CHEST (PA)" if view == "PA" else "CHEST (PORTABLE AP)",
+                **study["identity"],
+                "PerformedProcedureStepDescription": procedure,
                 "ViewPosition": view,
                 "Rows": image_size,
                 "Columns": image_size,
-                "StudyDate": study.date,
-                "StudyTime": study.time,
-                "ProcedureCodeSequence_CodeMeaning": "CHEST (PA)" if view == "PA" else "CHEST (PORTABLE AP)",
-                "ViewCodeSequence_CodeMeaning": "postero-anterior" if view == "PA" else "antero-posterior",
+                "StudyDate": study["date"],
+                "StudyTime": study["time"],
+                "ProcedureCodeSequence_CodeMeaning": procedure,
+                "ViewCodeSequence_CodeMeaning": direction,
                 "PatientOrientationCodeSequence_CodeMeaning": "Erect",
-                "split": study.split,
+                "split": study["split"],
             }
         )
     return rows
@@ -152,8 +129,8 @@ def _draw_study(root, study, image_size):
 def _write_tables(root, images, studies):
     """The three CSVs with PhysioNet's columns, compressed without a time stamp."""
     images = pd.DataFrame(images)
-    identity = pd.DataFrame([{"subject_id": study.subject_id, "study_id": study.study_id} for study in studies])
-    codes = pd.DataFrame([study.labels for study in studies], columns=list(cxr.FINDINGS))
+    identity = pd.DataFrame([study["identity"] for study in studies])
+    codes = pd.DataFrame([study["labels"] for study in studies], columns=list(cxr.FINDINGS))
     tables = {
         "metadata": images.drop(columns="split"),
         "split": images[["dicom_id", "study_id", "subject_id", "split"]],

@@ -1,11 +1,14 @@
 """What several tests do: run the scripts, in this process or in two, and read and compare what they wrote."""
 
-import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
-import subprocess
+import socket
 import sys
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -88,20 +91,41 @@ def launch(script, config, *arguments):
     return launch_each([script, config, *arguments])
 
 
-SEVERAL = (
-    "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]): runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+SERVER = multiprocessing.get_context("forkserver")  # imports the scripts once, and forks the processes of all launches
+SERVER.set_forkserver_preload([path.stem for path in sorted(ROOT.glob("*.py"))])
 
 
 def launch_each(*runs):
-    """As `launch`, for several scripts one after the other, whose imports are then paid for once."""
+    """As `launch`, for several scripts one after the other."""
     runs = [[str(ROOT / f"{script}.py"), "--config", *map(str, arguments)] for script, *arguments in runs]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--no-python", sys.executable, "-c", SEVERAL, json.dumps(runs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    with tempfile.NamedTemporaryFile("r") as output:
+        workers = [SERVER.Process(target=_run_as, args=(rank, port, runs, output.name)) for rank in (0, 1)]
+        try:
+            with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)):  # of the server
+                for worker in workers:
+                    worker.start()
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=400)
+            if not any(worker.exitcode for worker in workers):
+                for worker in workers:
+                    worker.join(timeout=60)
+        finally:
+            for worker in workers:
+                worker.kill()  # where the other one has failed
+        said = output.read()
+    assert [worker.exitcode for worker in workers] == [0, 0], said[-3000:]
+    return said
+
+
+def _run_as(rank, port, runs, output):
+    """Runs scripts as one of two processes of a launch; what they print is appended to a file."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
+    for sys.argv in runs:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 # ---- what they wrote

@@ -17,15 +17,14 @@ Prints: the tables
 """
 
 import re
-from collections.abc import Iterator
+from functools import partial
 
 import pandas as pd
 
-from benchmarks.bench import images, reports, training
+from benchmarks.bench import images, reports, trainers
 from benchmarks.bench.clock import COLUMNS, Clock
-from benchmarks.bench.networks import Networks, PaperNetworks
+from benchmarks.bench.networks import Networks
 from benchmarks.record import processor, write_record
-from evaluation.report import markdown
 from utils.constants import override_constants
 from utils.devices import make_accelerator
 from utils.errors import run, say
@@ -43,37 +42,26 @@ NAIVE_TOKENS = 512  # that the naive loop writes, as far as BART has places (1 o
 REPORT_BATCHES = (1, 8, 64)  # reports that are written at a time (each 1 or more)
 IMAGES = 8  # that are sampled at a time (1 or more)
 
-_TITLES = {
-    "training": "Training",
-    "images": "Sampling images",
-    "reports": "Writing reports",
-}
+_TITLES = {"training": "Training", "images": "Sampling images", "reports": "Writing reports"}
 
 
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
-    networks = (PaperNetworks if SIZES == "paper" else Networks)(accelerator.device)
-    clock = Clock(TURNS, ENOUGH)
+    networks, clock = Networks(accelerator.device, paper=SIZES == "paper"), Clock(TURNS, ENOUGH)
+    measures = {
+        "training": partial(trainers.measure, networks, accelerator, clock, TRAINERS, BATCH_SIZE, REPORT_TOKENS),
+        "images": partial(images.measure, networks, accelerator, clock, IMAGES),
+        "reports": partial(reports.measure, networks, clock, REPORT_BATCHES, REPORT_TOKENS, NAIVE_TOKENS),
+    }
     machine = re.sub(r"[^a-z0-9]+", "-", processor(DEVICE).lower()).strip("-")
-
-    def rows_of(section: str) -> Iterator[list]:
-        match section:
-            case "training":
-                return training.measure(networks, accelerator, clock, TRAINERS, BATCH_SIZE, REPORT_TOKENS)
-            case "images":
-                return images.measure(networks, accelerator, clock, IMAGES)
-            case "reports":
-                return reports.measure(networks, clock, REPORT_BATCHES, REPORT_TOKENS, NAIVE_TOKENS)
-
     for section in SECTIONS:
         rows = []
-        for row in rows_of(section):
+        for row in measures[section]():
             rows.append(row)
             say(f"{section}: {' | '.join(str(cell) for cell in row)}")
-        title = f"{_TITLES[section]}, networks of the {SIZES}'s sizes"
-        write_record(f"bench-{section}-{machine}-{SIZES}", title, COLUMNS, rows, constants, device=DEVICE)
-        print(f"{title}\n\n{markdown(pd.DataFrame(rows, columns=COLUMNS))}\n")
+        title, table = f"{_TITLES[section]}, networks of the {SIZES}'s sizes", pd.DataFrame(rows, columns=COLUMNS)
+        write_record(f"bench-{section}-{machine}-{SIZES}", title, table, constants, device=DEVICE)
 
 
 if __name__ == "__main__":

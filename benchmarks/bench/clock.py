@@ -1,8 +1,4 @@
-"""Variants of the same work, timed in turns.
-
-A variant is a function without arguments. The variants alternate, so that a slow minute of the machine affects all of
-them; what counts is the ratio of two variants that were measured in one run.
-"""
+"""Two ways of doing the same work, timed in turns."""
 
 import dataclasses
 import statistics
@@ -19,7 +15,11 @@ COLUMNS = ("what", "unit", "naive", "ours", "ratio", "note")
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """How long variants are measured."""
+    """How long variants, functions without arguments, are measured.
+
+    They alternate, so that a slow minute of the machine affects all of them; what counts is the ratio of two variants
+    that were measured in one run.
+    """
 
     turns: int  # of each variant
     enough: float  # seconds, after which no further round of turns begins
@@ -41,11 +41,6 @@ class Clock:
         return {name: statistics.median(values) for name, values in durations.items()}
 
 
-def speed_row(what: str, unit: str, naive: float, ours: float, note: str = "") -> list:
-    """A row of the table, in order of COLUMNS, of two speeds: the ratio says how many times quicker ours is."""
-    return [what, unit, naive, ours, ours / naive, note]
-
-
 @contextmanager
 def plain_float32() -> Iterator[None]:
     """Float32 as PyTorch has it by default, without TF32 in matrix products."""
@@ -55,6 +50,11 @@ def plain_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def speed_row(what: str, unit: str, naive: float, ours: float, note: str = "") -> list:
+    """A row of the table, in order of COLUMNS, of two speeds: the ratio says how many times quicker ours is."""
+    return [what, unit, naive, ours, ours / naive, note]
 
 
 def precision_of(accelerator: Accelerator) -> str:

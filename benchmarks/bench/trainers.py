@@ -1,4 +1,4 @@
-"""An optimiser step of each trainer, naively and as its script does it; what benchmarks.bench.training measures.
+"""Training examples a second: an optimiser step of each trainer, naively and as its script does it.
 
 naive    the frozen encoders run in every step; float32; reports are padded to the longest that BART can read; AdamW
 ours     features come from the cache; reports are padded to the longest of their batch; the precision, optimiser,
@@ -8,18 +8,20 @@ Both take the script's own compute_loss, BATCH_SIZE and ACCUMULATION. Reading fi
 random numbers, and reports are those of drawn chests.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 
 import train_bart
 import train_diffusion_clipSD
 import train_diffusion_clipUViT
 import train_prior_model
-from benchmarks.bench.clock import plain_float32
+from benchmarks.bench.clock import Clock, plain_float32, precision_of, speed_row
 from benchmarks.bench.networks import Networks
 from phantom import random_findings, write_report
 from training.examples import ReportExamples
@@ -28,42 +30,37 @@ from training.muon import make_optimizer
 from utils.findings import to_prompt
 from utils.report_cleaning import clean_report
 
-REPORT_BATCHES = 9  # drawn; the one of middle length is measured
+SHORTEST_REPORT = 15  # tokens of a drawn chest, or more
+STEPS_A_TURN = 4  # of ours on a GPU, in a row: none waits for the one before
 
 
 def draw_reports(count: int, tokens: int, tokenizer) -> list[str]:
-    """Cleaned reports of drawn chests, joined and cut to between half and one and a half times so many tokens."""
+    """Cleaned reports of drawn chests, joined and cut to about so many tokens each."""
     rng, reports = np.random.default_rng(0), []
-    for length in rng.uniform(0.5, 1.5, count) * tokens:
-        text = ""
-        while len(tokenizer(text, verbose=False).input_ids) < length:
-            text = f"{text} {clean_report(write_report(*random_findings(rng), rng))}".strip()
-        ids = tokenizer(text, verbose=False).input_ids[1 : int(length) - 1]  # without <s>, and with room for </s>
-        reports.append(tokenizer.decode(ids))
+    for _ in range(count):
+        parts = [clean_report(write_report(*random_findings(rng), rng)) for _ in range(1 + tokens // SHORTEST_REPORT)]
+        ids = tokenizer(" ".join(parts), verbose=False).input_ids
+        reports.append(tokenizer.decode(ids[1 : tokens - 1]))  # without <s>, and with room for </s>
     return reports
 
 
 class Trainer:
     """One trainer: naive() and ours() each do one optimiser step.
 
-    A subclass calls `_set_up`, and sets `raw` and `cached`: the batches of a step before and after the frozen encoders,
-    on the CPU.
+    A subclass has `make`, which calls `_set_up` and sets `raw` and `cached`: the batches of a step before and after the
+    frozen encoders, on the CPU; and `encode`: a raw batch on the device => what the cache would hold.
     """
 
-    title, script = "", ""
-    note = ""
+    title, script, note = "", None, ""
 
-    def __init__(self, networks: Networks, accelerator: Accelerator, batch_size: int = 0):
-        """batch_size: instead of the script's own; 0: the script's."""
+    def __init__(self, networks: Networks, accelerator: Accelerator, report_tokens: int, batch_size: int = 0):
+        """report_tokens: mean length of a report; batch_size: of the vision module, instead of the script's own."""
         self.networks, self.accelerator, self.device = networks, accelerator, networks.device
-        self.constants = networks.constants_of(self.script)
+        self.constants = networks.constants_of(self.script.__name__)
         self.batch_size = batch_size or self.constants["BATCH_SIZE"]
         self.passes = self.constants["ACCUMULATION"]
         self.size = self.batch_size // self.passes  # examples a pass
-
-    def encode(self, raw: dict) -> dict:
-        """A raw batch on the device => what the cache would hold."""
-        raise NotImplementedError
+        self.make(report_tokens)
 
     def _set_up(self, model, loss):
         self.model, self.loss = model, loss
@@ -97,24 +94,17 @@ class Trainer:
 
     def _fill_cache(self):
         """Encodes the raw batches."""
-        encoded = (self.encode(self._on_device(raw)) for raw in self.raw)
-        self.cached = [{name: value.cpu() for name, value in batch.items()} for batch in encoded]
+        self.cached = [send_to_device(self.encode(self._on_device(raw)), "cpu") for raw in self.raw]
 
     def _on_device(self, batch):
-        return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+        return send_to_device(batch, self.device, non_blocking=True)
 
 
 class VisionTrainer(Trainer):
-    compute_loss = None  # the script's
-
-    def __init__(self, networks, accelerator, report_tokens=0, batch_size=0):
-        super().__init__(networks, accelerator, batch_size)
-        model = networks.vision(self.script)
-        self._set_up(model, partial(type(self).compute_loss, schedule=model.schedule))
-        self.texts = networks.text_encoder(pooled=self.script.endswith("UViT"))
+    def make(self, report_tokens):
+        model = self.networks.vision(self.script.__name__)
+        self._set_up(model, partial(self.script.compute_loss, schedule=model.schedule))
+        self.texts = self.networks.text_encoder(pooled=self.script is train_diffusion_clipUViT)
         self.raw = [self._draw(np.random.default_rng(number)) for number in range(self.passes)]
         self._fill_cache()
 
@@ -141,28 +131,26 @@ class VisionTrainer(Trainer):
 
 
 class UViTTrainer(VisionTrainer):
-    title, script, compute_loss = "U-ViT", "train_diffusion_clipUViT", train_diffusion_clipUViT.compute_loss
+    title, script = "U-ViT", train_diffusion_clipUViT
 
 
 class UNetTrainer(VisionTrainer):
-    title, script, compute_loss = "SD's U-Net", "train_diffusion_clipSD", train_diffusion_clipSD.compute_loss
+    title, script = "SD's U-Net", train_diffusion_clipSD
 
 
 class BartTrainer(Trainer):
-    title, script = "BART", "train_bart"
+    title, script = "BART", train_bart
 
-    def __init__(self, networks, accelerator, report_tokens, batch_size=0):
-        super().__init__(networks, accelerator)
+    def make(self, report_tokens):
         loss = partial(train_bart.compute_loss, latent_noise=self.constants["LATENT_NOISE"])
-        self._set_up(networks.autoencoder(), loss)
-        count, measured = self.batch_size * REPORT_BATCHES, self.size * self.passes
-        examples = ReportExamples(draw_reports(count, report_tokens, self.model.tokenizer), self.model, self.size)
-        middle = np.argsort(examples.lengths)[count // 2 - measured // 2 :][:measured]
-        batches = middle.reshape(self.passes, self.size).tolist()
-        self.cached = [examples.collate([examples[row, row] for row in batch]) for batch in batches]
+        self._set_up(self.networks.autoencoder(), loss)
+        reports = draw_reports(self.batch_size, report_tokens, self.model.tokenizer)
+        examples = ReportExamples(reports, self.model, self.size)
+        passes = np.arange(self.batch_size).reshape(self.passes, self.size).tolist()
+        self.cached = [examples.collate([examples[row, row] for row in rows]) for rows in passes]
         self.raw = [self._pad_to_the_longest(batch, self.model.tokenizer.pad_token_id) for batch in self.cached]
-        length = examples.lengths[middle].mean()
-        self.note = f"{length:.0f} tokens a report, of naive padded to {self.model.max_tokens}"
+        length = examples.lengths.mean()
+        self.note = f"; {length:.0f} tokens a report, of naive padded to {self.model.max_tokens}"
 
     def _pad_to_the_longest(self, cached, pad):
         raw = {"noise": cached["noise"]}
@@ -176,26 +164,20 @@ class BartTrainer(Trainer):
 
 
 class PriorTrainer(Trainer):
-    title, script = "prior", "train_prior_model"
+    title, script = "prior", train_prior_model
 
-    def __init__(self, networks, accelerator, report_tokens, batch_size=0):
-        super().__init__(networks, accelerator)
+    def make(self, report_tokens):
+        networks = self.networks
         self.autoencoder = networks.autoencoder().eval().requires_grad_(False)
         self._set_up(networks.prior(self.autoencoder.width), train_prior_model.compute_loss)
         tokenizer, images = self.autoencoder.tokenizer, networks.image_size
-        tokens = tokenizer(
-            draw_reports(self.size * self.passes, report_tokens, tokenizer), return_tensors="pt",
-            padding="max_length", truncation=True, max_length=self.autoencoder.max_tokens,
-        )  # fmt: skip
-        self.raw = [
-            {
-                "pixels": torch.randn(self.size, 3, images, images),
-                "draw": torch.randn(self.size, *networks.shape),  # of the VAE's posterior
-                "input_ids": ids,
-                "attention_mask": mask,
-            }
-            for ids, mask in zip(tokens["input_ids"].split(self.size), tokens["attention_mask"].split(self.size))
-        ]
+        reports, longest = draw_reports(self.batch_size, report_tokens, tokenizer), self.autoencoder.max_tokens
+        tokens = tokenizer(reports, return_tensors="pt", padding="max_length", truncation=True, max_length=longest)
+        self.raw = []
+        for ids, mask in zip(tokens["input_ids"].split(self.size), tokens["attention_mask"].split(self.size)):
+            pixels = torch.randn(self.size, 3, images, images)
+            draw = torch.randn(self.size, *networks.shape)  # of the VAE's posterior
+            self.raw.append({"pixels": pixels, "draw": draw, "input_ids": ids, "attention_mask": mask})
         self._fill_cache()
 
     @torch.no_grad()
@@ -207,3 +189,24 @@ class PriorTrainer(Trainer):
 
 
 TRAINERS = {"uvit": UViTTrainer, "unet": UNetTrainer, "bart": BartTrainer, "prior": PriorTrainer}
+
+
+def measure(
+    networks: Networks, accelerator: Accelerator, clock: Clock, trainers: tuple[str, ...], batch_size: int, tokens: int
+) -> Iterator[list]:
+    """Yields a row for each trainer; batch_size and tokens as `Trainer` takes them."""
+    cuda = networks.device.type == "cuda"
+    steps = STEPS_A_TURN if cuda else 1
+    for name in trainers:
+        trainer = TRAINERS[name](networks, accelerator, tokens, batch_size if name in ("uvit", "unet") else 0)
+        if cuda:
+            trainer.cached = [{name: value.pin_memory() for name, value in batch.items()} for batch in trainer.cached]
+
+        def ours(step=trainer.ours):
+            for _ in range(steps):
+                step()
+
+        seconds = clock.seconds({"naive": trainer.naive, "ours": ours}, warm_up=2)
+        size = trainer.batch_size
+        note = f"batches of {size} in {trainer.passes} passes; float32 and {precision_of(accelerator)}{trainer.note}"
+        yield speed_row(trainer.title, "examples/s", size / seconds["naive"], steps * size / seconds["ours"], note)

@@ -8,7 +8,7 @@ import torch
 from benchmarks import record
 from benchmarks.bench import __main__ as bench
 from benchmarks.bench import clock, images, reports, trainers
-from benchmarks.bench.networks import Networks, PaperNetworks
+from benchmarks.bench.networks import Networks
 from models.report_autoencoder import ReportAutoencoder
 from utils.constants import REPOSITORY
 from utils.report_cleaning import clean_report
@@ -57,12 +57,12 @@ def test_the_naive_loop_writes_what_generate_writes(autoencoder):
 def test_drawn_reports_have_about_the_wanted_length(autoencoder):
     tokenizer = autoencoder.tokenizer
     lengths = [len(tokenizer(report).input_ids) for report in trainers.draw_reports(20, 40, tokenizer)]
-    assert min(lengths) >= 15 and max(lengths) <= 65
+    assert min(lengths) >= 36 and max(lengths) <= 44
 
 
 def test_networks_of_the_papers_sizes():
     """Made without content, which takes no memory and no time."""
-    networks = PaperNetworks("meta")
+    networks = Networks("meta", paper=True)
     assert networks.shape == (4, 32, 32) and networks.image_size == 256
     assert networks.references.width == networks.text_encoder(pooled=True).width == 768
     unet, uvit = networks.vision("train_diffusion_clipSD"), networks.vision("train_diffusion_clipUViT")
@@ -75,7 +75,7 @@ def test_networks_of_the_papers_sizes():
 
 
 def test_constants_are_the_scripts_or_the_demos():
-    assert PaperNetworks("cpu").constants_of("train_bart")["BATCH_SIZE"] == 8
+    assert Networks("cpu", paper=True).constants_of("train_bart")["BATCH_SIZE"] == 8
     assert Networks("cpu").constants_of("train_bart")["BATCH_SIZE"] == 16
     assert Networks("cpu").constants_of("train_prior_model")["PRIOR"] == "regression"
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import record
@@ -15,7 +16,8 @@ from utils.errors import InputError
 def path(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     rows = [["real images", np.float64(0.51349), np.int64(3)], ["sampled", float("nan"), 12345.6]]
-    return record.write_record("trial", "A trial", ["images", "FID", "calls"], rows, {"SEED": 1}, notes="drawn")
+    table = pd.DataFrame(rows, columns=["images", "FID", "calls"])
+    return record.write_record("trial", "A trial", table, {"SEED": 1}, notes="drawn")
 
 
 def test_a_record_says_what_was_run_and_is_read_again(path):

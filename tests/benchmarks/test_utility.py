@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import utility
 from evaluation.judges import JudgeSettings
+from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.mimic_cxr import read_table
 
@@ -46,7 +47,7 @@ def test_a_tree_of_links_is_read_as_the_rows_that_it_was_made_of(make_table, tmp
 
 def test_a_classifier_in_two_stages_learns_from_both(make_table, tmp_path, accelerator, monkeypatch):
     table = rows_of(make_table, patients=30)
-    settings = JudgeSettings("test_resnet", 32, 4, 4, 1e-3)
+    settings = JudgeSettings("test_resnet", 32, 4, 4, 1e-3, seed=7)
     stages = []
 
     def train(pixels, keys, labels, settings, device, start=None):
@@ -55,8 +56,7 @@ def test_a_classifier_in_two_stages_learns_from_both(make_table, tmp_path, accel
 
     train_classifier = utility.train_classifier
     monkeypatch.setattr(utility, "train_classifier", train)
-    classifiers = utility.Classifiers(settings, table, table, tmp_path, accelerator, 0)
-    found = classifiers.measure([table[:6], table[6:]], seed=7)
+    found = utility.measure_classifier([table[:6], table[6:]], table, settings, tmp_path, accelerator)
     assert 0 <= found["AUROC"] <= 1
     assert [stage[:3] for stage in stages] == [(6, 2, 7), (54, 2, 7)]
     assert stages[0][3] is None and stages[1][3] is not None
@@ -91,5 +91,5 @@ def test_models_of_synthetic_pairs_are_trained_once_whatever_the_share():
 
 def test_a_missing_config_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["utility", "--CONFIG", str(tmp_path / "none.toml")])
-    with pytest.raises(utility.InputError, match="none.toml"):
+    with pytest.raises(InputError, match="none.toml"):
         utility.main()

@@ -117,7 +117,7 @@ def test_groups_splits_patients_and_views(tree):
 
 def test_the_splits_hold_80_8_and_12_percent_of_every_25_patients_of_a_group():
     for group in range(10):
-        places = [phantom.tree._studies_of(10 * number + group, SEED)[0].split for number in range(25)]
+        places = [phantom.tree._studies_of(10 * number + group, SEED)[0]["split"] for number in range(25)]
         assert [places.count(name) for name in ("train", "validate", "test")] == [20, 2, 3]
 
 

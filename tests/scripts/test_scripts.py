@@ -162,7 +162,6 @@ def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, 
         "benchmarks/fidelity", *flags(CHECKPOINT=runs / "clipUViT" / "best", DATA_ROOT=tmp_path / "tree"),
         *flags(CACHE_DIR=tmp_path / "cache", OUTPUT=tmp_path / "fidelity", SPLIT="train", DEVICE="cpu"),
         *flags(VARIANTS="text 1,both 2 0.2 4,both 1", STEPS=3, JUDGE_IMAGE_SIZE=48, JUDGE_STEPS=2),
-        *flags(DIVERSITY_PAIRS=4),
     )  # fmt: skip
     assert code == 0, code
     record = json.loads((tmp_path / "results" / "fidelity.json").read_text())

@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
@@ -14,7 +13,6 @@ from utils.constants import (
     override_constants,
     read_range,
     read_script,
-    resolve,
     save_constants,
 )
 from utils.errors import InputError
@@ -424,12 +422,3 @@ def test_constants_are_saved_beside_a_result(script, tmp_path):
     save_constants(tmp_path / "run", values)
     saved = json.loads((tmp_path / "run" / "constants.json").read_text())
     assert saved == {**values, "VIEWS": ["PA", "AP"], "BETAS": [0.9, 0.999]}
-
-
-@pytest.mark.parametrize(
-    "config", [REPOSITORY / name for name in ("demo.toml", "open.toml", "open-gpu.toml")], ids=lambda path: path.stem
-)
-def test_the_configs_of_the_repository_are_accepted(config):
-    scripts = {read_script(path).name: path for path in WITH_CONSTANTS}
-    for table in {*tomllib.loads(config.read_text())} - {"common"}:
-        resolve(scripts[table], ["--config", str(config)])
