@@ -195,12 +195,7 @@ class FeatureCache:
     def append(self, keys: list[str], values: np.ndarray) -> None:
         """Writes one shard: keys and their values, (len(keys), *shape)."""
         shard = uuid.uuid4().hex
-        about = {
-            "fingerprint": self._digest,
-            "shape": list(values.shape),
-            "dtype": values.dtype.str,
-            "keys": keys,
-        }
+        about = {"fingerprint": self._digest, "shape": list(values.shape), "dtype": values.dtype.str, "keys": keys}
         with writing("the feature cache", self.folder):
             save_array(self._path(shard), values)
             with replacing(self.folder / f"{shard}.keys.json") as temporary:
