@@ -64,7 +64,12 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def making(
-    part: str, folder: str | Path, settings: dict, inside: str = "", main_process: bool = True, constant="OUTPUT_ROOT"
+    part: str,
+    folder: str | Path,
+    settings: dict,
+    inside: str = "",
+    main_process: bool = True,
+    constant: str = "OUTPUT_ROOT",
 ) -> Iterator[None]:
     """Locks a folder while a part of it is made, and writes its manifest; first checks that the part may go there.
 
