@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BartForConditionalGeneration, Generation
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
+from utils.checkpoints import check_config, check_loaded, weights_fingerprint, why_unloaded
 from utils.errors import InputError
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_generator
@@ -76,8 +76,7 @@ class ReportAutoencoder(nn.Module):
                 f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}; "
                 "name a folder such as runs/bart/best"
             ) from error
-        check_loaded(info, repr(str(folder)))
-        check_finite(bart, repr(str(folder)))
+        check_loaded(bart, info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
             raise InputError(
