@@ -85,18 +85,13 @@ _AUTHORS_PROMPTING = {
 _ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors trained BART and prior on every view and patient group
 
 
-# ---- what the scripts call -----------------------------------------------------------------------------------------
 # A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
 
 
 def load_vision(
-    checkpoint: str,
-    denoiser: str,
-    base_model: str = "",
-    reference_encoder: str = "",
-    text_encoder: str = "",
+    checkpoint: str, denoiser: str, base_model: str = "", reference_encoder: str = "", text_encoder: str = "",
     head_width: int = HEAD_WIDTH,
-) -> tuple[PromptedDenoiser, dict]:
+) -> tuple[PromptedDenoiser, dict]:  # fmt: skip
     """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
 
     denoiser: the class name it has to be of. base_model, reference_encoder, text_encoder: where they are now, if not
@@ -107,14 +102,10 @@ def load_vision(
     else:
         base = base_model or BASE_MODEL
         training = _training(checkpoint, BASE_MODEL=base, REFERENCE_ENCODER=REFERENCE_ENCODER)
-        if denoiser == "UViT":
-            model = _uvit(checkpoint, base, head_width)
-        else:
-            model = _unet(checkpoint, base)
+        model = _uvit(checkpoint, base, head_width) if denoiser == "UViT" else _unet(checkpoint, base)
     constants = training["constants"]
     places = {"BASE_MODEL": base_model, "REFERENCE_ENCODER": reference_encoder, "TEXT_ENCODER": text_encoder}
-    for name, place in places.items():
-        constants[name] = place or constants[name]
+    constants |= {name: place for name, place in places.items() if place}
     if model.fusion.config.prompting == "authors":
         if constants["TEXT_ENCODER"]:
             raise InputError(f"{checkpoint} was trained on the texts of BASE_MODEL's encoder: leave TEXT_ENCODER empty")
@@ -170,10 +161,8 @@ def is_foreign(weights: str, constant: str) -> bool:
 
     InputError when it names neither.
     """
-    if os.path.isdir(weights):
-        return False
-    if os.path.isfile(weights):
-        return True
+    if os.path.isdir(weights) or os.path.isfile(weights):
+        return os.path.isfile(weights)
     way_out = f"set {constant} to a folder (a trainer's RUN_DIR/best) or to an authors' .ckpt"
     if Path(weights).name == _OFFICIAL_START:
         way_out = (
@@ -181,9 +170,6 @@ def is_foreign(weights: str, constant: str) -> bool:
             f"https://github.com/baofff/U-ViT; set {constant} to its path, or to '' for random weights"
         )
     raise InputError(f"there is no checkpoint {weights}: {way_out}")
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
 
 
 def read_tensors(path: str, *kinds: str) -> dict[str, torch.Tensor]:
@@ -236,7 +222,6 @@ def _kind_of(state, path):
     )
 
 
-# ---- building ------------------------------------------------------------------------------------------------------
 # Each model is built without memory and takes over the mapped tensors, so that it is in memory once, if at all.
 
 
@@ -365,9 +350,6 @@ def _say_heads(path, heads, width):
     say(f"{path}: {heads} attention heads of {width // heads} channels, which the file does not say")
 
 
-# ---- from names in a module to names in a file ---------------------------------------------------------------------
-
-
 def _fill(path, tensors, *places, copy=False):
     """Loads the tensors of a file into modules.
 
@@ -375,7 +357,26 @@ def _fill(path, tensors, *places, copy=False):
     copy: whether the modules keep their own memory, or take over the file's.
     InputError unless each tensor has a place of its shape and each place its tensors, all of them finite.
     """
-    _check_fits(path, tensors, places, "; set the sizes in the script's constants to the file's" if copy else "")
+    shapes = {}  # name in the file => the shape that belongs there
+    for module, file_names in places:
+        for name, own in module.state_dict().items():
+            parts = file_names(name)
+            shapes |= dict.fromkeys(parts, (own.shape[0] // len(parts), *own.shape[1:]))
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = {
+        "missing": [name for name in shapes if name not in found],
+        "left over": [name for name in found if name not in shapes],
+        "misshapen": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in shapes.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    sentence = "; ".join(f"{_few(names)} {problem}" for problem, names in problems.items() if names)
+    if sentence:
+        way_out = "; set the sizes in the script's constants to the file's" if copy else ""
+        raise InputError(f"{path} does not fit this architecture: {sentence}{way_out}")
+
     for module, file_names in places:
         state = {}
         for name, own in module.state_dict().items():
@@ -384,29 +385,6 @@ def _fill(path, tensors, *places, copy=False):
             state[name] = whole.to(own.dtype)
         module.load_state_dict(state, assign=not copy)
         check_finite(module, path)
-
-
-def _check_fits(path, tensors, places, way_out):
-    """InputError unless the file has just the tensors that the modules need, in their shapes."""
-    shapes = {}  # name in the file => shape that belongs there
-    for module, file_names in places:
-        for name, own in module.state_dict().items():
-            parts = file_names(name)
-            for part in parts:
-                shapes[part] = (own.shape[0] // len(parts), *own.shape[1:])
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    problems = {
-        "missing": [name for name in shapes if name not in tensors],
-        "left over": [name for name in tensors if name not in shapes],
-        "misshapen": misshapen,
-    }
-    found = [f"{_few(names)} {problem}" for problem, names in problems.items() if names]
-    if found:
-        raise InputError(f"{path} does not fit this architecture: {'; '.join(found)}{way_out}")
 
 
 def _prefixed(prefix):
@@ -429,21 +407,12 @@ def _few(names, shown=3):
     return ", ".join(names[:shown]) + more
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
-
-
 def _training(checkpoint, **constants):
     """The training.json of an authors' file: what is known of its training, in the names of this project."""
     known = {
-        "DATA_ROOT": "data/mimic-cxr-jpg",
-        "CACHE_DIR": "cache",
-        "VIEWS": ["PA"],
-        "HOLD_OUT": ["p19"],
-        "IMAGE_SIZE": 256,
-        "PROMPT": "findings",
-        "TEXT_ENCODER": "",
-        "REPORTS_ROOT": "",
-    }
+        "DATA_ROOT": "data/mimic-cxr-jpg", "CACHE_DIR": "cache", "VIEWS": ["PA"], "HOLD_OUT": ["p19"],
+        "IMAGE_SIZE": 256, "PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": "",
+    }  # fmt: skip
     return {"source": Path(checkpoint).name, "constants": known | constants, "encoders": {}}
 
 
