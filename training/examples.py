@@ -24,7 +24,6 @@ from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
 from utils.report_cleaning import clean_report, drop_comparisons
 
-PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
 ENCODE_BATCH_SIZE = 64  # images, or reports, at a time through the frozen encoders
 TIMESTEP_MEAN = -0.7  # of logit-normal timesteps, whose deviation is 1; below 0: more of them with little noise
 DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for IMAGE_GUIDANCE

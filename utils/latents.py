@@ -41,6 +41,7 @@ SMALLEST_SIDE = 8  # pixels; a smaller image is not an X-ray
 PREPROCESSING = (
     f"grey as RGB by its own value range, upright, JPEG reduced to >= {REDUCED_DECODING}x, bilinear, [-1, 1]"
 )
+PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
 _RANGE_TAGS = ((340, 341), (280, 281))  # TIFF's (SMinSampleValue, SMaxSampleValue), (MinSampleValue, MaxSampleValue)
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF's PhotometricInterpretation
 _DEEP_MODES = ("I", "F")  # the first letters of Pillow's modes of grey beyond 8 bits, such as I;16

@@ -73,16 +73,9 @@ class UViT(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        img_size: int = 32,
-        patch_size: int = 2,
-        in_chans: int = 4,
-        embed_dim: int = 1024,
-        depth: int = 20,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        mlp_time_embed: bool = False,
-        num_prompt_tokens: int = 1,
-    ):
+        img_size: int = 32, patch_size: int = 2, in_chans: int = 4, embed_dim: int = 1024, depth: int = 20,
+        num_heads: int = 16, mlp_ratio: float = 4.0, mlp_time_embed: bool = False, num_prompt_tokens: int = 1,
+    ):  # fmt: skip
         super().__init__()
         if img_size % patch_size or embed_dim % num_heads:
             raise ValueError(
