@@ -45,12 +45,9 @@ class ReportAutoencoder(nn.Module):
         _check_tokenizer(tokenizer, bart.config)
         bart.config.pooling = pooling
         bart.config.decoder_start_token_id = bart.config.eos_token_id  # decoding starts from </s>
-        bart.generation_config = GenerationConfig(  # without a summariser's rules, such as no repeated trigram
-            decoder_start_token_id=bart.config.eos_token_id,
-            bos_token_id=bart.config.bos_token_id,
-            eos_token_id=bart.config.eos_token_id,
-            pad_token_id=bart.config.pad_token_id,
-        )
+        names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        # without a summariser's rules, such as no repeated trigram
+        bart.generation_config = GenerationConfig(**{name: getattr(bart.config, name) for name in names})
         self.bart, self.tokenizer, self.pooling = bart, tokenizer, pooling
         self.width = bart.config.d_model
         self.max_tokens = min(MAX_TOKENS, bart.config.max_position_embeddings)

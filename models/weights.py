@@ -5,18 +5,12 @@
 Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
 
-What a file is follows from the names of its tensors:
-
-    unet.*                                          vision module, Stable Diffusion's U-Net
-    uvit.uvit.*, uvit.text_embed.*                  vision module, U-ViT
-    model.model.*, model.lm_head.*, ...             report autoencoder, BART
-    prior_model.*                                   prior, a Hugging Face ViTModel in its names of 2023
-    pos_embed, in_blocks.* ... without a prefix     official U-ViT (https://github.com/baofff/U-ViT)
-
-The frozen models that Lightning stored beside them are skipped; any other name stops the loading, and so does a missing
-or misshapen tensor, or a number that is not finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the
-number of attention heads is in no shape: it follows from HEAD_WIDTH. A file is mapped into memory, not read, so that
-only the tensors in use take part, and nothing in it is executed.
+A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
+What a file is follows from the names of its tensors, see _KINDS. The frozen models that Lightning stored beside them
+are skipped; any other name stops the loading, and so does a missing or misshapen tensor, or a number that is not
+finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the number of attention heads is in no shape: it
+follows from HEAD_WIDTH. A file is mapped into memory, not read, and nothing in it is executed; a model is built without
+memory and takes over the mapped tensors, so that it is in memory once, if at all.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -58,8 +52,8 @@ _KINDS = {  # kind => (what the names of its trained tensors begin with, what it
     "unet": (("unet.",), "the authors' U-Net", "sample_diffusion_clipSD.py"),
     "uvit": (("uvit.uvit.", "uvit.text_embed."), "the authors' U-ViT", "sample_diffusion_clipUViT.py"),
     "bart": (("model.",), "the authors' BART", "BART_CHECKPOINT"),
-    "prior": (("prior_model.",), "the authors' prior", "sample_prior_model.py"),
-    "official": (_UVIT, "an official U-ViT", "INITIAL_WEIGHTS of train_diffusion_clipUViT.py"),
+    "prior": (("prior_model.",), "the authors' prior", "sample_prior_model.py"),  # transformers' ViTModel of 2023
+    "official": (_UVIT, "an official U-ViT", "INITIAL_WEIGHTS of train_diffusion_clipUViT.py"),  # of baofff/U-ViT
 }
 _FROZEN = ("vae.", "text_encoder.", "language_model.", "clipvisionmodel.")  # stored by Lightning, but not trained
 _OFFICIAL_START = "imagenet256_uvit_large.pth"  # the file that the paper's U-ViT starts from
@@ -83,9 +77,6 @@ _AUTHORS_PROMPTING = {
     "together; reference = the first training row with the same labels, zeros where there is none",
 }
 _ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors trained BART and prior on every view and patient group
-
-
-# A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
 
 
 def load_vision(
@@ -222,9 +213,6 @@ def _kind_of(state, path):
     )
 
 
-# Each model is built without memory and takes over the mapped tensors, so that it is in memory once, if at all.
-
-
 def _uvit(path, base_model, head_width):
     tensors = read_tensors(path, "uvit")
     shapes = _Shapes(path, tensors, "uvit.uvit.")
@@ -232,16 +220,13 @@ def _uvit(path, base_model, head_width):
     _, channels, patch, _ = shapes.of("patch_embed.proj.weight", 4)
     text_width = _Shapes(path, tensors, "uvit.").of("text_embed.weight", 2)[1]
     with torch.device("meta"):
+        side = round((tokens - 2) ** 0.5) * patch  # without the prompt's token and the time's
         uvit = UViT(
-            img_size=round((tokens - 2) ** 0.5) * patch,  # without the prompt's token and the time's
-            patch_size=patch,
-            in_chans=channels,
-            embed_dim=width,
-            depth=2 * shapes.count("in_blocks."),
+            side, patch, channels, width, depth=2 * shapes.count("in_blocks."),
             num_heads=_heads(path, width, head_width),
             mlp_ratio=shapes.of("mid_block.mlp.fc1.weight", 2)[0] / width,
             mlp_time_embed="uvit.uvit.time_embed.0.weight" in tensors,
-        )
+        )  # fmt: skip
         fusion = PooledFusion(text_width, text_width, width, prompting="authors")
     _fill(path, tensors, (uvit, _prefixed("uvit.uvit.")), (fusion, _prefixed("uvit.")))
     return PromptedDenoiser(uvit, fusion, noise_schedule(base_model, "epsilon"))
@@ -267,18 +252,12 @@ def _prior(path, head_width):
     _, channels, patch, _ = shapes.of("embeddings.patch_embeddings.projection.weight", 4)
     report_width, _ = shapes.of("pooler.dense.weight", 2)
     with torch.device("meta"):
+        side = round((tokens - 1) ** 0.5) * patch  # without the class token
         prior = Prior(
-            latent_channels=channels,
-            latent_side=round((tokens - 1) ** 0.5) * patch,  # without the class token
-            patch_size=patch,
-            embed_dim=width,
-            depth=shapes.count("encoder.layer."),
-            num_heads=_heads(path, width, head_width),
+            channels, side, patch, width, depth=shapes.count("encoder.layer."),
+            num_heads=_heads(path, width, head_width), report_dim=report_width, pooler="tanh", layer_norm_epsilon=1e-12,
             mlp_ratio=shapes.of("encoder.layer.0.intermediate.dense.weight", 2)[0] / width,
-            report_dim=report_width,
-            pooler="tanh",
-            layer_norm_epsilon=1e-12,
-        )
+        )  # fmt: skip
     statistics = {"report_mean": torch.zeros(report_width), "report_std": torch.ones(report_width)}
     _fill(path, tensors | statistics, (prior, _vit_names))
     return prior
@@ -290,18 +269,12 @@ def _bart(path, pooling, tokenizer, head_width):
     vocabulary, width = shapes.of("shared.weight", 2)
     heads = _heads(path, width, head_width)
     config = BartConfig(  # the rest of bart-base's configuration is the default
-        vocab_size=vocabulary,
-        d_model=width,
+        vocab_size=vocabulary, d_model=width, encoder_attention_heads=heads, decoder_attention_heads=heads,
         max_position_embeddings=shapes.of("encoder.embed_positions.weight", 2)[0] - 2,  # BART skips the first two
-        encoder_layers=shapes.count("encoder.layers."),
-        decoder_layers=shapes.count("decoder.layers."),
-        encoder_attention_heads=heads,
-        decoder_attention_heads=heads,
+        encoder_layers=shapes.count("encoder.layers."), decoder_layers=shapes.count("decoder.layers."),
         encoder_ffn_dim=shapes.of("encoder.layers.0.fc1.weight", 2)[0],
-        decoder_ffn_dim=shapes.of("decoder.layers.0.fc1.weight", 2)[0],
-        attention_dropout=0.1,
-        activation_dropout=0.1,
-    )
+        decoder_ffn_dim=shapes.of("decoder.layers.0.fc1.weight", 2)[0], attention_dropout=0.1, activation_dropout=0.1,
+    )  # fmt: skip
     with torch.device("meta"):
         bart = BartForConditionalGeneration(config)
     _fill(path, tensors, (bart, _prefixed("model.")))

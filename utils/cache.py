@@ -193,15 +193,9 @@ class FeatureCache:
                 temporary.write_text(json.dumps(about))
 
     def fill(
-        self,
-        keys: Sequence[str | None],
-        load: Callable[[int], object],
-        encode: Callable[[list], np.ndarray],
-        batch_size: int,
-        accelerator: Accelerator,
-        what: str,
-        threads: int = 0,
-    ) -> np.ndarray:
+        self, keys: Sequence[str | None], load: Callable[[int], object], encode: Callable[[list], np.ndarray],
+        batch_size: int, accelerator: Accelerator, what: str, threads: int = 0,
+    ) -> np.ndarray:  # fmt: skip
         """Computes the missing features => a boolean array, True for each key that the cache then has.
 
         keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the
@@ -221,9 +215,8 @@ class FeatureCache:
         share = list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
         missing = [(key, row) for key, row in share if key not in self]
         with stoppable() as stopped:
-            with tqdm(
-                total=len(missing), desc=what, disable=not missing or not accelerator.is_main_process
-            ) as progress:
+            hidden = not missing or not accelerator.is_main_process
+            with tqdm(total=len(missing), desc=what, disable=hidden) as progress:
                 self._compute(missing, load, encode, batch_size, threads, progress, stopped)
             accelerator.wait_for_everyone()
             if any(gather_object([stopped()])):  # of all processes, so that they end together

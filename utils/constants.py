@@ -11,13 +11,10 @@ written `PA,AP`. The comment behind a constant is its help text. A parenthesis a
 checked wherever the value comes from:
 
     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
-    DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0)
     LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-    PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
     FEATURES = ("judge",)  # features that are compared (each judge, inception or rad-dino)
     DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
-    RUN_DIR = "runs/bart"  # checkpoints and metrics (a folder to write)
     PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
 
     number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
@@ -44,6 +41,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError, reason, run, say, writing
@@ -324,8 +322,7 @@ class Range:
     words: str  # as the comment has them
     count: str  # of a tuple: "each" or "both"; else ""
     multiple_of: str  # the name of another constant, or ""
-    problem_of: Callable[[object, re.Match], str]  # value, match of its grammar => what is wrong, "" if nothing is
-    match: re.Match
+    problem_of: Callable[[object], str]  # value => what is wrong, "" if nothing is
 
     def check(self, value: object, where: str) -> None:
         """InputError, which begins with `where`, for a value out of the range."""
@@ -335,7 +332,7 @@ class Range:
         if not values:
             raise InputError(f"{where}: {value!r} has to have 1 value or more")
         for item in values:
-            problem = self.problem_of(item, self.match)
+            problem = self.problem_of(item)
             if problem:
                 raise InputError(f"{where}: {reason(repr(item))} {problem}")
 
@@ -352,18 +349,18 @@ def read_range(comment: str, default: object) -> Range | None:
         if match:
             multiple = _MULTIPLE.search(stated["further"] or "")
             count = (stated["count"] or "").strip()
-            return Range(stated["words"], count, multiple["name"] if multiple else "", problem_of, match)
+            return Range(stated["words"], count, multiple["name"] if multiple else "", partial(problem_of, match))
     return None
 
 
-def _problem_of_number(value: float, bounds: re.Match) -> str:
+def _problem_of_number(bounds: re.Match, value: float) -> str:
     in_range = math.isfinite(value) and all(
         _COMPARISONS[kind](value, float(bound)) for kind, bound in bounds.groupdict().items() if bound
     )
     return "" if in_range else f"is out of its range, {bounds[0]}"
 
 
-def _problem_of_choice(value: str, choices: re.Match) -> str:
+def _problem_of_choice(choices: re.Match, value: str) -> str:
     names = re.split(r", | or ", choices[0])
     for name in names:
         pattern = "" if name == "empty" else re.sub(r"(?<=:)N$", r"\\d+", re.escape(name))
@@ -372,7 +369,7 @@ def _problem_of_choice(value: str, choices: re.Match) -> str:
     return f"is none of {', '.join(names)}"
 
 
-def _problem_of_place(value: str, place: re.Match) -> str:
+def _problem_of_place(place: re.Match, value: str) -> str:
     """What prevents a file or folder from being written at a path, as far as the files that exist now show it."""
     if not value:
         return "" if place["empty"] else f"does not name a {place['kind']} to write"

@@ -27,10 +27,10 @@ class Stopped(BaseException):
     """
 
 
-def reason(error: object) -> str:
-    """The message of an exception on one line, cut to REASON_LENGTH; the name of its type if it has no message."""
+def reason(error: object, length: int = REASON_LENGTH) -> str:
+    """The message of an exception, or a text, on one line, cut to a length; its type's name if it is empty."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 2] + " …"
+    return text if len(text) <= length else text[: length - 2] + " …"
 
 
 def say(line: str) -> None:

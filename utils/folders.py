@@ -64,13 +64,9 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def making(
-    part: str,
-    folder: str | Path,
-    settings: dict,
-    inside: str = "",
-    main_process: bool = True,
+    part: str, folder: str | Path, settings: dict, inside: str = "", main_process: bool = True,
     constant: str = "OUTPUT_ROOT",
-) -> Iterator[None]:
+) -> Iterator[None]:  # fmt: skip
     """Locks a folder while a part of it is made, and writes its manifest; first checks that the part may go there.
 
     part: one of the four parts; inside: the part that the folder has to hold already, "" for a folder of its own;

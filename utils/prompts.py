@@ -20,21 +20,12 @@ import numpy as np
 import open_clip
 import pandas as pd
 import torch
+import transformers
 from accelerate import Accelerator
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    CLIPTextModel,
-    CLIPTokenizer,
-    PretrainedConfig,
-)
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
@@ -131,13 +122,11 @@ class TextEncoder:
         """Prints the number and length of the distinct prompts, how many of them are cut, and what is left out."""
         words, unknown = zip(*(self._known_ids(prompt) for prompt in sorted({*prompts})))
         lengths = np.array([len(ids) + 2 for ids in words])  # with start and end
-        line = (
+        left_out = f"; {sum(unknown)} characters that the tokenizer does not know left out" if any(unknown) else ""
+        say(
             f"prompts: {len(lengths)} distinct, {lengths.mean():.0f} tokens on average; "
-            f"{(lengths > self.longest).sum()} of them cut at {self.longest}"
+            f"{(lengths > self.longest).sum()} of them cut at {self.longest}{left_out}"
         )
-        if any(unknown):
-            line += f"; {sum(unknown)} characters that the tokenizer does not know left out"
-        say(line)
 
     def null_prompt(self, prompting: str, length: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The prompt that guidance leads away from => text (D,) or (77, D), reference (D,), None for the zero vector.
@@ -223,14 +212,14 @@ def _load_text_model(name: str):
     """
     try:
         check_config(name)
-        config, _ = PretrainedConfig.get_config_dict(name)
+        config, _ = transformers.PretrainedConfig.get_config_dict(name)
         kind, options = str(config.get("model_type")), {}
-        model_class, tokenizer_class = AutoModel, AutoTokenizer
+        model_class, tokenizer_class = transformers.AutoModel, transformers.AutoTokenizer
         if kind in ("clip", "clip_text_model"):
             model_class = CLIPTextModel
-        elif kind not in CONFIG_MAPPING and kind.endswith("bert"):
-            model_class, tokenizer_class = BertModel, BertTokenizer
-            options["config"] = BertConfig.from_dict({**config, "model_type": "bert"})
+        elif kind not in transformers.CONFIG_MAPPING and kind.endswith("bert"):
+            model_class, tokenizer_class = transformers.BertModel, transformers.BertTokenizer
+            options["config"] = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
         tokenizer = tokenizer_class.from_pretrained(name, trust_remote_code=False)
         model, info = model_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
@@ -276,21 +265,14 @@ class ReferenceEncoder:
         return self.tower(pixels.to(self.tower.ln_post.weight.device))
 
     def cache(
-        self,
-        table: pd.DataFrame,
-        cache_dir: str | Path,
-        accelerator: Accelerator,
-        batch_size: int,
-        threads: int,
+        self, table: pd.DataFrame, cache_dir: str | Path, accelerator: Accelerator, batch_size: int, threads: int,
         keys: list[str | None] | None = None,
-    ) -> tuple[FeatureCache, list[str | None], np.ndarray]:
+    ) -> tuple[FeatureCache, list[str | None], np.ndarray]:  # fmt: skip
         """The embeddings of every image of a table => (cache, keys, readable), as of `latents.cache_moments`."""
         fingerprint = {
-            "feature": "CLIP image embedding before the projection",
-            "encoder": self.fingerprint(),
-            "image_size": self.image_size,
-            "preprocessing": PREPROCESSING,
-        }
+            "feature": "CLIP image embedding before the projection", "encoder": self.fingerprint(),
+            "image_size": self.image_size, "preprocessing": PREPROCESSING,
+        }  # fmt: skip
         cache = FeatureCache(f"{cache_dir}/references", fingerprint)
         keys, paths = keys or image_keys(table), table.image_path.tolist()
 

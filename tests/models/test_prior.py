@@ -107,7 +107,7 @@ def test_gain_scales_the_deviation_from_the_mean_report():
     torch.testing.assert_close(prior.predict(images, gain=2.5), torch.arange(16.0) + 2.5 * deviation)
 
 
-@pytest.mark.parametrize("wrong", [{"pooler": "mean"}, {"patch_size": 3}, {"num_heads": 3}])
+@pytest.mark.parametrize("wrong", [{"patch_size": 3}, {"num_heads": 3}])
 def test_wrong_sizes(wrong):
     with pytest.raises(InputError):
         Prior(**{**SMALL, **wrong})
