@@ -28,8 +28,10 @@ class Stopped(BaseException):
 
 
 def reason(error: object, length: int = REASON_LENGTH) -> str:
-    """The message of an exception, or a text, on one line, cut to a length; its type's name if it is empty."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception (its type's name if it has none), or a text, on one line and cut to a length."""
+    text = " ".join(str(error).split())
+    if isinstance(error, BaseException):
+        text = text or type(error).__name__
     return text if len(text) <= length else text[: length - 2] + " …"
 
 
