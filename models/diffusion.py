@@ -110,8 +110,10 @@ class PromptedDenoiser(nn.Module):
                 f"makes {text_width}: set BASE_MODEL and TEXT_ENCODER to those it was trained with"
             )
         config = self.denoiser.config
-        of_uvit = isinstance(self.denoiser, UViT)
-        wanted = (config.in_chans, *[config.img_size] * 2) if of_uvit else (config.in_channels, *shape[1:])
+        if isinstance(self.denoiser, UViT):
+            wanted = (config.in_chans, config.img_size, config.img_size)
+        else:
+            wanted = (config.in_channels, *shape[1:])
         if tuple(shape) != wanted:
             raise InputError(
                 f"the checkpoint was trained on latents of the shape {wanted}, and the VAE of BASE_MODEL makes "
@@ -148,11 +150,9 @@ class PromptedDenoiser(nn.Module):
         name = _class_name(folder, DENOISERS)
         if denoiser and name != denoiser:
             raise InputError(f"the checkpoint {folder} is a {name}, not a {denoiser}: use the scripts of that backbone")
-        return cls(
-            load_strictly(DENOISERS[name], folder),
-            load_strictly(FUSIONS[_class_name(folder / "fusion", FUSIONS)], folder / "fusion"),
-            _load_schedule(folder),
-        )
+        fusion = FUSIONS[_class_name(folder / "fusion", FUSIONS)]
+        parts = load_strictly(DENOISERS[name], folder), load_strictly(fusion, folder / "fusion")
+        return cls(*parts, _load_schedule(folder))
 
 
 def _load_part(module, folder):
@@ -277,12 +277,9 @@ def guided_prediction(
     ]
     weights, texts, references = zip(*(condition for condition in conditions if condition[0] != 0))
     count = len(weights)  # evaluations an image, 1 to 3
-    predictions = model(
-        torch.cat([noisy] * count),
-        timesteps.expand(len(noisy)).repeat(count),
-        torch.cat(texts),
-        None if reference is None else torch.cat(references),
-    ).float()
+    inputs, timesteps = torch.cat([noisy] * count), timesteps.expand(len(noisy)).repeat(count)
+    references = None if reference is None else torch.cat(references)
+    predictions = model(inputs, timesteps, torch.cat(texts), references).float()
     return sum(weight * prediction for weight, prediction in zip(weights, predictions.chunk(count)))
 
 
