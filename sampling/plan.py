@@ -18,14 +18,13 @@ from utils.csv_files import authors_codes, drop_blank, read_csv
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
-from utils.prompt_text import check_prompt, with_prompts
+from utils.prompt_text import check_prompt, shorten, with_prompts
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_seed
 
 FREE_TEXT = "text"  # the kind of a prompt in free text; the others are those of PROMPTS
 NO_PATIENT = -1  # the subject_id of a label vector that does not come from a patient's image
 FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
-_SHOWN = 60  # characters of a free text in a message
 TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; 2 million follow the last
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
@@ -143,11 +142,11 @@ def free_requests(texts: pd.Series, places: list[str], trained_on: str) -> pd.Da
     cleaned = texts.map(clean_report)
     for place, original, text in zip(places, texts, cleaned):
         if not text:
-            raise InputError(f"{place}: {reason(original, _SHOWN)!r} has no word, so no image can be made of it")
+            raise InputError(f"{place}: {shorten(original)!r} has no word, so no image can be made of it")
         if trained_on == "findings" and labels_of_sentence(text) is None:
             raise InputError(
-                f"{place}: {reason(text, _SHOWN)!r} is free text, and CHECKPOINT was trained on prompts of findings: "
-                "set FINDINGS instead, or take a checkpoint that was trained with PROMPT impression"
+                f"{place}: {shorten(text)!r} is free text, and CHECKPOINT was trained on prompts of findings: set "
+                "FINDINGS instead, or take a checkpoint that was trained with PROMPT impression"
             )
     changed = (cleaned != texts.str.split().str.join(" ")).sum()
     if changed:

@@ -27,12 +27,10 @@ class Stopped(BaseException):
     """
 
 
-def reason(error: object, length: int = REASON_LENGTH) -> str:
-    """The message of an exception (its type's name if it has none), or a text, on one line and cut to a length."""
-    text = " ".join(str(error).split())
-    if isinstance(error, BaseException):
-        text = text or type(error).__name__
-    return text if len(text) <= length else text[: length - 2] + " …"
+def reason(error: object) -> str:
+    """The message of an exception on one line, cut to REASON_LENGTH; the name of its type if it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 2] + " …"
 
 
 def say(line: str) -> None:
