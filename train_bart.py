@@ -13,20 +13,19 @@ from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
-import json
 from functools import partial
 from pathlib import Path
 
 from torch.nn import functional
 
 from evaluation.metrics import constant_report, rouge_l
-from models.report_autoencoder import ReportAutoencoder, reconstruct, write_pairs
+from models.report_autoencoder import ReportAutoencoder, reconstruct, write_evaluation, write_pairs
 from training.examples import ReportExamples, study_reports
 from training.loop import fit
 from training.report_lists import is_report_list, read_report_list
 from training.trial import try_training
 from utils.devices import make_accelerator
-from utils.errors import run, writing
+from utils.errors import run
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint
 from utils.seeds import draw_rows
 
@@ -85,8 +84,7 @@ def preview(model, path, reports, batch_size):
 def evaluate(autoencoder, reports, training_reports, batch_size, run_dir):
     """Held-out reports from their own latents: ROUGE-L, and that of the one report that is best for all of them."""
     written = reconstruct(autoencoder, reports, batch_size)
-    constant = constant_report(training_reports)
-    seen = set(training_reports)
+    constant, seen = constant_report(training_reports), set(training_reports)
     scores = {
         "held-out reports": len(reports),
         "of them word for word in training": sum(report in seen for report in reports),
@@ -94,10 +92,7 @@ def evaluate(autoencoder, reports, training_reports, batch_size, run_dir):
         "ROUGE-L of the reconstructions": rouge_l(reports, written),
         "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
     }
-    with writing("the evaluation", run_dir):
-        write_pairs(run_dir / "reconstructions.txt", {"report": reports, "again ": written})
-        (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
-    print("\n".join(f"{name}: {score:.3g}" for name, score in scores.items()))
+    write_evaluation(run_dir, "reconstructions.txt", {"report": reports, "again ": written}, scores)
     print(f"the constant report: {constant}")
 
 

@@ -43,7 +43,7 @@ TEXT_ENCODER = ""  # folder or hub id of another CLIP, or a BERT, with its token
 REFERENCE_ENCODER = "ViT-B-32-quickgelu/openai"  # open_clip image tower: architecture/weights, or local-dir:FOLDER
 # the denoiser
 INITIAL_WEIGHTS = ""  # a checkpoint folder, or the authors' .ckpt; empty: from BASE_MODEL's U-Net
-COMPILE = False  # True: torch.compile the denoiser, for a GPU; two minutes before the first step
+COMPILE = False  # True: torch.compile the denoiser, for a GPU; up to two minutes before the first step
 # the noise and the prompt
 PROMPT = "findings"  # findings, or the impression of the report (findings or impression; paper: findings)
 PREDICTION = ""  # what the network predicts (empty, epsilon or v_prediction; empty: as BASE_MODEL; paper: epsilon)

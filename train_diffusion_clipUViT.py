@@ -20,20 +20,13 @@ import torch.nn.functional as F
 from models.diffusion import PromptedDenoiser, noise_schedule, training_target
 from models.graphs import compiling
 from models.weights import start_from
-from training.examples import (
-    PATCH_SIZE,
-    DiffusionExamples,
-    DiffusionFeatures,
-    check_dropout,
-    diffusion_shapes,
-    set_aside,
-)
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
 from training.loop import fit
 from training.preview import Preview
 from training.trial import random_batch, try_training
 from utils.devices import make_accelerator
 from utils.errors import run, say
-from utils.latents import latent_shape, load_vae
+from utils.latents import PATCH_SIZE, latent_shape, load_vae
 from utils.mimic_cxr import read_table, table_fingerprint
 from utils.prompt_text import with_prompts
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
@@ -54,7 +47,7 @@ INITIAL_WEIGHTS = "imagenet256_uvit_large.pth"  # an official U-ViT, a checkpoin
 EMBED_DIM = 1024  # width of a token (2 to 16384; a multiple of NUM_HEADS)
 DEPTH = 20  # blocks: half of them in, half out, one in the middle (1 to 256)
 NUM_HEADS = 16  # attention heads (1 to 1024)
-COMPILE = False  # True: torch.compile the denoiser, for a GPU; half a minute before the first step
+COMPILE = False  # True: torch.compile the denoiser, for a GPU; up to two minutes before the first step
 # the noise and the prompt
 PROMPT = "findings"  # findings, or the impression of the report (findings or impression; paper: findings)
 PREDICTION = ""  # what the network predicts (empty, epsilon or v_prediction; empty: as BASE_MODEL; paper: epsilon)

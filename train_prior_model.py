@@ -15,7 +15,6 @@ from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -24,16 +23,16 @@ from torch.nn import functional
 
 from evaluation.metrics import constant_report, rouge_l
 from models.prior import Prior
-from models.report_autoencoder import ReportAutoencoder, write_pairs
+from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from
-from training.examples import PATCH_SIZE, PriorExamples, PriorFeatures, prior_shapes, reported_rows, set_aside
+from training.examples import PriorExamples, PriorFeatures, prior_shapes, reported_rows, set_aside
 from training.loop import fit
 from training.trial import random_batch, try_training
 from utils.checkpoints import check_hold_out, read_training
 from utils.devices import make_accelerator
-from utils.errors import run, writing
+from utils.errors import run
 from utils.findings import PRESENT, UNCERTAIN
-from utils.latents import latent_shape, load_vae
+from utils.latents import PATCH_SIZE, latent_shape, load_vae
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint
 from utils.seeds import draw_rows
 
@@ -107,13 +106,14 @@ def compute_flow_loss(model, batch, findings_weight=0.0):
     return functional.mse_loss(velocity, report_latents - batch["noise"]) + findings_weight * readout_loss
 
 
-def predict(model, batch, findings_weight, *flowing):
+def predict(model, batch, findings_weight, *flow_inputs):
     """=> (the head's output, float32; the cross-entropy of the readout's findings, 0 without a weight).
 
-    A finding that is not mentioned counts as absent, and an uncertain one does not count.
+    A finding that is not mentioned counts as absent, and an uncertain one does not count. flow_inputs: noisy report
+    latents, their times, and which images are dropped.
     """
     images = batch["tokens"] if "tokens" in batch else batch["latents"]
-    predicted, logits = model(images, *flowing)
+    predicted, logits = model(images, *flow_inputs)
     if not findings_weight:
         return predicted.float(), 0.0
     present, known = batch["findings"] == PRESENT, (batch["findings"] != UNCERTAIN).float()
@@ -149,10 +149,8 @@ def evaluate(prior, autoencoder, examples, training_reports, run_dir):
         "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
         "ROUGE-L of the reports from their own latents": rouge_l(reports, again),
     }
-    with writing("the evaluation", run_dir):
-        write_pairs(run_dir / "written.txt", {"report ": reports, "written": written, "again  ": again})
-        (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
-    print("\n".join(f"{name}: {score:.3g}" for name, score in scores.items()))
+    columns = {"report ": reports, "written": written, "again  ": again}
+    write_evaluation(run_dir, "written.txt", columns, scores)
 
 
 def main():

@@ -16,9 +16,9 @@ from tqdm import trange
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from utils.findings import ABSENT, NOT_MENTIONED, to_prompt
-from utils.prompt_text import impression_of
 from utils.prompts import TextEncoder
-from utils.report_text import report_text
+from utils.report_cleaning import clean_report
+from utils.report_text import report_sections, report_text
 
 VOCABULARY = 500  # tokens: the five special ones, letters, whole words or pieces
 LAYERS = 2  # of the encoder
@@ -34,7 +34,7 @@ def make_bert(folder: Path, base_model: Path, reports: list[str], labels: np.nda
     base_model: the folder of the CLIP; labels: (N, 14) codes of the N reports; steps: of the optimiser. Returns the
     mean loss of the last tenth of the steps.
     """
-    texts = [impression_of(report_text(report)) for report in reports]
+    texts = [clean_report(report_sections(report_text(report))[1]) for report in reports]
     named = np.where(labels == ABSENT, NOT_MENTIONED, labels)  # an impression does not name absent findings
     clip = TextEncoder(str(base_model), pooled=True)
     vectors, rows = np.unique(named, axis=0, return_inverse=True)

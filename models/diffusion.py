@@ -22,12 +22,9 @@ FUSIONS = {"PooledFusion": PooledFusion, "TokenFusion": TokenFusion}
 PREDICTIONS = ("epsilon", "v_prediction")  # what a denoiser may predict
 ALL_NOISE = 1000.0  # the highest noise level; it stands for all above it. SD's schedule ends at 14.6
 UNUSABLE_SCHEDULERS = {  # of those that diffusers calls compatible
-    "EDMEulerScheduler",  # expects a schedule of its own: it does not arrive at an image
-    "DPMSolverSDEScheduler",  # its noise does not follow from the images' seeds, and it needs torchsde
+    "EDMEuler",  # expects a schedule of its own: it does not arrive at an image
+    "DPMSolverSDE",  # its noise does not follow from the images' seeds, and it needs torchsde
 }
-
-
-# ---- noise schedule ------------------------------------------------------------------------------------------------
 
 
 def noise_schedule(base_model: str, prediction_type: str = "") -> DDPMScheduler:
@@ -46,13 +43,11 @@ def noise_schedule(base_model: str, prediction_type: str = "") -> DDPMScheduler:
     return _load_schedule(base_model, prediction_type=prediction_type, clip_sample=False)
 
 
-def _compare_predictions(prediction_type, schedule, what):
+def _compare_predictions(prediction, schedule, what):
     """Prints that weights were trained to predict something else."""
     other = schedule.config.prediction_type
-    if other != prediction_type:
-        say(
-            f"PREDICTION is {prediction_type}, but {what} was trained with {other}: its weights start far from the goal"
-        )
+    if other != prediction:
+        say(f"PREDICTION is {prediction}, but {what} was trained with {other}: its weights start far from the goal")
 
 
 def _load_schedule(folder, **options):
@@ -87,9 +82,6 @@ def noise_level(schedule: DDPMScheduler, timestep: torch.Tensor | float) -> floa
     return float(np.interp(float(timestep), np.arange(len(levels)), levels))
 
 
-# ---- the denoiser --------------------------------------------------------------------------------------------------
-
-
 class PromptedDenoiser(nn.Module):
     """A denoiser and the fusion that makes its prompt tokens: everything that the vision module trains.
 
@@ -101,9 +93,7 @@ class PromptedDenoiser(nn.Module):
         self, denoiser: UViT | UNet2DConditionModel, fusion: PooledFusion | TokenFusion, schedule: DDPMScheduler
     ):
         super().__init__()
-        self.denoiser = denoiser
-        self.fusion = fusion
-        self.schedule = schedule
+        self.denoiser, self.fusion, self.schedule = denoiser, fusion, schedule
 
     def forward(
         self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, reference: torch.Tensor | None
@@ -140,23 +130,13 @@ class PromptedDenoiser(nn.Module):
 
         InputError when its architecture is another one.
         """
-        self._load_part(self.denoiser, Path(folder))
-        if (Path(folder) / "scheduler").exists():
+        folder = Path(folder)
+        _load_part(self.denoiser, folder)
+        if (folder / "scheduler").exists():
             own = self.schedule.config.prediction_type
             _compare_predictions(own, _load_schedule(folder), f"INITIAL_WEIGHTS {folder}")
-        if (Path(folder) / "fusion").exists():
-            self._load_part(self.fusion, Path(folder) / "fusion")
-
-    @staticmethod
-    def _load_part(module, folder):
-        source = load_strictly(type(module), folder)
-        for name in ("num_heads", "attention_head_dim"):  # the shapes of the weights do not depend on these
-            own, other = module.config.get(name), source.config.get(name)
-            if own != other:
-                raise InputError(f"INITIAL_WEIGHTS {folder} has {name} {other}, and this model {own}: use the same")
-        weights = source.state_dict()
-        load_weights(module, weights, f"INITIAL_WEIGHTS {folder}", "set the constants to its sizes")
-        say(f"{folder}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters")
+        if (folder / "fusion").exists():
+            _load_part(self.fusion, folder / "fusion")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, denoiser: str = "") -> "PromptedDenoiser":
@@ -170,11 +150,20 @@ class PromptedDenoiser(nn.Module):
         name = _class_name(folder, DENOISERS)
         if denoiser and name != denoiser:
             raise InputError(f"the checkpoint {folder} is a {name}, not a {denoiser}: use the scripts of that backbone")
-        return cls(
-            load_strictly(DENOISERS[name], folder),
-            load_strictly(FUSIONS[_class_name(folder / "fusion", FUSIONS)], folder / "fusion"),
-            _load_schedule(folder),
-        )
+        fusion = FUSIONS[_class_name(folder / "fusion", FUSIONS)]
+        parts = load_strictly(DENOISERS[name], folder), load_strictly(fusion, folder / "fusion")
+        return cls(*parts, _load_schedule(folder))
+
+
+def _load_part(module, folder):
+    source = load_strictly(type(module), folder)
+    for name in ("num_heads", "attention_head_dim"):  # the shapes of the weights do not depend on these
+        own, other = module.config.get(name), source.config.get(name)
+        if own != other:
+            raise InputError(f"INITIAL_WEIGHTS {folder} has {name} {other}, and this model {own}: use the same")
+    weights = source.state_dict()
+    load_weights(module, weights, f"INITIAL_WEIGHTS {folder}", "set the constants to its sizes")
+    say(f"{folder}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters")
 
 
 def _class_name(folder, known):
@@ -207,9 +196,6 @@ def load_unet(base_model: str, text_width: int, text_encoder: str = "") -> UNet2
         )
     say(f"texts of width {text_width} are projected to {attended}, the U-Net's width, by a layer that is learned")
     return unet
-
-
-# ---- sampling ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -250,30 +236,24 @@ def sampling_scheduler(name: str, schedule: DDPMScheduler) -> diffusers.Schedule
     "DPMSolverMultistep" is DPM-Solver++ 2M; "PNDM" is the paper's. InputError for a scheduler that does not sample
     with such a schedule.
     """
-    usable = {
-        scheduler.__name__: scheduler
-        for scheduler in schedule.compatibles
-        if scheduler.__name__ not in UNUSABLE_SCHEDULERS
-    }
-    full_name = f"{name.removesuffix('Scheduler')}Scheduler"
-    if full_name not in usable:
-        choices = ", ".join(sorted(choice.removesuffix("Scheduler") for choice in usable))
-        raise InputError(f"SCHEDULER {name!r} cannot sample what this model predicts; choose from {choices}")
+    compatible = {kind.__name__.removesuffix("Scheduler"): kind for kind in schedule.compatibles}
+    usable = {kind: compatible[kind] for kind in compatible.keys() - UNUSABLE_SCHEDULERS}
+    kind = usable.get(name.removesuffix("Scheduler"))
+    if kind is None:
+        raise InputError(
+            f"SCHEDULER {name!r} cannot sample what this model predicts; choose from {', '.join(sorted(usable))}"
+        )
     config = dict(schedule.config)
     if config["timestep_spacing"] == "leading":  # a training schedule's default; each sampler has its own
         del config["timestep_spacing"]
     config["skip_prk_steps"] = True  # PNDM as Stable Diffusion runs it: without the Runge-Kutta steps at the start
-    return usable[full_name].from_config(config)
+    return kind.from_config(config)
 
 
 def guided_prediction(
-    model: PromptedDenoiser,
-    noisy: torch.Tensor,
-    timesteps: torch.Tensor,
-    prompts: Prompts,
-    text_scale: float,
+    model: PromptedDenoiser, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts, text_scale: float,
     reference_scale: float,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """The network's prediction with guidance, (B, C, h, w) (Brooks et al. 2023, equation 3).
 
     With e(t, r) the prediction for a text and a reference, and 0 the dropped one, it is
@@ -297,25 +277,17 @@ def guided_prediction(
     ]
     weights, texts, references = zip(*(condition for condition in conditions if condition[0] != 0))
     count = len(weights)  # evaluations an image, 1 to 3
-    predictions = model(
-        torch.cat([noisy] * count),
-        timesteps.expand(len(noisy)).repeat(count),
-        torch.cat(texts),
-        None if reference is None else torch.cat(references),
-    ).float()
+    inputs, timesteps = torch.cat([noisy] * count), timesteps.expand(len(noisy)).repeat(count)
+    references = None if reference is None else torch.cat(references)
+    predictions = model(inputs, timesteps, torch.cat(texts), references).float()
     return sum(weight * prediction for weight, prediction in zip(weights, predictions.chunk(count)))
 
 
 @torch.no_grad()
 def sample_latents(
-    model: PromptedDenoiser,
-    scheduler: diffusers.SchedulerMixin,
-    prompts: Prompts,
-    guidance: Guidance,
-    seeds: Iterable[int],
-    shape: tuple[int, int, int],
-    steps: int,
-) -> torch.Tensor:
+    model: PromptedDenoiser, scheduler: diffusers.SchedulerMixin, prompts: Prompts, guidance: Guidance,
+    seeds: Iterable[int], shape: tuple[int, int, int], steps: int,
+) -> torch.Tensor:  # fmt: skip
     """Draws latents (B, C, h, w), unit variance, on the model's device; an image's noise comes from its own seed alone.
 
     scheduler: from `sampling_scheduler`. seeds: one for each of the B prompts. shape: (C, h, w) of the latents.
@@ -325,13 +297,14 @@ def sample_latents(
     prompts = prompts.to(device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(device)
+    name = type(scheduler).__name__.removesuffix("Scheduler")
     try:
+        if name == "PNDM" and steps == 1:
+            raise ValueError("its first step leaves the noise as it is")
         scheduler.set_timesteps(steps, device=device)
     except Exception as error:  # each scheduler has its own limits, and its own error
-        name = type(scheduler).__name__.removesuffix("Scheduler")
         raise InputError(f"SCHEDULER {name!r} cannot do STEPS {steps}: {reason(error)}; try 25") from error
-    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
-    options = {"generator": generators} if takes_generators else {}
+    options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         level = min(noise_level(model.schedule, timestep), ALL_NOISE)

@@ -43,27 +43,18 @@ def student_settings(training: dict) -> dict:
     facts = training["student"]
     say(f"a student of {facts['teacher'][:12]}: {facts['steps']} steps of {STUDENT_SCHEDULER}, its guidance built in")
     return {
-        "text_guidance": 1.0,
-        "reference_guidance": 1.0,
-        "guidance_low": 0.0,
-        "guidance_high": ALL_NOISE,
-        "steps": facts["steps"],
-        "scheduler": STUDENT_SCHEDULER,
-        "student": json.dumps(facts),
-    }
+        "text_guidance": 1.0, "reference_guidance": 1.0, "guidance_low": 0.0, "guidance_high": ALL_NOISE,
+        "steps": facts["steps"], "scheduler": STUDENT_SCHEDULER, "student": json.dumps(facts),
+    }  # fmt: skip
 
 
 class Teacher:
     """A trained denoiser with its guidance: solves each segment in several steps, and makes the student's targets."""
 
     def __init__(
-        self,
-        model: PromptedDenoiser,
-        null_text: torch.Tensor,
-        guidance: Guidance,
-        student_steps: int,
+        self, model: PromptedDenoiser, null_text: torch.Tensor, guidance: Guidance, student_steps: int,
         teacher_steps: int,
-    ):
+    ):  # fmt: skip
         """model: on its device; null_text: the empty prompt's encoding, (D,) or (77, D).
 
         student_steps: segments of the schedule; teacher_steps: steps of the teacher in each of them.
@@ -141,8 +132,7 @@ class Teacher:
             h = (alpha_next / sigma_next).log() - (alpha / sigma).log()
             corrected = x0
             if x0_before is not None:
-                corrected = x0 + (x0 - x0_before) * h / h_before / 2
-                corrected = torch.where(torch.isfinite(h), corrected, x0)
+                corrected = torch.where(torch.isfinite(h), x0 + (x0 - x0_before) * h / h_before / 2, x0)
             noisy = sigma_next / sigma * noisy + (alpha_next - alpha * sigma_next / sigma) * corrected
             x0_before, h_before = x0, h
         return noisy

@@ -27,8 +27,6 @@ from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
 from utils.seeds import keyed_generator
 
-KINDS = ("regression", "flow")
-POOLERS = ("linear", "tanh")
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
 STEEPEST = 0.99  # the largest value of a tanh at which its tangent is taken
 SIZES = (  # that two priors have to share for one to start from the other
@@ -63,43 +61,22 @@ class Prior(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 4,
-        latent_side: int = 32,
-        patch_size: int = 2,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        report_dim: int = 768,
-        pooler: str = "linear",
-        layer_norm_epsilon: float = 1e-6,
-        mlp_ratio: float = 4.0,
-        kind: str = "regression",
-        flow_width: int = 0,
-        flow_depth: int = 0,
-        flow_dropout: float = 0.0,
-        reads_findings: bool = False,
-    ):
+        latent_channels: int = 4, latent_side: int = 32, patch_size: int = 2, embed_dim: int = 768, depth: int = 12,
+        num_heads: int = 12, report_dim: int = 768, pooler: str = "linear", layer_norm_epsilon: float = 1e-6,
+        mlp_ratio: float = 4.0, kind: str = "regression", flow_width: int = 0, flow_depth: int = 0,
+        flow_dropout: float = 0.0, reads_findings: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        if kind not in KINDS:
-            raise InputError(f"the kind of prior {kind!r} is none of {', '.join(KINDS)}")
-        if pooler not in POOLERS:
-            raise InputError(f"the pooler {pooler!r} is none of {', '.join(POOLERS)}")
         if latent_side % patch_size or embed_dim % num_heads:
             raise InputError(
                 f"PATCH_SIZE {patch_size} has to divide the latents' side {latent_side}, and NUM_HEADS {num_heads} "
                 f"EMBED_DIM {embed_dim}"
             )
         self.vit = VisionTransformer(
-            img_size=latent_side,
-            patch_size=patch_size,
-            in_chans=latent_channels,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            num_classes=0,
+            img_size=latent_side, patch_size=patch_size, in_chans=latent_channels, embed_dim=embed_dim, depth=depth,
+            num_heads=num_heads, mlp_ratio=mlp_ratio, num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=layer_norm_epsilon),
-        )
+        )  # fmt: skip
         if kind == "flow":
             self.head = ReportFlow(embed_dim, report_dim, flow_width, flow_depth, flow_dropout)
         else:
@@ -109,12 +86,9 @@ class Prior(ModelMixin, ConfigMixin):
         self.register_buffer("report_std", torch.ones(report_dim))
 
     def forward(
-        self,
-        images: torch.Tensor,
-        noisy: torch.Tensor | None = None,
-        times: torch.Tensor | None = None,
+        self, images: torch.Tensor, noisy: torch.Tensor | None = None, times: torch.Tensor | None = None,
         dropped: torch.Tensor | None = None,
-    ) -> PriorOutput:
+    ) -> PriorOutput:  # fmt: skip
         """images: latents (B, C, h, w), unit variance; or the class tokens (B, embed_dim) that `vit` made of them.
 
         noisy, times, dropped: noisy report latents, their times, and which images are dropped, as in
@@ -156,9 +130,8 @@ class Prior(ModelMixin, ConfigMixin):
         guidance: of the image, 1 for none. temperature: what the noise that a draw begins with is multiplied with;
         below 1 reports vary less, and name their findings more reliably. InputError for NaN or infinity.
         """
-        noise = [
-            torch.randn(self.config.report_dim, generator=keyed_generator("report latent", seed)) for seed in seeds
-        ]
+        generators = (keyed_generator("report latent", seed) for seed in seeds)
+        noise = [torch.randn(self.config.report_dim, generator=generator) for generator in generators]
         tokens = self.vit(latents.to(self.device, self.dtype))
         drawn = self.head.draw(tokens, temperature * torch.stack(noise).to(tokens), FLOW_STEPS, guidance)
         return self._report_latents(drawn.float(), f"IMAGE_GUIDANCE {guidance}")
@@ -228,29 +201,20 @@ class Prior(ModelMixin, ConfigMixin):
         varies = self.report_std > SMALLEST_STD
         # report latent = other std * output + other mean = own std * standardised + own mean
         self.head.weight.copy_(weight * (varies * other.report_std / self.report_std)[:, None])
-        self.head.bias.copy_(
-            (bias * other.report_std + other.report_mean - self.report_mean) * varies / self.report_std
-        )
+        shifted = bias * other.report_std + other.report_mean - self.report_mean
+        self.head.bias.copy_(shifted * varies / self.report_std)
         say(f"prior: started from {source}; its head fits the report latents of the BART it was trained with")
 
-    def load_pretrained(self, name: str, file: str = "") -> None:
+    def load_pretrained(self, name: str) -> None:
         """Starts the transformer from a timm ViT's weights, resampled by timm to this patch, side and channels.
 
-        name: a timm model such as "vit_base_patch16_224" or "local-dir:FOLDER"; file: its weights on disk, "" for the
-        hub or the FOLDER. The head stays as it is. InputError when it cannot be loaded, or is of another size.
+        name: a timm model such as "vit_base_patch16_224" (from the hub) or "local-dir:FOLDER". The head stays as it is.
+        InputError when it cannot be loaded, or is of another size.
         """
         config = self.config
-        options = {"pretrained_cfg_overlay": {"file": file}} if file else {}
+        sizes = {"img_size": config.latent_side, "patch_size": config.patch_size, "in_chans": config.latent_channels}
         try:
-            source = timm.create_model(
-                name,
-                pretrained=True,
-                img_size=config.latent_side,
-                patch_size=config.patch_size,
-                in_chans=config.latent_channels,
-                num_classes=0,
-                **options,
-            )
+            source = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
         except Exception as error:  # timm and the hub raise whatever their network layer does
             raise InputError(
                 f"cannot load PRETRAINED {name!r} ({type(error).__name__}: {reason(error)}); set PRETRAINED to "

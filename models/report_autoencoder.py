@@ -9,6 +9,7 @@
 and with `pooling` in its config; BartForConditionalGeneration.from_pretrained opens it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,16 +19,14 @@ from transformers import AutoTokenizer, BartForConditionalGeneration, Generation
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
-from utils.errors import InputError
+from utils.checkpoints import check_config, check_loaded, weights_fingerprint, why_unloaded
+from utils.errors import InputError, writing
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_generator
 
 POOLINGS = ("mean", "bos", "eos")
 PROBE = "No acute process."  # a tokenizer of reports knows at least part of it
 MAX_TOKENS = 512  # of a report, <s> and </s> included; a longer report is cut
-
-# ---- the model -----------------------------------------------------------------------------------------------------
 
 
 class ReportAutoencoder(nn.Module):
@@ -46,15 +45,10 @@ class ReportAutoencoder(nn.Module):
         _check_tokenizer(tokenizer, bart.config)
         bart.config.pooling = pooling
         bart.config.decoder_start_token_id = bart.config.eos_token_id  # decoding starts from </s>
-        bart.generation_config = GenerationConfig(  # without a summariser's rules, such as no repeated trigram
-            decoder_start_token_id=bart.config.eos_token_id,
-            bos_token_id=bart.config.bos_token_id,
-            eos_token_id=bart.config.eos_token_id,
-            pad_token_id=bart.config.pad_token_id,
-        )
-        self.bart = bart
-        self.tokenizer = tokenizer
-        self.pooling = pooling
+        names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        # without a summariser's rules, such as no repeated trigram
+        bart.generation_config = GenerationConfig(**{name: getattr(bart.config, name) for name in names})
+        self.bart, self.tokenizer, self.pooling = bart, tokenizer, pooling
         self.width = bart.config.d_model
         self.max_tokens = min(MAX_TOKENS, bart.config.max_position_embeddings)
 
@@ -76,8 +70,7 @@ class ReportAutoencoder(nn.Module):
                 f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}; "
                 "name a folder such as runs/bart/best"
             ) from error
-        check_loaded(info, repr(str(folder)))
-        check_finite(bart, repr(str(folder)))
+        check_loaded(bart, info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
             raise InputError(
@@ -101,12 +94,9 @@ class ReportAutoencoder(nn.Module):
         return (states * attention_mask[:, :, None]).sum(dim=1) / lengths[:, None]
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        noise: torch.Tensor | None = None,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, noise: torch.Tensor | None = None,
         others: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor:  # fmt: skip
         """Teacher forcing: tokens (B, L), mask (B, L), noise (B, D) or None => logits of the same tokens (B, L, V).
 
         In training `blur` adds the noise to the latents; others: tokens and mask (B, L') of another report for each.
@@ -117,13 +107,9 @@ class ReportAutoencoder(nn.Module):
                 others = self.encode(*others)  # (B, D)
             latents = blur(latents, noise, others)
         start = torch.full_like(input_ids[:, :1], self.bart.config.decoder_start_token_id)
-        return self.bart(
-            encoder_outputs=BaseModelOutput(last_hidden_state=latents[:, None]),  # (B, 1, D)
-            decoder_input_ids=torch.cat(
-                [start, input_ids[:, :-1]], dim=1
-            ),  # (B, L): each position attends to the tokens before it
-            use_cache=False,
-        ).logits
+        before = torch.cat([start, input_ids[:, :-1]], dim=1)  # (B, L), the token before each one
+        encoded = BaseModelOutput(last_hidden_state=latents[:, None])  # (B, 1, D)
+        return self.bart(encoder_outputs=encoded, decoder_input_ids=before, use_cache=False).logits
 
     @torch.no_grad()
     def encode_reports(self, reports: Sequence[str]) -> torch.Tensor:
@@ -133,15 +119,9 @@ class ReportAutoencoder(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        latents: torch.Tensor,
-        decoding: str = "greedy",
-        beams: int = 4,
-        top_p: float = 0.9,
-        temperature: float = 1.0,
-        max_tokens: int = MAX_TOKENS,
-        seeds: Iterable[int] = (),
-    ) -> list[str]:
+        self, latents: torch.Tensor, decoding: str = "greedy", beams: int = 4, top_p: float = 0.9,
+        temperature: float = 1.0, max_tokens: int = MAX_TOKENS, seeds: Iterable[int] = (),
+    ) -> list[str]:  # fmt: skip
         """Latents (B, D) => B reports. A report ends at its </s>, or after max_tokens tokens.
 
         decoding: "greedy"; "beam", the best of `beams`; or "nucleus", a draw among the likeliest tokens that hold top_p
@@ -208,9 +188,6 @@ class _SeededNucleus(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-# ---- reports -------------------------------------------------------------------------------------------------------
-
-
 def tokenise(reports: Iterable[str], tokenizer: Tokenizer, max_tokens: int) -> tuple[list[list[int]], int]:
     """Texts => (token numbers of each with <s> and </s>, how many were longer than max_tokens and cut)."""
     tokens = tokenizer(list(reports), truncation=False, verbose=False).input_ids
@@ -228,6 +205,13 @@ def reconstruct(autoencoder: ReportAutoencoder, reports: Iterable[str], batch_si
 
 def write_pairs(path: Path, columns: dict[str, list[str]]) -> None:
     """Writes a text file with one block for each report; columns: {title: the texts under it}."""
-    titles = list(columns)
-    blocks = ["\n".join(f"{title}: {text}" for title, text in zip(titles, texts)) for texts in zip(*columns.values())]
+    blocks = ["\n".join(f"{title}: {text}" for title, text in zip(columns, texts)) for texts in zip(*columns.values())]
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def write_evaluation(folder: Path, file: str, columns: dict[str, list[str]], scores: dict[str, float]) -> None:
+    """Writes and prints what a trainer finds at its end: `write_pairs` to a file, and the scores to evaluation.json."""
+    with writing("the evaluation", folder):
+        write_pairs(folder / file, columns)
+        (folder / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print("\n".join(f"{name}: {score:.3g}" for name, score in scores.items()))

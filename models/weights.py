@@ -5,18 +5,12 @@
 Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
 
-What a file is follows from the names of its tensors:
-
-    unet.*                                          vision module, Stable Diffusion's U-Net
-    uvit.uvit.*, uvit.text_embed.*                  vision module, U-ViT
-    model.model.*, model.lm_head.*, ...             report autoencoder, BART
-    prior_model.*                                   prior, a Hugging Face ViTModel in its names of 2023
-    pos_embed, in_blocks.* ... without a prefix     official U-ViT (https://github.com/baofff/U-ViT)
-
-The frozen models that Lightning stored beside them are skipped; any other name stops the loading, and so does a missing
-or misshapen tensor, or a number that is not finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the
-number of attention heads is in no shape: it follows from HEAD_WIDTH. A file is mapped into memory, not read, so that
-only the tensors in use take part, and nothing in it is executed.
+A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
+What a file is follows from the names of its tensors, see _KINDS. The frozen models that Lightning stored beside them
+are skipped; any other name stops the loading, and so does a missing or misshapen tensor, or a number that is not
+finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the number of attention heads is in no shape: it
+follows from HEAD_WIDTH. A file is mapped into memory, not read, and nothing in it is executed; a model is built without
+memory and takes over the mapped tensors, so that it is in memory once, if at all.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -58,8 +52,8 @@ _KINDS = {  # kind => (what the names of its trained tensors begin with, what it
     "unet": (("unet.",), "the authors' U-Net", "sample_diffusion_clipSD.py"),
     "uvit": (("uvit.uvit.", "uvit.text_embed."), "the authors' U-ViT", "sample_diffusion_clipUViT.py"),
     "bart": (("model.",), "the authors' BART", "BART_CHECKPOINT"),
-    "prior": (("prior_model.",), "the authors' prior", "sample_prior_model.py"),
-    "official": (_UVIT, "an official U-ViT", "INITIAL_WEIGHTS of train_diffusion_clipUViT.py"),
+    "prior": (("prior_model.",), "the authors' prior", "sample_prior_model.py"),  # transformers' ViTModel of 2023
+    "official": (_UVIT, "an official U-ViT", "INITIAL_WEIGHTS of train_diffusion_clipUViT.py"),  # of baofff/U-ViT
 }
 _FROZEN = ("vae.", "text_encoder.", "language_model.", "clipvisionmodel.")  # stored by Lightning, but not trained
 _OFFICIAL_START = "imagenet256_uvit_large.pth"  # the file that the paper's U-ViT starts from
@@ -85,18 +79,10 @@ _AUTHORS_PROMPTING = {
 _ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors trained BART and prior on every view and patient group
 
 
-# ---- what the scripts call -----------------------------------------------------------------------------------------
-# A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
-
-
 def load_vision(
-    checkpoint: str,
-    denoiser: str,
-    base_model: str = "",
-    reference_encoder: str = "",
-    text_encoder: str = "",
+    checkpoint: str, denoiser: str, base_model: str = "", reference_encoder: str = "", text_encoder: str = "",
     head_width: int = HEAD_WIDTH,
-) -> tuple[PromptedDenoiser, dict]:
+) -> tuple[PromptedDenoiser, dict]:  # fmt: skip
     """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
 
     denoiser: the class name it has to be of. base_model, reference_encoder, text_encoder: where they are now, if not
@@ -107,14 +93,10 @@ def load_vision(
     else:
         base = base_model or BASE_MODEL
         training = _training(checkpoint, BASE_MODEL=base, REFERENCE_ENCODER=REFERENCE_ENCODER)
-        if denoiser == "UViT":
-            model = _uvit(checkpoint, base, head_width)
-        else:
-            model = _unet(checkpoint, base)
+        model = _uvit(checkpoint, base, head_width) if denoiser == "UViT" else _unet(checkpoint, base)
     constants = training["constants"]
     places = {"BASE_MODEL": base_model, "REFERENCE_ENCODER": reference_encoder, "TEXT_ENCODER": text_encoder}
-    for name, place in places.items():
-        constants[name] = place or constants[name]
+    constants |= {name: place for name, place in places.items() if place}
     if model.fusion.config.prompting == "authors":
         if constants["TEXT_ENCODER"]:
             raise InputError(f"{checkpoint} was trained on the texts of BASE_MODEL's encoder: leave TEXT_ENCODER empty")
@@ -170,10 +152,8 @@ def is_foreign(weights: str, constant: str) -> bool:
 
     InputError when it names neither.
     """
-    if os.path.isdir(weights):
-        return False
-    if os.path.isfile(weights):
-        return True
+    if os.path.isdir(weights) or os.path.isfile(weights):
+        return os.path.isfile(weights)
     way_out = f"set {constant} to a folder (a trainer's RUN_DIR/best) or to an authors' .ckpt"
     if Path(weights).name == _OFFICIAL_START:
         way_out = (
@@ -181,9 +161,6 @@ def is_foreign(weights: str, constant: str) -> bool:
             f"https://github.com/baofff/U-ViT; set {constant} to its path, or to '' for random weights"
         )
     raise InputError(f"there is no checkpoint {weights}: {way_out}")
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
 
 
 def read_tensors(path: str, *kinds: str) -> dict[str, torch.Tensor]:
@@ -236,10 +213,6 @@ def _kind_of(state, path):
     )
 
 
-# ---- building ------------------------------------------------------------------------------------------------------
-# Each model is built without memory and takes over the mapped tensors, so that it is in memory once, if at all.
-
-
 def _uvit(path, base_model, head_width):
     tensors = read_tensors(path, "uvit")
     shapes = _Shapes(path, tensors, "uvit.uvit.")
@@ -247,16 +220,13 @@ def _uvit(path, base_model, head_width):
     _, channels, patch, _ = shapes.of("patch_embed.proj.weight", 4)
     text_width = _Shapes(path, tensors, "uvit.").of("text_embed.weight", 2)[1]
     with torch.device("meta"):
+        side = round((tokens - 2) ** 0.5) * patch  # without the prompt's token and the time's
         uvit = UViT(
-            img_size=round((tokens - 2) ** 0.5) * patch,  # without the prompt's token and the time's
-            patch_size=patch,
-            in_chans=channels,
-            embed_dim=width,
-            depth=2 * shapes.count("in_blocks."),
+            side, patch, channels, width, depth=2 * shapes.count("in_blocks."),
             num_heads=_heads(path, width, head_width),
             mlp_ratio=shapes.of("mid_block.mlp.fc1.weight", 2)[0] / width,
             mlp_time_embed="uvit.uvit.time_embed.0.weight" in tensors,
-        )
+        )  # fmt: skip
         fusion = PooledFusion(text_width, text_width, width, prompting="authors")
     _fill(path, tensors, (uvit, _prefixed("uvit.uvit.")), (fusion, _prefixed("uvit.")))
     return PromptedDenoiser(uvit, fusion, noise_schedule(base_model, "epsilon"))
@@ -282,18 +252,12 @@ def _prior(path, head_width):
     _, channels, patch, _ = shapes.of("embeddings.patch_embeddings.projection.weight", 4)
     report_width, _ = shapes.of("pooler.dense.weight", 2)
     with torch.device("meta"):
+        side = round((tokens - 1) ** 0.5) * patch  # without the class token
         prior = Prior(
-            latent_channels=channels,
-            latent_side=round((tokens - 1) ** 0.5) * patch,  # without the class token
-            patch_size=patch,
-            embed_dim=width,
-            depth=shapes.count("encoder.layer."),
-            num_heads=_heads(path, width, head_width),
+            channels, side, patch, width, depth=shapes.count("encoder.layer."),
+            num_heads=_heads(path, width, head_width), report_dim=report_width, pooler="tanh", layer_norm_epsilon=1e-12,
             mlp_ratio=shapes.of("encoder.layer.0.intermediate.dense.weight", 2)[0] / width,
-            report_dim=report_width,
-            pooler="tanh",
-            layer_norm_epsilon=1e-12,
-        )
+        )  # fmt: skip
     statistics = {"report_mean": torch.zeros(report_width), "report_std": torch.ones(report_width)}
     _fill(path, tensors | statistics, (prior, _vit_names))
     return prior
@@ -305,18 +269,12 @@ def _bart(path, pooling, tokenizer, head_width):
     vocabulary, width = shapes.of("shared.weight", 2)
     heads = _heads(path, width, head_width)
     config = BartConfig(  # the rest of bart-base's configuration is the default
-        vocab_size=vocabulary,
-        d_model=width,
+        vocab_size=vocabulary, d_model=width, encoder_attention_heads=heads, decoder_attention_heads=heads,
         max_position_embeddings=shapes.of("encoder.embed_positions.weight", 2)[0] - 2,  # BART skips the first two
-        encoder_layers=shapes.count("encoder.layers."),
-        decoder_layers=shapes.count("decoder.layers."),
-        encoder_attention_heads=heads,
-        decoder_attention_heads=heads,
+        encoder_layers=shapes.count("encoder.layers."), decoder_layers=shapes.count("decoder.layers."),
         encoder_ffn_dim=shapes.of("encoder.layers.0.fc1.weight", 2)[0],
-        decoder_ffn_dim=shapes.of("decoder.layers.0.fc1.weight", 2)[0],
-        attention_dropout=0.1,
-        activation_dropout=0.1,
-    )
+        decoder_ffn_dim=shapes.of("decoder.layers.0.fc1.weight", 2)[0], attention_dropout=0.1, activation_dropout=0.1,
+    )  # fmt: skip
     with torch.device("meta"):
         bart = BartForConditionalGeneration(config)
     _fill(path, tensors, (bart, _prefixed("model.")))
@@ -365,9 +323,6 @@ def _say_heads(path, heads, width):
     say(f"{path}: {heads} attention heads of {width // heads} channels, which the file does not say")
 
 
-# ---- from names in a module to names in a file ---------------------------------------------------------------------
-
-
 def _fill(path, tensors, *places, copy=False):
     """Loads the tensors of a file into modules.
 
@@ -375,7 +330,26 @@ def _fill(path, tensors, *places, copy=False):
     copy: whether the modules keep their own memory, or take over the file's.
     InputError unless each tensor has a place of its shape and each place its tensors, all of them finite.
     """
-    _check_fits(path, tensors, places, "; set the sizes in the script's constants to the file's" if copy else "")
+    shapes = {}  # name in the file => the shape that belongs there
+    for module, file_names in places:
+        for name, own in module.state_dict().items():
+            parts = file_names(name)
+            shapes |= dict.fromkeys(parts, (own.shape[0] // len(parts), *own.shape[1:]))
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = {
+        "missing": [name for name in shapes if name not in found],
+        "left over": [name for name in found if name not in shapes],
+        "misshapen": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in shapes.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    sentence = "; ".join(f"{_few(names)} {problem}" for problem, names in problems.items() if names)
+    if sentence:
+        way_out = "; set the sizes in the script's constants to the file's" if copy else ""
+        raise InputError(f"{path} does not fit this architecture: {sentence}{way_out}")
+
     for module, file_names in places:
         state = {}
         for name, own in module.state_dict().items():
@@ -384,29 +358,6 @@ def _fill(path, tensors, *places, copy=False):
             state[name] = whole.to(own.dtype)
         module.load_state_dict(state, assign=not copy)
         check_finite(module, path)
-
-
-def _check_fits(path, tensors, places, way_out):
-    """InputError unless the file has just the tensors that the modules need, in their shapes."""
-    shapes = {}  # name in the file => shape that belongs there
-    for module, file_names in places:
-        for name, own in module.state_dict().items():
-            parts = file_names(name)
-            for part in parts:
-                shapes[part] = (own.shape[0] // len(parts), *own.shape[1:])
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    problems = {
-        "missing": [name for name in shapes if name not in tensors],
-        "left over": [name for name in tensors if name not in shapes],
-        "misshapen": misshapen,
-    }
-    found = [f"{_few(names)} {problem}" for problem, names in problems.items() if names]
-    if found:
-        raise InputError(f"{path} does not fit this architecture: {'; '.join(found)}{way_out}")
 
 
 def _prefixed(prefix):
@@ -429,21 +380,12 @@ def _few(names, shown=3):
     return ", ".join(names[:shown]) + more
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
-
-
 def _training(checkpoint, **constants):
     """The training.json of an authors' file: what is known of its training, in the names of this project."""
     known = {
-        "DATA_ROOT": "data/mimic-cxr-jpg",
-        "CACHE_DIR": "cache",
-        "VIEWS": ["PA"],
-        "HOLD_OUT": ["p19"],
-        "IMAGE_SIZE": 256,
-        "PROMPT": "findings",
-        "TEXT_ENCODER": "",
-        "REPORTS_ROOT": "",
-    }
+        "DATA_ROOT": "data/mimic-cxr-jpg", "CACHE_DIR": "cache", "VIEWS": ["PA"], "HOLD_OUT": ["p19"],
+        "IMAGE_SIZE": 256, "PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": "",
+    }  # fmt: skip
     return {"source": Path(checkpoint).name, "constants": known | constants, "encoders": {}}
 
 

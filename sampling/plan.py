@@ -20,7 +20,7 @@ from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, shorten, with_prompts
 from utils.report_cleaning import clean_report
-from utils.seeds import keyed_seed, numbered_seeds
+from utils.seeds import keyed_seed
 
 FREE_TEXT = "text"  # the kind of a prompt in free text; the others are those of PROMPTS
 NO_PATIENT = -1  # the subject_id of a label vector that does not come from a patient's image
@@ -200,7 +200,7 @@ def _first_id(new: pd.DataFrame, settings: dict) -> int:
 
 def _dicom_id(*key) -> str:
     """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
-    return "-".join(f"{seed % 16**8:08x}" for seed in numbered_seeds("dicom_id", 5, *map(str, key)))
+    return "-".join(f"{keyed_seed('dicom_id', number, *map(str, key)) % 16**8:08x}" for number in range(5))
 
 
 def read_plan(output_root: str | Path) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def make_loader(data: Examples, batches, workers: int, device: torch.device, end
 
 
 def _ignore_sigterm(ended, _):
-    """For a process that loads batches: a job's SIGTERM reaches it, too, but the current step still needs its batch.
+    """A job's SIGTERM reaches the processes that load batches, too, but the current step still needs their batches.
 
     Once the run has ended, SIGTERM comes from the run itself and ends the process.
     """

@@ -24,7 +24,6 @@ from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
 from utils.report_cleaning import clean_report, drop_comparisons
 
-PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
 ENCODE_BATCH_SIZE = 64  # images, or reports, at a time through the frozen encoders
 TIMESTEP_MEAN = -0.7  # of logit-normal timesteps, whose deviation is 1; below 0: more of them with little noise
 DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for IMAGE_GUIDANCE
@@ -79,9 +78,6 @@ class _Rows(Examples):
     def name(self, position):
         """The dicom_id of an example."""
         return self.features.table["dicom_id"].iloc[self.rows[position]]
-
-
-# ---- diffusion -----------------------------------------------------------------------------------------------------
 
 
 class DiffusionFeatures:
@@ -165,17 +161,12 @@ class DiffusionExamples(_Rows):
         return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
-# ---- the prior -----------------------------------------------------------------------------------------------------
-
-
 def training_texts(reports: pd.Series, priors: str) -> pd.Series:
-    """Reports without de-identification marks; priors "drop": without comparisons with earlier films either,
-    counted."""
+    """Reports without de-identification marks; priors "drop": also without comparisons with earlier films, counted."""
     texts = reports.map(clean_report)
     if priors == "drop":
         results = texts.map(drop_comparisons)
-        compared = results.map(lambda result: result[1])
-        texts = results.map(lambda result: result[0])
+        texts, compared = results.str[0], results.str[1]
         say(f"comparisons with earlier films: {compared.sum()} dropped or restated, in {(compared > 0).sum()} reports")
     return texts
 
@@ -205,11 +196,8 @@ class PriorFeatures:
         self.table, self.moments = _readable_rows(table, moments)
         self.report_latents = cache_report_latents(self.table["report"].tolist(), autoencoder, cache_dir, accelerator)
         self.scaling_factor = vae.config.scaling_factor
-        self.encoders = {
-            "vae": weights_fingerprint(vae),
-            "bart": autoencoder.fingerprint(),
-            "pooling": autoencoder.pooling,
-        }
+        bart = {"bart": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
+        self.encoders = {"vae": weights_fingerprint(vae), **bart}
 
     def statistics(self, split: str = "train") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean and standard deviation of the report latents of one split, (D,) float32 each, and covariance, (D, D)."""
@@ -263,9 +251,8 @@ class PriorExamples(_Rows):
 
     def __init__(self, features, split, prior):
         super().__init__(features, split)
-        drop_image = DROP_IMAGE if split == "train" else 0.0
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
-        self.flow, self.drop_image = prior.config.kind == "flow", drop_image
+        self.flow, self.drop_image = prior.config.kind == "flow", DROP_IMAGE if split == "train" else 0.0
         self.labels = self.tokens = None
         if prior.config.reads_findings:
             self.labels = torch.tensor(features.table[list(FINDINGS)].to_numpy(dtype=np.int8))  # (N, 14) codes
@@ -301,9 +288,6 @@ class PriorExamples(_Rows):
         self.tokens = torch.cat(tokens)  # (n, E)
 
 
-# ---- reports -------------------------------------------------------------------------------------------------------
-
-
 def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
     """The distinct studies of a table with their reports => columns subject_id, study_id, split, report.
 
@@ -330,8 +314,7 @@ class ReportExamples(Examples):
         self.reports = list(reports)
         self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
         self.lengths = np.array([len(ids) for ids in self.tokens])
-        self.batch_size, self.width = batch_size, autoencoder.width
-        self.tokenizer = autoencoder.tokenizer
+        self.batch_size, self.width, self.tokenizer = batch_size, autoencoder.width, autoencoder.tokenizer
         say(
             f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
             f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
@@ -343,13 +326,10 @@ class ReportExamples(Examples):
     def __getitem__(self, row_and_seed):
         row, seed = row_and_seed
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.width, generator=generator)
+        noise = torch.randn(self.width, generator=generator)  # (D,)
         steps = torch.randint(1, max(2, len(self)), (), generator=generator).item()  # to another row
-        return {
-            "input_ids": torch.tensor(self.tokens[row]),  # (L,)
-            "noise": noise,  # (D,)
-            "other_ids": torch.tensor(self.tokens[(row + steps) % len(self)]),  # (L',)
-        }
+        ids, other_ids = (torch.tensor(self.tokens[place]) for place in (row, (row + steps) % len(self)))  # (L,), (L',)
+        return {"input_ids": ids, "noise": noise, "other_ids": other_ids}
 
     def longest(self, size: int) -> dict[str, torch.Tensor]:
         """A batch of the longest reports, which needs the most memory."""
@@ -361,12 +341,8 @@ class ReportExamples(Examples):
             self.tokenizer.pad({"input_ids": [example[name] for example in examples]}, return_tensors="pt")
             for name in ("input_ids", "other_ids")
         )
-        return {
-            **batch,
-            "noise": torch.stack([example["noise"] for example in examples]),
-            "other_ids": others["input_ids"],
-            "other_mask": others["attention_mask"],
-        }
+        noise = torch.stack([example["noise"] for example in examples])
+        return {**batch, "noise": noise, "other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
 
     def count_terms(self, batch):
         """The tokens of a batch, without padding."""

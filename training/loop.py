@@ -11,7 +11,6 @@ import multiprocessing
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -85,16 +84,6 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
             run.ended.set()
 
 
-def learning_rates(settings: dict, optimizer, steps: int) -> Callable[[int], float]:
-    """LR_SCHEDULE as a function: step => factor of LEARNING_RATE."""
-    name, warmup = settings["LR_SCHEDULE"], settings["WARMUP_STEPS"]
-    try:
-        schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
-    except ValueError as error:
-        raise InputError(f"LR_SCHEDULE: {error}; use constant_with_warmup, linear or cosine") from error
-    return schedule.lr_lambdas[0]
-
-
 class _Run:
     """A training and its state. `fit` resumes it, if there is a checkpoint, and then trains it."""
 
@@ -113,7 +102,8 @@ class _Run:
             settings["OPTIMIZER"], model, lr=settings["LEARNING_RATE"], betas=settings["BETAS"],
             weight_decay=settings["WEIGHT_DECAY"],
         )  # fmt: skip
-        self.rate_at = learning_rates(settings, optimizer, self.total_steps)
+        schedule = get_scheduler(settings["LR_SCHEDULE"], optimizer, None, settings["WARMUP_STEPS"], self.total_steps)
+        self.rate_at = schedule.lr_lambdas[0]  # step => factor of LEARNING_RATE
         self.average = Average(self.parameters, decay=settings["EMA_DECAY"])
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -126,21 +116,16 @@ class _Run:
         self.stop_requests = 0  # processes that had received SIGTERM when the step began; of several, a tensor
         self.ended = multiprocessing.Event()  # for the processes that load batches
 
-    # --- the loop ------------------------------------------------------------------------------------------------
-
     def train(self):
-        settings, accelerator = self.settings, self.accelerator
-        count = sum(parameter.numel() for parameter in self.parameters)
+        settings, accelerator, main = self.settings, self.accelerator, self.accelerator.is_main_process
         say(
-            f"{count:,} trained parameters, {len(self.examples)} training and {len(self.validation)} validation "
-            f"examples, steps {self.step} to {self.total_steps} on {accelerator.num_processes} x "
-            f"{accelerator.device.type}, precision {accelerator.mixed_precision}"
+            f"{sum(parameter.numel() for parameter in self.parameters):,} trained parameters, {len(self.examples)} "
+            f"training and {len(self.validation)} validation examples, steps {self.step} to {self.total_steps} on "
+            f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
         )
         loader = iter(self._loader(self.examples, self._batches()))
-        log = MetricsLog(self.folder, self.step) if accelerator.is_main_process else None
-        progress = tqdm(
-            total=self.total_steps, initial=self.step, desc="training", disable=not accelerator.is_main_process
-        )
+        log = MetricsLog(self.folder, self.step) if main else None
+        progress = tqdm(total=self.total_steps, initial=self.step, desc="training", disable=not main)
         since = time.perf_counter()
         with stoppable() as stop_requested:
             while self.step < self.total_steps:
@@ -154,11 +139,8 @@ class _Run:
                         self._checkpoint(row, log)
                     elif log:
                         log.add(row)
-                    progress.set_postfix(
-                        loss=f"{row['loss']:.4f}",
-                        validation=f"{self.validation_loss:.4f}",
-                        per_s=f"{row['examples_per_second']:.0f}",
-                    )
+                    shown = {"loss": f"{row['loss']:.4f}", "validation": f"{self.validation_loss:.4f}"}
+                    progress.set_postfix(shown, per_s=f"{row['examples_per_second']:.0f}")
                     since = time.perf_counter()
                 if self.step < self.total_steps and self._has_to_stop(stop_requested()):
                     self._stop(saved=at_checkpoint)
@@ -178,8 +160,8 @@ class _Run:
         all_terms, self.stop_requests = self._sum_over_processes(sum(terms), stop_requested)
         total = torch.zeros((), device=accelerator.device)
         for part, batch in enumerate(batches):
-            synchronise = part == settings["ACCUMULATION"] - 1
-            with nullcontext() if synchronise else accelerator.no_sync(self.model):
+            is_last = part == settings["ACCUMULATION"] - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, hence the factor num_processes
                     weight = terms[part] * accelerator.num_processes / all_terms
@@ -220,9 +202,8 @@ class _Run:
     def _report_bad_step(self, step, norm):
         """Names the examples of a step that was not applied; InputError after BAD_STEPS of them."""
         names = [self.examples.name(position) for position, _ in self._batches().step(step)]
-        shown = ", ".join(names[:NAMED_EXAMPLES])
-        if len(names) > NAMED_EXAMPLES:
-            shown += f" and {len(names) - NAMED_EXAMPLES} more"
+        more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
+        shown = ", ".join(names[:NAMED_EXAMPLES]) + more
         say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row); its examples: {shown}")
         if self.skipped == BAD_STEPS:
             raise InputError(
@@ -234,7 +215,8 @@ class _Run:
     def _measure(self, seconds):
         """A row of metrics.csv: means over the steps since the last row."""
         self._read_steps()
-        losses, norms = zip(*self.pending) if self.pending else ((torch.tensor(math.nan),), (torch.tensor(math.nan),))
+        nan = torch.tensor(math.nan)
+        losses, norms = zip(*self.pending or [(nan, nan)])
         count, self.pending = len(self.pending), []
         mean = torch.stack(losses).mean().to(self.accelerator.device)
         return {
@@ -248,7 +230,7 @@ class _Run:
         }
 
     def _has_to_stop(self, requested):
-        """With several processes: whether any of them had received SIGTERM when the step began, so that all agree."""
+        """Of several processes: whether any of them had received SIGTERM when the step began, so that all agree."""
         return requested if self.accelerator.num_processes == 1 else self.stop_requests.item() > 0
 
     def _stop(self, saved):
@@ -260,14 +242,11 @@ class _Run:
         self.accelerator.wait_for_everyone()
         raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
 
-    # --- batches -------------------------------------------------------------------------------------------------
-
     def _batches(self):
-        settings, accelerator = self.settings, self.accelerator
-        return Batches(
-            self.examples, settings["BATCH_SIZE"], settings["ACCUMULATION"], settings["SEED"], self.step,
-            self.total_steps, accelerator.process_index, accelerator.num_processes,
-        )  # fmt: skip
+        batch_size, accumulation, seed = (self.settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        steps = self.step, self.total_steps
+        return Batches(self.examples, batch_size, accumulation, seed, *steps, process, processes)
 
     def _loader(self, data, batches):
         return make_loader(data, batches, self.settings["NUM_WORKERS"], self.accelerator.device, self.ended)
@@ -279,8 +258,6 @@ class _Run:
         device = self.accelerator.device
         own = torch.stack([torch.full((), float(value), device=device) for value in values])
         return self.accelerator.reduce(own, "sum")
-
-    # --- validation and checkpoints ------------------------------------------------------------------------------
 
     @torch.compiler.set_stance("force_eager")  # compiling validation and preview would take longer than running them
     def _checkpoint(self, row, log):
@@ -342,9 +319,9 @@ class _Run:
     def _validate(self):
         """The mean loss over VALIDATION_ROWS validation examples, the same ones with the same seeds each time."""
         settings, accelerator = self.settings, self.accelerator
-        wanted = settings["VALIDATION_ROWS"] or len(self.validation)
-        rows = draw_rows(len(self.validation), wanted, settings["SEED"], "validation rows").tolist()
-        seeds = [(row, keyed_seed(settings["SEED"], "validation", row)) for row in rows]
+        seed, wanted = settings["SEED"], settings["VALIDATION_ROWS"] or len(self.validation)
+        rows = draw_rows(len(self.validation), wanted, seed, "validation rows").tolist()
+        seeds = [(row, keyed_seed(seed, "validation", row)) for row in rows]
         size = max(1, settings["BATCH_SIZE"] // (settings["ACCUMULATION"] * accelerator.num_processes))
         batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
         batches = batches[accelerator.process_index :: accelerator.num_processes]
@@ -365,13 +342,8 @@ class _Run:
         with self._averaged_weights():
             self.raw_model.save_pretrained(new)
         self.raw_model.save_pretrained(new / "raw")
-        training = {
-            "step": self.step,
-            "validation_loss": self.validation_loss,
-            "best_validation_loss": self.best,
-            "constants": self.settings,
-            **self.facts,
-        }
+        progress = {"step": self.step, "validation_loss": self.validation_loss, "best_validation_loss": self.best}
+        training = {**progress, "constants": self.settings, **self.facts}
         (new / "training.json").write_text(json.dumps(training, indent=2) + "\n")
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -380,8 +352,6 @@ class _Run:
             "skipped": self.skipped,
         }
         torch.save(state, new / "optimizer.pt")
-
-    # --- resuming ------------------------------------------------------------------------------------------------
 
     def resume(self, checkpoint: Path):
         """Loads the weights and the progress of a checkpoint; InputError if it is of another experiment, or damaged."""

@@ -19,8 +19,7 @@ import pandas as pd
 from utils.errors import InputError, reason, replacing, writing
 
 METRICS = (
-    "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second",
-    "peak_gpu_mib",
+    "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second", "peak_gpu_mib",
 )  # fmt: skip
 MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation, and how it is run and reported
     "RUN_DIR", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER",
@@ -32,8 +31,6 @@ MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation,
 FIXED = {  # constants that scripts had before, with the values that are fixed in the code now
     "PATCH_SIZE": 2, "TIMESTEP_MEAN": -0.7, "COSINE_WEIGHT": 0.01, "FLOW_DEPTH": 3, "FLOW_DRAWS": 4, "DROP_IMAGE": 0.1,
 }  # fmt: skip
-
-# ---- resuming ------------------------------------------------------------------------------------------------------
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -84,14 +81,9 @@ def compare_with(checkpoint: Path, training: dict, constants: dict, facts: dict)
 
 def remove_unfinished(folder: Path, checkpoint: Path | None) -> None:
     """Removes what a killed run left unfinished; checkpoint: the one from `find_checkpoint`, which is kept."""
-    unfinished = [*folder.glob("*.new")]
-    if checkpoint and checkpoint.name == "last":
-        unfinished.append(folder / "last.old")
-    for path in unfinished:
+    old = [folder / "last.old"] if checkpoint and checkpoint.name == "last" else []
+    for path in [*folder.glob("*.new"), *old]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
 def name_checkpoint(folder: Path, improved: bool) -> None:
@@ -101,8 +93,12 @@ def name_checkpoint(folder: Path, improved: bool) -> None:
     checkpoint before, and repeats all of it.
     """
     new, last, old = (folder / name for name in ("last.new", "last", "last.old"))
-    if improved:
-        _link_checkpoint(new, folder / "best")
+    if improved:  # the same files, without the optimiser's state
+        best, new_best = folder / "best", folder / "best.new"
+        shutil.rmtree(new_best, ignore_errors=True)
+        shutil.copytree(new, new_best, copy_function=_link, ignore=shutil.ignore_patterns("optimizer.pt"))
+        shutil.rmtree(best, ignore_errors=True)
+        new_best.rename(best)
     if last.exists():
         shutil.rmtree(old, ignore_errors=True)
         last.rename(old)
@@ -110,23 +106,12 @@ def name_checkpoint(folder: Path, improved: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _link_checkpoint(source, target):
-    """A second folder of a checkpoint's files (hard links where possible), without the optimiser's state."""
-    new = target.with_name(target.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(source, new, copy_function=_link, ignore=shutil.ignore_patterns("optimizer.pt"))
-    shutil.rmtree(target, ignore_errors=True)
-    new.rename(target)
-
-
 def _link(source, target):
+    """Hard-links a file, or copies it where that is not possible."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-# ---- metrics -------------------------------------------------------------------------------------------------------
 
 
 class MetricsLog:
@@ -134,8 +119,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, step: int):
         """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
-        self.folder, self.path = folder, folder / "metrics.csv"
-        self.rows = []
+        self.folder, self.path, self.rows = folder, folder / "metrics.csv", []
         if step and self.path.exists():
             try:
                 with open(self.path, newline="") as file:
@@ -165,9 +149,9 @@ class MetricsLog:
 
         figure = Figure(figsize=(7, 4), layout="tight")
         axes = figure.subplots()
-        for name in ("loss", "validation_loss"):
+        for name, marker in (("loss", ""), ("validation_loss", ".")):
             points = [(int(row["step"]), float(row[name])) for row in self.rows if row.get(name) not in (None, "")]
-            axes.plot(*zip(*points), label=name.replace("_", " "), marker="." if name == "validation_loss" else "")
+            axes.plot(*zip(*points), label=name.replace("_", " "), marker=marker)
         axes.set(xlabel="optimiser step", ylabel="loss", yscale="log")
         axes.legend()
         axes.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """A trial before a training: what would end it after hours of encoding ends it in seconds."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from training.batches import check_batch_size
+from training.batches import check_batch_size, to_device
 from training.loop import DEFAULTS
 from training.run_folder import compare_with, find_checkpoint
 from utils.checkpoints import read_training
@@ -36,7 +37,13 @@ def try_training(
     if checkpoint:
         compare_with(checkpoint, read_training(checkpoint), settings, facts={})
         return
-    loss = _try_pass(model, compute_loss, make_batch, settings["BATCH_SIZE"] // parts, accelerator)
+    device, tried = accelerator.device, copy.deepcopy(model)  # a copy is not compiled, which would take minutes
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = to_device(make_batch(settings["BATCH_SIZE"] // parts), device)
+        tried.to(device).train()
+        with accelerator.autocast():
+            loss = compute_loss(tried, batch)
+        loss.backward()
     if not torch.isfinite(loss):
         raise InputError(
             f"the loss of a first pass is {loss.item()}: take other INITIAL_WEIGHTS, or set PRECISION to 'no'"
@@ -51,24 +58,3 @@ def random_batch(shapes: dict[str, tuple[int, ...]], size: int) -> dict[str, tor
         name: torch.randn(size, *shape) if shape else torch.zeros(size, dtype=torch.long)
         for name, shape in shapes.items()
     }
-
-
-def _try_pass(model, compute_loss, make_batch, size, accelerator):
-    """The loss of one forward and backward pass, whose gradients are discarded."""
-    device, training = accelerator.device, {module: module.training for module in model.modules()}
-    before = next(model.parameters()).device
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        batch = {name: value.to(device) for name, value in make_batch(size).items()}
-        model.to(device).train()
-        # not compiled: CUDA graphs hold the weights' addresses, which change when the model moves back
-        with torch.compiler.set_stance("force_eager"), accelerator.autocast():
-            loss = compute_loss(model, batch)
-        loss.backward()
-    model.zero_grad(set_to_none=True)
-    model.to(before)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    for module, mode in training.items():
-        module.training = mode
-    return loss.detach()

@@ -23,6 +23,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import compress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,6 @@ DIGEST_PART = 4096  # bytes that are read at the head, in the middle and at the 
 KEY_THREADS = 16  # image files that are opened at a time for their keys: this waits for the disk, not for the processor
 KEY_ROWS = 1024  # images for which a thread computes keys at a time
 
-# ---- keys ----------------------------------------------------------------------------------------------------------
-
 
 def image_keys(table: pd.DataFrame) -> list[str | None]:
     """One cache key a row of a table: the image's dicom_id, and its file's size and a digest of three parts of it.
@@ -49,10 +49,8 @@ def image_keys(table: pd.DataFrame) -> list[str | None]:
     Files of up to 3 * DIGEST_PART bytes are digested whole. A file that cannot be opened has the key None, and is
     named.
     """
-    rows = list(zip(table.dicom_id, table.image_path))
-    parts = [rows[start : start + KEY_ROWS] for start in range(0, len(rows), KEY_ROWS)]
-    with ThreadPoolExecutor(KEY_THREADS) as pool:
-        return [key for keys in pool.map(lambda part: [_image_key(*row) for row in part], parts) for key in keys]
+    with ThreadPool(KEY_THREADS) as pool:
+        return pool.starmap(_image_key, zip(table.dicom_id, table.image_path), chunksize=KEY_ROWS)
 
 
 def _image_key(dicom_id: str, path: str) -> str | None:
@@ -67,9 +65,6 @@ def _image_key(dicom_id: str, path: str) -> str | None:
         tqdm.write(f"left out: unreadable image {path}: {reason(error)}")
         return None
     return f"{dicom_id} {size} {digest.hexdigest()}"
-
-
-# ---- shards --------------------------------------------------------------------------------------------------------
 
 
 def save_array(path: str | Path, values: np.ndarray) -> None:
@@ -108,19 +103,19 @@ class FeatureCache:
         self._known_shards = set()  # shards that are served, or that were found damaged
         with writing("the feature cache", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            is_new = self._check_fingerprint(fingerprint) is None
+            path = self.folder / "fingerprint.json"
+            is_new = not path.exists()
+            if not is_new:
+                self._check_fingerprint(path, fingerprint)
             self.refresh()
             if is_new:
-                with replacing(self.folder / "fingerprint.json") as temporary:
+                with replacing(path) as temporary:
                     temporary.write_text(json.dumps(fingerprint, indent=2))
 
-    def _check_fingerprint(self, fingerprint: dict) -> dict | None:
-        """The folder's fingerprint, None if it has none; InputError if it is another one."""
-        path = self.folder / "fingerprint.json"
+    def _check_fingerprint(self, path: Path, fingerprint: dict) -> None:
+        """InputError if the folder has another fingerprint."""
         try:
             found = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot read {path}: {reason(error)}; remove it, or set CACHE_DIR to another folder"
@@ -131,7 +126,6 @@ class FeatureCache:
                     f"the cache {self.folder} was made with {name} = {found.get(name)!r}, this run has "
                     f"{fingerprint.get(name)!r}; set CACHE_DIR to another folder, or delete this one"
                 )
-        return found
 
     def refresh(self) -> None:
         """Adds the shards that other processes have finished since the last call."""
@@ -143,7 +137,12 @@ class FeatureCache:
             try:
                 keys = self._read_keys(shard)
             except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-                self._remove_damaged(shard, error)
+                if keys_file.exists():  # otherwise another process has just removed it
+                    tqdm.write(
+                        f"{self.folder}: the shard {shard} is damaged ({reason(error)}): removed, and made again"
+                    )
+                    keys_file.unlink(missing_ok=True)
+                    Path(self._path(shard)).unlink(missing_ok=True)
                 continue
             except OSError as error:
                 raise InputError(f"cannot read the cache {self.folder}: {reason(error)}") from error
@@ -173,14 +172,6 @@ class FeatureCache:
     def _path(self, shard: str) -> str:
         return f"{self.folder}/{shard}.npy"  # a Path would take a twentieth of a training sample's time
 
-    def _remove_damaged(self, shard: str, error: Exception) -> None:
-        keys_file = self.folder / f"{shard}.keys.json"
-        if not keys_file.exists():  # another process has just removed it
-            return
-        tqdm.write(f"{self.folder}: the shard {shard} is damaged ({reason(error)}): removed, and made again")
-        keys_file.unlink(missing_ok=True)
-        Path(self._path(shard)).unlink(missing_ok=True)
-
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
@@ -195,27 +186,16 @@ class FeatureCache:
     def append(self, keys: list[str], values: np.ndarray) -> None:
         """Writes one shard: keys and their values, (len(keys), *shape)."""
         shard = uuid.uuid4().hex
-        about = {
-            "fingerprint": self._digest,
-            "shape": list(values.shape),
-            "dtype": values.dtype.str,
-            "keys": keys,
-        }
+        about = {"fingerprint": self._digest, "shape": list(values.shape), "dtype": values.dtype.str, "keys": keys}
         with writing("the feature cache", self.folder):
             save_array(self._path(shard), values)
             with replacing(self.folder / f"{shard}.keys.json") as temporary:
                 temporary.write_text(json.dumps(about))
 
     def fill(
-        self,
-        keys: Sequence[str | None],
-        load: Callable[[int], object],
-        encode: Callable[[list], np.ndarray],
-        batch_size: int,
-        accelerator: Accelerator,
-        what: str,
-        threads: int = 0,
-    ) -> np.ndarray:
+        self, keys: Sequence[str | None], load: Callable[[int], object], encode: Callable[[list], np.ndarray],
+        batch_size: int, accelerator: Accelerator, what: str, threads: int = 0,
+    ) -> np.ndarray:  # fmt: skip
         """Computes the missing features => a boolean array, True for each key that the cache then has.
 
         keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the
@@ -226,12 +206,17 @@ class FeatureCache:
         Each process of a launch computes a share. After SIGTERM all processes save what they have computed and raise
         Stopped. InputError if the processes do not find the same features at the end.
         """
-        share = self._share_of_process(keys, accelerator)
+        first_rows = {}  # distinct key => its first row
+        for row, key in enumerate(keys):
+            if key is not None:
+                first_rows.setdefault(key, row)
+        # The share of a process does not depend on the keys that the cache has already: while another launch writes,
+        # each process may find other keys there, and a key could be left to no process.
+        share = list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
         missing = [(key, row) for key, row in share if key not in self]
         with stoppable() as stopped:
-            with tqdm(
-                total=len(missing), desc=what, disable=not missing or not accelerator.is_main_process
-            ) as progress:
+            hidden = not missing or not accelerator.is_main_process
+            with tqdm(total=len(missing), desc=what, disable=hidden) as progress:
                 self._compute(missing, load, encode, batch_size, threads, progress, stopped)
             accelerator.wait_for_everyone()
             if any(gather_object([stopped()])):  # of all processes, so that they end together
@@ -245,34 +230,28 @@ class FeatureCache:
             )
         return self._serves(keys)
 
-    def _share_of_process(self, keys: Sequence[str | None], accelerator: Accelerator) -> list[tuple[str, int]]:
-        """(key, its first row) of the distinct keys that one process of a launch is to compute.
-
-        The share does not depend on the keys that the cache has already: while another launch writes, each process may
-        find other keys there, and a key could be left to no process.
-        """
-        first_rows = {}
-        for row, key in enumerate(keys):
-            if key is not None:
-                first_rows.setdefault(key, row)
-        return list(first_rows.items())[accelerator.process_index :: accelerator.num_processes]
-
     def _compute(self, missing, load, encode, batch_size, threads, progress, stopped) -> None:
-        """Computes and writes the features of (key, row) pairs, batch after batch, until `stopped()`."""
-        pending = _Pending(self)
-        try:
-            with ThreadPoolExecutor(max(threads, 1)) as pool:
-                for start in range(0, len(missing), batch_size):
-                    if stopped():
-                        break
-                    batch = missing[start : start + batch_size]
-                    inputs = pool.map(lambda item: _load_or_name(load, item[1]), batch)
-                    readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
-                    if readable:
-                        pending.add([key for key, _ in readable], encode([value for _, value in readable]))
-                    progress.update(len(batch))
-        finally:
-            pending.flush()  # Ctrl-C keeps what was computed, too
+        """Computes the features of (key, row) pairs and writes them, shard after shard, until `stopped()`."""
+        batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+        batches_per_shard = max(1, SHARD_ROWS // batch_size)
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            for first in range(0, len(batches), batches_per_shard):
+                keys, values = [], []
+                try:
+                    for batch in batches[first : first + batches_per_shard]:
+                        if stopped():
+                            return
+                        inputs = pool.map(lambda item: _load_or_name(load, item[1]), batch)
+                        readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
+                        if readable:
+                            features = encode([value for _, value in readable])
+                            finite = _which_are_finite([key for key, _ in readable], features)
+                            keys += compress((key for key, _ in readable), finite)
+                            values.append(features[finite])
+                        progress.update(len(batch))
+                finally:  # Ctrl-C keeps what was computed, too
+                    if keys:
+                        self.append(keys, np.concatenate(values))
 
     def _serves(self, keys: Sequence[str | None]) -> np.ndarray:
         self.refresh()
@@ -283,28 +262,12 @@ class FeatureCache:
         return hashlib.sha256(repr(keys).encode() + self._serves(keys).tobytes()).hexdigest()
 
 
-class _Pending:
-    """Features that were computed and not yet written; SHARD_ROWS of them become a shard."""
-
-    def __init__(self, cache: FeatureCache):
-        self.cache, self.keys, self.values = cache, [], []
-
-    def add(self, keys: list[str], values: np.ndarray) -> None:
-        finite = np.isfinite(values).reshape(len(keys), -1).all(axis=1)
-        for key, is_finite in zip(keys, finite):
-            if is_finite:
-                self.keys.append(key)
-            else:
-                tqdm.write(f"left out: the features of {key!r} are not finite numbers")
-        self.values.append(values[finite])
-        if len(self.keys) >= SHARD_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        keys, values = self.keys, self.values
-        self.keys, self.values = [], []
-        if keys:
-            self.cache.append(keys, np.concatenate(values))
+def _which_are_finite(keys: list[str], features: np.ndarray) -> np.ndarray:
+    """(n,) bool, True for the features (n, *shape) that are numbers; names the keys of the others."""
+    finite = np.isfinite(features).reshape(len(keys), -1).all(axis=1)
+    for key in compress(keys, ~finite):
+        tqdm.write(f"left out: the features of {key!r} are not finite numbers")
+    return finite
 
 
 def _load_or_name(load: Callable[[int], object], row: int) -> object | None:

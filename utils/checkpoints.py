@@ -21,8 +21,6 @@ _WAYS_OUT = {  # frozen model => what to do if it is not the one that the checkp
     "pooling": "set BART_CHECKPOINT to the one it was trained with",
 }
 
-# ---- weights -------------------------------------------------------------------------------------------------------
-
 
 def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module:
     """`model_class.from_pretrained(folder)`, but an InputError that names the folder if anything does not fit.
@@ -39,8 +37,7 @@ def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module
         raise InputError(
             f"cannot load a {model_class.__name__} from {folder}: {why_unloaded(folder, error)}"
         ) from error
-    check_loaded(info, folder)
-    check_finite(model, folder)
+    check_loaded(model, info, folder)
     return model
 
 
@@ -50,18 +47,12 @@ def why_unloaded(folder: str | Path, error: Exception) -> str:
         is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(folder))
         from_hub = f", nor could it be loaded from the hub: {reason(error)}" if is_hub_id else ""
         return f"there is no such folder here{from_hub}"
-    if _is_refused_pickle(error):  # torch's own message explains how to load it all the same
+    cause = error
+    while cause is not None and not isinstance(cause, pickle.UnpicklingError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:  # torch's own message explains how to load it all the same
         return "a file of its weights holds code, or is not a file of tensors; nothing of it was run"
     return reason(error)
-
-
-def _is_refused_pickle(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, is torch's refusal to unpickle anything but tensors."""
-    while error is not None:
-        if isinstance(error, pickle.UnpicklingError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def check_config(folder: str | Path, subfolder: str = "", file: str = "config.json") -> None:
@@ -88,26 +79,23 @@ def check_finite(module: nn.Module, where: str | Path) -> None:
         )
 
 
-def check_loaded(info: dict, folder: str | Path) -> None:
-    """InputError unless file and model have the same weights; info: the loading info of from_pretrained."""
+def check_loaded(model: nn.Module, info: dict, folder: str | Path) -> None:
+    """InputError unless file and model have the same weights, all finite; info: the loading info of from_pretrained."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(
                 f"the weights in {folder} are not of the architecture in its config.json: "
                 f"{len(info[problem])} {problem.replace('_', ' ')}, e.g. {sorted(map(str, info[problem]))[:3]}"
             )
+    check_finite(model, folder)
 
 
 def load_weights(module: nn.Module, state: dict, what: str, way_out: str) -> None:
-    """module.load_state_dict(state); if names or shapes differ, an InputError of `what` does not fit, and the way
-    out."""
+    """module.load_state_dict(state); an InputError with what it was and the way out if names or shapes differ."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{what} is a checkpoint of another architecture ({reason(error)}); {way_out}") from error
-
-
-# ---- training.json -------------------------------------------------------------------------------------------------
 
 
 def read_training(checkpoint: str | Path) -> dict:
@@ -139,9 +127,6 @@ class _TrainingConstants(dict):
 
     def __missing__(self, name):
         raise InputError(f"{self.path} does not say {name}: set {name}, or take another checkpoint")
-
-
-# ---- the same frozen models ----------------------------------------------------------------------------------------
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -204,8 +189,7 @@ def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None
             say(f"{name} {checkpoint} does not say which patient groups were held out of its training: taken unchecked")
         elif {*found} != {*hold_out}:
             raise InputError(
-                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, "
-                f"so that "
-                f"test patients of one were training patients of the other: set HOLD_OUT to {tuple(found)}, or train "
-                f"again"
+                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, so "
+                "that test patients of one were training patients of the other: set HOLD_OUT to "
+                f"{tuple(found)}, or train again"
             )

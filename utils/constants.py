@@ -11,13 +11,10 @@ written `PA,AP`. The comment behind a constant is its help text. A parenthesis a
 checked wherever the value comes from:
 
     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
-    DROP_TEXT = 0.05  # probability that an example loses its text (0 to 1; paper: 0)
     LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-    PREDICTION = "epsilon"  # what the network predicts (epsilon or v_prediction; paper: epsilon)
     FEATURES = ("judge",)  # features that are compared (each judge, inception or rad-dino)
     DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
-    RUN_DIR = "runs/bart"  # checkpoints and metrics (a folder to write)
     PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
 
     number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
@@ -44,6 +41,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError, reason, run, say, writing
@@ -54,64 +52,40 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "CHECK": "every run tries one step before its long work; remove it",
     "HEAD_ROWS": "the prior's head starts from random weights; remove it",
     "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
-    "DROP_TEXT": "set PROMPT_DROPOUT = [text, reference, both]",
-    "DROP_REFERENCE": "set PROMPT_DROPOUT = [text, reference, both]",
-    "DROP_BOTH": "set PROMPT_DROPOUT = [text, reference, both]",
     "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
-    "PATCH_SIZE": "it is 2, the paper's; remove it",
-    "TIMESTEP_MEAN": "it is -0.7; remove it",
-    "WEIGHT_DECAY": "it is 0.01 here, the paper's; remove it",
-    "BETAS": "they are 0.9 and 0.999, the paper's; remove it",
-    "CLIP_NORM": "gradients are clipped at norm 1; remove it",
-    "OPTIMIZER": "it is AdamW here; remove it",
-    "ACCUMULATION": "it is 1 here; remove it",
-    "ENCODE_BATCH_SIZE": "it is 64; remove it",
     "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
-    "COSINE_WEIGHT": "it is 0.01, the paper's; remove it",
-    "FLOW_WIDTH": "it is 4 EMBED_DIM, 1024 at most; remove it",
-    "FLOW_DEPTH": "it is 3; remove it",
-    "FLOW_DRAWS": "it is 4; remove it",
-    "DROP_IMAGE": "it is 0.1; remove it",
-    "POOLING": "convert an authors' BART by `python -m models.weights` first",
-    "TOKENIZER": "convert an authors' BART by `python -m models.weights` first",
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
-    "LATENT_GAIN": "set it in sample_prior_model",
-    "IMAGE_GUIDANCE": "set it in sample_prior_model",
-    "FLOW_TEMPERATURE": "set it in sample_prior_model",
     "START": "images start from noise alone; remove it",
-    "GUIDANCE_LOW": "set GUIDANCE_INTERVAL = [lowest, highest]",
-    "GUIDANCE_HIGH": "set GUIDANCE_INTERVAL = [lowest, highest]",
     "KEEP": "all pairs are listed; remove it",
     "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
-    "SELECTOR_IMAGE_SIZE": "it is the smaller of 128 and the checkpoint's IMAGE_SIZE; remove it",
-    "SELECTOR_BATCH_SIZE": "it is 64; remove it",
-    "PAGE": "the page is <SYNTHETIC>.html beside the tree; remove it",
     "JUDGE_ONLY": "an evaluation of the images trains the judge; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
     "SYNTHETIC_SPLIT": "a synthetic tree is evaluated whole, a real one by SPLIT; remove it",
     "JUDGE_BATCH_SIZE": "it is 64; remove it. A judge of another size is trained again, with other figures",
+    **dict.fromkeys(("DROP_TEXT", "DROP_REFERENCE", "DROP_BOTH"), "set PROMPT_DROPOUT = [text, reference, both]"),
+    **dict.fromkeys(("POOLING", "TOKENIZER"), "convert an authors' BART by `python -m models.weights` first"),
+    **dict.fromkeys(("LATENT_GAIN", "IMAGE_GUIDANCE", "FLOW_TEMPERATURE"), "set it in sample_prior_model"),
+    **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
 }
+_SETTLED = {  # former constant => its value now; any value given for it is refused, as one of GONE
+    "PATCH_SIZE": "2, the paper's", "TIMESTEP_MEAN": "-0.7", "WEIGHT_DECAY": "0.01 here, the paper's",
+    "BETAS": "(0.9, 0.999), the paper's", "CLIP_NORM": "1", "OPTIMIZER": "AdamW here", "ACCUMULATION": "1 here",
+    "ENCODE_BATCH_SIZE": "64", "COSINE_WEIGHT": "0.01, the paper's", "FLOW_WIDTH": "4 EMBED_DIM, 1024 at most",
+    "FLOW_DEPTH": "3", "FLOW_DRAWS": "4", "DROP_IMAGE": "0.1", "PAGE": "<SYNTHETIC>.html beside the tree",
+    "SELECTOR_IMAGE_SIZE": "the smaller of 128 and the checkpoint's IMAGE_SIZE", "SELECTOR_BATCH_SIZE": "64",
+}  # fmt: skip
+GONE |= {name: f"it is {value}; remove it" for name, value in _SETTLED.items()}
 FIXED = {  # former constant => where its value is now; a value given for it is ignored, with a note
-    "VALIDATION_ROWS": "1000 rows, training/loop.py",
-    "LOG_EVERY": "50 steps, training/loop.py",
-    "KEEP_CHECKPOINTS": "`best` and `last` are kept",
-    "PREVIEW_STEPS": "25, training/preview.py",
-    "PREVIEW_GUIDANCE": "3.0, training/preview.py",
-    "PREVIEW_REPORTS": "8, train_bart.py",
-    "KEEP_LATENTS": "latents are always kept",
-    "SAVE_EVERY": "1000 reports, sample_prior_model.py",
+    "VALIDATION_ROWS": "1000 rows, training/loop.py", "LOG_EVERY": "50 steps, training/loop.py",
+    "KEEP_CHECKPOINTS": "`best` and `last` are kept", "PREVIEW_STEPS": "25, training/preview.py",
+    "PREVIEW_GUIDANCE": "3.0, training/preview.py", "PREVIEW_REPORTS": "8, train_bart.py",
+    "KEEP_LATENTS": "latents are always kept", "SAVE_EVERY": "1000 reports, sample_prior_model.py",
     "NUM_WORKERS": "4 threads, sampling/reference_pool.py, evaluation/images.py",
-    "NEIGHBOURS": "5, evaluation/sections.py",
-    "DIVERSITY_PAIRS": "500, evaluation/sections.py",
-    "BOOTSTRAP": "1000, evaluation/metrics.py",
-    "CLOSEST": "8, evaluation/report.py",
-    "PAGE_IMAGES": "5000, evaluation/report.py",
-    "COPY_QUANTILE": "0.01, evaluation/metrics.py",
-}
+    "NEIGHBOURS": "5, evaluation/sections.py", "DIVERSITY_PAIRS": "500, evaluation/sections.py",
+    "BOOTSTRAP": "1000, evaluation/metrics.py", "CLOSEST": "8, evaluation/report.py",
+    "PAGE_IMAGES": "5000, evaluation/report.py", "COPY_QUANTILE": "0.01, evaluation/metrics.py",
+}  # fmt: skip
 GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
-
-
-# ---- for scripts ---------------------------------------------------------------------------------------------------
 
 
 def check_command_line(name: str, file: str) -> None:
@@ -129,8 +103,7 @@ def override_constants(namespace: dict, arguments: list[str] | None = None) -> d
     namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. InputError for an unknown
     name, a wrong type, a value out of its range, or a misspelt flag. --help prints docstring and constants, and exits.
     """
-    notes = []
-    values = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments, notes)
+    values, notes = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments)
     for note in notes:
         say(note)
     namespace.update(values)
@@ -145,23 +118,19 @@ def save_constants(folder: str | Path, constants: dict) -> None:
         (folder / "constants.json").write_text(json.dumps(constants, indent=2) + "\n")
 
 
-# ---- resolving -----------------------------------------------------------------------------------------------------
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}; --help lists the constants")
 
 
-def resolve(path: Path, arguments: Iterable[str], notes: list[str] | None = None) -> dict:
+def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
     """The values of all constants of a script, {name: value}, after its config file and its command line.
 
-    notes: gets a sentence for each ignored value of a constant that is now FIXED.
+    Also returns a sentence for each ignored value of a constant that is now FIXED.
     """
-    notes = [] if notes is None else notes
-    script = read_script(path)
+    script, notes = read_script(path), []
     config_parser = _Parser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", metavar="FILE.toml")
+    config_parser.add_argument("--config")
     config, rest = config_parser.parse_known_args(list(arguments))
     values = dict(script.defaults)
     origins = {name: f"{script.name}, {name}" for name in values}  # where each value was set, for messages
@@ -172,14 +141,20 @@ def resolve(path: Path, arguments: Iterable[str], notes: list[str] | None = None
     given, unknown = _command_line_parser(script, values).parse_known_args(rest)
     if unknown:
         raise InputError(_unknown_constant(unknown[0], values))
-    for name in [name for name in vars(given) if name not in script.defaults]:
-        delattr(given, name)
-        notes.append(_fixed(f"--{name}", name))
     for name, text in vars(given).items():
-        origins[name] = f"--{name}"
-        values[name] = _parse(text, script.defaults[name], origins[name])
-    _check_ranges(script, values, origins)
-    return values
+        if name in values:
+            origins[name] = f"--{name}"
+            values[name] = _parse(text, script.defaults[name], origins[name])
+        else:
+            notes.append(_ignored(f"--{name}", name))
+    for name, value in values.items():
+        stated = read_range(script.comments[name], script.defaults[name])
+        if stated:
+            stated.check(value, origins[name])
+            other = stated.multiple_of
+            if other and value % values[other]:
+                raise InputError(f"{origins[name]}: {value} is not a multiple of {other}, which is {values[other]}")
+    return values, notes
 
 
 def _command_line_parser(script: "Script", values: dict) -> _Parser:
@@ -200,20 +175,8 @@ def _command_line_parser(script: "Script", values: dict) -> _Parser:
     return parser
 
 
-def _fixed(where: str, name: str) -> str:
+def _ignored(where: str, name: str) -> str:
     return f"{where} is ignored: {name} is no longer a constant ({FIXED[name]}); remove it"
-
-
-def _check_ranges(script: "Script", values: dict, origins: dict[str, str]) -> None:
-    """InputError for a value outside of the range in its comment."""
-    for name, value in values.items():
-        stated = read_range(script.comments[name], script.defaults[name])
-        if stated is None:
-            continue
-        stated.check(value, origins[name])
-        other = stated.multiple_of
-        if other and value % values[other]:
-            raise InputError(f"{origins[name]}: {value} is not a multiple of {other}, which is {values[other]}")
 
 
 def _unknown_constant(name: str, known: Iterable[str]) -> str:
@@ -239,7 +202,7 @@ class Script:
     name: str  # the file's name; of a __main__.py the package's
     docstring: str
     defaults: dict  # constant => value
-    comments: dict[str, str]  # constant => the comment behind it, continuation lines included
+    comments: dict[str, str]  # constant => the comment behind it
 
 
 def read_script(path: Path) -> Script:
@@ -265,26 +228,18 @@ def _script_name(path: Path) -> str:
 
 
 def _read_comments(text: str) -> dict[str, str]:
-    """{constant: comment} of the lines `NAME = value  # comment` and of the indented comment lines below each."""
-    comments, last = {}, None
-    for line in text.splitlines():
-        assignment = re.match(r"([A-Z][A-Z0-9_]*) = .*?(?:  # (.*))?$", line)
-        if assignment:
-            last = assignment[1]
-            comments[last] = assignment[2] or ""
-        elif last and re.match(r"^ {8,}# ", line):
-            comments[last] += " " + line.strip(" #")
-        else:
-            last = None
-    return comments
-
-
-# ---- reading a config file -----------------------------------------------------------------------------------------
+    """{constant: comment} of the lines `NAME = value  # comment`."""
+    return dict(re.findall(r"^([A-Z][A-Z0-9_]*) = .*?(?:  # (.*))?$", text, re.MULTILINE))
 
 
 def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]) -> list[tuple[str, object, str]]:
-    """(name, value, where it stands) of each of a script's constants in a TOML file; notes: as in `resolve`."""
-    tables = _read_tables(path)
+    """(name, value, where it stands) of each of a script's constants in a TOML file; adds to the notes of `resolve`."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
+    except ValueError as error:  # broken TOML or broken UTF-8
+        raise InputError(f"{path} is not a TOML file: {reason(error)}") from error
     scripts = {_script_name(file): file for pattern in SCRIPTS for file in REPOSITORY.glob(pattern)}
     scripts[script.name] = script_path
     for table, entries in tables.items():
@@ -303,29 +258,15 @@ def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]
             if name in script.defaults:
                 where = f"{path}, [{table}], {name}"
                 found.append((name, _as_type_of(script.defaults[name], value, where), where))
-            elif table == "common" and _is_constant_of_any(name, scripts.values()):
-                continue
+            elif table == "common" and any(
+                name in _read_comments(file.read_text("utf-8")) for file in scripts.values()
+            ):
+                continue  # another script's
             elif name in FIXED:
-                notes.append(_fixed(f"{path}, [{table}], {name}", name))
+                notes.append(_ignored(f"{path}, [{table}], {name}", name))
             else:
                 raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
     return found
-
-
-def _read_tables(path: Path) -> dict:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-    except ValueError as error:  # broken TOML or broken UTF-8
-        raise InputError(f"{path} is not a TOML file: {reason(error)}") from error
-
-
-def _is_constant_of_any(name: str, scripts: Iterable[Path]) -> bool:
-    return any(name in _read_comments(script.read_text(encoding="utf-8")) for script in scripts)
-
-
-# ---- types ---------------------------------------------------------------------------------------------------------
 
 
 def _parse(text: str, default: object, where: str) -> object:
@@ -381,8 +322,7 @@ class Range:
     words: str  # as the comment has them
     count: str  # of a tuple: "each" or "both"; else ""
     multiple_of: str  # the name of another constant, or ""
-    problem_of: Callable[[object, re.Match], str]  # value, match of its grammar => what is wrong, "" if nothing is
-    match: re.Match
+    problem_of: Callable[[object], str]  # value => what is wrong, "" if nothing is
 
     def check(self, value: object, where: str) -> None:
         """InputError, which begins with `where`, for a value out of the range."""
@@ -392,7 +332,7 @@ class Range:
         if not values:
             raise InputError(f"{where}: {value!r} has to have 1 value or more")
         for item in values:
-            problem = self.problem_of(item, self.match)
+            problem = self.problem_of(item)
             if problem:
                 raise InputError(f"{where}: {reason(repr(item))} {problem}")
 
@@ -403,27 +343,24 @@ def read_range(comment: str, default: object) -> Range | None:
     if not stated or bool(stated["count"]) != isinstance(default, tuple):
         return None
     sample = default[0] if isinstance(default, tuple) and default else default
-    for kind, grammar, problem_of in (
-        ((int, float), _BOUNDS, _problem_of_number),
-        ((str,), _PLACE, _problem_of_place),
-        ((str,), _CHOICES, _problem_of_choice),
-    ):
+    numbers, texts = ((_BOUNDS, _problem_of_number),), ((_PLACE, _problem_of_place), (_CHOICES, _problem_of_choice))
+    for grammar, problem_of in {int: numbers, float: numbers, str: texts}.get(type(sample), ()):
         match = grammar.fullmatch(stated["words"])
-        if type(sample) in kind and match:
+        if match:
             multiple = _MULTIPLE.search(stated["further"] or "")
             count = (stated["count"] or "").strip()
-            return Range(stated["words"], count, multiple["name"] if multiple else "", problem_of, match)
+            return Range(stated["words"], count, multiple["name"] if multiple else "", partial(problem_of, match))
     return None
 
 
-def _problem_of_number(value: float, bounds: re.Match) -> str:
+def _problem_of_number(bounds: re.Match, value: float) -> str:
     in_range = math.isfinite(value) and all(
         _COMPARISONS[kind](value, float(bound)) for kind, bound in bounds.groupdict().items() if bound
     )
     return "" if in_range else f"is out of its range, {bounds[0]}"
 
 
-def _problem_of_choice(value: str, choices: re.Match) -> str:
+def _problem_of_choice(choices: re.Match, value: str) -> str:
     names = re.split(r", | or ", choices[0])
     for name in names:
         pattern = "" if name == "empty" else re.sub(r"(?<=:)N$", r"\\d+", re.escape(name))
@@ -432,7 +369,7 @@ def _problem_of_choice(value: str, choices: re.Match) -> str:
     return f"is none of {', '.join(names)}"
 
 
-def _problem_of_place(value: str, place: re.Match) -> str:
+def _problem_of_place(place: re.Match, value: str) -> str:
     """What prevents a file or folder from being written at a path, as far as the files that exist now show it."""
     if not value:
         return "" if place["empty"] else f"does not name a {place['kind']} to write"

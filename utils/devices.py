@@ -34,15 +34,12 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
 def _check_device(device: str) -> None:
     """InputError unless torch can compute on a device."""
     try:
-        if device == "cuda":  # each process of a launch takes a GPU of its own later, so none is used here
-            available = torch.cuda.is_available()
-        else:
-            available = torch.ones(1, device=device).item() == 1
-        problem = "" if available else ": there is no CUDA device"
+        if device != "cuda":
+            torch.ones(1, device=device).item()
+        elif not torch.cuda.is_available():  # each process of a launch takes a GPU of its own later: none is used here
+            raise RuntimeError("there is no CUDA device")
     except Exception as error:  # each backend has errors of its own
-        problem = f": {reason(error)}"
-    if problem:
         raise InputError(
-            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here{problem}; set DEVICE to 'cpu', "
-            f"'cuda' or ''"
-        )
+            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here: {reason(error)}; set DEVICE to "
+            "'cpu', 'cuda' or ''"
+        ) from error

@@ -23,8 +23,7 @@ class InputError(Exception):
 class Stopped(BaseException):
     """SIGTERM ended a run in good order: one sentence that says how to resume.
 
-    Like KeyboardInterrupt it is no Exception, so that `except Exception` around the reading of a file does not catch
-    it.
+    Like KeyboardInterrupt it is no Exception: `except Exception` around the reading of a file does not catch it.
     """
 
 
@@ -38,9 +37,6 @@ def say(line: str) -> None:
     """Prints a line, in the first process of a launch only."""
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(line, flush=True)
-
-
-# ---- writing -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -74,7 +70,8 @@ def writing(what: str, where: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, OSError) or _is_write_error_of_library(error)):
+        of_torch = isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(error))
+        if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or of_torch):
             raise
         number = getattr(error, "errno", None)  # numpy's errors have none; their message counts the bytes written
         why = os.strerror(number).lower() if number else reason(error)
@@ -82,16 +79,6 @@ def writing(what: str, where: str | Path) -> Iterator[None]:
             f"cannot write {what} under {where}: {why}; what was written before is kept, "
             "so free some space (or name another folder) and run the same command again"
         ) from error
-
-
-def _is_write_error_of_library(error: Exception) -> bool:
-    """Whether this is safetensors' or torch's own type of error for a file that could not be written."""
-    if type(error).__name__ == "SafetensorError":
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("PytorchStreamWriter|inline_container", str(error)))
-
-
-# ---- running and stopping ------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -130,16 +117,16 @@ def run(main: Callable[[], object]) -> None:
             sys.exit(130)
         except Exception as error:
             if arrived.is_set():  # a library has turned Stopped into an error of its own
-                _end_stopped(_STOPPED_AT_ONCE)
-            elif isinstance(error, InputError):
+                return _end_stopped(_STOPPED_AT_ONCE)
+            if isinstance(error, InputError):
                 sys.exit(f"{_program()}: {error}")
-            elif _is_out_of_memory(error):
+            of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+            if isinstance(error, MemoryError) or of_torch:
                 sys.exit(
                     f"{_program()}: not enough memory ({reason(error)}); lower BATCH_SIZE (or raise ACCUMULATION), the "
                     "sizes of images or of the network, or NUM_WORKERS; what was written is kept"
                 )
-            else:
-                raise
+            raise
 
 
 @contextmanager
@@ -159,12 +146,6 @@ def _end_stopped(sentence: object) -> None:
     say(f"{_program()}: {sentence}")
     if STATUS_WHEN_STOPPED in os.environ:
         sys.exit(int(os.environ[STATUS_WHEN_STOPPED]))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: for Python and numpy, for torch on a GPU, or for torch on the CPU."""
-    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError) or of_torch
 
 
 def _program() -> str:

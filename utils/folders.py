@@ -19,12 +19,8 @@ from utils.errors import InputError, reason, replacing, writing
 
 VISIBLE_WITHIN = 60  # seconds in which a file server shows one machine the files of another
 MANIFEST_FILE = "manifest.json"
-SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE, WRITTEN_REPORTS = (  # all parts
-    "synthetic tree", "drawn tree", "open tree", "written reports"
-)  # fmt: skip
-
-
-# ---- several processes ---------------------------------------------------------------------------------------------
+SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE = "synthetic tree", "drawn tree", "open tree"  # parts
+WRITTEN_REPORTS = "written reports"  # a part
 
 
 def all_processes_agree(observe: Callable[[], object], accelerator) -> bool:
@@ -66,18 +62,11 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-# ---- manifests -----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def making(
-    part: str,
-    folder: str | Path,
-    settings: dict,
-    inside: str = "",
-    main_process: bool = True,
+    part: str, folder: str | Path, settings: dict, inside: str = "", main_process: bool = True,
     constant: str = "OUTPUT_ROOT",
-) -> Iterator[None]:
+) -> Iterator[None]:  # fmt: skip
     """Locks a folder while a part of it is made, and writes its manifest; first checks that the part may go there.
 
     part: one of the four parts; inside: the part that the folder has to hold already, "" for a folder of its own;
@@ -126,7 +115,15 @@ def is_same_folder(one: str | Path, other: str | Path) -> bool:
 
 def _check_may_make(part: str, folder: Path, settings: dict, inside: str, constant: str) -> dict[str, dict]:
     """The manifest of a folder in which a part may be made; InputError for any other folder."""
-    _check_place(folder, constant)
+    resolved = _resolve(folder)
+    if resolved.exists() and not resolved.is_dir():
+        raise InputError(f"{folder} is not a folder: name another {constant}")
+    for parent in resolved.parents:
+        if any(parent.glob("mimic-cxr-2.*-metadata.csv*")):
+            raise InputError(
+                f"{folder} lies inside the CXR tree {parent}, into which nothing is written: name a folder outside as "
+                f"{constant}"
+            )
     manifest = read_manifest(folder, constant)
     has_files = any(name != MANIFEST_FILE for name in _file_names(folder))
     if has_files and not manifest:
@@ -138,31 +135,14 @@ def _check_may_make(part: str, folder: Path, settings: dict, inside: str, consta
         raise InputError(f"{folder} is not a {inside}, so it has no images for the {part}: set DATA_ROOT to their tree")
     if manifest and not inside and part not in manifest:
         raise InputError(f"{folder} holds a {' and '.join(manifest)}, and no {part}: name a new folder as {constant}")
-    if has_files and part in manifest:
-        _check_settings(manifest[part], settings, f"the {part} in {folder}", constant)
-    return manifest
-
-
-def _check_place(folder: Path, constant: str) -> None:
-    """InputError if something else than a folder has this name, or if it lies inside a CXR tree."""
-    resolved = _resolve(folder)
-    if resolved.exists() and not resolved.is_dir():
-        raise InputError(f"{folder} is not a folder: name another {constant}")
-    for parent in resolved.parents:
-        if any(parent.glob("mimic-cxr-2.*-metadata.csv*")):
-            raise InputError(
-                f"{folder} lies inside the CXR tree {parent}, into which nothing is written: name a folder outside as "
-                f"{constant}"
-            )
-
-
-def _check_settings(found: dict, settings: dict, what: str, constant: str) -> None:
+    found = manifest.get(part, settings) if has_files else settings
     for name in {**found, **settings}:
         if found.get(name) != settings.get(name):
             raise InputError(
-                f"{what} was begun with {name} = {found.get(name)!r}, this run has {settings.get(name)!r}; set "
-                f"{constant} to another folder"
+                f"the {part} in {folder} was begun with {name} = {found.get(name)!r}, this run has "
+                f"{settings.get(name)!r}; set {constant} to another folder"
             )
+    return manifest
 
 
 def _resolve(path: str | Path) -> Path:

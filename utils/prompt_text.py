@@ -42,11 +42,6 @@ def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
     return table[kept].assign(prompt=impressions[kept]).reset_index(drop=True)
 
 
-def impression_of(report: str) -> str:
-    """The impression of a report without de-identification marks; "" if there is none."""
-    return clean_report(report_sections(report)[1])
-
-
 def check_prompt(prompt: str) -> None:
     """InputError for an unknown PROMPT, of a script or of a checkpoint."""
     if prompt not in PROMPTS:

@@ -20,21 +20,12 @@ import numpy as np
 import open_clip
 import pandas as pd
 import torch
+import transformers
 from accelerate import Accelerator
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    CLIPTextModel,
-    CLIPTokenizer,
-    PretrainedConfig,
-)
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
@@ -46,8 +37,6 @@ NULL_PROMPT = ""  # the prompt of a dropped text
 PROMPTINGS = ("own", "authors")  # how a denoiser was prompted in training
 LONGEST = 77  # tokens of a prompt: a BERT that reads 512 would fill cache and attention with padding
 TEXT_BATCH = 64  # prompts that are encoded at a time
-
-# ---- texts ---------------------------------------------------------------------------------------------------------
 
 
 class TextEncoder:
@@ -92,18 +81,18 @@ class TextEncoder:
         return self._encode_tokens(*self._tokenise(list(prompts), length or self.longest))
 
     def _tokenise(self, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(n, length) ids, padded, and the mask of the tokens before the padding; None for a CLIP, which has no mask in
-        SD.
+        """(n, length) ids, padded, and the mask of what is no padding; None for a CLIP, which SD does not mask.
 
-        CLIP's tokenizer has the end token's id for a character that it does not know. Such a character is left out,
-        unless it stands at the end: with it, the pooled output would be that of the words before it.
+        CLIP's tokenizer writes the end token for a character that it does not know, and the pooled output would be that
+        of the words before it. So such a character is left out, unless no word follows it.
         """
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         if not self.is_clip:
             return tokens.input_ids, tokens.attention_mask
         ids, end, padding = tokens.input_ids, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        ended_before = (ids[:, :-1] == end) & (ids[:, 1:] != end) & (ids[:, 1:] != padding)
-        for row in ended_before.any(dim=1).nonzero().ravel().tolist():
+        followed_by_a_word = (ids[:, 1:] != end) & (ids[:, 1:] != padding)
+        has_unknown = ((ids[:, :-1] == end) & followed_by_a_word).any(dim=1)
+        for row in has_unknown.nonzero().ravel().tolist():
             words, _ = self._known_ids(prompts[row])
             words = [self.tokenizer.bos_token_id, *words[: length - 2], end]
             ids[row] = torch.tensor(words + [padding] * (length - len(words)))
@@ -118,8 +107,7 @@ class TextEncoder:
     @torch.no_grad()
     def _encode_tokens(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         device = next(self.model.parameters()).device
-        masked = {} if mask is None else {"attention_mask": mask.to(device)}
-        output = self.model(tokens.to(device), **masked)
+        output = self.model(tokens.to(device), attention_mask=None if mask is None else mask.to(device))
         if not self.pooled:
             return output.last_hidden_state
         pooled = getattr(output, "pooler_output", None)
@@ -134,17 +122,14 @@ class TextEncoder:
         """Prints the number and length of the distinct prompts, how many of them are cut, and what is left out."""
         words, unknown = zip(*(self._known_ids(prompt) for prompt in sorted({*prompts})))
         lengths = np.array([len(ids) + 2 for ids in words])  # with start and end
-        line = (
+        left_out = f"; {sum(unknown)} characters that the tokenizer does not know left out" if any(unknown) else ""
+        say(
             f"prompts: {len(lengths)} distinct, {lengths.mean():.0f} tokens on average; "
-            f"{(lengths > self.longest).sum()} of them cut at {self.longest}"
+            f"{(lengths > self.longest).sum()} of them cut at {self.longest}{left_out}"
         )
-        if any(unknown):
-            line += f"; {sum(unknown)} characters that the tokenizer does not know left out"
-        say(line)
 
     def null_prompt(self, prompting: str, length: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The prompt that guidance leads away from => text, (D,) or (77, D), and reference, (D,), None for the zero
-        vector.
+        """The prompt that guidance leads away from => text (D,) or (77, D), reference (D,), None for the zero vector.
 
         prompting: one of PROMPTINGS; length: the tokens of the texts beside it, for Stable Diffusion's authors.
         The authors' null prompt has no part for a reference; the two parts here are such that their fusion equals it.
@@ -161,7 +146,13 @@ class TextEncoder:
         """The features of the distinct prompts, and of the null prompt, computed once."""
         self.print_lengths(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
-        cache = self._open_cache(cache_dir)
+        digest, kind = self.fingerprint(), "pooled" if self.pooled else "tokens"
+        if self.name:  # another TEXT_ENCODER has a folder of its own
+            folder = f"text_{kind}_{digest[:12]}"
+            feature = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
+        else:
+            folder, feature = f"text_{kind}", "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens"
+        cache = FeatureCache(f"{cache_dir}/{folder}", {"feature": feature, "encoder": digest})
         served = cache.fill(
             [_text_key(prompt) for prompt in distinct],
             lambda row: distinct[row],
@@ -174,23 +165,12 @@ class TextEncoder:
             raise InputError(f"the text encoder makes no finite features of {(~served).sum()} prompts (named above)")
         return TextFeatures(cache)
 
-    def _open_cache(self, cache_dir: str | Path) -> FeatureCache:
-        """BASE_MODEL's text encoder has a folder of its own; so has each TEXT_ENCODER, named by its fingerprint."""
-        digest, kind = self.fingerprint(), "pooled" if self.pooled else "tokens"
-        if self.name:
-            folder = f"text_{kind}_{digest[:12]}"
-            feature = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
-        else:
-            folder = f"text_{kind}"
-            feature = "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens"
-        return FeatureCache(f"{cache_dir}/{folder}", {"feature": feature, "encoder": digest})
-
     def fingerprint(self) -> str:
         return weights_fingerprint(self.model)
 
 
 class TextFeatures:
-    """The features of texts, out of a FeatureCache: features[text] => (D,) or (77, D); stack(texts) => (n, ...)."""
+    """The features of texts, out of a FeatureCache: features[text] => (D,) or (77, D)."""
 
     def __init__(self, cache: FeatureCache):
         self.cache = cache
@@ -198,13 +178,9 @@ class TextFeatures:
     def __getitem__(self, text: str) -> np.ndarray:
         return self.cache[_text_key(text)]
 
-    def stack(self, texts: list[str]) -> np.ndarray:
-        return self.cache.stack([_text_key(text) for text in texts])
-
 
 def _text_key(text: str) -> str:
-    """The key of a text in a cache: a sentence of findings itself, the SHA-256 of any other, so that no report is
-    stored."""
+    """The key of a text in a cache: a sentence of findings itself, the SHA-256 of any other: no report is stored."""
     if text == NULL_PROMPT or text.startswith(PROMPT_START):
         return text
     return hashlib.sha256(text.encode()).hexdigest()
@@ -218,8 +194,7 @@ def _load_clip(base_model: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
         model, info = CLIPTextModel.from_pretrained(
             base_model, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
         )
-        check_loaded({**info, "unexpected_keys": []}, base_model)  # a file of a whole CLIP has an image tower besides
-        check_finite(model, base_model)
+        check_loaded(model, {**info, "unexpected_keys": []}, base_model)  # a whole CLIP has an image tower besides
     except Exception as error:  # libraries raise errors of any type for a broken file
         raise InputError(
             f"no CLIP tokenizer and text_encoder in {base_model!r}: {why_unloaded(base_model, error)}; "
@@ -237,25 +212,24 @@ def _load_text_model(name: str):
     """
     try:
         check_config(name)
-        config, _ = PretrainedConfig.get_config_dict(name)
+        config, _ = transformers.PretrainedConfig.get_config_dict(name)
         kind, options = str(config.get("model_type")), {}
-        model_class, tokenizer_class = AutoModel, AutoTokenizer
+        model_class, tokenizer_class = transformers.AutoModel, transformers.AutoTokenizer
         if kind in ("clip", "clip_text_model"):
             model_class = CLIPTextModel
-        elif kind not in CONFIG_MAPPING and kind.endswith("bert"):
-            model_class, tokenizer_class = BertModel, BertTokenizer
-            options["config"] = BertConfig.from_dict({**config, "model_type": "bert"})
+        elif kind not in transformers.CONFIG_MAPPING and kind.endswith("bert"):
+            model_class, tokenizer_class = transformers.BertModel, transformers.BertTokenizer
+            options["config"] = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
         tokenizer = tokenizer_class.from_pretrained(name, trust_remote_code=False)
         model, info = model_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
         )
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
-        check_loaded({**info, "unexpected_keys": [], "missing_keys": missing}, name)
+        check_loaded(model, {**info, "unexpected_keys": [], "missing_keys": missing}, name)
         if model_class is not CLIPTextModel:
             model = getattr(model, "text_model", model)  # of a model with two towers
         if len(missing) < len(info["missing_keys"]):
             model.pooler = None
-        check_finite(model, name)
     except Exception as error:  # a broken file or a model of another kind raises errors of any type
         raise _no_text_encoder(name, error) from error
     return tokenizer, model
@@ -266,9 +240,6 @@ def _no_text_encoder(name: str, error: Exception) -> InputError:
         f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP "
         "or of a BERT with its tokenizer, or leave it empty for BASE_MODEL's"
     )
-
-
-# ---- reference images ----------------------------------------------------------------------------------------------
 
 
 class ReferenceEncoder:
@@ -294,21 +265,14 @@ class ReferenceEncoder:
         return self.tower(pixels.to(self.tower.ln_post.weight.device))
 
     def cache(
-        self,
-        table: pd.DataFrame,
-        cache_dir: str | Path,
-        accelerator: Accelerator,
-        batch_size: int,
-        threads: int,
+        self, table: pd.DataFrame, cache_dir: str | Path, accelerator: Accelerator, batch_size: int, threads: int,
         keys: list[str | None] | None = None,
-    ) -> tuple[FeatureCache, list[str | None], np.ndarray]:
+    ) -> tuple[FeatureCache, list[str | None], np.ndarray]:  # fmt: skip
         """The embeddings of every image of a table => (cache, keys, readable), as of `latents.cache_moments`."""
         fingerprint = {
-            "feature": "CLIP image embedding before the projection",
-            "encoder": self.fingerprint(),
-            "image_size": self.image_size,
-            "preprocessing": PREPROCESSING,
-        }
+            "feature": "CLIP image embedding before the projection", "encoder": self.fingerprint(),
+            "image_size": self.image_size, "preprocessing": PREPROCESSING,
+        }  # fmt: skip
         cache = FeatureCache(f"{cache_dir}/references", fingerprint)
         keys, paths = keys or image_keys(table), table.image_path.tolist()
 
@@ -343,9 +307,6 @@ def _load_image_tower(name: str) -> nn.Module:
             f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(place, error)}; "
             "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
         ) from error
-
-
-# ---- fusions -------------------------------------------------------------------------------------------------------
 
 
 class PooledFusion(ModelMixin, ConfigMixin):

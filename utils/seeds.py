@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if (
-    TYPE_CHECKING
-):  # torch takes seconds to import, and the callers that only need seeds (drawings, gallery) do without it
+if TYPE_CHECKING:  # torch takes seconds to import, and drawings and gallery need seeds only
     import torch
 
 
 def keyed_seed(*key) -> int:
     """A 63-bit seed from numbers and texts, e.g. keyed_seed(SEED, "training", step, position)."""
     key = tuple(part.item() if isinstance(part, np.generic) else part for part in key)  # np.int64(3) counts as 3
-    return _hash(repr(key))
-
-
-def numbered_seeds(name: str, count: int, *texts: str) -> list[int]:
-    """keyed_seed(name, 0, *texts) to keyed_seed(name, count - 1, *texts), in less than half of their time."""
-    rest = ", ".join(map(repr, texts)) + ")"
-    return [_hash(f"({name!r}, {number}, {rest}") for number in range(count)]
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def keyed_generator(*key) -> "torch.Generator":
@@ -34,12 +26,7 @@ def keyed_generator(*key) -> "torch.Generator":
 
 
 def draw_rows(count: int, wanted: int, *key) -> np.ndarray:
-    """`wanted` of `count` row numbers (all if there are fewer), (n,), drawn without repetition by a key, in rising
-    order."""
+    """`wanted` of `count` row numbers (all if there are fewer), drawn without repetition by a key => (n,), rising."""
     import torch
 
     return np.sort(torch.randperm(count, generator=keyed_generator(*key))[:wanted].numpy())
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

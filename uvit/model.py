@@ -3,8 +3,8 @@
 The backbone of Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (CVPR 2023): every input is a
 token (prompt, time, latent patches), and long skip connections join the first half of the blocks with the second.
 Written from the paper's equations; parameter names are the official implementation's, so that its published weights
-load. What differs from it: the prompt arrives as embedded tokens, attention is torch's scaled dot-product kernel, and
-configuration, saving and loading are diffusers'.
+load. What differs from it: the prompt arrives as embedded tokens, attention and MLP are timm's, and configuration,
+saving and loading are diffusers'.
 """
 
 import math
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 
 def timestep_embedding(timesteps: torch.Tensor, width: int, period: float = 10000) -> torch.Tensor:
@@ -23,39 +24,11 @@ def timestep_embedding(timesteps: torch.Tensor, width: int, period: float = 1000
     timesteps: (B,) steps, 0 to 999 => (B, width) float32 in [-1, 1].
     """
     half = width // 2
-    frequencies = torch.exp(
-        torch.arange(half, device=timesteps.device, dtype=torch.float32) * (-math.log(period) / half)
-    )
+    positions = torch.arange(half, device=timesteps.device, dtype=torch.float32)
+    frequencies = torch.exp(positions * (-math.log(period) / half))
     angles = timesteps.float()[:, None] * frequencies  # (B, width / 2), radians
     embedding = torch.cat((angles.cos(), angles.sin()), dim=1)
     return F.pad(embedding, (0, width % 2))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, without a bias on queries, keys and values."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, D / heads)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -64,7 +37,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float, skip: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads)  # without a bias on queries, keys and values
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
@@ -97,33 +70,22 @@ class UViT(ModelMixin, ConfigMixin):
         num_prompt_tokens: prompt tokens, already of width embed_dim, that stand before the time token; may be 0.
     """
 
-    _supports_gradient_checkpointing = True
-
     @register_to_config
     def __init__(
         self,
-        img_size: int = 32,
-        patch_size: int = 2,
-        in_chans: int = 4,
-        embed_dim: int = 1024,
-        depth: int = 20,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        mlp_time_embed: bool = False,
-        num_prompt_tokens: int = 1,
-    ):
+        img_size: int = 32, patch_size: int = 2, in_chans: int = 4, embed_dim: int = 1024, depth: int = 20,
+        num_heads: int = 16, mlp_ratio: float = 4.0, mlp_time_embed: bool = False, num_prompt_tokens: int = 1,
+    ):  # fmt: skip
         super().__init__()
         if img_size % patch_size or embed_dim % num_heads:
             raise ValueError(
                 f"patch_size {patch_size} has to divide img_size {img_size}, and num_heads {num_heads} "
                 f"embed_dim {embed_dim}"
             )
-        self.gradient_checkpointing = False
-        self.time_embed = (
-            nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
-            if mlp_time_embed
-            else nn.Identity()
-        )
+        self.time_embed = nn.Identity()
+        if mlp_time_embed:
+            hidden = 4 * embed_dim
+            self.time_embed = nn.Sequential(nn.Linear(embed_dim, hidden), nn.SiLU(), nn.Linear(hidden, embed_dim))
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         tokens = num_prompt_tokens + 1 + (img_size // patch_size) ** 2
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
@@ -163,19 +125,14 @@ class UViT(ModelMixin, ConfigMixin):
 
         skips = []
         for block in self.in_blocks:
-            x = self._run(block, x)
+            x = block(x)
             skips.append(x)
-        x = self._run(self.mid_block, x)
+        x = self.mid_block(x)
         for block in self.out_blocks:
-            x = self._run(block, x, skips.pop())
+            x = block(x, skips.pop())
 
         patches = self.decoder_pred(self.norm(x))[:, self.config.num_prompt_tokens + 1 :]  # (B, P, patch^2 * C)
         return self.final_layer(self._unpatchify(patches))
-
-    def _run(self, block, *inputs):
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
     def _unpatchify(self, patches):  # (B, P, patch^2 * C), channels last within a patch => (B, C, H, W)
         size, channels = self.config.patch_size, self.config.in_chans

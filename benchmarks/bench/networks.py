@@ -12,10 +12,9 @@ from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import start_from
-from training.examples import PATCH_SIZE
 from training.loop import DEFAULTS
 from utils.constants import REPOSITORY, override_constants
-from utils.latents import encode_moments, latent_shape, load_vae
+from utils.latents import PATCH_SIZE, encode_moments, latent_shape, load_vae
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
 from uvit.model import UViT
 

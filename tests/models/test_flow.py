@@ -142,8 +142,6 @@ def test_a_checkpoint_draws_the_same(tmp_path):
     torch.testing.assert_close(reading.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
     with pytest.raises(InputError, match="KIND is regression and its flow"):
         start_from(Prior(**SMALL), str(tmp_path / "flow"))
-    with pytest.raises(InputError, match="is none of regression, flow"):
-        Prior(**{**SMALL, "kind": "diffusion"})
 
 
 # ---- examples and scripts ------------------------------------------------------------------------------------------

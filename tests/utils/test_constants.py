@@ -43,15 +43,14 @@ SCRIPT = '''"""Trains nothing.
 
 BATCH_SIZE = 32  # images a step, 100 % of them (1 to 1000; a multiple of PARTS)
 PARTS = 1  # of a step (1 or more)
-LEARNING_RATE = 5e-5  # of AdamW
-    {comment}
+LEARNING_RATE = 5e-5  # of AdamW after the warm-up (above 0, 1 at most)
 VIEWS = ("PA",)  # views
 BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, 1 at most)
 RUN_DIR = "runs/a"  # where results go (a folder to write)
 RESUME = True  # go on
 MODE = "fast"  # how (fast, slow or slow:N)
 lower_case = 1
-'''.replace("    {comment}", "        # after the warm-up (above 0, 1 at most)")
+'''
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def test_texts_are_computed_once_per_distinct_prompt(base_model, tmp_path, accel
     sentences = [to_prompt([1] + [0] * 13), to_prompt([0] * 14)]
     cache = encoder.cache(sentences * 50, tmp_path, accelerator)
     assert sorted(seen) == sorted([NULL_PROMPT, *sentences])
-    np.testing.assert_allclose(cache.stack(sentences), encode(sentences).numpy(), atol=1e-6)
+    features = np.stack([cache[sentence] for sentence in sentences])
+    np.testing.assert_allclose(features, encode(sentences).numpy(), atol=1e-6)
     encoder.cache([*sentences, "a chest"], tmp_path, accelerator)
     assert seen[3:] == ["a chest"]
 
