@@ -59,8 +59,8 @@ REPORTS_ROOT = ""  # where its reports are, a folder or PhysioNet's mimic-cxr-re
 VIEWS = ("PA",)  # ViewPosition of the real images; () for all
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test", as in training
 # how to select
-BY = "image"  # what has to agree with the request (image, or pair; pair: the image and its report)
-KEEP = "first"  # first: one a request, the first that agrees, else the best; or all that agree (first or agreeing)
+BY = "image"  # what has to agree with the request; pair: the image and its report (image or pair)
+KEEP = "first"  # one a request, the first that agrees, else the best; or all that agree (first or agreeing)
 # the judge
 JUDGE_MODEL = "resnet18"  # any timm classifier, trained from random weights
 JUDGE_IMAGE_SIZE = 128  # pixels (32 to 4096)
@@ -262,13 +262,9 @@ def main():
         _save_csv(root / "floor.csv", beside(kept, floor[floor["kept"]]))
         write_kept(root, SYNTHETIC, kept, made)
     copy_written(root, Path(SYNTHETIC), kept)
-    summary = {"synthetic": SYNTHETIC, **settings, **cost(selected), "floor": cost(floor)}
-    summary["judge"] = {
-        **asdict(judge_settings),
-        "patients": judged["subject_id"].nunique(),
-        "images": len(judged),
-        "findings": np.array(FINDINGS)[judge.known].tolist(),
-    }
+    summary = {"synthetic": SYNTHETIC, "by": BY, "keep": KEEP, **cost(selected), "floor": cost(floor)}
+    known = np.array(FINDINGS)[judge.known].tolist()
+    summary["judge"] = {**asdict(judge_settings), "patients": judged["subject_id"].nunique(), "findings": known}
     with writing(_SUMMARY, root), replacing(root / _SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     say(
