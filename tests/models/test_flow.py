@@ -1,6 +1,8 @@
+import shutil
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from running import flags, read_reports, run_script
@@ -15,6 +17,7 @@ from models.weights import start_from
 from training.examples import PriorExamples
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
+from utils.mimic_cxr import read_table, write_tree
 from utils.seeds import keyed_seed
 
 FLOW = {**SMALL, "kind": "flow", "flow_width": 32, "flow_depth": 2}
@@ -257,6 +260,28 @@ def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path,
     assert run_script("sample_prior_model", *flags(**fixed, CANDIDATES=2, BATCH_SIZE=5)) == 0
     assert read_reports(root) == reports, "the size of a batch changes no report"
     assert "CANDIDATES" in str(run_script("sample_prior_model", *flags(**fixed, CANDIDATES=3)))
+
+    # the request has no part in the choice
+    other = tmp_path / "other requests"
+    made = make_tree(other, studies=5, reports=(), provenance=True)
+    requested = np.random.default_rng(0).integers(-2, 2, (len(made), len(FINDINGS)))
+    write_tree(other, made.assign(**dict(zip(FINDINGS, requested.T))))
+    assert run_script("sample_prior_model", *flags(**fixed | {"OUTPUT_ROOT": other}, CANDIDATES=2, BATCH_SIZE=5)) == 0
+    assert read_reports(other) == reports
+    assert (other / "reports.csv").read_bytes() == (root / "reports.csv").read_bytes()
+
+    # beside each report one that was chosen in the same way among random training reports
+    floor = pd.read_csv(root / "reports.csv")["floor"]
+    trained = set(read_table(tmp_path / "real", splits=("train",))["report"])
+    assert set(floor) <= trained and floor.nunique() > 1
+    shutil.rmtree(tmp_path / "real")
+    shutil.rmtree(other)
+    make_tree(other, studies=5, reports=(), provenance=True)
+    capsys.readouterr()
+    assert run_script("sample_prior_model", *flags(**fixed | {"OUTPUT_ROOT": other}, CANDIDATES=2, BATCH_SIZE=5)) == 0
+    assert "floor" in capsys.readouterr().out, "their tree is not there"
+    assert list(pd.read_csv(other / "reports.csv")) == ["dicom_id", "study_id", "report"]
+    assert read_reports(other) == reports
 
 
 def test_candidates_of_a_regression_are_refused(sample, tmp_path):

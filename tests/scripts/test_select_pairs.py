@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from running import contents, flags, launch, read_reports, run_script, says
+from running import contents, flags, read_reports, run_script, says
 from small_data import make_tree
 
 from evaluation import judges
@@ -216,13 +217,14 @@ def test_bad_input_is_one_sentence(select, made, real, tmp_path, monkeypatch):
 
 
 def test_a_judge_that_is_trained_here_selects(real, made, tmp_path, monkeypatch):
-    """Nothing is in place of the judge; two processes are refused."""
     constants = {**FIXED, "SYNTHETIC": made, "CACHE_DIR": tmp_path / "cache", "JUDGE_STEPS": 60}
     constants |= {"DATA_ROOT": tmp_path / "real", "OUTPUT_ROOT": tmp_path / "kept", "JUDGE_LEARNING_RATE": 5e-3}
     planted_tree(tmp_path / "real", [[NONE, [EDEMA], [EFFUSION], [EDEMA, EFFUSION]][n % 4] for n in range(120)])
     assert run_script("select_pairs", *flags(**constants)) == 0
     assert kept(tmp_path / "kept")[0] == 1, "of the edema's candidates the first shows an effusion"
     assert json.loads((tmp_path / "kept" / "selection.json").read_text())["judge"]["findings"]
-    (tmp_path / "empty.toml").write_text("")
-    with pytest.raises(AssertionError, match="runs as one process"):
-        launch("select_pairs", tmp_path / "empty.toml", *flags(**constants))
+
+
+def test_it_is_one_process(select, made, monkeypatch):
+    monkeypatch.setattr("utils.devices.make_accelerator", lambda *_: SimpleNamespace(num_processes=2))
+    says(select("kept"), "one process", "accelerate launch")
