@@ -27,17 +27,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from evaluation import judges
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.images import THREADS, Images, Loading
-from evaluation.judges import (
-    SELECTOR_FILE,
-    Judge,
-    JudgeSettings,
-    first_half,
-    image_judge,
-    selector_patients,
-    try_judge,
-)
 from evaluation.selection import keep_candidates, score_candidates
 from sampling.plan import PLAN_FILE
 from utils.checkpoints import check_hold_out
@@ -101,7 +93,7 @@ def _read_tree(tree: Path, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]
     path, plan = tree / PROVENANCE_FILE, tree / PLAN_FILE
     if not path.exists():
         raise InputError(f"{tree} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
-    if selector_patients(tree):
+    if judges.selector_patients(tree):
         raise InputError(f"the pairs of {tree} are selected already: set SYNTHETIC to the tree that they are from")
     columns = sorted({*csv_header(path), "dicom_id", "source", "prompt"})
     made = read_csv(path, columns, texts=columns)
@@ -131,7 +123,9 @@ def draw_floor(candidates: pd.DataFrame, pool: pd.DataFrame, seed: int) -> pd.Da
 # ---- how it is selected --------------------------------------------------------------------------------------------
 
 
-def select(candidates: pd.DataFrame, judge: Judge, name: str, by: str, keep: str, loading: Loading) -> pd.DataFrame:
+def select(
+    candidates: pd.DataFrame, judge: judges.Judge, name: str, by: str, keep: str, loading: Loading
+) -> pd.DataFrame:
     """The candidates whose images can be read, with `score`, `agrees` and `kept`; name: of their tree, for messages."""
     images = Images(candidates.drop_duplicates("dicom_id"), name, judge.image_size, loading)
     place = dict(zip(images.table["dicom_id"], range(len(images))))
@@ -217,7 +211,7 @@ def main():
     accelerator, root = make_accelerator(DEVICE, "no"), Path(OUTPUT_ROOT)
     if accelerator.num_processes > 1:
         raise InputError("select_pairs.py runs as one process: start it with python, not with accelerate launch")
-    judge_settings = JudgeSettings(
+    judge_settings = judges.JudgeSettings(
         JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED
     )
     candidates, made = read_candidates(SYNTHETIC, BY, HOLD_OUT)
@@ -225,7 +219,7 @@ def main():
         say(f"{SYNTHETIC}: one image a request, so there is nothing to choose between; each is scored")
     real = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT, with_reports=BY == "pair")
     train, validation = real.iloc[split_rows(real, "train", DATA_ROOT)], real[real["split"] == "validate"]
-    half = first_half(train)
+    half = judges.first_half(train)
     judged, pool = train[half], train[~half]
     if BY == "pair":
         pool = pool[pool["report"] != ""]
@@ -237,12 +231,12 @@ def main():
     parts = [asdict(judge_settings), *map(table_fingerprint, (judged, validation, pool))]
     selector = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     settings = {"by": BY, "keep": KEEP, "candidates": table_fingerprint(candidates), "selector": selector}
-    try_judge(judge_settings, accelerator.device)
+    judges.try_judge(judge_settings, accelerator.device)
     with making(SYNTHETIC_TREE, root, settings):
         if (root / _SUMMARY).exists():
             say(f"{root} is finished: {len(read_table(root, with_reports=False))} pairs are kept")
             return
-        judge = image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator, THREADS)
+        judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator, THREADS)
         if not judge.known.any():
             raise InputError(
                 f"the judge can learn no finding: too few of its {len(judged)} images, of half the training patients, "
@@ -258,7 +252,7 @@ def main():
             )
         floor = select(draw_floor(selected, pool, SEED), judge, f"{DATA_ROOT}, train", BY, KEEP, loading)
         save_constants(root, constants)
-        _save_csv(root / SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))
+        _save_csv(root / judges.SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))
         _save_csv(root / "floor.csv", beside(kept, floor[floor["kept"]]))
         write_kept(root, SYNTHETIC, kept, made)
     copy_written(root, Path(SYNTHETIC), kept)

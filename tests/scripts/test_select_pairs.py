@@ -14,8 +14,9 @@ from small_data import make_tree
 
 from evaluation import judges
 from evaluation.judges import Judge, JudgeSettings, first_half
-from evaluation.sections import label_only_report
+from evaluation.sections import check_apart, label_only_report
 from utils.cache import save_array
+from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT
 from utils.folders import MANIFEST_FILE, SYNTHETIC_TREE, WRITTEN_REPORTS
 from utils.mimic_cxr import image_file, read_table, write_tree
@@ -143,6 +144,8 @@ def test_a_kept_pair_is_the_pair_that_it_was(select, made, tmp_path, capsys):
     assert read_reports(root) == now["report"].to_dict(), "and the writer of reports goes on from there"
     manifest = json.loads((root / MANIFEST_FILE).read_text())
     assert manifest[SYNTHETIC_TREE]["by"] == "pair" and manifest[WRITTEN_REPORTS] == {"SEED": 1}
+    with pytest.raises(InputError, match="kept were chosen by the rules that would judge them: set TEXT_JUDGE"):
+        check_apart(str(root), pd.DataFrame({"subject_id": []}), "rules")
     capsys.readouterr()
     assert select("kept", BY="pair") == 0
     assert "is finished: 2 pairs" in capsys.readouterr().out and contents(root) == after
