@@ -24,17 +24,7 @@ import torch
 
 from evaluation.selection import best_reports, check_candidates, write_best
 from models.weights import load_autoencoder, load_prior
-from sampling.reports import (
-    FLOOR,
-    RECONSTRUCTION,
-    ImageLatents,
-    Reports,
-    random_reports,
-    reconstruct,
-    reports_settings,
-    training_reports,
-    write_reports,
-)
+from sampling import reports
 from utils.checkpoints import check_encoders, check_hold_out
 from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
@@ -92,8 +82,8 @@ def main():
     check_hold_out(HOLD_OUT, CHECKPOINT=CHECKPOINT, BART_CHECKPOINT=bart)
     check_candidates(CANDIDATES, prior.config.kind == "flow", DECODING)
     images = "" if own else str(Path(tree).resolve())
-    settings = reports_settings(constants, images, prior, autoencoder, accelerator.mixed_precision)
-    random_from = training_reports(training) if CANDIDATES > 1 else []
+    settings = reports.manifest_settings(constants, images, prior, autoencoder, accelerator.mixed_precision)
+    random_from = reports.training_reports(training) if CANDIDATES > 1 else []
 
     def decode(report_latents, seeds):
         return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
@@ -108,9 +98,9 @@ def main():
             texts["report"] = write_best(latents, names, draw, CANDIDATES, SEED, read)
             if RECONSTRUCT:
                 seeds = [keyed_seed(SEED, name) for name in names]
-                texts[RECONSTRUCTION] = reconstruct(autoencoder, rows["report"], seeds, decode)
+                texts[reports.RECONSTRUCTION] = reports.reconstruct(autoencoder, rows["report"], seeds, decode)
         if random_from:
-            texts[FLOOR] = best_reports(random_reports(random_from, names, CANDIDATES, SEED), read)
+            texts[reports.FLOOR] = best_reports(reports.random_reports(random_from, names, CANDIDATES, SEED), read)
         return texts
 
     side = prior.config.latent_side
@@ -124,10 +114,9 @@ def main():
         has_reports = (table["report"] != "").any()
         if RECONSTRUCT and not has_reports:
             say(f"{tree} has no reports, so none is reconstructed")
-        further = [name for name, wanted in ((RECONSTRUCTION, has_reports), (FLOOR, random_from)) if wanted]
-        reports = Reports(output_root, table, further)
-        missing = table[~table["dicom_id"].isin(reports.written["dicom_id"])]
-        image_latents = ImageLatents(tree, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
+        file = reports.Reports(output_root, table, has_reports, bool(random_from))
+        missing = table[~table["dicom_id"].isin(file.written["dicom_id"])]
+        image_latents = reports.ImageLatents(tree, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
         kept = image_latents.count_kept(missing)
         if kept < len(missing):
             image_latents.load_vae()
@@ -137,10 +126,10 @@ def main():
         if accelerator.is_main_process:
             with writing("reports.json", output_root), replacing(output_root / "reports.json") as temporary:
                 temporary.write_text(json.dumps({"constants": constants}, indent=2) + "\n")
-        write_reports(missing, image_latents, write, reports, BATCH_SIZE, accelerator)
-        empty = (reports.written["report"] == "").sum()
-        studies = len(reports.first_images)
-        say(f"{output_root}: {len(reports.written)} reports, {empty} of them empty; {studies} studies")
+        reports.write_reports(missing, image_latents, write, file, BATCH_SIZE, accelerator)
+        empty = (file.written["report"] == "").sum()
+        studies = len(file.first_images)
+        say(f"{output_root}: {len(file.written)} reports, {empty} of them empty; {studies} studies")
         accelerator.wait_for_everyone()
 
 

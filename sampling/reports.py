@@ -1,6 +1,6 @@
 """Reports for the images of a tree: the latents that a prior reads, the reports beside it, and the files written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,14 +101,14 @@ class ImageLatents:
 class Reports:
     """reports.csv and the .txt files of its studies; a study with several images gets the report of its first one.
 
-    table: the images to write reports for; further: which of the columns RECONSTRUCTION and FLOOR this run writes; a
-    column of an earlier run stays. InputError where the reports.csv of an earlier run is damaged.
+    table: the images to write reports for; reconstructs, has_floor: whether this run writes the columns
+    RECONSTRUCTION and FLOOR; those of an earlier run stay. InputError where the reports.csv of an earlier run is damaged.
     """
 
-    def __init__(self, root: Path, table: pd.DataFrame, further: Sequence[str] = ()):
+    def __init__(self, root: Path, table: pd.DataFrame, reconstructs: bool = False, has_floor: bool = False):
         self.root, self.path = root, root / "reports.csv"
-        there = csv_header(self.path)
-        further = [name for name in (RECONSTRUCTION, FLOOR) if name in further or name in there]
+        wanted, there = {RECONSTRUCTION: reconstructs, FLOOR: has_floor}, csv_header(self.path)
+        further = [name for name in wanted if wanted[name] or name in there]
         self.columns = ["dicom_id", "study_id", "report", *further]
         self.first_images = set(table.drop_duplicates(["subject_id", "study_id"])["dicom_id"])
         self.pending = []  # rows that are not in reports.csv yet
@@ -150,7 +150,7 @@ class Reports:
             temporary.write_text(report_file(findings, impression), encoding="utf-8")
 
 
-def reports_settings(
+def manifest_settings(
     constants: dict, images: str, prior: Prior, autoencoder: ReportAutoencoder, precision: str
 ) -> dict:
     """What a folder's manifest states of its reports; constants: those of the script, `images`: their tree's path."""
