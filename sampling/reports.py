@@ -101,8 +101,8 @@ class ImageLatents:
 class Reports:
     """reports.csv and the .txt files of its studies; a study with several images gets the report of its first one.
 
-    table: the images to write reports for; reconstructs, has_floor: whether this run writes the columns
-    RECONSTRUCTION and FLOOR; those of an earlier run stay. InputError where the reports.csv of an earlier run is damaged.
+    table: the images to write reports for; reconstructs, has_floor: whether this run writes the columns RECONSTRUCTION
+    and FLOOR; those of an earlier run stay. InputError where the reports.csv of an earlier run is damaged.
     """
 
     def __init__(self, root: Path, table: pd.DataFrame, reconstructs: bool = False, has_floor: bool = False):
