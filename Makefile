@@ -22,8 +22,8 @@ OPEN_CONFIG ?= open.toml
 PARTS := $(addprefix parts/,chests vae decoder clip uvit unet unprompted vit bart bert)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written
-.PHONY: demo/reports-clipUViT demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
+.PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
+.PHONY: demo/selected-clipUViT demo/pairs-clipUViT demo/selected-clipSD demo/pairs-clipSD
 .PHONY: demo demo-open parts $(PARTS) test test-oldest ablation utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
@@ -52,14 +52,12 @@ logged = echo "beside it: $@, see $@.log"; ($(1)) > $@.log 2>&1 || (tail -n 20 $
 demo: .venv/installed
 	$(RUN) -m phantom $(DEMO)
 	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/clipUViT demo/bart demo/clipSD demo/prior demo/reports-clipUViT \
-	    demo/written demo/reports-clipSD demo/pairs-clipUViT demo/pairs-clipSD
+	    demo/written demo/reports-clipSD demo/selected-clipUViT demo/pairs-clipUViT demo/pairs-clipSD demo/selected-clipSD
 	$(RUN) -m evaluation.gallery $(DEMO)
 
-# the evaluation of the images, still without reports, trains the judge of both evaluations of pairs
 demo/clipUViT:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)
 	$(RUN) sample_diffusion_clipUViT.py $(DEMO)
-	$(RUN) evaluate_pairs.py $(DEMO)
 
 demo/bart:
 	@$(call logged,$(RUN) train_bart.py $(DEMO))
@@ -72,7 +70,8 @@ demo/prior: demo/bart
 
 demo/written: demo/prior
 	@$(call logged,\
-	    $(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written)
+	    $(RUN) sample_prior_model.py $(DEMO) --DATA_ROOT demo/phantom --SPLIT test --OUTPUT_ROOT demo/written \
+	    --RECONSTRUCT True)
 
 demo/reports-clipUViT: demo/prior demo/clipUViT
 	$(RUN) sample_prior_model.py $(DEMO)
@@ -80,10 +79,22 @@ demo/reports-clipUViT: demo/prior demo/clipUViT
 demo/reports-clipSD: demo/prior demo/clipSD
 	@$(call logged,$(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/synthetic/clipSD)
 
-demo/pairs-clipUViT: demo/reports-clipUViT demo/written
+# trains the judge of both selections and that of all evaluations
+demo/selected-clipUViT: demo/reports-clipUViT
+	$(RUN) select_pairs.py $(DEMO)
+	$(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipUViT-selected \
+	    --OUTPUT demo/evaluation/clipUViT-selected
+
+demo/pairs-clipUViT: demo/selected-clipUViT demo/written
 	$(RUN) evaluate_pairs.py $(DEMO) --WRITTEN demo/written
 
-demo/pairs-clipSD: demo/reports-clipSD demo/clipUViT
+demo/selected-clipSD: demo/reports-clipSD demo/selected-clipUViT
+	@$(call logged,$(RUN) select_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD \
+	    --OUTPUT_ROOT demo/synthetic/clipSD-selected && \
+	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD-selected \
+	    --OUTPUT demo/evaluation/clipSD-selected)
+
+demo/pairs-clipSD: demo/reports-clipSD demo/selected-clipUViT
 	@$(call logged,\
 	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD)
 

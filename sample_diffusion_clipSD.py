@@ -8,7 +8,6 @@
 Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
 Writes: OUTPUT_ROOT, a CXR tree with manifest.json, plan.csv, synthetic.csv, latents/; a second run adds what is missing
         OUTPUT_ROOT/first.png, the first 16 images of the run beside real ones with the same findings
-        OUTPUT_ROOT/selector.csv where CANDIDATES is more than 1: the patients that the selector was trained on
 """
 
 from utils.constants import check_command_line, override_constants
@@ -37,7 +36,7 @@ FINDINGS = ""  # one label vector in words, e.g. "cardiomegaly, edema, not pneum
 LABELS_CSV = ""  # a CSV with PhysioNet's 14 columns, with the authors' `label`, or with a free text a row in `prompt`
 SPLIT = "test"  # whose label vectors, or impressions, of DATA_ROOT (train, validate, test or empty)
 MAX_LABELS = 0  # label vectors at most, drawn at random (0 or more; 0: all)
-IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and reference (1 to 1000000)
+IMAGES_PER_LABEL = 1  # images a label vector, each with its own seed and reference; see select_pairs.py (1 to 1000000)
 # how to sample
 CONDITION = "both"  # what prompts an image (both, text or reference)
 TEXT_GUIDANCE = 7.5  # of the text (0 to 100; 1: none; equal guidances: ordinary classifier-free guidance)
@@ -47,10 +46,6 @@ SCHEDULER = "DPMSolverMultistep"  # a diffusers scheduler for images, such as DD
 STEPS = 25  # denoising steps (1 to 1000; paper: 50)
 BATCH_SIZE = 16  # images at a time, a process; changes no picture (1 to 65536)
 SEED = 1234  # of noise and references (0 or more)
-CANDIDATES = 1  # images drawn for a request at most, until a selector finds all that was requested (1 to 1000)
-SELECTOR_MODEL = "resnet18"  # any timm classifier, trained from random weights on half of the training patients
-SELECTOR_STEPS = 8000  # optimiser steps (1 to 1000000)
-SELECTOR_LEARNING_RATE = 2e-3  # of AdamW, the highest of one cycle (above 0, 1 at most)
 # running
 PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it; paper: no)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)

@@ -33,7 +33,7 @@ MAX_STEPS = 2600  # optimiser steps a training (0 or more; 0: as CONFIG says)
 MAX_LABELS = 200  # label vectors of the test split, an image each (0 or more; 0: all)
 # further constants of the training: above all a start that saw no prompt of either kind
 TRAINING = "--INITIAL_WEIGHTS assets/demo/uvit_unprompted --LEARNING_RATE 1e-3"
-SAMPLING = "--CANDIDATES 1 --TEXT_GUIDANCE 2 --REFERENCE_GUIDANCE 2"  # of the sampling, the same for both
+SAMPLING = "--IMAGES_PER_LABEL 1 --TEXT_GUIDANCE 2 --REFERENCE_GUIDANCE 2"  # of the sampling, the same for both
 EVALUATION = "--JUDGE_PATIENTS all"  # further constants of the evaluation
 
 _VARIANTS = {  # what differs: constants of the training, constants of the sampling

@@ -272,7 +272,12 @@ def main() -> None:
     trees = dict(zip(names if len(set(names)) == len(names) else TREES, TREES))
     page = Path(PAGE) if PAGE or not TREES else Path(TREES[0]).parent / "index.html"
     references = read_table(DATA_ROOT) if DATA_ROOT else None
-    write_page(page, trees, references, title=", ".join(trees), max_images=MAX_IMAGES)
+    notes = [
+        (f"{name} is selected", "its pairs were chosen by select_pairs.py: see selection.json")
+        for name, tree in trees.items()
+        if (Path(tree) / "selection.json").exists()
+    ]
+    write_page(page, trees, references, title=", ".join(trees), summary=notes, max_images=MAX_IMAGES)
     print(f"the page: {page.resolve()}")
 
 

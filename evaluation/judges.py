@@ -180,9 +180,7 @@ def _classifier(name):
         model = timm.create_model(name, pretrained=False, in_chans=1, num_classes=len(FINDINGS))
         return model.to(memory_format=torch.channels_last)  # quicker convolutions
     except RuntimeError as error:
-        raise InputError(
-            f"JUDGE_MODEL or SELECTOR_MODEL {name!r}: {error}; timm.list_models() names those there are"
-        ) from error
+        raise InputError(f"JUDGE_MODEL {name!r}: {error}; timm.list_models() names those there are") from error
 
 
 def try_judge(settings: JudgeSettings, device: torch.device | str) -> None:

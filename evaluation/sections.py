@@ -18,7 +18,7 @@ from evaluation.images import THREADS, Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
-from utils.folders import WRITTEN_REPORTS, read_manifest
+from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
 from utils.latents import cache_moments, mean_latents, read_pixels
 from utils.references import References
 from utils.seeds import draw_rows, keyed_generator
@@ -371,7 +371,9 @@ def check_apart(tree: str, judge_table: pd.DataFrame, text_judge: str, written: 
             "half', or TRAIN to a tree of other patients"
         )
     for folder in filter(None, (tree, written)):
-        if text_judge == "rules" and read_manifest(folder).get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1:
+        manifest = read_manifest(folder)
+        several = manifest.get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1
+        if text_judge == "rules" and (several or manifest.get(SYNTHETIC_TREE, {}).get("by") == "pair"):
             raise InputError(
                 f"the reports in {folder} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or "
                 "chexbert"

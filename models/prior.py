@@ -6,7 +6,7 @@
 
 Two kinds: "regression", the paper's, predicts the mean of all reports that an image allows; "flow" (models/flow.py)
 draws one of them. Either may have a readout beside its head, which predicts the findings that the image shows; of
-several reports drawn for an image, evaluation/selection.py keeps the one that agrees with it.
+several reports drawn for an image, evaluation/selection.py keeps the one that agrees with what is read in the image.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Requests => images: the denoiser draws latents, the VAE decodes them, and a selector chooses among candidates."""
+"""Requests => images: the denoiser draws latents, the VAE decodes them."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDPMScheduler
 
-from evaluation.selection import Choice, ImageSelector, candidate_seed
 from models.diffusion import ALL_NOISE, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from sampling.reference_pool import ReferencePool
@@ -88,36 +87,6 @@ class ImageSampler:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents (B, C, h, w) => images (B, S, S) uint8."""
         return decode_latents(self.vae, latents)
-
-
-@dataclass(frozen=True)
-class KeptImage:
-    """The candidate of a request that is kept."""
-
-    image: np.ndarray  # (S, S) uint8
-    latents: np.ndarray  # (C, h, w) float16
-    choice: Choice
-
-
-def draw_images(requests: pd.DataFrame, sampler: ImageSampler, selector: ImageSelector | None) -> dict[str, KeptImage]:
-    """{dicom_id: the image that is kept of its candidates}; without a selector, a request has one.
-
-    The first candidate that agrees is kept, else the one with the highest score. Further candidates are drawn only of
-    requests of which none agrees yet.
-    """
-    kept, waiting = {}, requests
-    for number in range(selector.candidates if selector else 1):
-        candidates = waiting.assign(candidate=number, seed=[candidate_seed(seed, number) for seed in waiting.seed])
-        latents = sampler.draw(candidates)
-        images, half = sampler.decode(latents), latents.cpu().numpy().astype(np.float16)
-        choices = selector.judge_images(images, candidates) if selector else [Choice()] * len(images)
-        for name, image, image_latents, choice in zip(candidates.dicom_id, images, half, choices):
-            if name not in kept or choice.agrees or choice.score > kept[name].choice.score:
-                kept[name] = KeptImage(image.copy(), image_latents.copy(), choice)
-        waiting = waiting[[not choice.agrees for choice in choices]]
-        if waiting.empty:
-            break
-    return kept
 
 
 def batches_to_draw(

@@ -32,8 +32,7 @@ SETTINGS = (  # columns of synthetic.csv from the tree's manifest, the same for 
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
     "start", "checkpoint_sha256", "student",
 )  # fmt: skip
-CHOSEN = ("request_seed", "candidates", "candidate", "score", "agrees")  # columns of synthetic.csv: the kept candidate
-SYNTHETIC_COLUMNS = (*PROVENANCE, *CHOSEN, *SETTINGS)  # of synthetic.csv
+SYNTHETIC_COLUMNS = (*PROVENANCE, *SETTINGS)  # of synthetic.csv
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
 
 

@@ -12,18 +12,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation.judges import JudgeSettings
-from evaluation.selection import LARGEST_SIDE, Choice, ImageSelector, candidate_seed
 from models.diffusion import PromptedDenoiser
 from models.distillation import student_settings
-from sampling.images import ImageSampler, KeptImage, batches_to_draw, check_settings, draw_images
+from sampling.images import ImageSampler, batches_to_draw, check_settings
 from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
 from sampling.reference_pool import ReferencePool
 from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
-from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
+from utils.folders import SYNTHETIC_TREE, all_processes_agree, making, read_manifest
 from utils.latents import read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.prompts import ReferenceEncoder, TextEncoder
@@ -48,32 +46,22 @@ def sample_tree(
     check_encoders(training, **encoders)
     settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
     check_settings(settings, denoiser.schedule)
+    _check_unselected(output_root)
     table, vectors = _read_requests(constants, trained)
     text_encoder.print_lengths(vectors["prompt"])
     cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
-    selector, pool = None, None
-    if constants["CANDIDATES"] > 1:
-        judge_settings = JudgeSettings(
-            model=constants["SELECTOR_MODEL"],
-            image_size=min(LARGEST_SIDE, trained["IMAGE_SIZE"]),
-            steps=constants["SELECTOR_STEPS"],
-            learning_rate=constants["SELECTOR_LEARNING_RATE"],
-        )
-        selector = ImageSelector(constants["CANDIDATES"], judge_settings, table)
-        settings |= selector.settings
+    pool = None
     if constants["CONDITION"] != "text":
         pool = ReferencePool(table, reference_encoder, denoiser.fusion, cache_dir, constants["BATCH_SIZE"], accelerator)
     sampler = ImageSampler(denoiser, vae, text_encoder, settings, pool, accelerator)
     sampler.try_once(vectors["prompt"].iloc[0])
 
     with making(SYNTHETIC_TREE, output_root, settings, main_process=accelerator.is_main_process):
-        if selector:
-            selector.train(cache_dir, output_root, accelerator)
         if accelerator.is_main_process:
             save_constants(output_root, constants)
         copies, checkpoint = constants["IMAGES_PER_LABEL"], constants["CHECKPOINT"]
         requests, plan = plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root)
-        make_missing(SyntheticTree(Path(output_root), plan, selector), requests, sampler, constants["BATCH_SIZE"])
+        make_missing(SyntheticTree(Path(output_root), plan), requests, sampler, constants["BATCH_SIZE"])
         if accelerator.is_main_process:
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
 
@@ -81,7 +69,7 @@ def sample_tree(
 def _tree_settings(
     denoiser: PromptedDenoiser, training: dict, encoders: dict, constants: dict, accelerator: Accelerator
 ) -> dict:
-    """What the tree's manifest states, but for the selection. The order counts: a tree's first number depends on it."""
+    """What the tree's manifest states. The order counts: a tree's first number depends on it."""
     low, high = constants["GUIDANCE_INTERVAL"]
     return {
         "condition": constants["CONDITION"],
@@ -99,11 +87,20 @@ def _tree_settings(
     }
 
 
+def _check_unselected(output_root: str):
+    """InputError for a tree whose images a selector chose, as samplers of earlier versions did."""
+    if "selector" in read_manifest(output_root).get(SYNTHETIC_TREE, {}):
+        raise InputError(
+            f"the images of {output_root} were chosen by a selector, and nothing is added to such a tree: name another "
+            "OUTPUT_ROOT, and choose among its images with select_pairs.py"
+        )
+
+
 def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     """=> (the real rows, None where none are needed; the label vectors to make images of)."""
     table = None
     by_split = not (constants["TEXT"] or constants["FINDINGS"] or constants["LABELS_CSV"])
-    if constants["CONDITION"] != "text" or by_split or constants["CANDIDATES"] > 1:
+    if constants["CONDITION"] != "text" or by_split:
         table = real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
     vectors = label_vectors(
         table, constants["SEED"], trained["PROMPT"], text=constants["TEXT"], findings=constants["FINDINGS"],
@@ -115,46 +112,33 @@ def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None,
 class SyntheticTree:
     """The image files of a plan, and the CSVs that list them."""
 
-    def __init__(self, root: Path, plan: pd.DataFrame, selector: ImageSelector | None):
-        self.root, self.plan, self.selector = root, plan, selector
+    def __init__(self, root: Path, plan: pd.DataFrame):
+        self.root, self.plan = root, plan
 
-    def choices(self, rows: pd.DataFrame) -> pd.Series:
-        """For each row the Choice that its image file states; None for one that is missing, or damaged (and named)."""
-        return pd.Series([self._read_choice(path) for path in rows.image_path], index=rows.index, dtype=object)
+    def exist(self, rows: pd.DataFrame) -> np.ndarray:
+        """Which rows have an image file, (n,) bool; a damaged one is named, and counts as missing."""
+        return np.array([self._exists(path) for path in rows.image_path], dtype=bool)
 
-    def _read_choice(self, path: str) -> Choice | None:
+    def _exists(self, path: str) -> bool:
         try:
-            with Image.open(path) as image:
-                return self.selector.read_choice(image.info) if self.selector else Choice()
+            with Image.open(path):
+                return True
         except FileNotFoundError:
-            return None
+            return False
         except (OSError, ValueError, SyntaxError) as error:
             say(f"damaged: {path} ({reason(error)})")
-            return None
+            return False
 
-    def save(self, requests: pd.DataFrame, kept: dict[str, KeptImage]):
-        """Writes the latents and the image of each request; an image appears last, and only when it is whole."""
+    def save(self, row, image: np.ndarray, latents: np.ndarray):
+        """Writes the latents (C, h, w) and the image (S, S) of a row of the plan; the image appears last, and whole."""
         with writing("synthetic images", self.root):
-            for row in requests.itertuples():
-                save_array(self.root / "latents" / f"{row.dicom_id}.npy", kept[row.dicom_id].latents)
-                comment = {"comment": kept[row.dicom_id].choice.comment()} if self.selector else {}
-                with replacing(row.image_path) as temporary:
-                    image = Image.fromarray(kept[row.dicom_id].image)
-                    image.save(temporary, format="JPEG", quality=JPEG_QUALITY, **comment)
+            save_array(self.root / "latents" / f"{row.dicom_id}.npy", latents)
+            with replacing(row.image_path) as temporary:
+                Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)
 
     def list_images(self) -> int:
         """Adds all images of the plan that exist to the CSVs, and returns how many there are."""
-        choices = self.choices(self.plan).dropna()
-        made = self.plan.loc[choices.index]
-        candidate = [choice.candidate for choice in choices]
-        listed = made.assign(
-            request_seed=made.seed,
-            candidates=self.selector.candidates if self.selector else 1,
-            candidate=candidate,
-            score=[choice.score for choice in choices],
-            agrees=[choice.agrees for choice in choices],
-            seed=list(map(candidate_seed, made.seed, candidate)),
-        )
+        listed = self.plan[self.exist(self.plan)]
         if len(listed):
             write_tree(self.root, listed, provenance=listed[[*SYNTHETIC_COLUMNS]])
         return len(listed)
@@ -166,7 +150,7 @@ def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSamp
     Each process of a launch makes its share of the batches. SIGTERM ends it after the batch (Stopped).
     """
     accelerator = sampler.accelerator
-    missing = set(requests.dicom_id[tree.choices(requests).isna()])
+    missing = set(requests.dicom_id[~tree.exist(requests)])
     say(f"{len(requests)} images requested, {len(requests) - len(missing)} of them exist")
     accelerator.wait_for_everyone()  # all processes have looked before the first one writes
     if accelerator.is_main_process:
@@ -200,10 +184,12 @@ def _make_batches(
         for batch in batches:
             if stopped():
                 return
-            kept = draw_images(batch, sampler, tree.selector)
-            made = batch[batch.dicom_id.isin(missing)]
-            tree.save(made, kept)
-            progress.update(len(made))
+            latents = sampler.draw(batch)
+            images, half = sampler.decode(latents), latents.cpu().numpy().astype(np.float16)
+            for place, row in enumerate(batch.itertuples()):
+                if row.dicom_id in missing:
+                    tree.save(row, images[place], half[place])
+                    progress.update()
 
 
 def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerator):

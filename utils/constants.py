@@ -56,7 +56,8 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
     "START": "images start from noise alone; remove it",
-    "KEEP": "all pairs are listed; remove it",
+    "CANDIDATES": "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
+    "KEEP": "images are chosen by select_pairs.py, which has it; remove it",
     "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
     "JUDGE_ONLY": "an evaluation of the images trains the judge; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
@@ -72,9 +73,13 @@ _SETTLED = {  # former constant => its value now; any value given for it is refu
     "BETAS": "(0.9, 0.999), the paper's", "CLIP_NORM": "1", "OPTIMIZER": "AdamW here", "ACCUMULATION": "1 here",
     "ENCODE_BATCH_SIZE": "64", "COSINE_WEIGHT": "0.01, the paper's", "FLOW_WIDTH": "4 EMBED_DIM, 1024 at most",
     "FLOW_DEPTH": "3", "FLOW_DRAWS": "4", "DROP_IMAGE": "0.1", "PAGE": "<SYNTHETIC>.html beside the tree",
-    "SELECTOR_IMAGE_SIZE": "the smaller of 128 and the checkpoint's IMAGE_SIZE", "SELECTOR_BATCH_SIZE": "64",
+    "SELECTOR_BATCH_SIZE": "64",
 }  # fmt: skip
 GONE |= {name: f"it is {value}; remove it" for name, value in _SETTLED.items()}
+GONE |= {
+    f"SELECTOR_{name}": f"images are chosen by select_pairs.py: set its JUDGE_{name}"
+    for name in ("MODEL", "STEPS", "LEARNING_RATE", "IMAGE_SIZE")
+}
 FIXED = {  # former constant => where its value is now; a value given for it is ignored, with a note
     "VALIDATION_ROWS": "1000 rows, training/loop.py", "LOG_EVERY": "50 steps, training/loop.py",
     "KEEP_CHECKPOINTS": "`best` and `last` are kept", "PREVIEW_STEPS": "25, training/preview.py",

@@ -122,7 +122,7 @@ def test_trying_a_judge_names_an_unknown_model_and_leaves_randomness_as_it_was()
     torch.manual_seed(3)
     judges.try_judge(SETTINGS, "cpu")
     assert torch.equal(torch.rand(2), wanted)
-    with pytest.raises(InputError, match="SELECTOR_MODEL 'resnet_of_mine'"):
+    with pytest.raises(InputError, match="JUDGE_MODEL 'resnet_of_mine'"):
         judges.try_judge(dataclasses.replace(SETTINGS, model="resnet_of_mine"), "cpu")
 
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from running import flags, launch, read_reports, run_script
-from small_data import make_tree
+from small_data import REPORTS, make_tree
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from tiny_models import PRIOR as SMALL
@@ -402,6 +402,29 @@ def test_the_prior_leaves_out_whom_its_bart_left_out(checkpoints, tmp_path):
     message = run_script("train_prior_model", *flags(**constants))
     assert "HOLD_OUT is ('p19',), and BART_CHECKPOINT" in message and "was trained with ('p18',) held out" in message
     assert "nothing is not a folder" in run_script("train_prior_model", *flags(**constants, HOLD_OUT="p18"))
+
+
+def test_reports_are_reconstructed_beside_those_that_are_written(sample, autoencoder, tmp_path, capsys):
+    table = make_tree(tmp_path / "real", studies=5, reports=[*REPORTS, ""], split="test")
+    constants = {"DATA_ROOT": tmp_path / "real", "OUTPUT_ROOT": tmp_path / "written", "DECODING": "greedy"}
+    sample(**constants, RECONSTRUCT=True, BATCH_SIZE=2)
+    rows = pd.read_csv(tmp_path / "written" / "reports.csv", keep_default_na=False).set_index("dicom_id")
+    for row in table.itertuples():
+        latents = autoencoder.encode_reports([row.report])
+        wanted = autoencoder.generate(latents, max_tokens=20)[0] if row.report else ""
+        assert rows.at[row.dicom_id, "reconstruction"] == wanted
+    assert rows["reconstruction"].nunique() == 5
+    with pytest.raises(InputError, match="RECONSTRUCT"):
+        sample(**constants)
+    sample(**constants | {"OUTPUT_ROOT": tmp_path / "alone"})
+    assert read_reports(tmp_path / "alone") == rows["report"].to_dict(), "it changes no report"
+    make_tree(tmp_path / "mute", studies=2, reports=())
+    sample(**constants | {"DATA_ROOT": tmp_path / "mute", "OUTPUT_ROOT": tmp_path / "none"}, RECONSTRUCT=True)
+    assert "has no reports" in capsys.readouterr().out
+    assert list(pd.read_csv(tmp_path / "none" / "reports.csv")) == ["dicom_id", "study_id", "report"]
+    make_tree(tmp_path / "own", studies=2, provenance=True)
+    with pytest.raises(InputError, match="set RECONSTRUCT to False"):
+        sample(OUTPUT_ROOT=tmp_path / "own", RECONSTRUCT=True)
 
 
 def test_two_processes_write_what_one_writes(sample, checkpoints, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from running import CSVS, contents, kill, pictures, provenance, sample, says
 from tiny_models import WIDTH
 
+from evaluation import gallery
 from models.diffusion import PromptedDenoiser, sampling_scheduler
 from sampling import plan
 from sampling import tree as trees
@@ -45,6 +46,27 @@ def killed(made, tmp_path):
 
 
 # ---- what is written into
+
+
+def test_a_tree_that_a_selector_chose_is_not_added_to(config, runs, made, tmp_path):
+    """Samplers of earlier versions chose among candidates; a tree of theirs is read, and stays as it is."""
+    root = Path(shutil.copytree(made, tmp_path / "chosen"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest[SYNTHETIC_TREE] |= {"candidates": 6, "keep": "all", "selector": "of half the patients"}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    table = provenance(root).assign(request_seed=1, candidates=6, candidate=2, score=-0.1, agrees=1)
+    table.to_csv(root / "synthetic.csv")
+    next(root.rglob("*.jpg")).unlink()
+    before = contents(root)
+    message = sample("clipUViT", config, runs, root, SPLIT="validate")
+    says(message, str(root), "chosen by a selector", "OUTPUT_ROOT", "select_pairs.py")
+    assert contents(root) == before
+    assert (gallery._read_tree(root)["seed"] == "1").all(), "cards are paired by the seed of the request"
+
+
+@pytest.mark.parametrize("name", ["CANDIDATES", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "KEEP"])
+def test_a_sampler_s_constants_of_selection_name_select_pairs(name, config, runs, tmp_path):
+    says(sample("clipUViT", config, runs, tmp_path / "made", **{name: 2}), name, "select_pairs.py")
 
 
 def test_a_real_tree_is_left_as_it_is(config, runs, tree, tmp_path):
@@ -526,13 +548,14 @@ def test_what_ends_a_sampler_loses_no_image(config, runs, tmp_path, monkeypatch,
 
 def test_a_missing_image_is_made_in_the_batch_that_it_was_of(config, runs, tmp_path, monkeypatch):
     """So that the others of its batch round it as they did before."""
-    root, draw, batches = tmp_path / "made", trees.draw_images, []
+    root, draw, batches = tmp_path / "made", ImageSampler.draw, []
 
-    def record(batch, *arguments):
-        batches.append(batch.dicom_id.tolist())
-        return draw(batch, *arguments)
+    def record(sampler, batch):
+        if "dicom_id" in batch:  # not the trial before
+            batches.append(batch.dicom_id.tolist())
+        return draw(sampler, batch)
 
-    monkeypatch.setattr(trees, "draw_images", record)
+    monkeypatch.setattr(ImageSampler, "draw", record)
     assert sample("clipUViT", config, runs, root, SPLIT="test", BATCH_SIZE=3) == 0
     first, before = list(batches), contents(root)
     lost = next(path for path in root.rglob("*.jpg") if path.stem == first[0][1])

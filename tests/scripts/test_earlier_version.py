@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from running import BACKBONES, CSVS, EVALUATION, ROOT, contents, flags, run_script, says, tiny_config, weights
@@ -80,11 +81,16 @@ def test_a_run_goes_on_to_the_same_weights_and_the_cache_serves_all_of_it(name, 
         assert missed < 0.02 * changed, (file, missed, changed)
 
 
+CHOSEN = ["request_seed", "candidates", "candidate", "score", "agrees"]  # of a selector; new rows leave them blank
+
+
 def tables(root):
-    """The text of every table of a synthetic tree, and what its manifest says."""
+    """The text of every table of a synthetic tree, but for what a selector chose, and what its manifest says."""
     files = [*CSVS, "plan.csv", "reports.csv"]
     texts = {name: (root / name).read_bytes() for name in files}
     texts = {name: gzip.decompress(text) if name.endswith(".gz") else text for name, text in texts.items()}
+    made = pd.read_csv(root / "synthetic.csv", dtype=str, keep_default_na=False)
+    texts["synthetic.csv"] = made.drop(columns=CHOSEN).to_csv(index=False)
     return {**texts, "manifest": json.loads((root / "manifest.json").read_text())}
 
 

@@ -1,0 +1,241 @@
+"""Reports for the images of a tree: the latents that a prior reads, the reports beside it, and the files written."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from models.prior import Prior
+from models.report_autoencoder import ReportAutoencoder
+from utils.checkpoints import check_encoders, weights_fingerprint
+from utils.csv_files import csv_header, read_csv
+from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
+from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
+from utils.mimic_cxr import image_file, read_table
+from utils.report_cleaning import clean_report
+from utils.report_text import report_file, report_sections
+from utils.seeds import keyed_generator, keyed_seed
+
+SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose
+RECONSTRUCTION, FLOOR = "reconstruction", "floor"  # further columns of reports.csv, see sample_prior_model.py
+
+
+class ImageLatents:
+    """The latents of a tree's images, which the prior reads: the kept ones, else a draw of the VAE's posterior."""
+
+    def __init__(self, tree: str | Path, prior: Prior, training: dict, base_model: str, seed: int, threads: int):
+        self.folder, self.training, self.device = Path(tree) / "latents", training, prior.device
+        self.shape = (prior.config.latent_channels, prior.config.latent_side, prior.config.latent_side)
+        self.base_model = base_model or training["constants"]["BASE_MODEL"]
+        self.image_size, self.seed, self.threads = training["constants"]["IMAGE_SIZE"], seed, threads
+        self.vae = None  # loaded when an image has to be encoded
+
+    def load_vae(self):
+        """Loads the VAE, if it is not; InputError for another one than the prior was trained with."""
+        if self.vae is None:
+            self.vae = load_vae(self.base_model, self.device)
+            check_encoders(self.training, vae=weights_fingerprint(self.vae))
+
+    def count_kept(self, table: pd.DataFrame) -> int:
+        """How many rows of a table have kept latents."""
+        return sum(self._file(dicom_id).exists() for dicom_id in table["dicom_id"])
+
+    def __call__(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, torch.Tensor]:
+        """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance)."""
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            latents = list(pool.map(self._read_kept, rows["dicom_id"]))
+            absent = [place for place, values in enumerate(latents) if values is None]
+            images = list(pool.map(self._read_image, rows["image_path"].iloc[absent]))
+        for place, pixels in zip(absent, images):
+            if pixels is not None:
+                latents[place] = self._encode(pixels, rows["dicom_id"].iloc[place])
+        readable = rows[np.array([values is not None for values in latents], dtype=bool)]
+        found = [values for values in latents if values is not None]
+        return readable, torch.stack(found) if found else torch.zeros(0, *self.shape)
+
+    def _encode(self, pixels, dicom_id):
+        """pixels (3, S, S) => latents (C, h, w), a draw of the posterior by the image's own seed."""
+        self.load_vae()
+        moments = encode_moments(self.vae, pixels[None])[0].float().cpu()  # (2C, h, w)
+        generator = keyed_generator(self.seed, "posterior", dicom_id)
+        return draw_posterior(moments, generator, self.vae.config.scaling_factor)
+
+    def _read_image(self, path):
+        """The pixels (3, S, S) of an image; None for one that cannot be read, which is named."""
+        try:
+            return read_pixels(path, self.image_size, refuse_blank=True)
+        except (OSError, ValueError) as error:
+            tqdm.write(f"left out: {error}")
+            return None
+
+    def _file(self, dicom_id):
+        return self.folder / f"{dicom_id}.npy"
+
+    def _read_kept(self, dicom_id):
+        """The kept latents (C, h, w) of an image; None where there are none, or damaged ones, which are named."""
+        path = self._file(dicom_id)
+        try:
+            with open(path, "rb") as file:
+                latents = torch.from_numpy(np.lib.format.read_array(file).astype(np.float32))
+            if not torch.isfinite(latents).all():
+                raise ValueError("it holds NaN or infinity")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            tqdm.write(f"damaged: {path} ({reason(error)}); the latents are made again from the image")
+            return None
+        if latents.shape != self.shape:
+            raise InputError(
+                f"{path} holds latents of the shape {tuple(latents.shape)}, and the prior reads {self.shape}: it was "
+                "trained for another image size; take a prior of this size, or remove the folder latents"
+            )
+        return latents
+
+
+class Reports:
+    """reports.csv and the .txt files of its studies; a study with several images gets the report of its first one.
+
+    table: the images to write reports for; reconstructs, has_floor: whether this run writes the columns RECONSTRUCTION
+    and FLOOR; those of an earlier run stay. InputError where the reports.csv of an earlier run is damaged.
+    """
+
+    def __init__(self, root: Path, table: pd.DataFrame, reconstructs: bool = False, has_floor: bool = False):
+        self.root, self.path = root, root / "reports.csv"
+        wanted, there = {RECONSTRUCTION: reconstructs, FLOOR: has_floor}, csv_header(self.path)
+        further = [name for name in wanted if wanted[name] or name in there]
+        self.columns = ["dicom_id", "study_id", "report", *further]
+        self.first_images = set(table.drop_duplicates(["subject_id", "study_id"])["dicom_id"])
+        self.pending = []  # rows that are not in reports.csv yet
+        self.written = pd.DataFrame(columns=self.columns)
+        if self.path.exists():
+            self.written = read_csv(self.path, self.columns[:3], texts=("dicom_id", "report"), optional=further)
+            repeated = self.written["dicom_id"].duplicated()
+            if repeated.any():
+                name = self.written["dicom_id"][repeated.to_numpy().argmax()]
+                raise InputError(f"{self.path} is damaged: it has two reports of {name}; remove one of the rows")
+
+    def add(self, rows: list[dict]):
+        """rows: with subject_id and the columns of reports.csv."""
+        self.pending += rows
+        if len(self.pending) >= SAVE_EVERY:
+            self.save()
+
+    def save(self):
+        """Writes what is pending: the .txt files first, so that each report in reports.csv has its file."""
+        if not self.pending:
+            return
+        new = pd.DataFrame(self.pending).reindex(columns=["subject_id", *self.columns], fill_value="")
+        with writing("reports", self.root):
+            for row in new.itertuples():
+                if row.dicom_id in self.first_images and row.report:
+                    self._save_file(row)
+            rows = pd.concat([self.written, new[self.columns]]).astype({"study_id": int})
+            rows = rows.sort_values(["study_id", "dicom_id"], ignore_index=True)
+            with replacing(self.path) as temporary:
+                rows.to_csv(temporary, index=False, lineterminator="\n")
+        self.written, self.pending = rows, []
+
+    def _save_file(self, row):
+        path = image_file(self.root, row.subject_id, row.study_id, row.dicom_id).parent.with_suffix(".txt")
+        findings, impression = report_sections(row.report)
+        if not findings and not impression:  # text without a heading
+            findings = row.report
+        with replacing(path) as temporary:
+            temporary.write_text(report_file(findings, impression), encoding="utf-8")
+
+
+def manifest_settings(
+    constants: dict, images: str, prior: Prior, autoencoder: ReportAutoencoder, precision: str
+) -> dict:
+    """What a folder's manifest states of its reports; constants: those of the script, `images`: their tree's path."""
+    decoding, several, flows = constants["DECODING"], constants["CANDIDATES"] > 1, prior.config.kind == "flow"
+    of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE")}
+    return {
+        "images": images,
+        "prior": weights_fingerprint(prior),
+        "bart": autoencoder.fingerprint(),
+        **(of_flows if flows else {}),
+        "LATENT_GAIN": 1 if flows else constants["LATENT_GAIN"],
+        **({"CANDIDATES": constants["CANDIDATES"], "chosen by": "image"} if several else {}),
+        **({"RECONSTRUCT": True} if constants["RECONSTRUCT"] else {}),
+        "DECODING": decoding,
+        "BEAMS": constants["BEAMS"] if decoding == "beam" else 0,
+        "TOP_P": constants["TOP_P"] if decoding == "nucleus" else 0,
+        "TEMPERATURE": constants["TEMPERATURE"] if decoding == "nucleus" else 0,
+        "MAX_TOKENS": constants["MAX_TOKENS"],
+        "SEED": constants["SEED"],
+        "precision": precision,
+    }
+
+
+def training_reports(training: dict) -> list[str]:
+    """The cleaned reports of the studies that a prior was trained on; [], and a note, where their tree is not there."""
+    trained = training["constants"]
+    try:
+        table = read_table(
+            trained["DATA_ROOT"], trained["REPORTS_ROOT"], trained["VIEWS"], ("train",), trained["HOLD_OUT"],
+            check_images=False,
+        )  # fmt: skip
+    except InputError as error:
+        say(f"without random training reports, the column `{FLOOR}`: {error}")
+        return []
+    reports = table.drop_duplicates("study_id")["report"].map(clean_report)
+    return reports[reports != ""].tolist()
+
+
+def random_reports(reports: list[str], dicom_ids: pd.Series, candidates: int, seed: int) -> list[list[str]]:
+    """For each of n images as many random reports as it has candidates, by its dicom_id => candidates lists of n."""
+    rows = [
+        np.random.default_rng(keyed_seed(seed, FLOOR, dicom_id)).integers(len(reports), size=candidates)
+        for dicom_id in dicom_ids
+    ]
+    return [[reports[row] for row in drawn] for drawn in np.transpose(rows)]
+
+
+def reconstruct(autoencoder: ReportAutoencoder, reports: pd.Series, seeds: list[int], decode: Callable) -> list[str]:
+    """What BART makes of each of n reports: its latent, decoded again with its seed; "" where there is no report."""
+    texts = reports.map(clean_report).tolist()
+    rows = [row for row, text in enumerate(texts) if text]
+    if rows:
+        report_latents = autoencoder.encode_reports([texts[row] for row in rows])  # (m, D)
+        for row, text in zip(rows, decode(report_latents, [seeds[row] for row in rows])):
+            texts[row] = text
+    return texts
+
+
+def write_reports(
+    table: pd.DataFrame, image_latents: ImageLatents, write: Callable, reports: Reports, batch_size: int,
+    accelerator: Accelerator,
+):  # fmt: skip
+    """Writes the reports of a table's images, each process its share. Whatever ends this, all reports made are saved.
+
+    write: latents (n, C, h, w) and their n rows => {column of reports.csv: n texts}. SIGTERM ends it after the batch
+    (Stopped).
+    """
+    size = batch_size * accelerator.num_processes
+    progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)
+    with stoppable() as stopped, progress:
+        try:
+            for start in range(0, len(table), size):
+                batch = table.iloc[start : start + size]
+                mine, latents = image_latents(batch.iloc[accelerator.process_index :: accelerator.num_processes])
+                texts = write(latents, mine) if len(mine) else {}
+                made = mine[["dicom_id", "subject_id", "study_id"]].assign(**texts).to_dict("records")
+                made, stops = zip(*gather_object([(made, stopped())]))  # of all processes, so that all end together
+                if accelerator.is_main_process:
+                    reports.add([row for rows in made for row in rows])
+                progress.update(len(batch))
+                if any(stops):
+                    place = reports.root
+                    raise Stopped(
+                        f"stopped; the reports written so far are in {place}: the same command goes on from there"
+                    )
+        finally:
+            if accelerator.is_main_process:
+                reports.save()
