@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
 from sklearn.metrics import cohen_kappa_score, f1_score, pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.text import bleu_score, rouge_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -154,18 +155,32 @@ def _pairs_of(rows, subjects, count, rng):
     return pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]][:count]
 
 
+def ms_ssim_scales(side: int) -> int:
+    """How many of MS-SSIM's five scales an image of this side has: the window has to fit inside the coarsest one."""
+    return max(1, sum(side // 2**scale >= MS_SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS))))
+
+
 def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Multi-scale structural similarity (Wang et al. 2003) of image pairs, (B, 1, S, S) in [-1, 1] => (B,).
 
-    Small images have fewer than the paper's five scales (64 pixels: three); the weights are scaled to sum to 1.
+    Small images have fewer than the paper's five scales (64 pixels: three); the weights are scaled to sum to 1. Only
+    windows inside the image count. torchmetrics' own multi-scale function counts a reflected border at the coarsest
+    scale, where at 64 pixels it is most of the image.
     """
-    side, scales = min(first.shape[-2:]), 1
-    while scales < len(MS_SSIM_WEIGHTS) and side // scales**2 >= MS_SSIM_WINDOW:  # the limit of torchmetrics
-        scales += 1
+    scales, border = ms_ssim_scales(min(first.shape[-2:])), MS_SSIM_WINDOW // 2
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
-    return multiscale_structural_similarity_index_measure(
-        first.add(1).div(2), second.add(1).div(2), data_range=1.0, betas=tuple(weights.tolist()), reduction="none"
-    ).reshape(-1)
+    first, second, product = first.add(1).div(2), second.add(1).div(2), 1.0
+    for scale, weight in enumerate(weights.tolist()):
+        coarsest = scale == scales - 1  # the finer ones count by contrast and structure, without luminance
+        _, part = structural_similarity_index_measure(
+            first, second, data_range=1.0, reduction="none", return_full_image=coarsest,
+            return_contrast_sensitivity=not coarsest,
+        )  # fmt: skip
+        if coarsest:
+            part = part[..., border:-border, border:-border].mean(dim=(1, 2, 3))
+        product = product * part.relu() ** weight
+        first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
+    return product
 
 
 def diversity(read: Callable[[int], torch.Tensor], pairs: np.ndarray) -> float:

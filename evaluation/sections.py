@@ -74,7 +74,8 @@ def diversity(sets: ImageSets) -> list[dict]:
     rows, both = [], {"synthetic": sets.synthetic, "real": sets.real}
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
-        rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(_file_reader(images), pairs)})
+        value, scales = metrics.diversity(_file_reader(images), pairs), metrics.ms_ssim_scales(images.loading.image_size)
+        rows.append({"images": name, "pairs": len(pairs), "scales": scales, "MS-SSIM": value})
     return rows
 
 

@@ -98,6 +98,18 @@ def test_ms_ssim_of_equal_images_is_one_at_any_size(side):
     assert (metrics.ms_ssim(images, images.flip(-1)) < 0.5).all()
 
 
+@pytest.mark.parametrize(
+    ("side", "scales", "value"), [(32, 2, 0.909787), (64, 3, 0.879005), (128, 4, 0.847801), (256, 5, 0.842523)]
+)
+def test_ms_ssim_counts_windows_inside_the_image_only(side, scales, value):
+    """The values are those of pytorch-msssim 1.0 at as many scales, its weights scaled to sum to 1."""
+    y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
+    first = torch.sin(9 * x + 4 * y * y) * 0.7
+    second = (first + 0.5 * torch.cos(15 * y * x + x)) / 1.3
+    assert metrics.ms_ssim_scales(side) == scales
+    assert metrics.ms_ssim(first[None, None], second[None, None]).item() == pytest.approx(value, abs=3e-6)
+
+
 def test_diversity_pairs_have_the_same_findings_and_two_patients():
     labels = columns(("Edema", [1, 1, 1, 0, 0]), rows=5).astype(int)
     table = pd.DataFrame(labels, columns=FINDINGS).assign(subject_id=[1, 1, 2, 3, 4])
