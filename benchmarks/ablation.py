@@ -57,7 +57,7 @@ def measure(folder: Path, seed: int, training: list, sampling: list, evaluation:
         # with the evaluation's own seed: one judge for all
         run_script(
             "evaluate_pairs.py", "--SYNTHETIC", folder / "synthetic", "--OUTPUT", folder / "evaluation",
-            "--DOWNSTREAM", False, *evaluation,
+            *evaluation,
         )  # fmt: skip
     result = json.loads(done.read_text())
     auroc = result["auroc"]["synthetic"]["mean"]["auroc"]

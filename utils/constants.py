@@ -51,6 +51,8 @@ from utils.errors import InputError, reason, run, say, writing
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
 GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
+    "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
+    "BASE_MODEL": "copies are searched in pixels, without a VAE; remove it",
     "CHECK": "every run tries one step before its long work; remove it",
     "HEAD_ROWS": "the prior's head starts from random weights; remove it",
     "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
@@ -106,7 +108,7 @@ FIXED = {  # former constant => where its value is now; a value given for it is 
     "BOOTSTRAP": "1000, evaluation/metrics.py",
     "CLOSEST": "8, evaluation/report.py",
     "PAGE_IMAGES": "5000, evaluation/report.py",
-    "COPY_QUANTILE": "0.01, evaluation/metrics.py",
+    "COPY_QUANTILE": "0.01, evaluation/copies.py",
 }
 GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 
