@@ -21,7 +21,8 @@ PLANTED = 60  # training images, of each of which a copy of each kind is searche
 COPY_QUANTILE = 0.01  # a copy is nearer to a training image than all but this share of unseen real images
 COARSE, FINE = 16, 32  # pixels a side
 CANDIDATES = 32  # training images that are compared at FINE pixels with each image
-SHIFTS = {COARSE: [step / 3 for step in range(-3, 4)], FINE: [step / 2 for step in range(-4, 5)]}  # pixels
+REACH = {COARSE: 1, FINE: 2}  # pixels; the largest shift
+STEPS = {COARSE: 3, FINE: 2}  # shifts a pixel
 SCALES = {COARSE: (0.92, 1.0, 1.08), FINE: (0.9, 0.933, 0.967, 1.0, 1.033, 1.067, 1.1)}
 MARGIN = 1 / 8  # of the side, which does not count
 BLOCK = 4096  # training images at a time
@@ -38,7 +39,7 @@ def search_copies(
     candidates = _coarse_candidates(queries, read, count, device)  # (N, K)
     distances, nearest = np.zeros(len(queries)), np.zeros(len(queries), dtype=int)
     for place, rows in enumerate(candidates):
-        images = _descriptors(_resized(read(rows).to(device), FINE))  # (K, D)
+        images = _descriptors(_middle(_resized(read(rows).to(device), FINE)))  # (K, D)
         variants = _variants(queries[place : place + 1].to(device), FINE)  # (V, D)
         differences = _distances(variants @ images.T).amin(dim=0)
         best = int(differences.argmin())
@@ -54,7 +55,7 @@ def _coarse_candidates(queries, read, count, device):
     variants = torch.stack([_variants(query[None].to(device), COARSE) for query in queries])  # (N, V, D)
     for start in range(0, count, BLOCK):
         block = np.arange(start, min(start + BLOCK, count))
-        images = _descriptors(_resized(read(block).to(device), COARSE))
+        images = _descriptors(_middle(_resized(read(block).to(device), COARSE)))
         for first in range(0, len(queries), 32):
             part = slice(first, first + 32)
             found = (variants[part] @ images.T).amax(dim=1)  # (32, B)
@@ -67,28 +68,31 @@ def _coarse_candidates(queries, read, count, device):
 
 def _variants(image, size):
     """The descriptors of an image (1, 1, S, S) as it is and mirrored, at every scale and shift; (V, D)."""
-    small = _resized(image, size)
-    matrices = [
-        [[scale, 0, 2 * x / size], [0, scale, 2 * y / size]]
-        for scale, x, y in product(SCALES[size], SHIFTS[size], SHIFTS[size])
-    ]
+    parts = [2 * step / STEPS[size] / size for step in range(STEPS[size])]  # shifts by parts of a pixel
+    matrices = [[[scale, 0, x], [0, scale, y]] for scale, x, y in product(SCALES[size], parts, parts)]
     matrices = torch.tensor(matrices, dtype=torch.float32, device=image.device)
     grid = F.affine_grid(matrices, [len(matrices), 1, size, size], align_corners=False)
-    moved = F.grid_sample(small.expand(len(matrices), -1, -1, -1), grid, "bicubic", "border", align_corners=False)
-    moved = torch.cat([moved, moved.flip(-1)])
-    return _descriptors(moved)
+    images = _resized(image, size).expand(len(matrices), -1, -1, -1)
+    moved = F.grid_sample(images, grid, "bicubic", "border", align_corners=False)
+    edge, side = round(size * MARGIN) - REACH[size], size - 2 * round(size * MARGIN)
+    windows = F.unfold(moved[..., edge:-edge, edge:-edge], side)  # shifts by whole pixels; (P, D, W)
+    windows = windows.transpose(1, 2).reshape(-1, 1, side, side)
+    return _descriptors(torch.cat([windows, windows.flip(-1)]))
 
 
 def _resized(images, size):
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
-def _descriptors(images):
-    """Images (B, 1, s, s) => (B, D), of mean 0 and length 1."""
+def _middle(images):
     margin = round(images.shape[-1] * MARGIN)
-    middle = images[..., margin:-margin, margin:-margin].flatten(1)
-    middle = middle - middle.mean(dim=1, keepdim=True)
-    return F.normalize(middle, dim=1, eps=1e-3)
+    return images[..., margin:-margin, margin:-margin]
+
+
+def _descriptors(middles):
+    """Middles of images (B, 1, s, s) => (B, D), of mean 0 and length 1."""
+    middles = middles.flatten(1)
+    return F.normalize(middles - middles.mean(dim=1, keepdim=True), dim=1, eps=1e-3)
 
 
 def _distances(correlations):
