@@ -186,13 +186,17 @@ def page_of(synthetic: str, output: Path) -> Path:
 
 
 def evaluate_reports(
-    text_judge, sets: ImageSets, all_reports: dict[str, sections.Reports], constant: str, radgraph: bool, output: Path
+    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], radgraph: bool, output: Path
 ) -> dict:
     """The parts of evaluation.json about reports; the reports are also written for RadEval and ReXrank.
 
-    all_reports: by the prefix of their names in evaluation.json; constant: the report that is written for every image.
+    written: tables of `sections.read_written`, "" of the synthetic tree (or None), "written_" of real images, if any.
     """
-    result = {"text_judge": text_judge.name}
+    all_reports = {"": sections.synthetic_reports(sets, real_all, written.get(""))}  # prefix of names => Reports
+    if "written_" in written:
+        all_reports["written_"] = sections.written_reports(sets.real, written["written_"])
+    constant = baselines.constant_normal_report(sets.train.table)
+    result = {"text_judge": text_judge.name, "constant_report": constant}
     for prefix, reports in all_reports.items():
         rows, f1_tables, conventions = sections.report_quality(
             text_judge, reports, sets.train.table, constant, radgraph, sets.seed
@@ -214,28 +218,29 @@ def main() -> None:
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)
     judge_rows = sections.judge_rows(tables.train, JUDGE_PATIENTS)
     sections.check_apart(SYNTHETIC, tables.train.iloc[judge_rows], TEXT_JUDGE, WRITTEN)
-    written = read_written(WRITTEN, tables.real) if WRITTEN else None
-    selection = baselines.describe_selection(SYNTHETIC)
+    written = {"": sections.read_written(SYNTHETIC)}
+    if WRITTEN:
+        written["written_"] = read_written(WRITTEN, tables.real)
     extractors, text_judge = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     try_judge(settings, accelerator.device)
     with writing("the evaluation", output):
         output.mkdir(parents=True, exist_ok=True)
 
-    names = {"real": f"{REAL}, {SPLIT}", "synthetic": SYNTHETIC, "train": f"{TRAIN or REAL}, train"}
-    names["unseen"] = f"{REAL}, patients whom the judge does not know"
+    names = {"real": f"{REAL}, {SPLIT}", "synthetic": SYNTHETIC, "train": f"{TRAIN or REAL}, train", "unseen": REAL}
     loading = Loading(CACHE_DIR, IMAGE_SIZE, BATCH_SIZE, accelerator)
     sets = image_sets(tables, tables.train.iloc[judge_rows], names, JUDGE_IMAGE_SIZE, loading, SEED)
-    real, synthetic, train = sets.real, sets.synthetic, sets.train
-    result = {"selected": selection, "real": {"tree": REAL, "split": SPLIT, **real.count()}}
-    result["synthetic"] = {"tree": SYNTHETIC, **synthetic.count()}
-    result["train"] = {"tree": TRAIN or REAL, **train.count()}
+    result = {
+        "selected": baselines.describe_selection(SYNTHETIC),
+        "real": {"tree": REAL, "split": SPLIT, **sets.real.count()},
+    }
+    result["synthetic"] = {"tree": SYNTHETIC, **sets.synthetic.count()}
+    result["train"] = {"tree": TRAIN or REAL, **sets.train.count()}
     if sets.unseen:
-        splits = sets.unseen.table["split"].value_counts().to_dict()
-        result["unseen"] = {"tree": REAL, **sets.unseen.count(), "splits": splits}
+        result["unseen"] = {"N": len(sets.unseen), "splits": sets.unseen.table["split"].value_counts().to_dict()}
     stopwatch.lap("trees")
 
-    judge_rows = sections.judge_rows(train.table, JUDGE_PATIENTS)
-    judge = image_judge(train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
+    judge_rows = sections.judge_rows(sets.train.table, JUDGE_PATIENTS)
+    judge = image_judge(sets.train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
 
@@ -248,21 +253,16 @@ def main() -> None:
     stopwatch.lap("clinical efficacy of images")
 
     text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
-    constant = ""
     if text_judge:
-        constant = baselines.constant_normal_report(train.table)
-        all_reports = {"": sections.synthetic_reports(sets, tables.real_all, sections.read_written(SYNTHETIC))}
-        if WRITTEN:
-            all_reports["written_"] = sections.written_reports(real, written)
-        result |= evaluate_reports(text_judge, sets, all_reports, constant, RADGRAPH, output)
+        result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH, output)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
     result["image_conventions"] = image_conventions(result["image_quality"], "synthetic", sections.FLOOR)
 
-    pair_findings, agreement = sections.pairs(sets, judge, text_judge, constant)
+    pair_findings, agreement = sections.pairs(sets, judge, text_judge, result.get("constant_report", ""))
     result |= agreement
-    if synthetic.table["score"].notna().any():
+    if sets.synthetic.table["score"].notna().any():
         result["selection"] = sections.selection(sets, judge)
     stopwatch.lap("pairs")
 

@@ -49,7 +49,7 @@ def test_other_real_images_are_at_the_floor(real, evaluate, tmp_path):
     generated_tree(tmp_path / "others", real, ("validate",))
     found = evaluate(SYNTHETIC=tmp_path / "others", JUDGE_PATIENTS="second half")
     rows, train = by(found["image_quality"], "images"), read_table(real, splits=("train",))
-    assert 0 < rows["synthetic"]["FID / floor"] < 2 and rows[sections.FLOOR]["FID deviation"] > 0
+    assert 0.5 < rows["synthetic"]["FID / floor"] < 2 and rows[sections.FLOOR]["FID deviation"] >= 0
     assert rows["synthetic"]["N"] == rows[sections.FLOOR]["N"] == rows[sections.COPYING]["N"]
     splits = {"train": int(first_half(train).sum()), "validate": rows["synthetic"]["N"]}
     assert found["unseen"]["splits"] == splits and found["unseen"]["N"] == sum(splits.values())
