@@ -24,8 +24,8 @@ _F1 = "clinical F1 of the reports, micro / macro (floor: shuffled reports)"
 _ROUGE = "ROUGE-L of the reports (floor: constant report)"
 _PAIRS = "pairs that agree on every finding (floor: shuffled reports)"
 _NOTES = (
-    "Selected, as in the first table. The floor of FID and KID is the mean of several draws of real images, of patients "
-    "whom the judge does not know, with the labels of the requests."
+    "Selected, as in the first table. The floor of FID and KID is the mean of several draws of real images, of "
+    "patients whom the judge does not know, with the labels of the requests."
 )
 
 

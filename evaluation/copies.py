@@ -34,7 +34,8 @@ def search_copies(
     """The nearest of `count` training images for each query => (distances (N,), rows (N,)).
 
     queries (N, 1, S, S) in [-1, 1]; read(rows) => training images (B, 1, S, S), so that they need not fit into memory
-    at once. One core takes 16 ms a query, and 5 ms more for each 1,000 training images.
+    at once. One core takes 7 ms a query and 3 ms for each 1,000 training images: 480 against 1,500 are 6 s, and 4,000
+    against 200,000 (MIMIC-CXR) 40 minutes, or 1.1e14 multiplications and additions on a GPU.
     """
     candidates = _coarse_candidates(queries, read, count, device)  # (N, K)
     distances, nearest = np.zeros(len(queries)), np.zeros(len(queries), dtype=int)
