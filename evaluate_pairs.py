@@ -3,8 +3,8 @@
     python evaluate_pairs.py --REAL /data/mimic-cxr-jpg --SYNTHETIC synthetic/clipUViT --OUTPUT runs/evaluation
 
 Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC
-        (a CXR tree, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN (reports of real images), BASE_MODEL (the
-        VAE in whose latents copies are searched), CACHE_DIR
+        (a CXR tree, a selected one with its floor.csv, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN
+        (reports of real images), CACHE_DIR
 Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,memorisation,closest}.png,
         OUTPUT/{radeval,rexrank_references,rexrank_predictions}.csv of reports that have a real one beside them, and the
         gallery page <SYNTHETIC>.html with the main numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder
@@ -22,11 +22,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import sections
+from evaluation import baselines, sections
+from evaluation.conventions import image_conventions
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.gallery import write_page
 from evaluation.images import THREADS, Images, ImageSets, Loading
-from evaluation.judges import ChexbertJudge, JudgeSettings, RulesJudge, image_judge, load_extractor, try_judge
+from evaluation.judges import (
+    ChexbertJudge,
+    JudgeSettings,
+    RulesJudge,
+    first_half,
+    image_judge,
+    load_extractor,
+    try_judge,
+)
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
 from utils import mimic_cxr
@@ -34,7 +43,6 @@ from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, run, say, writing
-from utils.latents import load_vae
 from utils.mimic_cxr import read_table, split_rows
 
 # what is compared
@@ -54,15 +62,12 @@ IMAGE_SIZE = 256  # pixels at which images are compared, those of generated ones
 CLASSIFIER = "judge"  # of images (judge or torchxrayvision)
 TEXT_JUDGE = "tfidf"  # of reports (tfidf, rules or chexbert)
 RADGRAPH = False  # RadGraph F1 of reports, by the package radgraph
-DOWNSTREAM = True  # train the judge on synthetic, and on real and synthetic images, and test it on real ones
 # the image judge
 JUDGE_PATIENTS = "all"  # training patients of the judge (all or second half; the latter trained no selector)
 JUDGE_MODEL = "resnet18"  # any timm classifier, trained from random weights
 JUDGE_IMAGE_SIZE = 128  # pixels (32 to 4096)
 JUDGE_STEPS = 8000  # optimiser steps (1 to 1000000)
 JUDGE_LEARNING_RATE = 2e-3  # of AdamW, the peak of one cycle (above 0, 1 at most)
-# memorisation
-BASE_MODEL = "CompVis/stable-diffusion-v1-4"  # whose VAE; empty: copies are searched in the judge's features only
 # running
 CACHE_DIR = "cache"  # judges, pixels and latents (a folder to write)
 BATCH_SIZE = 64  # images at a time (1 to 65536)
@@ -77,7 +82,7 @@ class Tables:
     real: pd.DataFrame  # to compare with
     synthetic: pd.DataFrame  # see read_synthetic
     train: pd.DataFrame
-    validation: pd.DataFrame  # sets the image judge's thresholds
+    validation: pd.DataFrame  # sets the image judge's thresholds; of half the patients where they are compared
     real_all: pd.DataFrame  # all splits of the real tree
 
 
@@ -87,11 +92,14 @@ def read_tables(
     """Reads the trees; InputError where a part is empty, or no finding is present in both trees."""
     real_all = read_table(real, reports_root, views=views, hold_out=hold_out)
     train_all = read_table(train, views=views, hold_out=hold_out) if train else real_all
+    validation = train_all[train_all["split"] == "validate"].reset_index(drop=True)
+    if split == "validate" and train_all is real_all:
+        validation = validation[first_half(validation)].reset_index(drop=True)
     tables = Tables(
         real=real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
         synthetic=read_synthetic(synthetic, reports_root if synthetic == real else "", views, hold_out, split),
         train=train_all.iloc[split_rows(train_all, "train", train or real)].reset_index(drop=True),
-        validation=train_all[train_all["split"] == "validate"].reset_index(drop=True),
+        validation=validation,
         real_all=real_all,
     )
     asked, present = (positives(table).any(axis=0) for table in (tables.synthetic, real_all))
@@ -124,30 +132,50 @@ def read_synthetic(root: str, reports_root: str, views: tuple, hold_out: tuple, 
     return table.assign(source=made["source"].fillna("").to_numpy(), score=score, agrees=agrees)
 
 
-def read_written(folder: str, table: pd.DataFrame) -> dict[str, str]:
-    """{dicom_id: its report in <folder>/reports.csv} for the rows of a table; InputError for fewer than two."""
-    path = Path(folder) / "reports.csv"
-    try:
-        written = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("dicom_id")
-        written = written[written["dicom_id"].isin(table["dicom_id"]) & (written["report"] != "")]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as written reports (columns dicom_id and report): {error}") from error
+def read_written(folder: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The reports in <folder>/reports.csv for the rows of a table (`sections.read_written`); InputError for fewer than
+    two."""
+    written = sections.read_written(folder)
+    if written is None:
+        raise InputError(f"{Path(folder) / 'reports.csv'} is not there: set WRITTEN to a folder of written reports")
+    written = written[written.index.isin(table["dicom_id"]) & (written["report"] != "")]
     if len(written) < 2:
         raise InputError(
-            f"{path} has reports for {len(written)} of the {len(table)} real images compared; 2 or more are needed"
+            f"{Path(folder) / 'reports.csv'} has reports for {len(written)} of the {len(table)} real images compared; "
+            "2 or more are needed"
         )
-    return dict(zip(written["dicom_id"], written["report"]))
+    return written
 
 
-def load_pretrained(features: tuple, classifier: str, text_judge: str, base_model: str, device) -> tuple:
-    """What is not trained here: ({name: Extractor}, a text judge or None, a VAE or None)."""
+def load_pretrained(features: tuple, classifier: str, text_judge: str, device) -> tuple:
+    """What is not trained here: ({name: Extractor}, a text judge or None)."""
     extractors = {name: load_extractor(name, device) for name in sorted({*features, classifier} - {"judge"})}
     judge = None  # tfidf is trained on the training reports
     if text_judge == "chexbert":
         judge = ChexbertJudge(device)
     elif text_judge == "rules":
         judge = RulesJudge()
-    return extractors, judge, load_vae(base_model, device) if base_model else None
+    return extractors, judge
+
+
+def image_sets(
+    tables: Tables, judge_table: pd.DataFrame, names: dict[str, str], judge_size: int, loading: Loading, seed: int
+) -> ImageSets:
+    """The images of the evaluation; names: of the trees, for messages; judge_table: the rows that train the judge."""
+    real, synthetic, train = (
+        Images(getattr(tables, kind), names[kind], judge_size, loading) for kind in ("real", "synthetic", "train")
+    )
+    unseen = baselines.unseen_rows(tables.real_all, tables.real, judge_table)
+    return ImageSets(
+        real,
+        synthetic,
+        train,
+        copies=baselines.nearest_by_labels(synthetic.table, train.table, seed),
+        seed=seed,
+        unseen=Images(unseen, names["unseen"], judge_size, loading) if len(unseen) > 1 else None,
+        ceiling=np.flatnonzero(~real.table["subject_id"].isin(tables.validation["subject_id"])),
+        floor=baselines.selected_floor(names["synthetic"], synthetic.table, train.table),
+    )
 
 
 def page_of(synthetic: str, output: Path) -> Path:
@@ -158,19 +186,22 @@ def page_of(synthetic: str, output: Path) -> Path:
 
 
 def evaluate_reports(
-    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict, radgraph: bool, output: Path
+    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], radgraph: bool, output: Path
 ) -> dict:
     """The parts of evaluation.json about reports; the reports are also written for RadEval and ReXrank.
 
-    written: {dicom_id: a report written for a real image}, may be empty.
+    written: tables of `sections.read_written`, "" of the synthetic tree (or None), "written_" of real images, if any.
     """
-    all_reports = {"": sections.synthetic_reports(sets.synthetic, real_all)}  # prefix of names => Reports
-    if written:
-        all_reports["written_"] = sections.written_reports(sets.real, written)
-    result = {"text_judge": text_judge.name}
+    all_reports = {"": sections.synthetic_reports(sets, real_all, written.get(""))}  # prefix of names => Reports
+    if "written_" in written:
+        all_reports["written_"] = sections.written_reports(sets.real, written["written_"])
+    constant = baselines.constant_normal_report(sets.train.table)
+    result = {"text_judge": text_judge.name, "constant_report": constant}
     for prefix, reports in all_reports.items():
-        rows, f1_tables = sections.report_quality(text_judge, reports, sets.train.table, radgraph, sets.seed)
-        result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables}
+        rows, f1_tables, conventions = sections.report_quality(
+            text_judge, reports, sets.train.table, constant, radgraph, sets.seed
+        )
+        result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables, f"{prefix}conventions": conventions}
         if sets.real.loading.accelerator.is_main_process:
             write_for_others(output, reports.table, reports.references, prefix)
     result["texts"] = sections.report_texts(list(all_reports.values()), sets.train.table, sets.seed)
@@ -187,24 +218,29 @@ def main() -> None:
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)
     judge_rows = sections.judge_rows(tables.train, JUDGE_PATIENTS)
     sections.check_apart(SYNTHETIC, tables.train.iloc[judge_rows], TEXT_JUDGE, WRITTEN)
-    written = read_written(WRITTEN, tables.real) if WRITTEN else {}
-    extractors, text_judge, vae = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, BASE_MODEL, accelerator.device)
+    written = {"": sections.read_written(SYNTHETIC)}
+    if WRITTEN:
+        written["written_"] = read_written(WRITTEN, tables.real)
+    extractors, text_judge = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     try_judge(settings, accelerator.device)
     with writing("the evaluation", output):
         output.mkdir(parents=True, exist_ok=True)
 
+    names = {"real": f"{REAL}, {SPLIT}", "synthetic": SYNTHETIC, "train": f"{TRAIN or REAL}, train", "unseen": REAL}
     loading = Loading(CACHE_DIR, IMAGE_SIZE, BATCH_SIZE, accelerator)
-    real = Images(tables.real, f"{REAL}, {SPLIT}", JUDGE_IMAGE_SIZE, loading)
-    synthetic = Images(tables.synthetic, SYNTHETIC, JUDGE_IMAGE_SIZE, loading)
-    train = Images(tables.train, f"{TRAIN or REAL}, train", JUDGE_IMAGE_SIZE, loading)
-    sets = ImageSets(real, synthetic, train, sections.nearest_by_labels(synthetic.table, train.table, SEED), SEED)
-    result = {"real": {"tree": REAL, "split": SPLIT, **real.count()}}
-    result["synthetic"] = {"tree": SYNTHETIC, **synthetic.count()}
-    result["train"] = {"tree": TRAIN or REAL, **train.count()}
+    sets = image_sets(tables, tables.train.iloc[judge_rows], names, JUDGE_IMAGE_SIZE, loading, SEED)
+    result = {
+        "selected": baselines.describe_selection(SYNTHETIC),
+        "real": {"tree": REAL, "split": SPLIT, **sets.real.count()},
+    }
+    result["synthetic"] = {"tree": SYNTHETIC, **sets.synthetic.count()}
+    result["train"] = {"tree": TRAIN or REAL, **sets.train.count()}
+    if sets.unseen:
+        result["unseen"] = {"N": len(sets.unseen), "splits": sets.unseen.table["split"].value_counts().to_dict()}
     stopwatch.lap("trees")
 
-    judge_rows = sections.judge_rows(train.table, JUDGE_PATIENTS)
-    judge = image_judge(train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
+    judge_rows = sections.judge_rows(sets.train.table, JUDGE_PATIENTS)
+    judge = image_judge(sets.train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
 
@@ -216,31 +252,26 @@ def main() -> None:
     result["auroc"] = sections.clinical_efficacy(sets, extractors[CLASSIFIER])
     stopwatch.lap("clinical efficacy of images")
 
-    if DOWNSTREAM:
-        result["downstream"] = sections.downstream_utility(sets, judge, judge_rows)
-        stopwatch.lap("downstream utility")
-
     text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
     if text_judge:
         result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH, output)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
+    result["image_conventions"] = image_conventions(result["image_quality"], "synthetic", sections.FLOOR)
 
-    pair_findings, agreement = sections.pairs(sets, judge, text_judge)
+    pair_findings, agreement = sections.pairs(sets, judge, text_judge, result.get("constant_report", ""))
     result |= agreement
-    if synthetic.table["score"].notna().any():
+    if sets.synthetic.table["score"].notna().any():
         result["selection"] = sections.selection(sets, judge)
     stopwatch.lap("pairs")
 
-    result["memorisation"], spaces = sections.memorisation(sets, judge, vae)
-    if not BASE_MODEL:
-        notes.append("copies were not looked for in VAE latents: BASE_MODEL is empty")
+    result["memorisation"], nearest = sections.memorisation(sets)
     stopwatch.lap("memorisation")
     result |= {"notes": notes, "seconds": stopwatch.seconds}
 
     if accelerator.is_main_process:  # the others of a launch have helped with the cache
-        text = write_evaluation(output, result, sets, pair_findings, spaces)
+        text = write_evaluation(output, result, sets, pair_findings, nearest)
         save_constants(output, constants)
         shown = tables.synthetic if is_foreign(SYNTHETIC) else SYNTHETIC
         write_page(page, {name: shown}, tables.train, f"{name}, evaluated", pair_findings, summary(result), PAGE_IMAGES)

@@ -53,7 +53,7 @@ def measure(folder: Path, seed: int, training: list, sampling: list, evaluation:
         run_script("train_diffusion_clipUViT.py", "--RUN_DIR", folder / "run", "--SEED", seed, *training)
         run_script("sample_diffusion_clipUViT.py", *own, *sampling)
         # with the evaluation's own seed: one judge for all
-        own = ("--SYNTHETIC", tree, "--OUTPUT", folder / "evaluation", "--DOWNSTREAM", False)
+        own = ("--SYNTHETIC", tree, "--OUTPUT", folder / "evaluation")
         run_script("evaluate_pairs.py", *own, *evaluation)
     result = json.loads(done.read_text())
     auroc = result["auroc"]["synthetic"]["mean"]["auroc"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import write_record
-from evaluation.sections import FLOOR, SHUFFLED
+from evaluation.sections import FLOOR, SELECTED, SHUFFLED
 from utils.constants import override_constants
 from utils.errors import InputError, run
 
@@ -23,7 +23,7 @@ RECORD = "demo"  # name of the record
 TITLE = "The demo"  # of the table
 
 _BACKBONES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
-_SELECTED = "random training pairs, selected in the same way"
+
 _UNSEEN = ("image_quality", FLOOR)  # real images of patients whom the judge does not know, with the requests' labels
 _WRITTEN = ("written_reports", "written for real images")
 _MEASURES = (  # row; columns; where they stand in evaluation.json, as `figure` reads it: synthetic, real, floor
@@ -74,7 +74,7 @@ def main():
         rows.append([name, *cells, *(figure(drawn[0], path, columns) for path in (real, floor))])
     for name, columns, synthetic, real, _ in _MEASURES if any(selected) else ():
         if synthetic:
-            name, floor = name.split(" (floor")[0], (synthetic[0], _SELECTED, *synthetic[2:])
+            name, floor = name.split(" (floor")[0], (synthetic[0], SELECTED, *synthetic[2:])
             cells = [figure(result, synthetic, columns) for result in selected]
             cells.append(figure(selected[0], real, columns) or figure(drawn[0], real, columns))
             rows.append([f"selected: {name}", *cells, figure(selected[0], floor, columns)])

@@ -23,6 +23,7 @@ Everything on this page was measured on drawn chests with tiny models, or with r
 otherwise. Nothing was measured on MIMIC-CXR or with the published weights. `python -m benchmarks.render` makes this
 page from the records in [benchmarks/results](../benchmarks/results); each record names its command, commit, processor
 and constants. Results differ from processor to processor: the same command gives other figures in the second digit.
+Test figures choose nothing, validation images do; once, the demo's U-ViT kept patches of 2 beside test figures.
 """
 ORDER = (  # records whose names begin so, in this order; further ones follow
     "demo", "pairs", "guidance", "fidelity", "ablation", "students", "labeler", "utility", "bench",

@@ -52,6 +52,14 @@ class Images:
         """The codes of the 14 findings, (N, 14)."""
         return self.table[list(FINDINGS)].to_numpy()
 
+    def subjects(self) -> np.ndarray:
+        """The patients, (N,)."""
+        return self.table["subject_id"].to_numpy()
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """These images at the judge's size, (len(rows), S, S) uint8."""
+        return self.cache.stack([self.keys[row] for row in rows])
+
     def encode(self, extractor: Judge | Extractor, rows: np.ndarray | None = None) -> tuple:
         """Features (N, D) and probabilities (N, 14) or None of all images, or of some rows; computed once.
 
@@ -80,3 +88,6 @@ class ImageSets:
     train: Images  # real ones that judges and generators learn from: searched for copies, drawn from for baselines
     copies: np.ndarray  # for each synthetic image the row of the training image that a copier would give
     seed: int  # of all draws
+    unseen: Images | None = None  # further real images, of patients whom the judge does not know; None: there are none
+    ceiling: np.ndarray | None = None  # rows of the real images whose patients set no threshold; None: all
+    floor: np.ndarray | None = None  # for each synthetic image the row of a training pair selected in the same way

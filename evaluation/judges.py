@@ -38,7 +38,7 @@ from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
 from utils.csv_files import read_csv
 from utils.errors import InputError, reason, replacing, writing
-from utils.findings import FINDINGS, PRESENT
+from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN
 from utils.latents import PREPROCESSING, read_grey
 from utils.seeds import keyed_seed
 
@@ -218,7 +218,7 @@ def train_classifier(
         reach = settings.image_size // 20
         for step in tqdm(range(settings.steps), desc="judge", leave=False, disable=None):
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size].tolist()
-            images = _to_float(np.stack([pixels[keys[row]] for row in rows])).to(device)  # (B, 1, S, S), [-1, 1]
+            images = to_float(np.stack([pixels[keys[row]] for row in rows])).to(device)  # (B, 1, S, S), [-1, 1]
             x, y = torch.randint(0, 2 * reach + 1, (2,)).tolist()
             images = F.pad(images, (reach,) * 4, mode="replicate")
             images = images[:, :, y : y + settings.image_size, x : x + settings.image_size]
@@ -245,7 +245,7 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
 
 def pixel_reader(cache: Mapping, keys: list) -> Callable[[int], torch.Tensor]:
     """read(row) => pixels (1, S, S) in [-1, 1], out of `cache_pixels`."""
-    return lambda row: _to_float(cache[keys[row]][None])[0]
+    return lambda row: to_float(cache[keys[row]][None])[0]
 
 
 def file_reader(paths: list[str], compared_at: int, image_size: int) -> Callable[[int], torch.Tensor]:
@@ -256,10 +256,10 @@ def file_reader(paths: list[str], compared_at: int, image_size: int) -> Callable
 def images_to_pixels(images: list[np.ndarray] | np.ndarray, image_size: int) -> torch.Tensor:
     """Images (B, S, S) uint8 => pixels (B, 1, s, s) in [-1, 1] at a network's size, resized as image files are."""
     size = (image_size, image_size)
-    return _to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
+    return to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
 
 
-def _to_float(pixels):
+def to_float(pixels: np.ndarray) -> torch.Tensor:
     """(B, S, S) uint8 => (B, 1, S, S) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(pixels))[:, None].float().div(127.5).sub(1)
 
@@ -423,15 +423,19 @@ class RulesJudge:
     name = "rules (evaluation/labeler.py)"
     known = np.ones(len(FINDINGS), dtype=bool)
 
+    def codes(self, reports: list[str]) -> np.ndarray:
+        """N texts => (N, 14) codes, with the uncertain findings."""
+        return label_reports(reports)
+
     def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
-        return label_reports(reports) == PRESENT
+        return self.codes(reports) == PRESENT
 
 
 class ChexbertJudge:
     """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights."""
 
-    name = "CheXbert"
+    name = "CheXbert (uncertain counts as absent)"
     known = np.ones(len(FINDINGS), dtype=bool)
 
     def __init__(self, device: torch.device | str):
@@ -441,9 +445,15 @@ class ChexbertJudge:
             self._labeler = F1CheXbert(device=str(device))
         self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]
 
+    def codes(self, reports: list[str]) -> np.ndarray:
+        """N texts => (N, 14) codes, with the uncertain findings."""
+        coding = {1: PRESENT, 0: ABSENT, -1: UNCERTAIN, "": NOT_MENTIONED}  # of the mode "classification"
+        labels = [self._labeler.get_label(report, mode="classification") for report in reports]
+        return np.array([[coding[label] for label in row] for row in labels], dtype=int)[:, self._columns]
+
     def __call__(self, reports: list[str]) -> np.ndarray:
-        """N texts => (N, 14) bool."""
-        return np.array([self._labeler.get_label(report) for report in reports])[:, self._columns] == 1
+        """N texts => (N, 14) bool; an uncertain finding is not present, as in a request (but present by f1chexbert)."""
+        return self.codes(reports) == PRESENT
 
 
 def radgraph_f1(references: list[str], candidates: list[str]) -> float:

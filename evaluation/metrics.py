@@ -2,8 +2,7 @@
 
 Features are (N, D), float32. Labels, predictions and probabilities are (N, 14) in the order of FINDINGS. Code 1
 (present) is positive, every other code negative. A finding with fewer than MINIMUM_POSITIVES positives or negatives has
-no score and is left out of each mean. A *reading* is what a judge says of N images or reports: (N, 14) float, 1
-present, 0 absent, NaN where it cannot say, for a finding that it does not know or where there is no report.
+no score and is left out of each mean.
 """
 
 import re
@@ -14,11 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
-from sklearn.metrics import cohen_kappa_score, f1_score, pairwise_distances_chunked
+import torch.nn.functional as F
+from scipy.optimize import brentq
+from scipy.stats import norm
+from sklearn.metrics import f1_score, pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-from torchmetrics.functional.text import bleu_score, rouge_score
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.text import bleu_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -28,8 +29,7 @@ from utils.report_cleaning import count_comparisons, has_marks, without_marks
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
-BOOTSTRAP = 1000  # draws of images, or of pairs, for a 95 % interval
-COPY_QUANTILE = 0.01  # a copy is nearer to a training image than all but this share of unseen real images
+BOOTSTRAP = 1000  # draws of patients for a 95 % interval
 LEAST_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1, so that logarithms are finite
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 1000  # subsets, and images a subset at most
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
@@ -154,18 +154,32 @@ def _pairs_of(rows, subjects, count, rng):
     return pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]][:count]
 
 
+def ms_ssim_scales(side: int) -> int:
+    """How many of MS-SSIM's five scales an image of this side has: the window has to fit inside the coarsest one."""
+    return max(1, sum(side // 2**scale >= MS_SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS))))
+
+
 def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Multi-scale structural similarity (Wang et al. 2003) of image pairs, (B, 1, S, S) in [-1, 1] => (B,).
 
-    Small images have fewer than the paper's five scales (64 pixels: three); the weights are scaled to sum to 1.
+    Small images have fewer than the paper's five scales (64 pixels: three); the weights are scaled to sum to 1. Only
+    windows inside the image count. torchmetrics' own multi-scale function counts a reflected border at the coarsest
+    scale, where at 64 pixels it is most of the image.
     """
-    side, scales = min(first.shape[-2:]), 1
-    while scales < len(MS_SSIM_WEIGHTS) and side // scales**2 >= MS_SSIM_WINDOW:  # the limit of torchmetrics
-        scales += 1
+    scales, border = ms_ssim_scales(min(first.shape[-2:])), MS_SSIM_WINDOW // 2
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
-    return multiscale_structural_similarity_index_measure(
-        first.add(1).div(2), second.add(1).div(2), data_range=1.0, betas=tuple(weights.tolist()), reduction="none"
-    ).reshape(-1)
+    first, second, product = first.add(1).div(2), second.add(1).div(2), 1.0
+    for scale, weight in enumerate(weights.tolist()):
+        coarsest = scale == scales - 1  # the finer ones count by contrast and structure, without luminance
+        _, part = structural_similarity_index_measure(
+            first, second, data_range=1.0, reduction="none", return_full_image=coarsest,
+            return_contrast_sensitivity=not coarsest,
+        )  # fmt: skip
+        if coarsest:
+            part = part[..., border:-border, border:-border].mean(dim=(1, 2, 3))
+        product = product * part.relu() ** weight
+        first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
+    return product
 
 
 def diversity(read: Callable[[int], torch.Tensor], pairs: np.ndarray) -> float:
@@ -180,17 +194,46 @@ def diversity(read: Callable[[int], torch.Tensor], pairs: np.ndarray) -> float:
 # ---- clinical efficacy ---------------------------------------------------------------------------------------------
 
 
-def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve by ranks (Mann-Whitney U) along the last axis; NaN with one class only.
+def patient_weights(subjects: np.ndarray, replicates: int, seed: int) -> np.ndarray:
+    """How often each of N rows counts in each draw of as many patients, with repetition; (replicates, N).
 
-    labels (..., N) bool, scores (..., N), equal scores counting half.
+    The cluster bootstrap: all rows of a patient are drawn together. subjects (N,): the patients of the rows.
     """
-    labels = np.asarray(labels, dtype=bool)
-    positive = labels.sum(axis=-1)
-    negative = labels.shape[-1] - positive
-    wins = (rankdata(scores, axis=-1) * labels).sum(axis=-1) - positive * (positive + 1) / 2
+    patients, patient_of = np.unique(subjects, return_inverse=True)
+    rng = np.random.default_rng(keyed_seed(seed, "bootstrap"))
+    count = len(patients)
+    return rng.multinomial(count, np.full(count, 1 / count), size=replicates)[:, patient_of].astype(np.float32)
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Areas under the ROC curve (Mann-Whitney U, equal scores counting half) => (R,); NaN with one class only.
+
+    labels (N,) bool, scores (N,); weights (R, N): how often each row counts in each of R draws.
+    """
+    labels, order = np.asarray(labels, dtype=bool), np.argsort(scores, kind="stable")
+    levels = np.flatnonzero(np.diff(np.asarray(scores)[order], prepend=np.nan) != 0)  # where a new score begins
+    weights, labels = np.asarray(weights, dtype=float)[:, order], labels[order]
+    positive, negative = (np.add.reduceat(weights * part, levels, axis=1) for part in (labels, ~labels))
+    wins = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return wins / (positive * negative)
+        return wins / (positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def auroc_interval(value: float, positives: int, negatives: int) -> tuple[float, float]:
+    """The 95 % interval of an AUROC by method 5 of Newcombe (2006), which does not collapse at 0 and 1.
+
+    It holds the areas whose standard error by Hanley and McNeil (1982), for equal class sizes, explains the difference.
+    """
+    more = (positives + negatives) / 2 - 1
+
+    def excess(area):
+        variance = area * (1 - area) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area)))
+        return (value - area) ** 2 - norm.ppf(0.975) ** 2 * variance / (positives * negatives)
+
+    tiny = 1e-9
+    low = brentq(excess, tiny, value - tiny) if value > 2 * tiny else 0.0
+    high = brentq(excess, value + tiny, 1 - tiny) if value < 1 - 2 * tiny else 1.0
+    return low, high
 
 
 def auroc_table(
@@ -199,34 +242,40 @@ def auroc_table(
     known: np.ndarray | None = None,
     replicates: int = BOOTSTRAP,
     seed: int = 1234,
+    subjects: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """AUROC per finding with 95 % bootstrap intervals over images => DataFrame, indexed by finding and "mean".
+    """AUROC per finding with 95 % bootstrap intervals over patients => DataFrame, indexed by finding and "mean".
 
-    labels (N, 14) bool, scores (N, 14). Columns: positives, auroc, low, high, counted: False, with AUROC NaN, for a
-    finding with too few positives or negatives, or not `known` (14,) to the classifier.
+    labels (N, 14) bool, scores (N, 14), subjects (N,): patients, None: each image has its own. Columns: positives,
+    auroc, low, high, counted: False, with AUROC NaN, for a finding with too few positives or negatives, or not `known`
+    (14,) to the classifier. Where all draws give one value, the interval is `auroc_interval`'s, of the patients.
     """
     counted = enough(labels) & (True if known is None else known)
+    subjects = np.arange(len(labels)) if subjects is None else np.asarray(subjects)
     columns = np.flatnonzero(counted)
-    values = np.full((len(columns), 1 + replicates), np.nan)  # first of all images, then of each draw
-    values[:, 0] = auroc(labels[:, columns].T, scores[:, columns].T)
-    rng = np.random.default_rng(keyed_seed(seed, "bootstrap"))
-    draws_at_once = max(1, 1_000_000 // max(1, len(labels)))
-    for start in range(1, replicates + 1, draws_at_once):
-        end = min(start + draws_at_once, replicates + 1)
-        images = rng.integers(len(labels), size=(end - start, len(labels)))
-        for place, column in enumerate(columns):
-            values[place, start:end] = auroc(labels[images, column], scores[images, column])
-
     table = pd.DataFrame(index=[*FINDINGS, "mean"])
     table["positives"] = [*labels.sum(axis=0), labels[:, columns].sum()]
     table[["auroc", "low", "high"]] = np.nan
-    if len(columns):
-        values = np.vstack([values, np.nanmean(values, axis=0)])
-        rows = [*table.index[columns], "mean"]
-        table.loc[rows, "auroc"] = values[:, 0]
-        if replicates:
-            table.loc[rows, ["low", "high"]] = np.nanquantile(values[:, 1:], (0.025, 0.975), axis=1).T
     table["counted"] = [*counted, len(columns) > 0]
+    if not len(columns):
+        return table
+    weights = np.ones((1 + replicates, len(labels)))  # first all images, then each draw
+    weights[1:] = patient_weights(subjects, replicates, seed) if replicates else 1
+    values = np.array([auroc(labels[:, column], scores[:, column], weights) for column in columns])
+    values = np.vstack([values, values.mean(axis=0)])
+    rows = [*table.index[columns], "mean"]
+    table.loc[rows, "auroc"] = values[:, 0]
+    if not replicates:
+        return table
+    low, high = np.nanquantile(values[:, 1:], (0.025, 0.975), axis=1)
+    for place in np.flatnonzero(low == high):
+        if place < len(columns):
+            positive = labels[:, columns[place]]
+            sizes = [len(np.unique(subjects[part])) for part in (positive, ~positive)]
+            low[place], high[place] = auroc_interval(values[place, 0], *sizes)
+        else:
+            low[place], high[place] = low[:place].mean(), high[:place].mean()
+    table.loc[rows, "low"], table.loc[rows, "high"] = low, high
     return table
 
 
@@ -248,9 +297,31 @@ def clinical_f1(labels: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 
-def rouge_l(references: Sequence[str], candidates: Sequence[str]) -> float:
-    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1."""
-    return float(rouge_score(list(candidates), list(references), rouge_keys="rougeL")["rougeL_fmeasure"])
+def rouge_l(references: Sequence[str], candidates: Sequence[str], beta: float = 1.0) -> float:
+    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1; headings are no words."""
+    pairs = zip(map(report_words, references), map(report_words, candidates))
+    return mean_or_nan(np.array([rouge_of_words(*pair, beta) for pair in pairs]))
+
+
+def rouge_of_words(reference: list[str], candidate: list[str], beta: float = 1.0) -> float:
+    """ROUGE-L's F-measure of two lists of words; beta: how much recall counts beside precision."""
+    common = _common_subsequence(reference, candidate)
+    if not common:
+        return 0.0
+    precision, recall = common / len(candidate), common / len(reference)
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def _common_subsequence(first, second):
+    """The length of the longest common subsequence of two lists of words, a bit a word of the first (Hyyrö 2004)."""
+    places = {}
+    for place, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << place
+    every = free = (1 << len(first)) - 1
+    for word in second:
+        matched = free & places.get(word, 0)
+        free = (free + matched | free - matched) & every
+    return len(first) - free.bit_count()
 
 
 def constant_report(reports: Sequence[str], candidates: int = 30, judged: int = 60) -> str:
@@ -265,34 +336,18 @@ def constant_report(reports: Sequence[str], candidates: int = 30, judged: int = 
 
 
 def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
-    """BLEU-1 to -4 (Papineni et al. 2002, over the corpus), ROUGE-L and METEOR of N candidates against N references.
+    """BLEU-1 to -4 (Papineni et al. 2002, over the corpus) and ROUGE-L of N candidates against N references.
 
-    Words are lower-case letters and digits. METEOR is left out without NLTK and its WordNet, its synonyms.
+    Words are lower-case letters and digits; the headings FINDINGS: and IMPRESSION: are none.
     """
-    reference_words, candidate_words = ([_words(text) for text in texts] for texts in (references, candidates))
-    spaced_references = [[" ".join(words)] for words in reference_words]
-    spaced_candidates = [" ".join(words) for words in candidate_words]
-    scores = {
-        f"BLEU-{order}": float(bleu_score(spaced_candidates, spaced_references, n_gram=order)) for order in (1, 2, 3, 4)
-    }
-    scores["ROUGE-L"] = rouge_l(references, candidates)
-    if has_wordnet():
-        from nltk.translate.meteor_score import meteor_score
-
-        values = [meteor_score([words], other) for words, other in zip(reference_words, candidate_words)]
-        scores["METEOR"] = float(np.mean(values))
-    return scores
+    scores = bleu(*([" ".join(report_words(text)) for text in texts] for texts in (references, candidates)))
+    return scores | {"ROUGE-L": rouge_l(references, candidates)}
 
 
-def has_wordnet() -> bool:
-    """Whether NLTK and its WordNet are installed."""
-    try:
-        from nltk.corpus import wordnet
-
-        wordnet.ensure_loaded()
-    except (ImportError, LookupError):
-        return False
-    return True
+def bleu(references: Sequence[str], candidates: Sequence[str]) -> dict:
+    """BLEU-1 to -4 over the corpus, of texts whose words have blanks between them."""
+    references = [[text] for text in references]
+    return {f"BLEU-{order}": float(bleu_score(candidates, references, n_gram=order)) for order in (1, 2, 3, 4)}
 
 
 def text_habits(reports: Sequence[str], labels: np.ndarray, subjects: Sequence[int]) -> dict:
@@ -333,6 +388,16 @@ def stutters(text: str) -> bool:
     )
 
 
+def report_words(report: str) -> list[str]:
+    """The words of a report, lower-case letters and digits, without its headings."""
+    return _words(without_headings(report))
+
+
+def without_headings(report: str) -> str:
+    """A report without the words FINDINGS: and IMPRESSION:, which every report of this project has."""
+    return " ".join(re.sub(r"\b(?:FINDINGS|IMPRESSION):", " ", report).split())
+
+
 def _words(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -370,130 +435,19 @@ def calibration(
     scores, agrees, judge_agrees = np.asarray(scores), np.asarray(agrees, dtype=bool), np.asarray(judge_agrees)
     groups = np.array_split(np.argsort(scores, kind="stable"), min(bins, len(scores)))
     rows = [
-        {"N": len(group), "mean score": _mean(scores[group]), "agree by the judge": _mean(judge_agrees[group])}
+        {
+            "N": len(group),
+            "mean score": mean_or_nan(scores[group]),
+            "agree by the judge": mean_or_nan(judge_agrees[group]),
+        }
         for group in groups
     ]
-    acceptance = {"N": len(scores), "agree by the selector": _mean(agrees)}
-    acceptance["agree by the judge, of these"] = _mean(judge_agrees[agrees])
-    acceptance["agree by the judge, of the others"] = _mean(judge_agrees[~agrees])
+    acceptance = {"N": len(scores), "agree by the selector": mean_or_nan(agrees)}
+    acceptance["agree by the judge, of these"] = mean_or_nan(judge_agrees[agrees])
+    acceptance["agree by the judge, of the others"] = mean_or_nan(judge_agrees[~agrees])
     return rows, acceptance
 
 
-def _mean(values):
+def mean_or_nan(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
     return float(values.mean()) if len(values) else np.nan
-
-
-# ---- pairs ---------------------------------------------------------------------------------------------------------
-
-
-def agreement(asked: np.ndarray, image: np.ndarray, report: np.ndarray | None) -> pd.DataFrame:
-    """Agreement of request, image and report per finding => DataFrame indexed by finding and "mean".
-
-    asked (N, 14) bool; image and report: readings (None: NaN throughout). Columns: how many were asked for; the share
-    in which all three agree; the shares of the asked ones that image and report show; Cohen's kappa (1960) of each two.
-    NaN without readings, or where too few were asked for.
-    """
-    asked, image = np.asarray(asked, dtype=float), np.asarray(image, dtype=float)
-    report = np.full(asked.shape, np.nan) if report is None else np.asarray(report, dtype=float)
-    table = pd.DataFrame(map(_finding_agreement, asked.T, image.T, report.T), index=list(FINDINGS))
-    table.loc[table["asked"] < MINIMUM_POSITIVES, table.columns != "asked"] = np.nan
-    table.loc["mean"] = table.mean()
-    table.loc["mean", "asked"] = table["asked"].iloc[:-1].sum()
-    return table.astype({"asked": int})
-
-
-def _finding_agreement(asked, image, report):
-    """The row of one finding; asked, image, report: (N,) float."""
-    both = ~np.isnan(image) & ~np.isnan(report)
-    return {
-        "asked": asked.sum(),
-        "all three": _mean(((asked == image) & (image == report))[both]),
-        "seen in the image": _mean(image[asked == 1]),
-        "told in the report": _mean(report[asked == 1]),
-        "kappa request-image": _kappa(asked, image),
-        "kappa request-report": _kappa(asked, report),
-        "kappa image-report": _kappa(image, report),
-    }
-
-
-def _kappa(one, other):
-    """Cohen's kappa of two columns of readings; NaN where both are NaN throughout, or hold one and the same value."""
-    both = ~np.isnan(one) & ~np.isnan(other)
-    if not both.any() or len(np.unique([one[both], other[both]])) < 2:
-        return np.nan
-    return cohen_kappa_score(one[both], other[both])
-
-
-def complete_agreement(
-    labels: np.ndarray, image: np.ndarray, report: np.ndarray | None = None, seed: int = 1234
-) -> dict:
-    """The share of pairs in which request, image and report agree on every finding.
-
-    labels (N, 14): the codes asked for; image and report: readings. A finding counts in a pair where both readings have
-    it and the request does not leave it uncertain; every code other than 1 asks for its absence. A pair in which no
-    finding counts is left out.
-
-    N: pairs; findings: how many count in some pair; all three: the share, with its 95 % bootstrap interval over pairs;
-    then the shares in which two agree on the same findings. Without `report` only request-image is a number.
-    """
-    asked, image = labels == PRESENT, np.asarray(image, dtype=float)
-    counted = (labels != UNCERTAIN) & ~np.isnan(image)
-    same = {"request-image": asked == image}
-    if report is not None:
-        counted &= ~np.isnan(report)
-        same |= {"request-report": asked == report, "image-report": image == report}
-        same["all three"] = same["request-image"] & same["request-report"]
-    kept = counted.any(axis=1)
-    count = int(kept.sum())
-    shares = dict.fromkeys(("all three", "low", "high", "request-image", "request-report", "image-report"), np.nan)
-    if count:
-        shares |= {name: float((equal | ~counted)[kept].all(axis=1).mean()) for name, equal in same.items()}
-    if not np.isnan(shares["all three"]):  # how many of `count` pairs drawn again agree is a binomial number
-        rng = np.random.default_rng(keyed_seed(seed, "bootstrap"))
-        drawn = rng.binomial(count, shares["all three"], BOOTSTRAP) / count
-        shares["low"], shares["high"] = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return {"N": count, "findings": int(counted.any(axis=0).sum()), **shares}
-
-
-# ---- memorisation --------------------------------------------------------------------------------------------------
-
-
-def nearest(
-    queries: np.ndarray, read: Callable, count: int, device: torch.device | str = "cpu", block: int = 4096
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of `count` candidates for each query => (distances (N,), rows (N,)).
-
-    queries (N, D); read(start, end) => candidates (end - start, D), so that they need not fit into memory at once.
-    Distances are root mean square differences over the D numbers.
-    """
-    queries = torch.from_numpy(np.asarray(queries, dtype=np.float32)).to(device)
-    distances = torch.full((len(queries),), torch.inf, device=device)
-    rows = torch.zeros(len(queries), dtype=torch.long, device=device)
-    for start in range(0, count, block):
-        candidates = read(start, min(start + block, count))
-        candidates = torch.from_numpy(np.asarray(candidates, dtype=np.float32)).to(device)
-        for first in range(0, len(queries), block):
-            part = slice(first, first + block)
-            indices = torch.cdist(queries[part], candidates).argmin(dim=1)
-            values = (queries[part] - candidates[indices]).square().mean(dim=1).sqrt()  # cdist is inexact near zero
-            closer = values < distances[part]
-            distances[part] = torch.where(closer, values, distances[part])
-            rows[part] = torch.where(closer, indices + start, rows[part])
-    return distances.cpu().numpy(), rows.cpu().numpy()
-
-
-def memorisation(synthetic: np.ndarray, real: np.ndarray) -> dict:
-    """How many synthetic images are suspiciously near to a training image.
-
-    synthetic, real: distances (N,), (M,) to the nearest training image. The threshold is the COPY_QUANTILE of the real
-    images, which were not trained on; copies and share are the synthetic images below it.
-    """
-    threshold = float(np.quantile(real, COPY_QUANTILE))
-    return {
-        "threshold": threshold,
-        "quantile": COPY_QUANTILE,
-        "share": float((synthetic < threshold).mean()),
-        "copies": int((synthetic < threshold).sum()),
-        "median": float(np.median(synthetic)),
-        "median_real": float(np.median(real)),
-    }

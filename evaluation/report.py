@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from evaluation import metrics
+from evaluation import conventions, metrics
+from evaluation.copies import COPY_QUANTILE
 from evaluation.images import ImageSets
-from evaluation.sections import COPYING, SHUFFLED, Nearest
+from evaluation.sections import CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED, Nearest
 from utils.errors import say, writing
 from utils.latents import read_pixels
 
-CLOSEST = 8  # closest pairs of each space in the picture
+CLOSEST = 8  # closest pairs in the picture
 PICTURE_SIZE = 256  # pixels a side of an image in it, at most
 PAGE_IMAGES = 5000  # synthetic images on the gallery page, at most
 
@@ -37,17 +38,17 @@ class Stopwatch:
 
 
 def write_evaluation(
-    output: Path, result: dict, sets: ImageSets, findings_of_pairs: pd.DataFrame, spaces: dict[str, Nearest]
+    output: Path, result: dict, sets: ImageSets, findings_of_pairs: pd.DataFrame, nearest: Nearest
 ) -> str:
     """Writes the files of an evaluation into a folder => the text of evaluation.md.
 
-    findings_of_pairs: see `sections.pairs`, for agreement.csv.gz; spaces: see `sections.memorisation`.
+    findings_of_pairs: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
     """
     with writing("the evaluation", output):
         draw_auroc(result["auroc"], output / "auroc.png")
-        draw_distances(spaces, output / "memorisation.png")
+        draw_distances(nearest, output / "memorisation.png")
         size = min(sets.synthetic.loading.image_size, PICTURE_SIZE)
-        draw_closest(spaces, sets.synthetic.table, sets.train.table, size, output / "closest.png")
+        draw_closest(nearest, sets.synthetic.table, sets.train.table, size, output / "closest.png")
         findings_of_pairs.to_csv(output / "agreement.csv.gz", index=False)
         text = as_markdown(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
@@ -68,28 +69,100 @@ def as_json(value):
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
+# ---- the main numbers ----------------------------------------------------------------------------------------------
+
+
+def headline(result: dict) -> list[dict]:
+    """The main numbers, a row each: measure, value, floor (without a generator) and ceiling (of real images, reports
+    or pairs; for a distance, its best value)."""
+    return [*_image_numbers(result), *_report_numbers(result), *_pair_numbers(result)]
+
+
 def summary(result: dict) -> list[tuple[str, str]]:
-    """The main numbers as (name, value) pairs for the page."""
-    rows = []
-    for row in result["image_quality"]:
-        warning = f" — {row['warning']}" if row["warning"] else ""
-        rows.append((f"FID, {row['images']}", f"{row['FID']:.2f} (N = {row['N']}, {row['extractor']}{warning})"))
-    for name, table in result["auroc"].items():
-        mean = table.loc["mean"]
-        value = _with_interval(mean["auroc"], mean["low"], mean["high"]) if mean["counted"] else "too few positives"
-        rows.append((f"mean AUROC, {name}", f"{value} ({result['classifier']})"))
-    for row in [*result.get("reports", []), *result.get("written_reports", [])[:1]]:
-        value = f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f} (N = {row['N']})"
-        rows.append((f"clinical F1 of reports, micro / macro, {row['reports']}", value))
-    pairs = {row["pairs"]: row for row in result["complete_agreement"]}
-    if SHUFFLED in pairs:  # else there are no reports
-        row, real, floor = pairs["synthetic"], pairs["real"]["all three"], pairs[SHUFFLED]["all three"]
-        value = f"{row['all three']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (N = {row['N']}"
-        value += f"; real pairs {real:.1%}, shuffled reports {floor:.1%})"
-        rows.append(("pairs whose request, image and report agree on every finding", value))
-    for row in result["memorisation"]:
-        rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
+    """The main numbers as (name, value) pairs for the page, after whether its pairs are selected."""
+    rows = [("selection", result["selected"])]
+    for row in headline(result):
+        beside = [f"{name}: {row[name]}" for name in ("floor", "ceiling") if row[name] != "–"]
+        rows.append((row["measure"], f"{row['value']} ({'; '.join(beside)})" if beside else row["value"]))
     return rows
+
+
+def _number(measure, value, floor="–", ceiling="–"):
+    return {"measure": measure, "value": value, "floor": floor, "ceiling": ceiling}
+
+
+def _image_numbers(result):
+    rows = []
+    for row in (row for row in result["image_quality"] if row["images"] == "synthetic"):
+        real = _line(result["image_quality"], FLOOR, row["extractor"])
+        where = f"{row['extractor']}, N = {row['N']}" + (f"; {row['warning']}" if row["warning"] else "")
+        value, best = (f"{row['FID']:.2f}, {row['FID / floor']:.2f} times the ceiling", f"{real['FID']:.2f}")
+        rows.append(_number(f"FID ({where})", value, ceiling=f"{best} ± {real['FID deviation']:.2f}"))
+        best = f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"
+        rows.append(_number("KID", f"{row['KID']:.3f}", ceiling=best))
+        for name in ("recall", "coverage"):
+            rows.append(_number(name, f"{row[name]:.3f}", ceiling=f"{real[name]:.3f}"))
+    made, real = (f"{row['MS-SSIM']:.3f}" for row in result["diversity"])
+    rows.append(_number("MS-SSIM of images with the same findings", made, ceiling=real))
+    auroc = {
+        name: _with_interval(mean["auroc"], mean["low"], mean["high"]) if mean["counted"] else "too few positives"
+        for name, mean in ((name, table.loc["mean"]) for name, table in result["auroc"].items())
+    }
+    floor = f"0.5; {SELECTED}: {auroc[SELECTED]}" if SELECTED in auroc else "0.5"
+    name = f"mean AUROC of the asked findings in images ({result['classifier']})"
+    return [*rows, _number(name, auroc["synthetic"], floor, auroc["real"])]
+
+
+def _report_numbers(result):
+    rows = []
+    for prefix, what in (("", "reports"), ("written_", "reports written for real images")):
+        lines = result.get(f"{prefix}reports", [])
+        if not lines:
+            continue
+        line = {row["reports"]: row for row in lines}
+        ceiling = line.get(FURTHER["reconstruction"], {} if prefix else line.get("real reports of the same labels", {}))
+        floor = f"shuffled: {_f1(line['shuffled among images'])}"
+        if SELECTED in line:
+            floor += f"; {SELECTED}: {_f1(line[SELECTED])}"
+        name = f"F1 of the findings in {what}, micro / macro ({result['text_judge']}, N = {lines[0]['N']})"
+        rows.append(_number(name, _f1(lines[0]), floor, _f1(ceiling)))
+        if "ROUGE-L" in lines[0]:
+            floor = f"{CONSTANT}: {line[CONSTANT]['ROUGE-L']:.3f}"
+            best = line.get(FURTHER["reconstruction"], {}).get("ROUGE-L")
+            best = "–" if best is None else f"{best:.3f}"
+            rows.append(_number(f"ROUGE-L of {what}", f"{lines[0]['ROUGE-L']:.3f}", floor, best))
+    return rows
+
+
+def _pair_numbers(result):
+    rows, pairs = [], {row["pairs"]: row for row in result["complete_agreement"]}
+    if SHUFFLED in pairs:  # else there are no reports
+        shares = {
+            name: f"{row['all three']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+            for name, row in pairs.items()
+            if name in ("synthetic", SHUFFLED, SELECTED, "real")
+        }
+        floor = f"{SHUFFLED}: {shares[SHUFFLED]}"
+        if SELECTED in shares:
+            floor += f"; {SELECTED}: {shares[SELECTED]}"
+        name = f"pairs that agree on every finding (N = {pairs['synthetic']['N']})"
+        rows.append(_number(name, shares["synthetic"], floor, shares["real"]))
+    made, *planted = result["memorisation"]
+    shares = [row["share"] for row in planted if row["images"].startswith("planted")]
+    found = f"planted copies: {min(shares):.0%} to {max(shares):.0%} are found"
+    copied = f"{made['share']:.1%} [{made['low']:.1%}, {made['high']:.1%}]"
+    rows.append(
+        _number(f"copies of training images (N = {made['N']})", copied, f"unseen real: {COPY_QUANTILE:.0%}", found)
+    )
+    return rows
+
+
+def _line(rows, images, extractor):
+    return next(row for row in rows if row["images"] == images and row["extractor"] == extractor)
+
+
+def _f1(row):
+    return f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f}" if row else "–"
 
 
 def _with_interval(value, low, high):
@@ -109,8 +182,21 @@ def as_markdown(result: dict) -> str:
     ):
         rows = result[name]
         parts.append(f"{title}: {rows['tree']}{which}, N = {rows['N']} ({rows['unreadable']} unreadable, left out).")
-    parts += [f"**Note:** {note}." for note in result["notes"]]
-    parts += [*_images(result), *_reports(result), *_pairs(result)]
+    if "unseen" in result:
+        unseen = result["unseen"]
+        splits = " and ".join(f"{count} of the split {name}" for name, count in unseen["splits"].items())
+        parts.append(f"Unseen by the judge: N = {unseen['N']} real images of further patients ({splits}).")
+    parts += [f"**Selection:** {result['selected']}.", *(f"**Note:** {note}." for note in result["notes"])]
+    parts += [
+        "Floor: without a generator. Ceiling: real images, reports or pairs; for a distance its best value, the mean "
+        f"and deviation of {FLOOR_DRAWS} draws of unseen real images with the labels of the requests. Intervals: 95 %, "
+        "by patients drawn again.",
+        markdown(headline(result)),
+        *_images(result),
+        *_reports(result),
+        *_conventions(result),
+        *_pairs(result),
+    ]
     if "selection" in result:
         parts += [
             "## Selection",
@@ -124,9 +210,11 @@ def as_markdown(result: dict) -> str:
         ]
     parts += [
         "## Memorisation",
-        "Distance to the nearest training image. Of the real images, which were not trained on, "
-        f"{result['memorisation'][0]['quantile']:.0%} lie below the threshold; `share` is that of the synthetic ones.",
-        markdown(result["memorisation"]),
+        "The distance to the nearest training image, whatever the shift (up to 1/16 of the side), mirror, scale (up to "
+        "a tenth), brightness and contrast. A copy is nearer to one than all but the nearest "
+        f"{COPY_QUANTILE:.0%} of the real images, which were not trained on; shares have a 95 % Clopper-Pearson "
+        "interval. Planted copies of training images show what the search finds:",
+        markdown(share_columns(result["memorisation"], "share")),
         "![distances](memorisation.png)",
         "![closest pairs](closest.png)",
     ]
@@ -134,24 +222,22 @@ def as_markdown(result: dict) -> str:
 
 
 def _images(result):
-    parts = [
+    return [
         "## Image quality",
-        "Each row against the same real images. The floor is what other real images score at the same N; copying needs "
-        "no model. The judge was trained on the images of these two rows, which makes its floor a little too high.",
+        "Each row against the same real images. The floor: real images whose patients the judge does not know, with "
+        f"the labels of the requests, {FLOOR_DRAWS} draws of the same N; `FID / floor` is the ratio to their mean. "
+        "Copying gives training images of the nearest labels, which the judge may know.",
         markdown(result["image_quality"]),
-        "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images):",
+        "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images), at as many "
+        "of its five scales as fit into the image:",
         markdown(result["diversity"]),
         "## Clinical efficacy of images",
         f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the "
         f"classifier's own AUROC on real images. A finding with fewer than {metrics.MINIMUM_POSITIVES} positives (too "
-        "few) is no part of the mean.",
+        "few) is no part of the mean. Where every draw has one and the same AUROC, the interval is Newcombe's (2006).",
         markdown(auroc_columns(result["auroc"])),
         "![AUROC](auroc.png)",
     ]
-    if "downstream" in result:
-        tested = f"The judge's network, tested on {result['real']['N']} real images, mean AUROC:"
-        parts += ["## Downstream utility", tested, markdown(result["downstream"])]
-    return parts
 
 
 def _reports(result):
@@ -161,7 +247,8 @@ def _reports(result):
             parts += [
                 f"## {title}",
                 f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
-                f"real report of the image that the label vector came from.{_wording(result)}",
+                "real report of the image that the label vector came from. The headings FINDINGS: and IMPRESSION: are "
+                f"no words; METEOR needs WordNet and is left out.{_wording(result)}",
                 markdown(result[f"{prefix}reports"]),
                 markdown(f1_columns(result[f"{prefix}report_f1"])),
             ]
@@ -181,6 +268,25 @@ def _reports(result):
     return parts
 
 
+def _conventions(result):
+    tables = [("synthetic reports", "conventions"), ("reports written for real images", "written_conventions")]
+    tables = [(what, result[name]) for what, name in tables if result.get(name)]
+    images = result.get("image_conventions", [])
+    parts = [
+        "## Beside other people's papers",
+        "The same reports and images in the conventions of other papers; the figures differ from those above by "
+        "convention alone. R2Gen: findings only, lower case, its tokens, at most "
+        f"{conventions.R2GEN_WORDS} words, words rarer than {conventions.R2GEN_RARE} in the training reports unknown, "
+        "without METEOR. RadEval: BLEU with capitals and marks, ROUGE-L of stemmed words (with the package nltk), F1 "
+        "of what a report calls present or uncertain against that of the real report, over all 14 findings.",
+        *(part for what, rows in tables for part in (f"Of {what}:", markdown(rows))),
+        "CheXGenBench: FID and KID in the features of Inception (299 pixels) or RAD-DINO; its pixel distance is not "
+        "imitated, because it subtracts unsigned bytes, which wrap around.",
+        markdown(images) if images else "Neither is here: set FEATURES to inception or rad-dino.",
+    ]
+    return parts
+
+
 def _wording(result):
     if "TF-IDF" not in result.get("text_judge", ""):
         return ""
@@ -196,10 +302,11 @@ def _pairs(result):
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
         "The share of pairs that agree on every finding that both judges know and the request does not leave "
-        "uncertain, with its 95 % bootstrap interval over pairs; beside it the share of the real pairs, which shows "
-        "how far the judges themselves get. In the last columns two of the three agree on all findings. The judges "
-        f"were trained on the images and reports of the row of copies.{_wording(result)}",
-        markdown(complete_agreement_columns(result["complete_agreement"])),
+        "uncertain, with its 95 % bootstrap interval over patients; beside it the share of the real pairs, of patients "
+        "who set no threshold of the image judge, which shows how far the judges themselves get. In the last columns "
+        "two of the three agree on all findings. The judges were trained on the images and reports of the row of "
+        f"copies.{_wording(result)}",
+        markdown(share_columns(result["complete_agreement"])),
     ]
 
 
@@ -224,7 +331,7 @@ def auroc_columns(efficacy: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """AUROC tables side by side, with intervals, one row a finding."""
     table = pd.DataFrame({"finding": efficacy["synthetic"].index})
     for name, values in efficacy.items():
-        if name != COPYING:  # whose positives are those of the synthetic images
+        if name not in (COPYING, SELECTED):  # whose positives are those of the synthetic images
             table["asked" if name == "synthetic" else f"{name}: positives"] = values["positives"].tolist()
         table[f"{name}: AUROC [95 %]"] = [
             _with_interval(row.auroc, row.low, row.high) if row.counted else "too few" for row in values.itertuples()
@@ -232,16 +339,15 @@ def auroc_columns(efficacy: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def complete_agreement_columns(rows: list[dict]) -> pd.DataFrame:
-    """The rows of `metrics.complete_agreement` with share and interval in one column."""
+def share_columns(rows: list[dict], share: str = "all three") -> pd.DataFrame:
+    """Rows with the columns low and high => a table with the share and its interval in one column."""
     table = pd.DataFrame(rows)
-    intervals = [
-        "–" if np.isnan(row["all three"]) else _with_interval(row["all three"], row["low"], row["high"]) for row in rows
-    ]
-    place = table.columns.get_loc("all three")
-    table.insert(place, "all three [95 %]", intervals)
-    table.insert(place + 1, "of the real share", table.pop("of the real share"))
-    return table.drop(columns=["all three", "low", "high"])
+    intervals = ["–" if np.isnan(row[share]) else _with_interval(row[share], row["low"], row["high"]) for row in rows]
+    place = table.columns.get_loc(share)
+    table.insert(place, f"{share} [95 %]", intervals)
+    if "of the real share" in table:
+        table.insert(place + 1, "of the real share", table.pop("of the real share"))
+    return table.drop(columns=[share, "low", "high"])
 
 
 def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -269,32 +375,27 @@ def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_distances(spaces: dict[str, Nearest], path: Path) -> None:
-    """Histograms of the distances to the nearest training image, real and synthetic images, a plot for each space."""
-    figure = Figure(figsize=(4.5 * len(spaces), 3.5), layout="constrained")
-    for axes, (space, nearest) in zip(figure.subplots(1, len(spaces), squeeze=False)[0], spaces.items()):
-        distances, names = [nearest.real, nearest.synthetic], ["real", "synthetic"]
-        bins = np.linspace(0, max(map(np.max, distances)) or 1, 40)
-        axes.hist(distances, bins, density=True, histtype="stepfilled", alpha=0.6, label=names)
-        axes.axvline(nearest.threshold, color="black", linewidth=0.8, label="copies are left of this")
-        axes.set(title=space, xlabel="distance to the nearest training image")
-        axes.legend(fontsize=8)
+def draw_distances(nearest: Nearest, path: Path) -> None:
+    """A histogram of the distances to the nearest training image, real and synthetic images."""
+    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    distances = [nearest.real, nearest.synthetic]
+    bins = np.linspace(0, max(map(np.max, distances)) or 1, 40)
+    axes.hist(distances, bins, density=True, histtype="stepfilled", alpha=0.6, label=["real", "synthetic"])
+    axes.axvline(nearest.threshold, color="black", linewidth=0.8, label="copies are left of this")
+    axes.set(xlabel="distance to the nearest training image")
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def draw_closest(
-    spaces: dict[str, Nearest], synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path
-) -> None:
-    """The CLOSEST pairs of each space, or fewer: the synthetic image above its nearest training image."""
+def draw_closest(nearest: Nearest, synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path) -> None:
+    """The CLOSEST pairs, or fewer: the synthetic image above its nearest training image."""
     count = min(CLOSEST, len(synthetic))
-    figure = Figure(figsize=(1.6 * count, 3.8 * len(spaces)), layout="constrained")
-    grid = figure.subplots(2 * len(spaces), count, squeeze=False)
-    for block, (space, nearest) in enumerate(spaces.items()):
-        upper, lower = grid[2 * block], grid[2 * block + 1]
-        upper[0].set_ylabel(space, fontsize=7)
-        for column, row in enumerate(np.argsort(nearest.synthetic, kind="stable")[:count]):
-            _show(upper[column], synthetic["image_path"].iloc[row], image_size, f"{nearest.synthetic[row]:.3f}")
-            _show(lower[column], train["image_path"].iloc[nearest.places[row]], image_size, "training image")
+    figure = Figure(figsize=(1.6 * count, 3.8), layout="constrained")
+    upper, lower = figure.subplots(2, count, squeeze=False)
+    for column, row in enumerate(np.argsort(nearest.synthetic, kind="stable")[:count]):
+        _show(upper[column], synthetic["image_path"].iloc[row], image_size, f"{nearest.synthetic[row]:.3f}")
+        _show(lower[column], train["image_path"].iloc[nearest.places[row]], image_size, "training image")
     figure.savefig(path, dpi=120)
 
 

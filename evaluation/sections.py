@@ -1,69 +1,89 @@
 """The sections of an evaluation: each compares a synthetic tree with real images, as rows (dicts) or tables.
 
-A section is a function of an ImageSets and judges (evaluation/judges.py), made of measures (evaluation/metrics.py);
-evaluation/report.py writes them down. Beside the synthetic images and reports stand baselines without a generator:
-other real images (the floor), copies of training images and reports, a report that only lists the labels, one report
-for all images, and shuffled reports.
+A section is a function of an ImageSets and judges (evaluation/judges.py), made of measures (evaluation/metrics.py,
+agreement.py, copies.py); evaluation/report.py writes them down. Beside the synthetic images and reports stand floors
+and ceilings (evaluation/baselines.py).
 """
 
-from collections import ChainMap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from diffusers import AutoencoderKL
 
-from evaluation import judges, metrics
-from evaluation.images import THREADS, Images, ImageSets
+from evaluation import agreement, copies, judges, metrics
+from evaluation.baselines import label_only_report, matched_draws, nearest_by_labels, reported, shuffled
+from evaluation.conventions import text_conventions
+from evaluation.images import Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
-from utils.errors import InputError
-from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
+from utils.csv_files import read_csv
+from utils.errors import InputError, say
+from utils.findings import FINDINGS, PRESENT
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
-from utils.latents import cache_moments, mean_latents, read_pixels
-from utils.references import References
-from utils.seeds import draw_rows, keyed_generator
+from utils.latents import read_pixels
+from utils.seeds import draw_rows
 
-FLOOR = "real train (floor)"  # other real images, as many as synthetic ones
+FLOOR = "real, unseen by the judge (floor)"  # with the labels of the requests, as many as synthetic ones
 SHUFFLED = "shuffled reports"  # the synthetic images with each other's reports
 COPYING = "nearest training image (copying)"  # a training image of the nearest labels for each synthetic image
+SELECTED = "random training pairs, selected in the same way"  # see `baselines.selected_floor`
+CONSTANT = "constant normal report"
+FURTHER = {"reconstruction": "BART's reconstruction of the real report (ceiling)", "floor": SELECTED}  # columns => rows
+FLOOR_DRAWS = 8  # draws of unseen images, for the mean and deviation of the floor
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM
+
 # ---- image quality and diversity -----------------------------------------------------------------------------------
 
 
 def image_quality(sets: ImageSets, extractors: list[Judge | Extractor]) -> list[dict]:
-    """For each extractor a row for the synthetic images, the floor and copying; all against the same real images."""
-    count = len(sets.synthetic)
-    floor = draw_rows(len(sets.train), count, sets.seed, "floor")
-    used, place = np.unique(np.concatenate([floor, sets.copies]), return_inverse=True)
+    """For each extractor a row for the synthetic images, the floor and copying; all against the same real images.
+
+    The floor is the mean of FLOOR_DRAWS draws of unseen images, with its deviation; without unseen images, of training
+    images. "FID / floor" is the ratio to it.
+    """
+    count, unseen = len(sets.synthetic), sets.unseen or sets.train
+    draws = matched_draws(sets.synthetic.codes(), unseen.codes(), FLOOR_DRAWS, sets.seed)
+    drawn, place = np.unique(draws, return_inverse=True)
+    used, copied = np.unique(sets.copies, return_inverse=True)
     rows = []
     for extractor in extractors:
-        train_features = sets.train.encode(extractor, used)[0][place]
         real_features = sets.real.encode(extractor)[0]
-        for name, features in (
-            ("synthetic", sets.synthetic.encode(extractor)[0]),
-            (FLOOR, train_features[: len(floor)]),
-            (COPYING, train_features[len(floor) :]),
-        ):
+        floor_features = unseen.encode(extractor, drawn)[0][place.reshape(draws.shape)]  # (draws, N, D)
+        distances = {
+            name: _distances(real_features, features, sets.seed)
+            for name, features in (
+                ("synthetic", sets.synthetic.encode(extractor)[0][None]),
+                (FLOOR, floor_features),
+                (COPYING, sets.train.encode(extractor, used)[0][copied][None]),
+            )
+        }
+        for name, values in distances.items():
+            warning = _size_warning(min(count, len(real_features)), extractor.width)
+            if name == FLOOR and sets.unseen is None:
+                warning = "; ".join(filter(None, [warning, "the judge knows these images: none is unseen"]))
             rows.append({
-                "images": name,
-                "extractor": f"{extractor.name}, D = {extractor.width}",
-                "N": len(features),
-                "N real": len(real_features),
-                **metrics.feature_distances(real_features, features, NEIGHBOURS, sets.seed),
-                "warning": _size_warning(min(len(features), len(real_features)), extractor.width, len(features), count),
+                "images": name, "extractor": f"{extractor.name}, D = {extractor.width}", "N": count,
+                "N real": len(real_features), "FID / floor": values["FID"] / distances[FLOOR]["FID"], **values,
+                "warning": warning,
             })  # fmt: skip
     return rows
 
 
-def _size_warning(smaller, width, count, synthetic_count):
-    """What makes a row of image_quality hard to compare, "" if nothing does."""
-    warnings = []
-    if smaller < width:
-        warnings.append(f"FID from fewer images ({smaller}) than feature dimensions ({width})")
-    if count != synthetic_count:
-        warnings.append(f"not the same N as the synthetic images ({synthetic_count})")
-    return "; ".join(warnings)
+def _distances(real_features, draws, seed):
+    """The measures of several draws of images (draws, N, D) against real ones: the means, and the FID's deviation.
+
+    KID deviation: over the draws; of a single one over KID's own subsets.
+    """
+    rows = pd.DataFrame([metrics.feature_distances(real_features, features, NEIGHBOURS, seed) for features in draws])
+    if len(draws) > 1:
+        rows["KID deviation"] = rows["KID"].std()
+    means = rows.mean().to_dict()
+    return {"FID": means.pop("FID"), "FID deviation": float(rows["FID"].std()), **means}
+
+
+def _size_warning(smaller, width):
+    return f"FID from fewer images ({smaller}) than feature dimensions ({width})" if smaller < width else ""
 
 
 def diversity(sets: ImageSets) -> list[dict]:
@@ -74,7 +94,9 @@ def diversity(sets: ImageSets) -> list[dict]:
     rows, both = [], {"synthetic": sets.synthetic, "real": sets.real}
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
-        rows.append({"images": name, "pairs": len(pairs), "MS-SSIM": metrics.diversity(_file_reader(images), pairs)})
+        value = metrics.diversity(_file_reader(images), pairs)
+        scales = metrics.ms_ssim_scales(images.loading.image_size)
+        rows.append({"images": name, "pairs": len(pairs), "scales": scales, "MS-SSIM": value})
     return rows
 
 
@@ -83,47 +105,22 @@ def _file_reader(images):
     return lambda row: read_pixels(paths[row], images.loading.image_size)[:1]
 
 
-# ---- clinical efficacy and downstream utility ----------------------------------------------------------------------
+# ---- clinical efficacy ---------------------------------------------------------------------------------------------
 
 
 def clinical_efficacy(sets: ImageSets, classifier: Judge | Extractor) -> dict[str, pd.DataFrame]:
-    """AUROC per finding of asked findings on synthetic images, on copied ones, and of real findings on real images."""
+    """AUROC per finding of asked findings on synthetic images and on baselines, and of real findings on real images."""
     asked, present = metrics.positives(sets.synthetic.table), metrics.positives(sets.real.table)
-    used, place = np.unique(sets.copies, return_inverse=True)
+    measured = {"synthetic": (asked, sets.synthetic.encode(classifier)[1], sets.synthetic.subjects())}
+    for name, rows in ((SELECTED, sets.floor), (COPYING, sets.copies)):
+        if rows is not None:
+            used, place = np.unique(rows, return_inverse=True)
+            measured[name] = asked, sets.train.encode(classifier, used)[1][place], sets.train.subjects()[rows]
+    measured["real"] = present, sets.real.encode(classifier)[1], sets.real.subjects()
     return {
-        name: metrics.auroc_table(labels, probabilities, classifier.known, seed=sets.seed)
-        for name, labels, probabilities in (
-            ("synthetic", asked, sets.synthetic.encode(classifier)[1]),
-            (COPYING, asked, sets.train.encode(classifier, used)[1][place]),
-            ("real", present, sets.real.encode(classifier)[1]),
-        )
+        name: metrics.auroc_table(labels, probabilities, classifier.known, seed=sets.seed, subjects=subjects)
+        for name, (labels, probabilities, subjects) in measured.items()
     }
-
-
-def downstream_utility(sets: ImageSets, judge: Judge, rows: np.ndarray) -> list[dict]:
-    """Classifiers trained on real, on synthetic, and on both kinds of images, tested on real ones: mean AUROC.
-
-    The first is the judge, which these rows of sets.train trained; the two others are trained in the same way.
-    """
-    real, synthetic, train, settings = sets.real, sets.synthetic, sets.train, judge.settings
-    asked, present = metrics.positives(synthetic.table), metrics.positives(train.table)[rows]
-    real_keys = [train.keys[row] for row in rows]
-    pixels = ChainMap(synthetic.cache, train.cache)
-    measured = {"real": (len(rows), real.encode(judge)[1])}  # training images, probabilities
-    for name, keys, labels in (
-        ("synthetic", synthetic.keys, asked),
-        ("real and synthetic", real_keys + synthetic.keys, np.concatenate([present, asked])),
-    ):
-        model = judges.train_classifier(pixels, keys, labels, settings, real.device)
-        other = Judge(model, settings, judge.thresholds, judge.known)
-        read = judges.pixel_reader(real.cache, real.keys)
-        _, probabilities = judges.extract(other, read, len(real), real.device, real.loading.batch_size)
-        measured[name] = len(keys), probabilities
-    table = []
-    for name, (count, probabilities) in measured.items():
-        efficacy = metrics.auroc_table(metrics.positives(real.table), probabilities, judge.known, seed=settings.seed)
-        table.append({"trained on": name, "N": count, **efficacy.loc["mean", ["auroc", "low", "high"]]})
-    return table
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
@@ -136,20 +133,53 @@ class Reports:
     name: str
     table: pd.DataFrame  # one row a report, in the column report
     references: list[str]  # the real report that each is compared with, "" where there is none
+    further: dict[str, list[str]] = field(default_factory=dict)  # floors and ceilings, {name: a report for each row}
 
 
-def synthetic_reports(images: Images, real_table: pd.DataFrame) -> Reports:
-    """The reports of synthetic images, each with the real report of its source in real_table."""
-    table = _reported(images.table).reset_index(drop=True)
-    real_reports = real_table.set_index("dicom_id")["report"]
-    return Reports("synthetic", table, table["source"].map(real_reports).fillna("").tolist())
+def synthetic_reports(sets: ImageSets, real_table: pd.DataFrame, written: pd.DataFrame | None) -> Reports:
+    """The reports of synthetic images, each with the real report of its source in real_table.
+
+    written: see `read_written`, of the synthetic tree itself.
+    """
+    has_report = (sets.synthetic.table["report"] != "").to_numpy()
+    table = sets.synthetic.table[has_report].reset_index(drop=True)
+    real_reports = real_table.drop_duplicates("dicom_id").set_index("dicom_id")["report"]
+    further = _further(table, written)
+    if sets.floor is not None:
+        further[SELECTED] = sets.train.table["report"].iloc[sets.floor[has_report]].tolist()
+    return Reports("synthetic", table, table["source"].map(real_reports).fillna("").tolist(), further)
 
 
-def written_reports(images: Images, written: dict[str, str]) -> Reports:
-    """Reports written for real images, {dicom_id: report}, each with the image's own report."""
-    table = images.table[images.table["dicom_id"].isin(written)].reset_index(drop=True)
-    new_reports = table["dicom_id"].map(written)
-    return Reports("written for real images", table.assign(report=new_reports), table["report"].tolist())
+def written_reports(images: Images, written: pd.DataFrame) -> Reports:
+    """Reports written for real images (see `read_written`), each with the image's own report."""
+    table = images.table[images.table["dicom_id"].isin(written.index)].reset_index(drop=True)
+    new_reports = table["dicom_id"].map(written["report"])
+    references = table["report"].tolist()
+    return Reports("written for real images", table.assign(report=new_reports), references, _further(table, written))
+
+
+def read_written(folder: str | Path) -> pd.DataFrame | None:
+    """<folder>/reports.csv, indexed by dicom_id: reports, and perhaps the columns of FURTHER ("" where it has none).
+
+    None without the file; InputError for a file without the columns dicom_id and report.
+    """
+    path = Path(folder) / "reports.csv"
+    if not path.is_file():
+        return None
+    columns = ("dicom_id", "report")
+    return read_csv(path, columns, columns, tuple(FURTHER)).drop_duplicates("dicom_id").set_index("dicom_id")
+
+
+def _further(table, written):
+    """{name: reports} of the columns of FURTHER that hold a report for each row of a table."""
+    further = {}
+    for column, name in FURTHER.items() if written is not None else ():
+        texts = table["dicom_id"].map(written[column]).fillna("")
+        if (texts != "").all():
+            further[name] = texts.tolist()
+        elif (texts != "").any():
+            say(f"{column} of reports.csv is left out: {(texts == '').sum()} of {len(texts)} images have none")
+    return further
 
 
 def text_judge_for(sets: ImageSets, name: str, loaded: judges.TextJudge | None) -> tuple:
@@ -159,34 +189,33 @@ def text_judge_for(sets: ImageSets, name: str, loaded: judges.TextJudge | None) 
     """
     if not (sets.synthetic.table["report"] != "").any():
         return None, [f"{name} has no reports: images are evaluated, reports and pairs are not"]
-    studies = _reported(sets.train.table).drop_duplicates("study_id")
+    studies = reported(sets.train.table).drop_duplicates("study_id")
     if studies.empty:
         return None, ["the training rows have no reports to learn or to copy from: reports and pairs are not evaluated"]
     notes = []
-    if not metrics.has_wordnet():
-        notes.append(
-            "METEOR is left out: NLTK's WordNet is not here (pip install nltk, then python -m nltk.downloader wordnet)"
-        )
     without_report = int((sets.synthetic.table["report"] == "").sum())
     if without_report:
         notes.append(f"{without_report} synthetic images have no report, and no part in its scores")
     return loaded or judges.TextJudge(studies["report"].tolist(), metrics.positives(studies)), notes
 
 
-def report_quality(text_judge, reports: Reports, train_table: pd.DataFrame, radgraph: bool, seed: int) -> tuple:
+def report_quality(
+    text_judge, reports: Reports, train_table: pd.DataFrame, constant: str, radgraph: bool, seed: int
+) -> tuple[list[dict], dict[str, pd.DataFrame], list[dict]]:
     """Reports and their baselines, against their references and against the asked findings.
 
-    => (rows, one for each set of reports; {set of reports: F1 per finding}).
+    constant: the report that is written for every image. => (rows, one for each set of reports; {set of reports: F1 per
+    finding}; rows in other papers' conventions).
     """
     table, texts = reports.table, reports.table["report"].tolist()
-    copied = nearest_by_labels(table, _reported(train_table), seed)
-    candidates = {reports.name: texts}
+    copied = nearest_by_labels(table, reported(train_table), seed)
+    candidates = {reports.name: texts, **reports.further}
     if all(reports.references):
         candidates["real reports of the same labels"] = reports.references
     candidates |= {
-        "nearest training report (copying)": train_table["report"].iloc[copied].tolist(),
+        "nearest training report (copying)": train_table["report"].loc[copied].tolist(),
         "label-only": [label_only_report(codes) for codes in table[list(FINDINGS)].to_numpy()],
-        "constant normal report": [constant_normal_report(train_table)] * len(texts),
+        CONSTANT: [constant] * len(texts),
         "shuffled among images": shuffled(texts, seed),
     }
     labels, referenced = metrics.positives(table), [row for row, text in enumerate(reports.references) if text]
@@ -201,7 +230,13 @@ def report_quality(text_judge, reports: Reports, train_table: pd.DataFrame, radg
                 row["RadGraph F1"] = judges.radgraph_f1(references, compared)
         f1_tables[name] = metrics.clinical_f1(labels, text_judge(texts))
         rows.append(row | {f"clinical F1 {mean}": f1_tables[name].loc[mean, "f1"] for mean in ("micro", "macro")})
-    return rows, f1_tables
+    conventions = []
+    if referenced:
+        shown = [name for name in candidates if name in (reports.name, CONSTANT, *FURTHER.values())]
+        compared = {name: [candidates[name][index] for index in referenced] for name in shown}
+        train_texts = reported(train_table).drop_duplicates("study_id")["report"].tolist()
+        conventions = text_conventions(text_judge, references, compared, train_texts)
+    return rows, f1_tables, conventions
 
 
 def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: int) -> list[dict]:
@@ -210,7 +245,7 @@ def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: in
     The last row is as many training reports as the first set has, one a study: what is usual among real reports.
     """
     tables = {reports.name: reports.table for reports in all_reports}
-    studies = _reported(train_table).drop_duplicates("study_id")
+    studies = reported(train_table).drop_duplicates("study_id")
     tables["real train"] = studies.iloc[draw_rows(len(studies), len(all_reports[0].table), seed, "texts")]
     return [
         {
@@ -221,75 +256,39 @@ def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: in
     ]
 
 
-def _reported(table):
-    return table[table["report"] != ""]
-
-
-# ---- baselines -----------------------------------------------------------------------------------------------------
-
-
-def nearest_by_labels(table: pd.DataFrame, train_table: pd.DataFrame, seed: int) -> np.ndarray:
-    """For each row the index label of a row of train_table with the nearest label vector, drawn among equals."""
-    references = References(train_table)
-    rows = [
-        references.draw(codes, -1, keyed_generator(seed, "copying", dicom_id))
-        for codes, dicom_id in zip(table[list(FINDINGS)].to_numpy(), table["dicom_id"])
-    ]
-    return train_table.index.to_numpy()[rows]
-
-
-def constant_normal_report(train_table: pd.DataFrame) -> str:
-    """The best single report for all images, out of those of training images without findings, else out of all."""
-    reported = _reported(train_table)
-    normal = reported[reported["No Finding"] == PRESENT]
-    return metrics.constant_report((normal if len(normal) else reported)["report"])
-
-
-def label_only_report(codes: np.ndarray) -> str:
-    """A report that lists 14 codes and nothing else: what can be known without an image."""
-    sentences = {PRESENT: "There is {}.", ABSENT: "There is no {}.", UNCERTAIN: "Possible {}."}
-    findings = [sentences[code].format(name.lower()) for name, code in zip(FINDINGS, codes) if code in sentences]
-    report = "FINDINGS: " + (" ".join(findings) or "Chest X-ray.")
-    present = [f"{name.capitalize()}." for name, code in zip(FINDINGS, codes) if code == PRESENT]
-    return f"{report} IMPRESSION: {' '.join(present)}" if present else report
-
-
-def shuffled(reports: list[str], seed: int) -> list[str]:
-    """The reports in another order, none in its own place."""
-    order = np.random.default_rng(seed).permutation(len(reports))
-    sources = np.empty(len(reports), dtype=int)
-    sources[order] = np.roll(order, 1)
-    return [reports[row] for row in sources]
-
-
 # ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Requests, images and reports as codes and readings (see evaluation/metrics.py), (N, 14) each."""
+    """Requests, images and reports as codes and readings (see evaluation/agreement.py), (N, 14) each."""
 
     labels: np.ndarray  # the codes that were asked for
     image: np.ndarray  # the image judge's reading
     report: np.ndarray | None  # the text judge's reading; None without a text judge
+    subjects: np.ndarray  # (N,) patients
 
 
-def pairs(sets: ImageSets, judge: Judge, text_judge) -> tuple[pd.DataFrame, dict]:
+def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.DataFrame, dict]:
     """Whether request, image and report agree => (a row an image and finding; parts of evaluation.json).
 
     "pairs": agreement per finding, where an uncertain request counts as one that does not ask; "complete_agreement":
-    whole pairs and baselines, where an uncertain finding does not count. The real pairs show how far the judges
-    themselves get. Without a text judge, everything is about request and image alone.
+    whole pairs and baselines, where an uncertain finding does not count. The real pairs, of patients who set no
+    threshold, show how far the judges themselves get. constant: the report that is written for every image. Without a
+    text judge, everything is about request and image alone.
     """
-    groups = _pairs_and_baselines(sets, judge, text_judge)
+    groups = _pairs_and_baselines(sets, judge, text_judge, constant)
     table = _findings_table(sets.synthetic.table["dicom_id"].to_numpy(), groups["synthetic"])
     per_finding = {
-        name: metrics.agreement(group.labels == PRESENT, group.image, group.report)
+        name: agreement.agreement(group.labels == PRESENT, group.image, group.report)
         for name, group in groups.items()
         if name in ("synthetic", "real", SHUFFLED)
     }
     rows = [
-        {"pairs": name, **metrics.complete_agreement(group.labels, group.image, group.report, sets.seed)}
+        {
+            "pairs": name,
+            **agreement.complete_agreement(group.labels, group.image, group.report, sets.seed, group.subjects),
+        }
         for name, group in groups.items()
     ]
     real_share = rows[-1]["all three"]
@@ -310,33 +309,38 @@ def _findings_table(dicom_ids, group):
     })  # fmt: skip
 
 
-def _pairs_and_baselines(sets, judge, text_judge):
+def _pairs_and_baselines(sets, judge, text_judge, constant):
     """{name: Pairs}, the synthetic ones first and the real ones last."""
-    labels, real_labels = sets.synthetic.codes(), sets.real.codes()
-    image, real_image = _image_reading(judge, sets.synthetic), _image_reading(judge, sets.real)
+    table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
+    ceiling = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
+    image, reports = _image_reading(judge, sets.synthetic), table["report"]
+    shown, told = {"synthetic": image}, {"synthetic": reports}  # what the judges read
+    if sets.floor is not None:
+        shown[SELECTED] = _image_reading(judge, train, sets.floor)
+        told[SELECTED] = train.table["report"].iloc[sets.floor]
     if text_judge is None:
-        return {
-            "synthetic": Pairs(labels, image, None),
-            COPYING: Pairs(labels, _image_reading(judge, sets.train, sets.copies), None),
-            "real": Pairs(real_labels, real_image, None),
-        }
-    reports, train_table = sets.synthetic.table["report"], sets.train.table
-    copied = nearest_by_labels(sets.synthetic.table, _reported(train_table), sets.seed)
-    shuffled_reports = reports.copy()
-    shuffled_reports[reports != ""] = shuffled(reports[reports != ""].tolist(), sets.seed)
-    groups = {
-        "synthetic": (image, reports),
-        SHUFFLED: (image, shuffled_reports),
-        COPYING: (_image_reading(judge, sets.train, copied), train_table["report"].iloc[copied]),
-        "label-only report": (image, [label_only_report(codes) for codes in labels]),
-        "constant normal report": (image, [constant_normal_report(train_table)] * len(reports)),
-    }
-    readings = {}
-    for name, (shown, texts) in groups.items():  # an image without a report has none in the baselines either
-        texts = np.where(reports != "", texts, "").tolist()
-        readings[name] = Pairs(labels, shown, _report_reading(text_judge, texts))
-    real_reports = sets.real.table["report"].tolist()
-    return readings | {"real": Pairs(real_labels, real_image, _report_reading(text_judge, real_reports))}
+        shown[COPYING] = _image_reading(judge, train, sets.copies)
+    else:
+        copied = nearest_by_labels(table, reported(train.table), sets.seed)
+        shown[COPYING], told[COPYING] = _image_reading(judge, train, copied), train.table["report"].iloc[copied]
+        moved = reports.copy()
+        moved[reports != ""] = shuffled(reports[reports != ""].tolist(), sets.seed)
+        told |= {SHUFFLED: moved, "label-only report": [label_only_report(codes) for codes in labels]}
+        told[CONSTANT] = [constant] * len(reports)
+    groups = {}
+    for name in [*shown, *(name for name in told if name not in shown)]:
+        report = None
+        if text_judge is not None:  # an image without a report has none in the baselines either
+            report = _report_reading(text_judge, np.where(reports != "", told[name], "").tolist())
+        groups[name] = Pairs(labels, shown.get(name, image), report, sets.synthetic.subjects())
+    real_reports = sets.real.table["report"].iloc[ceiling].tolist()
+    groups["real"] = Pairs(
+        sets.real.codes()[ceiling],
+        _image_reading(judge, sets.real, ceiling),
+        None if text_judge is None else _report_reading(text_judge, real_reports),
+        sets.real.subjects()[ceiling],
+    )
+    return groups
 
 
 def _image_reading(judge, images, rows=None):
@@ -395,7 +399,7 @@ def selection(sets: ImageSets, judge: Judge) -> dict:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Distances of images to their nearest training image in one space, root mean square differences."""
+    """Distances of images to their nearest training image (evaluation/copies.py)."""
 
     synthetic: np.ndarray  # (N,) of the synthetic images
     real: np.ndarray  # (M,) of the real images, which were not trained on
@@ -403,38 +407,25 @@ class Nearest:
     threshold: float  # below it an image counts as a copy
 
 
-def memorisation(sets: ImageSets, judge: Judge, vae: AutoencoderKL | None) -> tuple[list[dict], dict[str, Nearest]]:
-    """Nearest training images in VAE latents, unless vae is None, and judge's features => (rows, {space: Nearest})."""
-    readers = {}  # space => for real, synthetic and training images read(start, end) => (end - start, D)
-    every = (sets.real, sets.synthetic, sets.train)
-    if vae is not None:
-        readers["VAE latents"] = [_latent_reader(images, vae) for images in every]
-    readers[f"features of the {judge.name}"] = [_feature_reader(images, judge) for images in every]
-    rows, spaces = [], {}
-    for space, (read_real, read_synthetic, read_train) in readers.items():
-        count, device = len(sets.train), sets.real.device
-        real, _ = metrics.nearest(read_real(0, len(sets.real)), read_train, count, device)
-        synthetic, places = metrics.nearest(read_synthetic(0, len(sets.synthetic)), read_train, count, device)
-        measured = metrics.memorisation(synthetic, real)
-        rows.append({"space": space, "N": len(synthetic), "N real": len(real), **measured})
-        spaces[space] = Nearest(synthetic, real, places, measured["threshold"])
-    return rows, spaces
+def memorisation(sets: ImageSets) -> tuple[list[dict], Nearest]:
+    """How many synthetic images, and how many planted copies of training images, are found to be copies.
 
+    The threshold is the COPY_QUANTILE of the real images' distances, which were not trained on.
+    """
+    train, size = sets.train, len(sets.train)
 
-def _feature_reader(images, judge):
-    features = images.encode(judge)[0]
-    return lambda start, end: features[start:end]
+    def search(pixels):
+        return copies.search_copies(judges.to_float(pixels), read, size, sets.real.device)
 
+    def read(rows):
+        return judges.to_float(train.pixels(rows))
 
-def _latent_reader(images, vae):
-    """read(start, end) => the mean latents of these rows, (end - start, C h w) at unit variance, out of the cache."""
-    how = images.loading
-    cache, keys, _ = cache_moments(
-        images.table, vae, how.image_size, how.cache_dir, how.batch_size, how.accelerator, THREADS
-    )
-
-    def read(start, end):
-        means = mean_latents(cache.stack(keys[start:end]).astype(np.float32), vae.config.scaling_factor)
-        return means.reshape(len(means), -1)
-
-    return read
+    real, _ = search(sets.real.pixels(np.arange(len(sets.real))))
+    synthetic, places = search(sets.synthetic.pixels(np.arange(len(sets.synthetic))))
+    threshold = float(np.quantile(real, copies.COPY_QUANTILE))
+    rows = [{"images": "synthetic", **copies.copied_share(synthetic, threshold)}]
+    planted = copies.plant_copies(train.pixels(draw_rows(size, copies.PLANTED, sets.seed, "planted copies")))
+    for kind, images in planted.items():
+        rows.append({"images": f"planted copies: {kind}", **copies.copied_share(search(images)[0], threshold)})
+    rows.append({"images": "real (these set the threshold)", **copies.copied_share(real, threshold)})
+    return rows, Nearest(synthetic, real, places, threshold)

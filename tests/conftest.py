@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from running import BACKBONES, EVALUATION, ROOT, flags, run_script, tiny_config
 
-from evaluation import metrics
+from evaluation import copies, metrics
 from models.prior import Prior
 from phantom import draw_tree
 from utils.checkpoints import weights_fingerprint
@@ -114,6 +114,7 @@ def real(tmp_path_factory):
 def evaluate(real, tmp_path, monkeypatch):
     """evaluate(SYNTHETIC=..., ...) => evaluation.json; all runs share one cache, so one judge."""
     monkeypatch.setattr(metrics, "MINIMUM_POSITIVES", 2)
+    monkeypatch.setattr(copies, "PLANTED", 4)
     script = ROOT / "evaluate_pairs.py"
 
     def run(**constants):

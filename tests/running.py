@@ -22,7 +22,7 @@ BACKBONES = {"clipUViT": "UViT", "clipSD": "UNet2DConditionModel"}
 CSVS = ("synthetic.csv", *(f"mimic-cxr-2.0.0-{kind}.csv.gz" for kind in ("metadata", "chexpert", "split")))
 EVALUATION = {
     "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
-    "IMAGE_SIZE": 32, "BASE_MODEL": "", "DOWNSTREAM": False, "DEVICE": "cpu",
+    "IMAGE_SIZE": 32, "DEVICE": "cpu",
 }  # fmt: skip
 TINY = """
 [common]

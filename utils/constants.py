@@ -49,6 +49,8 @@ from utils.errors import InputError, reason, run, say, writing
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
 GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
+    "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
+    "BASE_MODEL": "this script needs no VAE; remove it",
     "CHECK": "every run tries one step before its long work; remove it",
     "HEAD_ROWS": "the prior's head starts from random weights; remove it",
     "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
@@ -88,7 +90,7 @@ FIXED = {  # former constant => where its value is now; a value given for it is 
     "NUM_WORKERS": "4 threads, sampling/reference_pool.py, evaluation/images.py",
     "NEIGHBOURS": "5, evaluation/sections.py", "DIVERSITY_PAIRS": "500, evaluation/sections.py",
     "BOOTSTRAP": "1000, evaluation/metrics.py", "CLOSEST": "8, evaluation/report.py",
-    "PAGE_IMAGES": "5000, evaluation/report.py", "COPY_QUANTILE": "0.01, evaluation/metrics.py",
+    "PAGE_IMAGES": "5000, evaluation/report.py", "COPY_QUANTILE": "0.01, evaluation/copies.py",
 }  # fmt: skip
 GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 

@@ -22,7 +22,7 @@ def test_a_tree_against_itself_has_fid_zero_and_the_judges_own_auroc(real, evalu
     found = evaluate(SYNTHETIC=real)
     assert by(found["image_quality"], "images")["synthetic"]["FID"] == pytest.approx(0, abs=1e-4)
     assert found["auroc"]["synthetic"] == found["auroc"]["real"]
-    assert by(found["image_quality"], "images")["real train (floor)"]["FID"] > 0
+    assert by(found["image_quality"], "images")[sections.FLOOR]["FID"] > 0
     reports = by(found["reports"], "reports")
     assert reports["synthetic"]["BLEU-4"] == pytest.approx(1) and reports["synthetic"]["ROUGE-L"] == pytest.approx(1)
     assert reports["shuffled among images"]["clinical F1 micro"] < reports["synthetic"]["clinical F1 micro"]
@@ -47,16 +47,28 @@ def test_rules_read_any_wording_and_learn_nothing(real, evaluate, tmp_path):
 
 def test_other_real_images_are_at_the_floor(real, evaluate, tmp_path):
     generated_tree(tmp_path / "others", real, ("validate",))
-    rows = by(evaluate(SYNTHETIC=tmp_path / "others")["image_quality"], "images")
-    assert 0 < rows["synthetic"]["FID"] < 5 * rows["real train (floor)"]["FID"]
-    assert rows["synthetic"]["N"] == rows["real train (floor)"]["N"]
+    found = evaluate(SYNTHETIC=tmp_path / "others", JUDGE_PATIENTS="second half")
+    rows, train = by(found["image_quality"], "images"), read_table(real, splits=("train",))
+    assert 0.5 < rows["synthetic"]["FID / floor"] < 2 and rows[sections.FLOOR]["FID deviation"] >= 0
+    assert rows["synthetic"]["N"] == rows[sections.FLOOR]["N"] == rows[sections.COPYING]["N"]
+    splits = {"train": int(first_half(train).sum()), "validate": rows["synthetic"]["N"]}
+    assert found["unseen"]["splits"] == splits and found["unseen"]["N"] == sum(splits.values())
+
+
+def test_real_pairs_that_set_thresholds_are_no_ceiling(real, evaluate):
+    validation = read_table(real, splits=("validate",))
+    found = evaluate(SYNTHETIC=real, SPLIT="validate", TEXT_JUDGE="rules")
+    complete = by(found["complete_agreement"], "pairs")
+    assert complete["synthetic"]["N"] == len(validation)
+    assert complete["real"]["N"] == (~first_half(validation)).sum() < len(validation)
 
 
 def test_copied_training_images_are_found_and_shown(real, evaluate, tmp_path):
     made = generated_tree(tmp_path / "copies", real, ("train",))
     found = evaluate(SYNTHETIC=tmp_path / "copies")
-    (row,) = found["memorisation"]
-    assert row["share"] == 1 and row["median"] < 1e-5 < row["median_real"]
+    copied, *planted, others = found["memorisation"]
+    assert copied["share"] == 1 and copied["median distance"] < 0.01 < others["median distance"]
+    assert len(planted) == 6 and all(row["images"].startswith("planted") for row in planted)
     assert found["synthetic"]["N"] == len(made)
     for name in ("auroc.png", "memorisation.png", "closest.png", "evaluation.md", "constants.json"):
         assert (tmp_path / "evaluation" / name).stat().st_size > 0
@@ -125,18 +137,41 @@ def test_unreadable_images_are_named_counted_and_left_out(real, evaluate, tmp_pa
     assert torn.name in said and f"1 of {len(made)} images cannot be read" in said
 
 
-def test_written_reports_of_real_images_and_downstream_utility(real, evaluate, tmp_path):
+def test_written_reports_of_real_images_with_their_ceiling_and_floor(real, evaluate, tmp_path):
     table = read_table(real, splits=("test",))
-    table[["dicom_id", "study_id", "report"]].to_csv(tmp_path / "reports.csv", index=False)
-    found = evaluate(SYNTHETIC=real, WRITTEN=tmp_path, DOWNSTREAM=True)
+    more = {"reconstruction": table["report"], "floor": "FINDINGS: No edema."}
+    table[["dicom_id", "study_id", "report"]].assign(**more).to_csv(tmp_path / "reports.csv", index=False)
+    found = evaluate(SYNTHETIC=real, WRITTEN=tmp_path)
     assert [row["reports"] for row in found["texts"]] == ["synthetic", "written for real images", "real train"]
     synthetic, written, train = found["texts"]
     assert {**synthetic, "reports": ""} == {**written, "reports": ""} and synthetic["N"] == train["N"] == len(table)
     written = by(found["written_reports"], "reports")
     assert written["written for real images"]["ROUGE-L"] == pytest.approx(1)
     assert written["shuffled among images"]["ROUGE-L"] < 0.9
-    assert [row["trained on"] for row in found["downstream"]] == ["real", "synthetic", "real and synthetic"]
-    assert [row["N"] for row in found["downstream"]][2] == sum(row["N"] for row in found["downstream"][:2])
+    ceiling, floor = written[sections.FURTHER["reconstruction"]], written[sections.SELECTED]
+    assert ceiling["ROUGE-L"] == pytest.approx(1) and ceiling["clinical F1 micro"] > floor["clinical F1 micro"]
+    conventions = by(found["written_conventions"], "measure")
+    assert conventions["BLEU-1"]["written for real images"] == pytest.approx(1)
+    assert conventions["BLEU-1"][sections.CONSTANT] < 1 > conventions["BLEU-1"][sections.SELECTED]
+    text = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "## Beside other people's papers" in text and "Of reports written for real images:" in text
+
+
+def test_a_selected_tree_stands_beside_random_pairs_selected_in_the_same_way(real, evaluate, tmp_path):
+    made = generated_tree(tmp_path / "selected", real, ("test",))
+    train = read_table(real, splits=("train",))
+    floor = pd.DataFrame({"dicom_id": made["dicom_id"], "floor_dicom_id": train["dicom_id"][: len(made)].to_numpy()})
+    floor.to_csv(tmp_path / "selected" / "floor.csv", index=False)
+    (tmp_path / "selected" / "selection.json").write_text(json.dumps({"KEEP": "image and report"}))
+    found = evaluate(SYNTHETIC=tmp_path / "selected", TEXT_JUDGE="rules")
+    assert sections.SELECTED in found["auroc"] and "KEEP image and report" in found["selected"]
+    for name, column in (("reports", "reports"), ("complete_agreement", "pairs")):
+        assert by(found[name], column)[sections.SELECTED]["N"] == len(made)
+    text = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert text.index("**Selection:** selected pairs") < text.index("| measure |") < text.index("## Image quality")
+    assert text.index("selected pairs (KEEP") < text.index(sections.SELECTED)
+    page = (tmp_path / "selected.html").read_text()
+    assert page.index("selected pairs (KEEP") < page.index("FID (judge")
 
 
 def test_the_hold_out_is_that_of_the_images_checkpoint(real, evaluate, tmp_path):
@@ -175,11 +210,10 @@ def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
         InputError, match=r"training patients of the judge, e\.g\. 1\d{7}, also trained the selector .* JUDGE_PATIENTS"
     ):
         evaluate(SYNTHETIC=tmp_path / "chosen")
-    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half", DOWNSTREAM=True)
-    assert found["train"]["N"] == len(train)  # floors and copies are of all of them
-    assert by(found["image_quality"], "images")["real train (floor)"]["N"] == len(made)
-    rows = [row["N"] for row in found["downstream"]]
-    assert rows == [(~first_half(train)).sum(), len(made), (~first_half(train)).sum() + len(made)]
+    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half")
+    assert found["train"]["N"] == len(train)  # copies are of all of them
+    assert by(found["image_quality"], "images")[sections.FLOOR]["N"] == len(made)
+    assert "selected images" in found["selected"]
     calibration, acceptance = found["selection"]["calibration"], found["selection"]["acceptance"]
     assert sum(row["N"] for row in calibration) == acceptance["N"] == len(made) - 1 and len(calibration) == 5
     assert calibration[0]["mean score"] < calibration[-1]["mean score"]
@@ -229,9 +263,9 @@ def test_the_selector_s_judge_of_the_same_request(real, evaluate, tmp_path, monk
     assert found["acceptance"]["agree by the judge, of these"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, base_model, tmp_path, monkeypatch):
+def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, tmp_path, monkeypatch):
     generated_tree(tmp_path / "made", real, ("test",))
-    constants = {"SYNTHETIC": tmp_path / "made", "BASE_MODEL": base_model}
+    constants = {"SYNTHETIC": tmp_path / "made"}
     places = {"REAL": real, "CACHE_DIR": tmp_path / "cache", "OUTPUT": tmp_path / "two"}
     config = tmp_path / "empty.toml"
     config.write_text("")
@@ -267,9 +301,8 @@ def test_fewer_than_two_images(real, evaluate, tmp_path):
 def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(real, evaluate, tmp_path, monkeypatch):
     monkeypatch.setattr(images.Images, "__init__", None)
     for constants, message in (
-        ({"BASE_MODEL": tmp_path}, "no VAE"),
         ({"JUDGE_MODEL": "unheard_of"}, "'unheard_of'"),
-        ({"WRITTEN": tmp_path}, "reports.csv cannot be read"),
+        ({"WRITTEN": tmp_path}, "reports.csv is not there"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate(SYNTHETIC=real, **constants)
@@ -283,7 +316,9 @@ def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(rea
         ({"FEATURES": "clip"}, "--FEATURES: 'clip' is none of"),
         ({"JUDGE_PATIENTS": "first half"}, "--JUDGE_PATIENTS: 'first half' is none of all, second half"),
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
-        ({"WRITTEN": "nowhere"}, "nowhere/reports.csv cannot be read"),
+        ({"WRITTEN": "nowhere"}, "nowhere/reports.csv is not there.*WRITTEN"),
+        ({"DOWNSTREAM": True}, "make utility"),
+        ({"BASE_MODEL": "x"}, "without a VAE"),
         ({"SYNTHETIC": "nowhere"}, "nowhere is not a folder"),
     ],
 )

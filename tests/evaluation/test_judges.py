@@ -2,16 +2,18 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from small_data import columns
 
 import phantom
-from evaluation import judges, metrics
+from evaluation import judges
 from utils.devices import make_accelerator
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -44,7 +46,7 @@ def test_the_image_judge_learns_is_kept_and_is_trained_anew_when_its_rows_change
     features, scores = judges.extract(judge, judges.pixel_reader(pixels, keys), 20, "cpu", batch_size=7)
     assert features.shape == (20, judge.width) and scores.shape == (20, 14)
     edema = FINDINGS.index("Edema")
-    assert metrics.auroc(validation["Edema"].to_numpy() == 1, scores[:, edema]) > 0.95
+    assert roc_auc_score(validation["Edema"] == 1, scores[:, edema]) > 0.95
     assert judge.known.tolist() == [name == "Edema" for name in FINDINGS]
 
     files = judges.file_reader(validation["image_path"].tolist(), 32, 32)
@@ -166,6 +168,29 @@ def test_the_rules_judge_says_what_is_present():
     assert said.shape == (4, len(FINDINGS)) and said.dtype == bool
     assert said[:, FINDINGS.index("Edema")].tolist() == [True, False, False, False]
     assert judges.RulesJudge().known.all() and judges.RulesJudge()([]).shape == (0, len(FINDINGS))
+
+
+def test_chexbert_counts_uncertain_as_absent_as_requests_do(monkeypatch):
+    """Its package's own mode for reports, "rrg", makes 1 of an uncertain finding."""
+    names = [*FINDINGS[::-1]]
+
+    class F1CheXbert:
+        target_names = names
+
+        def __init__(self, device):
+            pass
+
+        def get_label(self, report, mode="rrg"):
+            labels = {"": "", "edema": 1, "no edema": 0, "maybe edema": -1}
+            label = labels[report] if mode == "classification" else int(labels[report] in (1, -1))
+            return [label if name == "Edema" else "" for name in names]
+
+    monkeypatch.setitem(sys.modules, "f1chexbert", SimpleNamespace(F1CheXbert=F1CheXbert))
+    judge = judges.ChexbertJudge("cpu")
+    reports = ["edema", "no edema", "maybe edema", ""]
+    assert judge.codes(reports)[:, FINDINGS.index("Edema")].tolist() == [1, -1, -2, 0]
+    assert judge(reports)[:, FINDINGS.index("Edema")].tolist() == [True, False, False, False]
+    assert judge(reports).sum() == 1 and "uncertain" in judge.name
 
 
 def test_packages_that_are_absent_are_one_sentence(monkeypatch):

@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from evaluation import metrics, report
-from evaluation.sections import COPYING, SHUFFLED, Nearest
+from evaluation.sections import CONSTANT, COPYING, FLOOR, FURTHER, SELECTED, SHUFFLED, Nearest
 from utils.findings import FINDINGS
 
 
@@ -39,7 +39,7 @@ def test_auroc_tables_stand_side_by_side_and_say_where_there_are_too_few():
         "real: AUROC [95 %]",
     ]  # fmt: skip
     rows = table.set_index("finding")
-    assert rows.loc["Edema", ["asked", "real: AUROC [95 %]"]].tolist() == [20, "1.000 [1.000, 1.000]"]
+    assert rows.loc["Edema", ["asked", "real: AUROC [95 %]"]].tolist() == [20, "1.000 [0.899, 1.000]"]
     assert rows.loc["Fracture", "synthetic: AUROC [95 %]"] == "too few"
 
 
@@ -53,34 +53,74 @@ def complete_rows():
     ]  # fmt: skip
 
 
-def test_the_summary_has_a_line_for_each_main_number():
-    result = {
-        "image_quality": [{"images": "synthetic", "FID": 1.5, "N": 9, "extractor": "judge, D = 4", "warning": "few"}],
-        "auroc": {"synthetic": auroc_table()},
+def result_of_an_evaluation():
+    def quality(images, fid):
+        row = {"images": images, "extractor": "judge, D = 4", "N": 9, "FID": fid, "FID / floor": fid / 3}
+        return row | {
+            "FID deviation": 0.2,
+            "KID": 0.1,
+            "KID deviation": 0.01,
+            "recall": 1,
+            "coverage": 0.5,
+            "warning": "",
+        }
+
+    def report_row(name, f1, rouge):
+        return {"reports": name, "N": 9, "clinical F1 micro": f1, "clinical F1 macro": np.nan, "ROUGE-L": rouge}
+
+    def copied(images, share):
+        return {"images": images, "N": 9, "share": share, "low": 0, "high": 1}
+
+    return {
+        "selected": "not selected",
+        "image_quality": [quality("synthetic", 4.5), quality(FLOOR, 3)],
+        "diversity": [{"MS-SSIM": 0.71}, {"MS-SSIM": 0.7}],
+        "auroc": {"synthetic": auroc_table(), SELECTED: auroc_table(), "real": auroc_table()},
         "classifier": "judge",
-        "reports": [{"reports": "label-only", "clinical F1 micro": 0.5, "clinical F1 macro": np.nan, "N": 9}],
+        "text_judge": "rules",
+        "reports": [report_row("synthetic", 0.5, 0.4), report_row("shuffled among images", 0.1, 0.2)]
+        + [report_row(CONSTANT, 0, 0.3), report_row(FURTHER["reconstruction"], 0.9, 0.8)],
         "complete_agreement": complete_rows(),
-        "memorisation": [{"space": "VAE latents", "share": 0.25, "quantile": 0.01}],
+        "memorisation": [copied("synthetic", 0.25), copied("planted copies: moved", 0.95), copied("real", 0.01)],
     }
-    assert report.summary(result) == [
-        ("FID, synthetic", "1.50 (N = 9, judge, D = 4 — few)"),
-        ("mean AUROC, synthetic", "1.000 [1.000, 1.000] (judge)"),
-        ("clinical F1 of reports, micro / macro, label-only", "0.500 / nan (N = 9)"),
-        (
-            "pairs whose request, image and report agree on every finding",
-            "40.0% [30.0%, 50.0%] (N = 9; real pairs 80.0%, shuffled reports 10.0%)",
+
+
+def test_each_main_number_stands_beside_its_floor_and_ceiling():
+    rows = {
+        row.pop("measure").split(" (")[0]: tuple(row.values()) for row in report.headline(result_of_an_evaluation())
+    }
+    perfect = "1.000 [0.899, 1.000]"
+    assert rows == {
+        "FID": ("4.50, 1.50 times the ceiling", "–", "3.00 ± 0.20"),
+        "KID": ("0.100", "–", "0.100 ± 0.010"),
+        "recall": ("1.000", "–", "1.000"),
+        "coverage": ("0.500", "–", "0.500"),
+        "MS-SSIM of images with the same findings": ("0.710", "–", "0.700"),
+        "mean AUROC of the asked findings in images": (perfect, f"0.5; {SELECTED}: {perfect}", perfect),
+        "F1 of the findings in reports, micro / macro": ("0.500 / nan", "shuffled: 0.100 / nan", "0.900 / nan"),
+        "ROUGE-L of reports": ("0.400", f"{CONSTANT}: 0.300", "0.800"),
+        "pairs that agree on every finding": (
+            "40.0% [30.0%, 50.0%]", f"{SHUFFLED}: 10.0% [0.0%, 20.0%]", "80.0% [70.0%, 90.0%]",
         ),
-        ("copies, VAE latents", "25.0% (of unseen real images 1%)"),
-    ]
-    result["complete_agreement"] = [row for row in complete_rows() if row["pairs"] != SHUFFLED]  # without reports
-    assert [name for name, _ in report.summary(result)][-1] == "copies, VAE latents" and len(
-        report.summary(result)
-    ) == 4
+        "copies of training images": (
+            "25.0% [0.0%, 100.0%]", "unseen real: 1%", "planted copies: 95% to 95% are found",
+        ),
+    }  # fmt: skip
+
+
+def test_the_summary_begins_with_the_selection_and_goes_without_reports():
+    result = result_of_an_evaluation()
+    rows = report.summary(result)
+    assert rows[0] == ("selection", "not selected")
+    assert dict(rows)["KID"] == "0.100 (ceiling: 0.100 ± 0.010)"
+    del result["reports"]
+    result["complete_agreement"] = [row for row in complete_rows() if row["pairs"] != SHUFFLED]
+    assert len(report.summary(result)) == len(rows) - 3
 
 
 def test_pairs_that_agree_on_every_finding_stand_with_their_interval():
     unread = {**complete_rows()[0], "pairs": "unread", "all three": np.nan, "low": np.nan, "high": np.nan}
-    table = report.complete_agreement_columns([*complete_rows(), unread])
+    table = report.share_columns([*complete_rows(), unread])
     columns = ["pairs", "N", "findings", "all three [95 %]", "of the real share", "request-image"]
     assert list(table.columns) == columns
     assert table["all three [95 %]"].tolist() == [
@@ -105,10 +145,10 @@ def test_the_closest_pairs_are_drawn_closest_first_with_fewer_images_than_asked(
         Image.new("L", (32, 32), 80 * number).save(tmp_path / f"{number}.png")
     table = pd.DataFrame({"image_path": [str(tmp_path / f"{number}.png") for number in range(3)]})
     near = Nearest(np.array([0.3, 0.1, 0.2]), np.array([0.4, 0.5]), np.array([2, 1, 0]), threshold=0.15)
-    report.draw_closest({"one": near, "other": near}, table, table, 32, tmp_path / "closest.png")
-    report.draw_distances({"one": near}, tmp_path / "distances.png")
+    report.draw_closest(near, table, table, 32, tmp_path / "closest.png")
+    report.draw_distances(near, tmp_path / "distances.png")
     with Image.open(tmp_path / "closest.png") as picture:
-        assert picture.width > 3 * 100 and picture.height > 4 * 100  # three columns, two rows a space
+        assert picture.width > 3 * 100 and picture.height > 2 * 100  # three columns, two rows
 
 
 def test_the_stopwatch_prints_each_lap(capsys):

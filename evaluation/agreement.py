@@ -1,0 +1,97 @@
+"""Do request, image and report agree? Labels and readings in, shares and Cohen's kappa out.
+
+Labels are codes (N, 14). A *reading* is what a judge says of N images or reports: (N, 14) float, 1 present, 0 absent,
+NaN where it cannot say, for a finding that it does not know or where there is no report.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score
+
+from evaluation import metrics
+from evaluation.metrics import BOOTSTRAP, mean_or_nan, patient_weights
+from utils.findings import FINDINGS, PRESENT, UNCERTAIN
+
+
+def agreement(asked: np.ndarray, image: np.ndarray, report: np.ndarray | None) -> pd.DataFrame:
+    """Agreement of request, image and report per finding => DataFrame indexed by finding and "mean".
+
+    asked (N, 14) bool; image and report: readings (None: NaN throughout). Columns: how many were asked for; the share
+    in which all three agree; the shares of the asked ones that image and report show; Cohen's kappa (1960) of each two.
+    NaN without readings, or where too few were asked for.
+    """
+    asked, image = np.asarray(asked, dtype=float), np.asarray(image, dtype=float)
+    report = np.full(asked.shape, np.nan) if report is None else np.asarray(report, dtype=float)
+    table = pd.DataFrame(map(_finding_agreement, asked.T, image.T, report.T), index=list(FINDINGS))
+    table.loc[table["asked"] < metrics.MINIMUM_POSITIVES, table.columns != "asked"] = np.nan
+    table.loc["mean"] = table.mean()
+    table.loc["mean", "asked"] = table["asked"].iloc[:-1].sum()
+    return table.astype({"asked": int})
+
+
+def _finding_agreement(asked, image, report):
+    """The row of one finding; asked, image, report: (N,) float."""
+    both = ~np.isnan(image) & ~np.isnan(report)
+    return {
+        "asked": asked.sum(),
+        "all three": mean_or_nan(((asked == image) & (image == report))[both]),
+        "seen in the image": mean_or_nan(image[asked == 1]),
+        "told in the report": mean_or_nan(report[asked == 1]),
+        "kappa request-image": _kappa(asked, image),
+        "kappa request-report": _kappa(asked, report),
+        "kappa image-report": _kappa(image, report),
+    }
+
+
+def _kappa(one, other):
+    """Cohen's kappa of two columns of readings; NaN where both are NaN throughout, or hold one and the same value."""
+    both = ~np.isnan(one) & ~np.isnan(other)
+    if not both.any() or len(np.unique([one[both], other[both]])) < 2:
+        return np.nan
+    return cohen_kappa_score(one[both], other[both])
+
+
+def complete_agreement(
+    labels: np.ndarray,
+    image: np.ndarray,
+    report: np.ndarray | None = None,
+    seed: int = 1234,
+    subjects: np.ndarray | None = None,
+) -> dict:
+    """The share of pairs in which request, image and report agree on every finding.
+
+    labels (N, 14): the codes asked for; image and report: readings; subjects (N,): patients, None: each pair has its
+    own. A finding counts in a pair where both readings have it and the request does not leave it uncertain; every code
+    other than 1 asks for its absence. A pair in which no finding counts is left out.
+
+    N: pairs; findings: how many count in some pair; all three: the share, with its 95 % bootstrap interval over
+    patients (Wilson's where all agree or none does); then the shares in which two agree on the same findings. Without
+    `report` only request-image is a number.
+    """
+    asked, image = labels == PRESENT, np.asarray(image, dtype=float)
+    counted = (labels != UNCERTAIN) & ~np.isnan(image)
+    same = {"request-image": asked == image}
+    if report is not None:
+        counted &= ~np.isnan(report)
+        same |= {"request-report": asked == report, "image-report": image == report}
+        same["all three"] = same["request-image"] & same["request-report"]
+    kept = counted.any(axis=1)
+    agrees = {name: (equal | ~counted)[kept].all(axis=1) for name, equal in same.items()}  # (n,) each
+    shares = dict.fromkeys(("all three", "low", "high", "request-image", "request-report", "image-report"), np.nan)
+    if kept.any():
+        shares |= {name: float(values.mean()) for name, values in agrees.items()}
+        if "all three" in agrees:
+            patients = (np.arange(len(labels)) if subjects is None else np.asarray(subjects))[kept]
+            shares["low"], shares["high"] = _share_interval(agrees["all three"], patients, seed)
+    return {"N": int(kept.sum()), "findings": int(counted.any(axis=0).sum()), **shares}
+
+
+def _share_interval(agrees, subjects, seed):
+    """The 95 % interval of the share of n values (n,) bool, drawn again by patients."""
+    if agrees.all() or not agrees.any():  # which draws of patients cannot widen
+        patients = len(np.unique(subjects))
+        interval = binomtest(patients if agrees.all() else 0, patients).proportion_ci(0.95, "wilson")
+        return interval.low, interval.high
+    weights = patient_weights(subjects, BOOTSTRAP, seed)
+    return np.quantile(weights @ agrees / weights.sum(axis=1), (0.025, 0.975)).tolist()

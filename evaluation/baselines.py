@@ -1,0 +1,140 @@
+"""What stands beside generated images and reports: floors and ceilings that need no generator.
+
+unseen     other real images, of patients whom the judge does not know, with the labels of the requests
+copying    a training image, or training report, of the nearest labels
+selected   random training pairs that select_pairs.py chose in the same way as the evaluated ones (FLOOR_FILE)
+texts      a report that only lists the labels, one report for all images, shuffled reports
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation import metrics
+from evaluation.judges import SELECTOR_FILE
+from utils.csv_files import read_csv
+from utils.errors import InputError, reason
+from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
+from utils.references import References
+from utils.seeds import keyed_generator, keyed_seed
+
+FLOOR_FILE, SELECTION_FILE = "floor.csv", "selection.json"  # in a selected tree
+
+
+def unseen_rows(real: pd.DataFrame, compared: pd.DataFrame, judge_table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a real tree whose patients are neither compared nor did their images train the judge."""
+    known = {*compared["subject_id"], *judge_table["subject_id"]}
+    return real[~real["subject_id"].isin(known)].reset_index(drop=True)
+
+
+def matched_draws(asked: np.ndarray, codes: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Rows with the labels of requests => (draws, N) row numbers.
+
+    asked (N, 14), codes (M, 14): label vectors of requests and rows. A draw takes a row with the same vector where one
+    is left, else one with the nearest vector (the fewest findings differ in being present, then the fewest codes). It
+    takes no row twice before it has taken all M.
+    """
+    vectors, group_of_row = np.unique(codes, axis=0, return_inverse=True)
+    requests, request_of = np.unique(asked, axis=0, return_inverse=True)
+    rows_of_group = pd.Series(range(len(codes))).groupby(group_of_row.ravel()).indices
+    presence = np.stack([((vectors == PRESENT) != (request == PRESENT)).sum(axis=1) for request in requests])
+    distances = presence * (len(FINDINGS) + 1) + np.stack([(vectors != request).sum(axis=1) for request in requests])
+    nearest = distances.argsort(axis=1, kind="stable")  # groups of each kind of request
+    drawn = np.full((draws, len(asked)), -1)
+    for number, places in enumerate(drawn):
+        rng, left, remaining = np.random.default_rng(keyed_seed(seed, "floor", number)), {}, 0
+        order = rng.permutation(len(asked))
+        for same_labels in (True, False):  # a request without equals must not take another one's
+            for place in order[places[order] < 0]:
+                if not remaining:
+                    left = {group: rng.permutation(rows).tolist() for group, rows in rows_of_group.items()}
+                    remaining = len(codes)
+                kind = request_of.ravel()[place]
+                group = next(group for group in nearest[kind] if left[group] or same_labels)
+                if left[group] and (not same_labels or distances[kind, group] == 0):
+                    places[place] = left[group].pop()
+                    remaining -= 1
+    return drawn
+
+
+def nearest_by_labels(table: pd.DataFrame, train_table: pd.DataFrame, seed: int) -> np.ndarray:
+    """For each row the index label of a row of train_table with the nearest label vector, drawn among equals."""
+    references = References(train_table)
+    rows = [
+        references.draw(codes, -1, keyed_generator(seed, "copying", dicom_id))
+        for codes, dicom_id in zip(table[list(FINDINGS)].to_numpy(), table["dicom_id"])
+    ]
+    return train_table.index.to_numpy()[rows]
+
+
+# ---- selected trees ------------------------------------------------------------------------------------------------
+
+
+def selected_floor(tree: str | Path, table: pd.DataFrame, train_table: pd.DataFrame) -> np.ndarray | None:
+    """The training row that FLOOR_FILE names for each synthetic image of a selected tree, (N,); None without the file.
+
+    table, train_table: synthetic and training rows. InputError where an image or a training row is missing.
+    """
+    path = Path(tree) / FLOOR_FILE
+    if not path.is_file():
+        return None
+    columns = ("dicom_id", "floor_dicom_id")
+    names = read_csv(path, columns, texts=columns).drop_duplicates("dicom_id")
+    wanted = table["dicom_id"].map(names.set_index("dicom_id")["floor_dicom_id"])
+    places = pd.Index(train_table["dicom_id"]).get_indexer(wanted)
+    if (places < 0).any():
+        raise InputError(
+            f"{path} names no readable training image for {(places < 0).sum()} of {len(table)} images, e.g. "
+            f"{table['dicom_id'][places < 0].iloc[0]}: set TRAIN, or REAL, to the tree that the selection read, with "
+            "its VIEWS and HOLD_OUT, or delete the file"
+        )
+    return places
+
+
+def describe_selection(tree: str | Path) -> str:
+    """Whether and how the images or reports of a tree were selected, as a sentence without its full stop."""
+    path, selector = Path(tree) / SELECTION_FILE, Path(tree) / SELECTOR_FILE
+    if path.is_file():
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            how = ", ".join(f"{name} {value}" for name, value in settings.items())
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({reason(error)}): select the pairs again") from error
+        return f"selected pairs ({how}): compare them with what was selected in the same way, and with unselected pairs"
+    if selector.is_file():
+        return "selected images: a sampler kept the candidate that its selector preferred"
+    return "not selected: every image and report that was made for a request counts"
+
+
+# ---- texts ---------------------------------------------------------------------------------------------------------
+
+
+def reported(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a report."""
+    return table[table["report"] != ""]
+
+
+def constant_normal_report(train_table: pd.DataFrame) -> str:
+    """The best single report for all images, out of those of training images without findings, else out of all."""
+    table = reported(train_table)
+    normal = table[table["No Finding"] == PRESENT]
+    return metrics.constant_report((normal if len(normal) else table)["report"])
+
+
+def label_only_report(codes: np.ndarray) -> str:
+    """A report that lists 14 codes and nothing else: what can be known without an image."""
+    sentences = {PRESENT: "There is {}.", ABSENT: "There is no {}.", UNCERTAIN: "Possible {}."}
+    findings = [sentences[code].format(name.lower()) for name, code in zip(FINDINGS, codes) if code in sentences]
+    report = "FINDINGS: " + (" ".join(findings) or "Chest X-ray.")
+    present = [f"{name.capitalize()}." for name, code in zip(FINDINGS, codes) if code == PRESENT]
+    return f"{report} IMPRESSION: {' '.join(present)}" if present else report
+
+
+def shuffled(reports: list[str], seed: int) -> list[str]:
+    """The reports in another order, none in its own place."""
+    order = np.random.default_rng(seed).permutation(len(reports))
+    sources = np.empty(len(reports), dtype=int)
+    sources[order] = np.roll(order, 1)
+    return [reports[row] for row in sources]

@@ -1,0 +1,108 @@
+"""The same reports and images in the conventions of other papers, so that a figure can stand beside theirs.
+
+R2Gen          (Chen et al. 2020, and who followed) the findings alone, in lower case; a full stop between sentences is
+               a word, other marks vanish; words rarer than 10 in the training reports are one unknown word; texts end
+               after 99 words; BLEU over the corpus, ROUGE-L with recall weighted by 1.2; METEOR, which needs WordNet,
+               is left out
+RadEval        (Xu et al. 2025) words as they are written, capitals and marks included; ROUGE-L of stemmed words; F1 of
+               the findings that a report calls present *or uncertain*, against those of the real report, the mean over
+               all 14, those without a positive included
+CheXGenBench   (Dutt et al. 2025) FID and KID in Inception's or RAD-DINO's features. Its pixel distance is not imitated:
+               it subtracts unsigned bytes, which wrap around, so that 1 - 2 is 255
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import f1_score
+
+from evaluation.labeler import label_reports
+from evaluation.metrics import bleu, mean_or_nan, report_words, rouge_of_words, without_headings
+from utils.findings import PRESENT, UNCERTAIN
+from utils.report_text import report_sections
+
+R2GEN_RARE, R2GEN_WORDS = 10, 99  # R2Gen's settings for MIMIC-CXR: 100 words, of which the first is a mark
+CHEXGENBENCH = ("Inception v3", "RAD-DINO")  # extractors, as they are named in a table of image quality
+
+
+def text_conventions(text_judge, references: list[str], candidates: dict[str, list[str]], train: list[str]) -> list:
+    """Rows {convention, measure, and a column for each set of candidates}; train: the training reports.
+
+    references and each set of candidates: N reports. text_judge: its uncertain findings count for RadEval's F1; one
+    without them (TF-IDF) is replaced by the rules of evaluation/labeler.py.
+    """
+    read = getattr(text_judge, "codes", label_reports)
+    labeler = text_judge.name if hasattr(text_judge, "codes") else "rules"
+    frequent = {word for word, count in Counter(_r2gen_words(train)).items() if count >= R2GEN_RARE}
+    found = _codes_as_labels(read(references))
+    rows = {}
+    for name, texts in candidates.items():
+        scores = {("R2Gen", measure): value for measure, value in r2gen(references, texts, frequent).items()}
+        cased = bleu(*([without_headings(text) for text in some] for some in (references, texts)))
+        scores["RadEval", "BLEU-4"] = cased["BLEU-4"]
+        scores["RadEval", "ROUGE-L"] = stemmed_rouge_l(references, texts)
+        scores["RadEval", f"F1 of 14, macro ({labeler})"] = f1_score(
+            found, _codes_as_labels(read(texts)), average="macro", zero_division=0.0
+        )
+        for key, value in scores.items():
+            rows.setdefault(key, {})[name] = value
+    return [{"convention": convention, "measure": measure, **row} for (convention, measure), row in rows.items()]
+
+
+def image_conventions(image_quality: list[dict], synthetic: str, floor: str) -> list[dict]:
+    """CheXGenBench's rows {convention, measure, synthetic, floor}, of its extractors that FEATURES asked for.
+
+    image_quality: rows of `sections.image_quality`; synthetic, floor: the names of the two kinds of images in it.
+    """
+    rows = {}
+    for row in image_quality:
+        extractor = row["extractor"].split(",")[0]
+        if extractor in CHEXGENBENCH and row["images"] in (synthetic, floor):
+            for measure in ("FID", "KID"):
+                rows.setdefault(f"{measure}, {extractor}", {})[row["images"]] = row[measure]
+    return [{"convention": "CheXGenBench", "measure": measure, **row} for measure, row in rows.items()]
+
+
+def r2gen(references: Sequence[str], candidates: Sequence[str], frequent: set[str]) -> dict:
+    """BLEU-1 to -4 and ROUGE-L as R2Gen computes them; frequent: the words that are not too rare."""
+    words = [[_cut(text, frequent) for text in texts] for texts in (references, candidates)]
+    scores = bleu(*([" ".join(text) for text in texts] for texts in words))
+    return scores | {"ROUGE-L": mean_or_nan(np.array([rouge_of_words(*pair, 1.2) for pair in zip(*words)]))}
+
+
+def _cut(report, frequent):
+    return [word if word in frequent else "<unk>" for word in r2gen_words(report)[:R2GEN_WORDS]]
+
+
+def _r2gen_words(reports):
+    return [word for report in reports for word in r2gen_words(report)]
+
+
+def r2gen_words(report: str) -> list[str]:
+    """The words of a report's findings (of its impression, if it has no findings) in R2Gen's convention."""
+    findings, impression = report_sections(report)
+    text = re.sub(r"\.{2,}", ".", re.sub(r"_+", "_", findings or impression))
+    text = re.sub(r"\.? [2-5]\. ", ". ", text.replace("1. ", "")).strip().lower()  # without numbers of a list
+    sentences = [re.sub(r"[][\"'/\\\\.,?;:*!%^&_+(){}<=>@]", "", sentence) for sentence in text.split(". ")]
+    return [*" . ".join(sentences).split(), "."]
+
+
+def stemmed_rouge_l(references: Sequence[str], candidates: Sequence[str]) -> float:
+    """ROUGE-L of words stemmed by Porter's rules, those of up to 3 letters aside; NaN without the package nltk."""
+    try:
+        from nltk.stem.porter import PorterStemmer
+    except ImportError:
+        return np.nan
+    stem = PorterStemmer().stem
+
+    def stems(report):
+        return [stem(word) if len(word) > 3 else word for word in report_words(report)]
+
+    pairs = zip(map(stems, references), map(stems, candidates))
+    return mean_or_nan(np.array([rouge_of_words(*pair) for pair in pairs]))
+
+
+def _codes_as_labels(codes):
+    return np.isin(codes, (PRESENT, UNCERTAIN))
