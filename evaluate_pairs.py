@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import sections
+from evaluation import detail_agreement, sections
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.gallery import write_page
 from evaluation.images import THREADS, Images, ImageSets, Loading
@@ -229,6 +229,8 @@ def main() -> None:
 
     pair_findings, agreement = sections.pairs(sets, judge, text_judge)
     result |= agreement
+    if text_judge:
+        result |= detail_agreement.evaluate(sets, judge, text_judge, judge_rows, written, WRITTEN)
     if synthetic.table["score"].notna().any():
         result["selection"] = sections.selection(sets, judge)
     stopwatch.lap("pairs")

@@ -29,12 +29,12 @@ from utils.findings import FINDINGS, PRESENT
 DETAILS = ("side", "zone", "degree", "kind")
 DEGREES = ("small", "moderate", "large")  # the last one that is named counts
 _UNPLACED = ("Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding")  # have neither side nor zone
-_APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
+APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
     "side": {*FINDINGS} - {*_UNPLACED},
     "zone": {*FINDINGS} - {*_UNPLACED, "Support Devices", "Fracture"},
     "degree": {*FINDINGS} - {"Support Devices", "Fracture", "No Finding"},
 }
-_SHARING = _APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side of the edema
+_SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side of the edema
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
@@ -153,11 +153,12 @@ def _details_of_report(report):
         for sentence in sentences:
             for place, values in _details_of_sentence(sentence).items():
                 named.setdefault(place, set()).update(values)
-    return {place: _united(place[1], values) for place, values in named.items() if values}
+    return {place: joined(place[1], values) for place, values in named.items() if values}
 
 
-def _united(detail, values):
-    """The values of one detail that a report names => one text."""
+def joined(detail: str, values: Iterable[str]) -> str:
+    """One or more values of a detail of one finding => the text that stands for them, as the module says."""
+    values = set(values)
     if detail == "side" and len(values) > 1:
         return "bilateral"
     if detail == "degree":
@@ -173,7 +174,7 @@ def _details_of_sentence(sentence):
     for phrase in phrases:
         for mention in phrase.mentions:
             for detail, values in phrase.details.items():
-                if mention.code == PRESENT and mention.name in _APPLIES[detail]:
+                if mention.code == PRESENT and mention.name in APPLIES[detail]:
                     named.setdefault((mention.name, detail), set()).update(values)
             if mention.code == PRESENT and mention.name in _KINDS:
                 kinds = phrase.kinds(_KINDS[mention.name], mention.name == "Fracture")

@@ -87,6 +87,9 @@ def summary(result: dict) -> list[tuple[str, str]]:
         value = f"{row['all three']:.1%} [{row['low']:.1%}, {row['high']:.1%}] (N = {row['N']}"
         value += f"; real pairs {real:.1%}, shuffled reports {floor:.1%})"
         rows.append(("pairs whose request, image and report agree on every finding", value))
+    for row in result.get("agreement_with_sides", [])[:1]:
+        value = f"{_with_interval(row['and every side'], row['low'], row['high'])} ({row['of the real share']:.2f} of "
+        rows.append(("the same, and on every side", f"{value}the real share)"))
     for row in result["memorisation"]:
         rows.append((f"copies, {row['space']}", f"{row['share']:.1%} (of unseen real images {row['quantile']:.0%})"))
     return rows
@@ -110,7 +113,7 @@ def as_markdown(result: dict) -> str:
         rows = result[name]
         parts.append(f"{title}: {rows['tree']}{which}, N = {rows['N']} ({rows['unreadable']} unreadable, left out).")
     parts += [f"**Note:** {note}." for note in result["notes"]]
-    parts += [*_images(result), *_reports(result), *_pairs(result)]
+    parts += [*_images(result), *_reports(result), *_pairs(result), *_details(result)]
     if "selection" in result:
         parts += [
             "## Selection",
@@ -203,6 +206,31 @@ def _pairs(result):
     ]
 
 
+def _details(result):
+    parts = []
+    if "written_details" in result:
+        parts += [
+            "## Details of reports written for real images",
+            "Side, zone, degree and kind of a finding, by rules: the share that is right of those that the written and "
+            "the real report both name (N; the real ones name `of`), with its 95 % interval over patients. Chance: two "
+            "draws of what training reports name of the same detail of the same finding. Shuffled: other patients' "
+            "written reports that name it of the same finding. Ceiling: reconstructions of the real reports by BART.",
+            markdown(with_interval_column(result["written_details"], "share")),
+        ]
+    if "image_details" in result:
+        parts += [
+            "## Sides and zones of images",
+            "What a judge, trained on real images and on the sides and zones that their reports name, sees of the "
+            "findings in an image's report, against what the report names. The rows of real images show how far the "
+            "judge itself gets. Chance and shuffled reports as above.",
+            markdown(with_interval_column(result["image_details"], "share")),
+            "Pairs whose request, image and report agree on every finding, and the share of all pairs that also agree "
+            "on each side that the report names and the judge can see:",
+            markdown(with_interval_column(result["agreement_with_sides"], "and every side")),
+        ]
+    return parts
+
+
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +270,17 @@ def complete_agreement_columns(rows: list[dict]) -> pd.DataFrame:
     table.insert(place, "all three [95 %]", intervals)
     table.insert(place + 1, "of the real share", table.pop("of the real share"))
     return table.drop(columns=["all three", "low", "high"])
+
+
+def with_interval_column(rows: list[dict], name: str) -> pd.DataFrame:
+    """Rows with a share, and its interval in `low` and `high`, as a table with these three in one column."""
+    table = pd.DataFrame(rows)
+    values = [
+        "–" if np.isnan(value) else _with_interval(value, low, high)
+        for value, low, high in zip(table[name], table["low"], table["high"])
+    ]
+    table.insert(table.columns.get_loc(name), f"{name} [95 %]", values)
+    return table.drop(columns=[name, "low", "high"])
 
 
 def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

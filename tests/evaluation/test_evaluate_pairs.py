@@ -135,6 +135,13 @@ def test_written_reports_of_real_images_and_downstream_utility(real, evaluate, t
     written = by(found["written_reports"], "reports")
     assert written["written for real images"]["ROUGE-L"] == pytest.approx(1)
     assert written["shuffled among images"]["ROUGE-L"] < 0.9
+    side = by(found["written_details"], "detail")["side"]
+    assert side["share"] == 1 > side["shuffled"] and side["N"] == side["of"] > 10 and side["ceiling"] is None
+    pairs = by(found["agreement_with_sides"], "pairs")
+    assert pairs["synthetic"] == {**pairs["real"], "pairs": "synthetic"}  # the tree is the real one
+    assert pairs[sections.SHUFFLED]["every finding"] <= by(found["complete_agreement"], "pairs")["real"]["all three"]
+    page = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "## Details of reports" in page and "## Sides and zones" in page
     assert [row["trained on"] for row in found["downstream"]] == ["real", "synthetic", "real and synthetic"]
     assert [row["N"] for row in found["downstream"]][2] == sum(row["N"] for row in found["downstream"][:2])
 
@@ -244,6 +251,9 @@ def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluat
     whole = [pd.DataFrame(found.pop("complete_agreement")) for found in (one, two)]
     certain = ["pairs", "N", "findings", "request-report"]  # a finding may be seen just above or below the threshold
     pd.testing.assert_frame_equal(whole[0][certain], whole[1][certain])
+    for name, certain in (("image_details", ["images", "detail", "N"]), ("agreement_with_sides", ["pairs", "N"])):
+        rows = [pd.DataFrame(found.pop(name)) for found in (one, two)]
+        pd.testing.assert_frame_equal(rows[0][certain], rows[1][certain])
     np.testing.assert_allclose(whole[0]["request-image"], whole[1]["request-image"], atol=0.15)
     pd.testing.assert_frame_equal(pd.json_normalize(one), pd.json_normalize(two), rtol=1e-3)
     assert one["image_quality"][1]["FID"] == pytest.approx(two["image_quality"][1]["FID"], rel=1e-4)

@@ -72,6 +72,12 @@ def test_the_summary_has_a_line_for_each_main_number():
         ),
         ("copies, VAE latents", "25.0% (of unseen real images 1%)"),
     ]
+    result["agreement_with_sides"] = [{"and every side": 0.5, "low": 0.4, "high": 0.6, "of the real share": 0.75}]
+    assert report.summary(result)[-2] == (
+        "the same, and on every side",
+        "0.500 [0.400, 0.600] (0.75 of the real share)",
+    )
+    del result["agreement_with_sides"]
     result["complete_agreement"] = [row for row in complete_rows() if row["pairs"] != SHUFFLED]  # without reports
     assert [name for name, _ in report.summary(result)][-1] == "copies, VAE latents" and len(
         report.summary(result)
