@@ -48,7 +48,7 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, writte
     if written:
         reports = sections.written_reports(sets.real, written)
         result["written_details"] = written_details(reports, folder, sets.train.table, sets.seed)
-    places = place_judge(sets.train, rows, judge.settings)
+    places = place_judge(sets.train, rows, judge)
     return result if places is None else result | image_details(sets, judge, places, text_judge)
 
 
@@ -160,18 +160,20 @@ def place_targets(table: pd.DataFrame) -> np.ndarray:
     return targets
 
 
-def place_judge(train: Images, rows: np.ndarray, settings: judges.JudgeSettings) -> Judge | None:
-    """A judge of TARGETS, trained on these rows of the real training images; None where no detail is named often."""
+def place_judge(train: Images, rows: np.ndarray, judge: Judge) -> Judge | None:
+    """A judge of TARGETS, trained on these rows of the real training images; None where no detail is named often.
+
+    It is trained as `judge` was, and begins with its weights: they know the findings already.
+    """
     table = train.table.iloc[rows]
     table = table[table["report"] != ""]
     if not metrics.enough(place_targets(table) == 1).any():
         return None
-    loading = train.loading
-    judge = judges.image_judge(
-        table, table[:0], settings, loading.cache_dir, loading.accelerator, THREADS, place_targets
-    )
-    judge.name = f"judge of sides and zones ({settings.model})"
-    return judge
+    settings = judge.settings
+    cache_dir, accelerator = train.loading.cache_dir, train.loading.accelerator
+    places = judges.image_judge(table, table[:0], settings, cache_dir, accelerator, THREADS, place_targets, judge)
+    places.name = f"judge of sides and zones ({settings.model})"
+    return places
 
 
 def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:

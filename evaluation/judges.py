@@ -110,12 +110,14 @@ def image_judge(
     accelerator: Accelerator,
     threads: int = 0,
     targets: Callable[[pd.DataFrame], np.ndarray] = positives,
+    start: Judge | None = None,
 ) -> Judge:
     """The Judge of these training rows, out of `<cache_dir>/judge`, trained first if it is not there.
 
     All processes of a launch have to call it: the first one trains, the others wait. validation_table: rows that only
     set the thresholds (best F1); a finding with too few positives there keeps 0.5. targets: what the judge learns of a
-    table, see `train_classifier`; other targets than the 14 findings have as many thresholds.
+    table, see `train_classifier`; other targets than the 14 findings have as many thresholds. start: a judge of the
+    same model whose weights the new one begins with.
     """
 
     def readable_rows(table):
@@ -130,18 +132,22 @@ def image_judge(
     about = [dataclasses.asdict(settings)]
     for _, keys, labels in (train, validation):
         about += [keys, labels.tolist()]
+    if start is not None:
+        weights = b"".join(value.cpu().numpy().tobytes() for value in start.model.state_dict().values())
+        about.append(hashlib.sha256(weights).hexdigest())
     folder = Path(cache_dir) / "judge" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
     if accelerator.is_main_process and not folder.exists():
-        _save_judge(_train_judge(train, validation, settings, accelerator.device), folder)
+        _save_judge(_train_judge(train, validation, settings, accelerator.device, start and start.model), folder)
     while not folder.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
     return _load_judge(folder, settings, accelerator.device)
 
 
-def _train_judge(train, validation, settings, device):
+def _train_judge(train, validation, settings, device, start):
     """A new Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
     known = enough(train[2] == 1)
-    judge = Judge(train_classifier(*train, settings, device), settings, np.full(len(known), 0.5), known)
+    model = train_classifier(*train, settings, device, start)
+    judge = Judge(model, settings, np.full(len(known), 0.5), known)
     pixels, keys, labels = validation
     if keys:
         _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)
@@ -207,7 +213,8 @@ def train_classifier(
     """Trains a timm classifier, from random weights or from those of `start`, and returns it in evaluation mode.
 
     pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14), or as many as there are targets, bool, or float
-    with NaN where a target is not known, which then counts in no loss; start: a classifier of the same model.
+    with NaN where a target is not known, which then counts in no loss; start: a classifier of the same model, whose
+    last layer is left out where it has other targets.
     Each batch is moved by up to 5 % of its side, so that no place in the picture is learnt by heart. Global randomness
     is left as it was.
     """
@@ -216,7 +223,9 @@ def train_classifier(
         torch.manual_seed(keyed_seed(settings.seed, "judge"))
         model = _classifier(settings.model, labels.shape[1]).to(device).train()
         if start is not None:
-            model.load_state_dict(start.state_dict())
+            weights = model.state_dict()
+            kept = {name: value for name, value in start.state_dict().items() if value.shape == weights[name].shape}
+            model.load_state_dict(weights | kept)
         optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
         epochs = -(-settings.steps * settings.batch_size // len(keys))

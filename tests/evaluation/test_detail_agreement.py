@@ -11,7 +11,7 @@ from PIL import Image
 from evaluation import detail_agreement, metrics
 from evaluation.details import DETAILS, read_details
 from evaluation.images import Images, ImageSets, Loading
-from evaluation.judges import JudgeSettings, RulesJudge
+from evaluation.judges import JudgeSettings, RulesJudge, image_judge
 from evaluation.sections import SHUFFLED, written_reports
 from phantom import random_findings, write_report
 from utils.devices import make_accelerator
@@ -190,12 +190,19 @@ def test_a_judge_learns_sides_from_reports_that_name_them(tmp_path):
         place = {"dicom_id": str(number), "image_path": str(tmp_path / f"{number}.png"), "subject_id": number}
         rows.append({**place, "report": report})
     table = pd.DataFrame(rows)
-    settings = JudgeSettings("test_resnet", image_size=32, steps=60, batch_size=16, learning_rate=3e-3)
+    settings = JudgeSettings("test_resnet", image_size=32, steps=100, batch_size=16, learning_rate=3e-3)
     loading = Loading(str(tmp_path / "cache"), 32, 16, make_accelerator("cpu", "no"))
     images = Images(table, "drawn", 32, loading)
-    judge = detail_agreement.place_judge(images, np.arange(80), settings)
+    findings = image_judge(
+        table.assign(**dict.fromkeys(FINDINGS, 1)),
+        table[:0].assign(**dict.fromkeys(FINDINGS, 1)),
+        settings,
+        tmp_path / "cache",
+        loading.accelerator,
+    )
+    judge = detail_agreement.place_judge(images, np.arange(80), findings)
     assert judge.known.sum() == 2
     seen = detail_agreement.read_places(judge, images)["side"][:, FINDINGS.index("Pleural Effusion")]
     assert (seen[60:] == np.tile(["left", "right"], 10)).mean() > 0.9
     images.table["report"] = "Clear."
-    assert detail_agreement.place_judge(images, np.arange(80), settings) is None
+    assert detail_agreement.place_judge(images, np.arange(80), findings) is None
