@@ -228,9 +228,7 @@ def main() -> None:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
 
     pair_findings, agreement = sections.pairs(sets, judge, text_judge)
-    result |= agreement
-    if text_judge:
-        result |= detail_agreement.evaluate(sets, judge, text_judge, judge_rows, written, WRITTEN)
+    result |= agreement | detail_agreement.evaluate(sets, judge, text_judge, judge_rows, written, WRITTEN)
     if synthetic.table["score"].notna().any():
         result["selection"] = sections.selection(sets, judge)
     stopwatch.lap("pairs")

@@ -42,8 +42,11 @@ RECONSTRUCTION = "reconstruction"  # column of reports.csv: what the report auto
 def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, written: dict, folder: str) -> dict:
     """The parts of evaluation.json about details: "written_details", and those of `image_details`, where there are any.
 
+    Empty without a text judge: there are no reports.
     rows: those of sets.train that trained the image judge; written: {dicom_id: report} in the folder's reports.csv.
     """
+    if text_judge is None:
+        return {}
     result = {}
     if written:
         reports = sections.written_reports(sets.real, written)
