@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import baselines, sections
+from evaluation import baselines, detail_agreement, sections
 from evaluation.conventions import image_conventions
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.gallery import write_page
@@ -114,22 +114,19 @@ def read_tables(
 def read_synthetic(root: str, reports_root: str, views: tuple, hold_out: tuple, split: str) -> pd.DataFrame:
     """The synthetic rows: all of a synthetic tree or a CSV; of a real tree those of a split.
 
-    Further columns: source, the dicom_id of the image that the labels came from, or "" (a real image is its own); score
-    and agrees of a selector, or NaN.
+    A further column: source, the dicom_id of the image that the labels came from, or "" (a real image is its own).
     """
     if is_foreign(root):
-        return read_pairs(root).assign(score=np.nan, agrees=np.nan)
+        return read_pairs(root)
     provenance = Path(root) / mimic_cxr.PROVENANCE_FILE
     if not provenance.exists():
         table = read_table(root, reports_root, views, splits=(split,), hold_out=hold_out)
-        return table.assign(source=table["dicom_id"], score=np.nan, agrees=np.nan)
+        return table.assign(source=table["dicom_id"])
     table = read_table(root, views=views)
     made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
     for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
         check_hold_out(hold_out, **{f"the checkpoint of {root},": checkpoint})
-    made = made.reindex(index=table["dicom_id"], columns=["source", "score", "agrees"])  # older trees lack some
-    score, agrees = (pd.to_numeric(made[name], errors="coerce").to_numpy() for name in ("score", "agrees"))
-    return table.assign(source=made["source"].fillna("").to_numpy(), score=score, agrees=agrees)
+    return table.assign(source=made.reindex(table["dicom_id"])["source"].fillna("").to_numpy())
 
 
 def read_written(folder: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -261,9 +258,7 @@ def main() -> None:
     result["image_conventions"] = image_conventions(result["image_quality"], "synthetic", sections.FLOOR)
 
     pair_findings, agreement = sections.pairs(sets, judge, text_judge, result.get("constant_report", ""))
-    result |= agreement
-    if sets.synthetic.table["score"].notna().any():
-        result["selection"] = sections.selection(sets, judge)
+    result |= agreement | detail_agreement.evaluate(sets, judge, text_judge, judge_rows, written.get("written_"))
     stopwatch.lap("pairs")
 
     result["memorisation"], nearest = sections.memorisation(sets)

@@ -83,15 +83,21 @@ def complete_agreement(
         shares |= {name: float(values.mean()) for name, values in agrees.items()}
         if "all three" in agrees:
             patients = (np.arange(len(labels)) if subjects is None else np.asarray(subjects))[kept]
-            shares["low"], shares["high"] = _share_interval(agrees["all three"], patients, seed)
+            shares["low"], shares["high"] = share_interval(agrees["all three"], kept[kept], patients, seed)
     return {"N": int(kept.sum()), "findings": int(counted.any(axis=0).sum()), **shares}
 
 
-def _share_interval(agrees, subjects, seed):
-    """The 95 % interval of the share of n values (n,) bool, drawn again by patients."""
-    if agrees.all() or not agrees.any():  # which draws of patients cannot widen
+def share_interval(right: np.ndarray, counted: np.ndarray, subjects: np.ndarray, seed: int) -> tuple[float, float]:
+    """The 95 % interval of sum(right) / sum(counted), both (N,) numbers of N rows, by patients drawn again.
+
+    Wilson's, with as many trials as patients, where all are right or none is, which no draw of patients can widen.
+    """
+    right, counted, subjects = (np.asarray(values)[np.asarray(counted) > 0] for values in (right, counted, subjects))
+    if not counted.sum():
+        return np.nan, np.nan
+    if right.sum() in (0, counted.sum()):
         patients = len(np.unique(subjects))
-        interval = binomtest(patients if agrees.all() else 0, patients).proportion_ci(0.95, "wilson")
+        interval = binomtest(patients if right.any() else 0, patients).proportion_ci(0.95, "wilson")
         return interval.low, interval.high
     weights = patient_weights(subjects, BOOTSTRAP, seed)
-    return np.quantile(weights @ agrees / weights.sum(axis=1), (0.025, 0.975)).tolist()
+    return tuple(np.quantile(weights @ right / (weights @ counted), (0.025, 0.975)).tolist())

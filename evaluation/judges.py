@@ -73,7 +73,7 @@ class Judge:
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """pixels (B, 1, S, S) in [-1, 1] => features (B, D), probabilities (B, 14)."""
+        """pixels (B, 1, S, S) in [-1, 1] => features (B, D), probabilities (B, 14), or of as many targets."""
         features = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
         return features, self.model.get_classifier()(features).sigmoid()
 
@@ -109,16 +109,20 @@ def image_judge(
     cache_dir: str | Path,
     accelerator: Accelerator,
     threads: int = 0,
+    targets: Callable[[pd.DataFrame], np.ndarray] = positives,
+    start: Judge | None = None,
 ) -> Judge:
     """The Judge of these training rows, out of `<cache_dir>/judge`, trained first if it is not there.
 
     All processes of a launch have to call it: the first one trains, the others wait. validation_table: rows that only
-    set the thresholds (best F1); a finding with too few positives there keeps 0.5.
+    set the thresholds (best F1); a finding with too few positives there keeps 0.5. targets: what the judge learns of a
+    table, see `train_classifier`; other targets than the 14 findings have as many thresholds. start: a judge of the
+    same model whose weights the new one begins with.
     """
 
     def readable_rows(table):
         cache, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator, threads)
-        return cache, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
+        return cache, [key for key, kept in zip(keys, readable) if kept], targets(table)[readable]
 
     train, validation = readable_rows(train_table), readable_rows(validation_table)
     if len(train[1]) < 2:
@@ -128,17 +132,22 @@ def image_judge(
     about = [dataclasses.asdict(settings)]
     for _, keys, labels in (train, validation):
         about += [keys, labels.tolist()]
+    if start is not None:
+        weights = b"".join(value.cpu().numpy().tobytes() for value in start.model.state_dict().values())
+        about.append(hashlib.sha256(weights).hexdigest())
     folder = Path(cache_dir) / "judge" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
     if accelerator.is_main_process and not folder.exists():
-        _save_judge(_train_judge(train, validation, settings, accelerator.device), folder)
+        _save_judge(_train_judge(train, validation, settings, accelerator.device, start and start.model), folder)
     while not folder.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
     return _load_judge(folder, settings, accelerator.device)
 
 
-def _train_judge(train, validation, settings, device):
+def _train_judge(train, validation, settings, device, start):
     """A new Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
-    judge = Judge(train_classifier(*train, settings, device), settings, np.full(len(FINDINGS), 0.5), enough(train[2]))
+    known = enough(train[2] == 1)
+    model = train_classifier(*train, settings, device, start)
+    judge = Judge(model, settings, np.full(len(known), 0.5), known)
     pixels, keys, labels = validation
     if keys:
         _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)
@@ -163,10 +172,10 @@ def _save_judge(judge, folder):
 
 
 def _load_judge(folder, settings, device):
-    model = _classifier(settings.model)
     try:
         about = json.loads((folder / "judge.json").read_text())
         thresholds, known = np.array(about["thresholds"]), np.array(about["known"])
+        model = _classifier(settings.model, len(known))
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except Exception as error:  # a damaged file fails in the library that reads it
         raise InputError(
@@ -175,9 +184,9 @@ def _load_judge(folder, settings, device):
     return Judge(model.to(device), settings, thresholds, known)
 
 
-def _classifier(name):
+def _classifier(name, outputs):
     try:
-        model = timm.create_model(name, pretrained=False, in_chans=1, num_classes=len(FINDINGS))
+        model = timm.create_model(name, pretrained=False, in_chans=1, num_classes=outputs)
         return model.to(memory_format=torch.channels_last)  # quicker convolutions
     except RuntimeError as error:
         raise InputError(f"JUDGE_MODEL {name!r}: {error}; timm.list_models() names those there are") from error
@@ -201,16 +210,20 @@ def train_classifier(
 ) -> nn.Module:
     """Trains a timm classifier, from random weights or from those of `start`, and returns it in evaluation mode.
 
-    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14) bool; start: a classifier of the same model.
+    pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14), or as many as there are targets, bool, or float
+    with NaN where a target is not known, which then counts in no loss; start: a classifier of the same model, whose
+    last layer is left out where it has other targets.
     Each batch is moved by up to 5 % of its side, so that no place in the picture is learnt by heart. Global randomness
     is left as it was.
     """
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(keyed_seed(settings.seed, "judge"))
-        model = _classifier(settings.model).to(device).train()
+        model = _classifier(settings.model, labels.shape[1]).to(device).train()
         if start is not None:
-            model.load_state_dict(start.state_dict())
+            weights = model.state_dict()
+            kept = {name: value for name, value in start.state_dict().items() if value.shape == weights[name].shape}
+            model.load_state_dict(weights | kept)
         optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
         epochs = -(-settings.steps * settings.batch_size // len(keys))
@@ -223,7 +236,8 @@ def train_classifier(
             images = F.pad(images, (reach,) * 4, mode="replicate")
             images = images[:, :, y : y + settings.image_size, x : x + settings.image_size]
             targets = torch.from_numpy(labels[rows]).float().to(device)
-            loss = F.binary_cross_entropy_with_logits(model(images), targets)
+            known = (~targets.isnan()).float()
+            loss = F.binary_cross_entropy_with_logits(model(images), targets.nan_to_num(), known)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -76,7 +76,7 @@ def label_report(text: str) -> np.ndarray:
     text: a report file, or "FINDINGS: ... IMPRESSION: ...", or sentences without a heading. 1 present, -1 absent, -2
     uncertain, 0 not mentioned. InputError for what is no text.
     """
-    report, addenda = (list(map(_codes_of_sentence, sentences)) for sentences in _report_and_addenda(text))
+    report, addenda = (list(map(codes_of_sentence, sentences)) for sentences in report_and_addenda(text))
     strongest = _strongest(report) | _strongest(addenda)  # an addendum outweighs the report that it corrects
     found = {name for name, code in strongest.items() if code in (PRESENT, UNCERTAIN)}
     if report + addenda and not found - {"Support Devices"}:
@@ -93,8 +93,8 @@ def contradictions(text: str) -> list[str]:
     in the list. An addendum corrects its report and does not contradict it.
     """
     found = set()
-    for sentences in _report_and_addenda(text):
-        codes = set(chain.from_iterable(_codes_of_sentence(sentence).items() for sentence in sentences))
+    for sentences in report_and_addenda(text):
+        codes = set(chain.from_iterable(codes_of_sentence(sentence).items() for sentence in sentences))
         found |= {name for name in FINDINGS if {(name, PRESENT), (name, ABSENT)} <= codes}
     return [name for name in FINDINGS if name in found]
 
@@ -124,7 +124,7 @@ _ABOUT = re.compile(
 )
 
 
-def _report_and_addenda(text) -> tuple[list[str], list[str]]:
+def report_and_addenda(text) -> tuple[list[str], list[str]]:
     """The sentences of findings and impression, and those of addenda, normalised; InputError for what is no text."""
     if not isinstance(text, str):
         raise InputError(f"a report to label is a text, not {type(text).__name__}")
@@ -168,18 +168,24 @@ def _after_word(match):
 
 
 @lru_cache(maxsize=20_000)
-def _codes_of_sentence(sentence: str) -> dict:
+def codes_of_sentence(sentence: str) -> dict:
     """What a normalised sentence says => {finding: the strongest code}; not to be changed."""
-    mentions = _mentions(sentence)
-    sizes = [Mention(match, meaning=SIZE_CODES[match.lastindex - 1]) for match in SIZE.finditer(sentence)]
-    ends = read(sentence, sorted((*mentions, *sizes), key=lambda mention: mention.start))
-    leave_alternatives_open(sentence, mentions)
+    mentions, sizes, ends = read_mentions(sentence)
     found = [{mention.name: mention.code} for mention in mentions if mention.code != NOT_MENTIONED]
     if HEART_FAILURE.search(sentence) and any(codes.get("Edema") in (PRESENT, UNCERTAIN) for codes in found):
         found.append({"Cardiomegaly": UNCERTAIN})
     for name, organ in ORGANS.items():
         found += [{name: code} for code in _organ_codes(sentence, organ, sizes, ends)]
     return _strongest(found)
+
+
+def read_mentions(sentence: str) -> tuple[list[Mention], list[Mention], list[int]]:
+    """A normalised sentence => its findings and its words of size, each with its code, and the places of its cuts."""
+    mentions = _mentions(sentence)
+    sizes = [Mention(match, meaning=SIZE_CODES[match.lastindex - 1]) for match in SIZE.finditer(sentence)]
+    ends = read(sentence, sorted((*mentions, *sizes), key=lambda mention: mention.start))
+    leave_alternatives_open(sentence, mentions)
+    return mentions, sizes, ends
 
 
 def _mentions(sentence: str) -> list[Mention]:

@@ -423,31 +423,6 @@ def request_agreement(
     return scores, (((probabilities >= thresholds) == asked) | ~counted).all(axis=1)
 
 
-def calibration(
-    scores: np.ndarray, agrees: np.ndarray, judge_agrees: np.ndarray, bins: int = 5
-) -> tuple[list[dict], dict]:
-    """Whether a selector's score predicts what another judge finds => (rows, acceptance).
-
-    scores (N,) and agrees (N,) bool are the selector's, judge_agrees (N,) bool the other judge's (`request_agreement`).
-    rows: up to `bins` groups of equal size from the lowest score to the highest; acceptance: the share that agrees by
-    the selector, and by the judge among these and among the others.
-    """
-    scores, agrees, judge_agrees = np.asarray(scores), np.asarray(agrees, dtype=bool), np.asarray(judge_agrees)
-    groups = np.array_split(np.argsort(scores, kind="stable"), min(bins, len(scores)))
-    rows = [
-        {
-            "N": len(group),
-            "mean score": mean_or_nan(scores[group]),
-            "agree by the judge": mean_or_nan(judge_agrees[group]),
-        }
-        for group in groups
-    ]
-    acceptance = {"N": len(scores), "agree by the selector": mean_or_nan(agrees)}
-    acceptance["agree by the judge, of these"] = mean_or_nan(judge_agrees[agrees])
-    acceptance["agree by the judge, of the others"] = mean_or_nan(judge_agrees[~agrees])
-    return rows, acceptance
-
-
 def mean_or_nan(values: np.ndarray) -> float:
     """The mean; NaN of nothing."""
     return float(values.mean()) if len(values) else np.nan

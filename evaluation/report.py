@@ -147,6 +147,18 @@ def _pair_numbers(result):
             floor += f"; {SELECTED}: {shares[SELECTED]}"
         name = f"pairs that agree on every finding (N = {pairs['synthetic']['N']})"
         rows.append(_number(name, shares["synthetic"], floor, shares["real"]))
+    for row in result.get("agreement_with_sides", []):
+        pairs[row["pairs"]] = row
+    if "every finding" in pairs.get("synthetic", {}):
+        shares = {name: f"{row['and every side']:.1%}" for name, row in pairs.items() if "and every side" in row}
+        low, high = (f"{pairs['synthetic'][bound]:.1%}" for bound in ("low", "high"))
+        value = f"{shares['synthetic']} [{low}, {high}]"
+        rows.append(_number("the same, and on every side", value, f"{SHUFFLED}: {shares[SHUFFLED]}", shares["real"]))
+    for row in result.get("written_details", []):
+        ceiling = "–" if np.isnan(row["ceiling"]) else f"{row['ceiling']:.3f}"
+        value = _with_interval(row["share"], row["low"], row["high"])
+        name = f"{row['detail']} in reports written for real images (N = {row['N']})"
+        rows.append(_number(name, value, f"chance: {row['chance']:.3f}; shuffled: {row['shuffled']:.3f}", ceiling))
     made, *planted = result["memorisation"]
     shares = [row["share"] for row in planted if row["images"].startswith("planted")]
     found = f"planted copies: {min(shares):.0%} to {max(shares):.0%} are found"
@@ -196,18 +208,8 @@ def as_markdown(result: dict) -> str:
         *_reports(result),
         *_conventions(result),
         *_pairs(result),
+        *_details(result),
     ]
-    if "selection" in result:
-        parts += [
-            "## Selection",
-            "A selector, trained on other patients than the image judge, chose the images. Does its score predict what "
-            "the image judge finds? Five groups of images, from the lowest score to the highest, and the share of each "
-            "in which the image judge finds every finding as it was asked:",
-            markdown(result["selection"]["calibration"]),
-            "The share of images that show every finding as asked by the selector, and the shares of these, and of the "
-            "others, that do so by the image judge:",
-            markdown([result["selection"]["acceptance"]]),
-        ]
     parts += [
         "## Memorisation",
         "The distance to the nearest training image, whatever the shift (up to 1/16 of the side), mirror, scale (up to "
@@ -248,7 +250,7 @@ def _reports(result):
                 f"## {title}",
                 f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
                 "real report of the image that the label vector came from. The headings FINDINGS: and IMPRESSION: are "
-                f"no words; METEOR needs WordNet and is left out.{_wording(result)}",
+                f"no words.{_wording(result)}",
                 markdown(result[f"{prefix}reports"]),
                 markdown(f1_columns(result[f"{prefix}report_f1"])),
             ]
@@ -308,6 +310,31 @@ def _pairs(result):
         f"copies.{_wording(result)}",
         markdown(share_columns(result["complete_agreement"])),
     ]
+
+
+def _details(result):
+    parts = []
+    if "written_details" in result:
+        parts += [
+            "## Details of reports written for real images",
+            "Side, zone, degree and kind of a finding, by rules: the share that is right of those that the written and "
+            "the real report both name (N; the real ones name `of`), with its 95 % interval over patients. Chance: two "
+            "draws of what training reports name of the same detail of the same finding. Shuffled: other patients' "
+            "written reports that name it of the same finding. Ceiling: reconstructions of the real reports by BART.",
+            markdown(share_columns(result["written_details"], "share")),
+        ]
+    if "image_details" in result:
+        parts += [
+            "## Sides and zones of images",
+            "What a judge, trained on real images and on the sides and zones that their reports name, sees of the "
+            "findings in an image's report, against what the report names. The rows of real images show how far the "
+            "judge itself gets. Chance and shuffled reports as above.",
+            markdown(share_columns(result["image_details"], "share")),
+            "Pairs whose request, image and report agree on every finding, and the share of all pairs that also agree "
+            "on each side that the report names and the judge can see:",
+            markdown(share_columns(result["agreement_with_sides"], "and every side")),
+        ]
+    return parts
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

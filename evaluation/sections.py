@@ -384,16 +384,6 @@ def check_apart(tree: str, judge_table: pd.DataFrame, text_judge: str, written: 
             )
 
 
-def selection(sets: ImageSets, judge: Judge) -> dict:
-    """How far the judge confirms a selector's choices of the images with a score (`metrics.calibration`)."""
-    scored = sets.synthetic.table["score"].notna().to_numpy()
-    probabilities = sets.synthetic.encode(judge)[1]
-    _, judge_agrees = metrics.request_agreement(probabilities, sets.synthetic.codes(), judge.thresholds, judge.known)
-    table = sets.synthetic.table[scored]
-    rows, acceptance = metrics.calibration(table["score"], table["agrees"] == 1, judge_agrees[scored])
-    return {"calibration": rows, "acceptance": acceptance}
-
-
 # ---- memorisation --------------------------------------------------------------------------------------------------
 
 

@@ -73,3 +73,11 @@ def test_the_interval_of_complete_agreement_is_that_of_pairs_drawn_again():
     by_patient = agreement.complete_agreement(labels, labels, report, subjects=np.arange(200) // 4)
     width, wider = (row["high"] - row["low"] for row in (found, by_patient))
     assert wider / width == pytest.approx(2, rel=0.15)  # 50 patients for 200 pairs
+
+
+def test_the_interval_of_a_share_is_over_patients():
+    right = np.tile([1, 0], 40)
+    apart = agreement.share_interval(right, np.ones(80), np.arange(80), seed=3)
+    alike = agreement.share_interval(np.repeat([1, 0], 40), np.ones(80), np.repeat(np.arange(8), 10), seed=3)
+    assert apart[0] < 0.5 < apart[1] and alike[1] - alike[0] > 2 * (apart[1] - apart[0])
+    assert np.isnan(agreement.share_interval(np.zeros(3), np.zeros(3), np.arange(3), seed=3)).all()

@@ -155,6 +155,12 @@ def test_written_reports_of_real_images_with_their_ceiling_and_floor(real, evalu
     assert conventions["BLEU-1"][sections.CONSTANT] < 1 > conventions["BLEU-1"][sections.SELECTED]
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert "## Beside other people's papers" in text and "Of reports written for real images:" in text
+    side = by(found["written_details"], "detail")["side"]
+    assert side["share"] == 1 > side["shuffled"] and side["N"] == side["of"] > 10 and side["ceiling"] == 1
+    pairs = by(found["agreement_with_sides"], "pairs")
+    assert pairs["synthetic"] == {**pairs["real"], "pairs": "synthetic"}  # the tree is the real one
+    assert pairs[sections.SHUFFLED]["every finding"] <= by(found["complete_agreement"], "pairs")["real"]["all three"]
+    assert "## Details of reports" in text and "## Sides and zones" in text
 
 
 def test_a_selected_tree_stands_beside_random_pairs_selected_in_the_same_way(real, evaluate, tmp_path):
@@ -190,16 +196,12 @@ def test_the_hold_out_is_that_of_the_images_checkpoint(real, evaluate, tmp_path)
 
 
 def selected_tree(root, real):
-    """A tree whose images a selector chose that half of the training patients taught; its scores are made up."""
+    """A tree whose images a selector chose that half of the training patients taught;"""
     made = generated_tree(root, real, ("test", "validate"))
     table = read_table(real, splits=("train",))
     pd.DataFrame({"subject_id": table["subject_id"][first_half(table)].unique()}).to_csv(
         root / "selector.csv", index=False
     )
-    told = pd.DataFrame({"dicom_id": made["dicom_id"], "score": -np.linspace(0.1, 3, len(made))})
-    told["agrees"] = [*[1, 0] * (len(made) // 2), *[1] * (len(made) % 2)]
-    told.loc[0, ["score", "agrees"]] = np.nan  # as in a tree that was begun by an earlier version
-    write_tree(root, made, told)
     return made
 
 
@@ -214,12 +216,6 @@ def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
     assert found["train"]["N"] == len(train)  # copies are of all of them
     assert by(found["image_quality"], "images")[sections.FLOOR]["N"] == len(made)
     assert "selected images" in found["selected"]
-    calibration, acceptance = found["selection"]["calibration"], found["selection"]["acceptance"]
-    assert sum(row["N"] for row in calibration) == acceptance["N"] == len(made) - 1 and len(calibration) == 5
-    assert calibration[0]["mean score"] < calibration[-1]["mean score"]
-    assert all(0 <= row["agree by the judge"] <= 1 for row in calibration)
-    assert acceptance["agree by the selector"] == pytest.approx(0.5, abs=0.1)
-    assert "## Selection" in (tmp_path / "evaluation" / "evaluation.md").read_text()
 
 
 def test_rules_do_not_judge_reports_that_they_chose(tmp_path):
@@ -237,32 +233,6 @@ def test_rules_do_not_judge_reports_that_they_chose(tmp_path):
         sections.check_apart(written("four"), no_rows, "rules", written("five", CANDIDATES=2))
 
 
-def test_a_tree_of_which_nobody_chose_has_no_calibration(real, evaluate, tmp_path):
-    generated_tree(tmp_path / "made", real, ("test",))  # without the columns, as an earlier version left it
-    assert "selection" not in evaluate(SYNTHETIC=tmp_path / "made")
-    assert "## Selection" not in (tmp_path / "evaluation" / "evaluation.md").read_text()
-
-
-def test_the_selector_s_judge_of_the_same_request(real, evaluate, tmp_path, monkeypatch):
-    """A judge that finds the better half as asked, and the other half not."""
-    made = selected_tree(tmp_path / "chosen", real)
-    labels = made[list(FINDINGS)].to_numpy()
-    right = np.arange(len(made)) < len(made) // 2  # the better scores
-
-    def encode(self, extractor, rows=None):
-        features, probabilities = encode_images(self, extractor, rows)
-        if len(self) == len(made) and rows is None and (self.table["dicom_id"] == made["dicom_id"]).all():
-            probabilities = np.where((labels == 1) == right[:, None], 1.0, 0.0)
-        return features, probabilities
-
-    encode_images = images.Images.encode
-    monkeypatch.setattr(images.Images, "encode", encode)
-    found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half")["selection"]
-    shares = [row["agree by the judge"] for row in found["calibration"]]
-    assert shares[:2] == [0, 0] and shares[-2:] == [1, 1]
-    assert found["acceptance"]["agree by the judge, of these"] == pytest.approx(0.5, abs=0.05)
-
-
 def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluate, tmp_path, monkeypatch):
     generated_tree(tmp_path / "made", real, ("test",))
     constants = {"SYNTHETIC": tmp_path / "made"}
@@ -278,6 +248,9 @@ def test_two_processes_and_a_new_cache_find_what_one_process_finds(real, evaluat
     whole = [pd.DataFrame(found.pop("complete_agreement")) for found in (one, two)]
     certain = ["pairs", "N", "findings", "request-report"]  # a finding may be seen just above or below the threshold
     pd.testing.assert_frame_equal(whole[0][certain], whole[1][certain])
+    for name, certain in (("image_details", ["images", "detail"]), ("agreement_with_sides", ["pairs", "N"])):
+        rows = [pd.DataFrame(found.pop(name)) for found in (one, two)]
+        pd.testing.assert_frame_equal(rows[0][certain], rows[1][certain])
     np.testing.assert_allclose(whole[0]["request-image"], whole[1]["request-image"], atol=0.15)
     pd.testing.assert_frame_equal(pd.json_normalize(one), pd.json_normalize(two), rtol=1e-3)
     assert one["image_quality"][1]["FID"] == pytest.approx(two["image_quality"][1]["FID"], rel=1e-4)

@@ -38,19 +38,6 @@ def test_a_certain_error_costs_much_but_not_everything():
     assert scores == pytest.approx(np.log(1e-6)) and not agrees[0]
 
 
-def test_calibration_of_a_selector_that_is_right():
-    scores = np.linspace(-2, 0, 23)
-    rows, acceptance = metrics.calibration(scores[::-1], (scores > -1)[::-1], (scores > -0.5)[::-1])
-    assert [row["N"] for row in rows] == [5, 5, 5, 4, 4]
-    shares = [row["agree by the judge"] for row in rows]
-    assert shares[0] == shares[1] == 0 and shares[-1] == 1
-    assert [row["mean score"] for row in rows] == sorted(row["mean score"] for row in rows)
-    assert acceptance["agree by the selector"] == 11 / 23 and acceptance["agree by the judge, of the others"] == 0
-    assert acceptance["agree by the judge, of these"] == pytest.approx(6 / 11, abs=0.1)
-    _, everything = metrics.calibration([-1.0], [True], [True])
-    assert np.isnan(everything["agree by the judge, of the others"])
-
-
 def test_halves_are_of_patients_and_of_nothing_else():
     table = pd.DataFrame({"subject_id": np.repeat(np.arange(10_000_000, 10_002_000), 2), "split": "train"})
     half = first_half(table)

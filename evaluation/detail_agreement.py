@@ -1,0 +1,227 @@
+"""Whether reports name the side, zone, degree and kind of their findings that others name, or that an image shows.
+
+Details are {detail: (N, 14) texts}, as `evaluation.details.read_details` returns them. A detail of a finding *counts*
+where both sides name it, and is right where they name the same: "bilateral" is not "left". Beside each share stand
+
+chance    both drawn at random from what training reports say of the detail of that finding
+shuffled  each detail that counts replaced by that of another patient's report that names it of the same finding, all
+          of these on average: what a report that knows the findings of an image, and nothing else of it, gets
+ceiling   what the report autoencoder keeps: its reconstructions of the reports against the reports themselves
+
+Images are read by a judge that learns sides and zones from the reports of real training images.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from evaluation import judges, metrics, sections
+from evaluation.agreement import share_interval
+from evaluation.details import APPLIES, DETAILS, joined, read_details
+from evaluation.images import THREADS, Images, ImageSets
+from evaluation.judges import Judge
+from evaluation.labeler import label_reports
+from utils.findings import FINDINGS, PRESENT, UNCERTAIN
+
+PLACES = {"side": ("left", "right"), "zone": ("upper", "middle", "lower")}  # what the judge of details can tell apart
+TARGETS = [
+    (detail, finding, value)
+    for detail, values in PLACES.items()
+    for finding in FINDINGS
+    if finding in APPLIES[detail]
+    for value in values
+]
+
+# ---- the whole -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, written: pd.DataFrame | None) -> dict:
+    """The parts of evaluation.json about details: "written_details", and those of `image_details`, where there are any.
+
+    rows: those of sets.train that trained the image judge; written: see `sections.read_written`, of real images, or
+    None. Empty without a text judge: there are no reports.
+    """
+    if text_judge is None:
+        return {}
+    result = {}
+    if written is not None:
+        reports = sections.written_reports(sets.real, written)
+        result["written_details"] = written_details(reports, sets.train.table, sets.seed)
+    places = place_judge(sets.train, rows, judge)
+    return result if places is None else result | image_details(sets, judge, places, text_judge)
+
+
+# ---- measures ------------------------------------------------------------------------------------------------------
+
+
+def agreement_rows(
+    details: dict, references: dict, subjects: Sequence, train: dict, seed: int, ceiling: dict | None = None
+) -> list[dict]:
+    """How far details agree with those of references, a row a detail that they name.
+
+    details, references and ceiling are of the same N rows; subjects (N,): their patients; train: of training reports.
+    N: details that count; of: those that the references name; share, with its 95 % interval over patients; chance,
+    shuffled and ceiling: shares as the module describes them, NaN where there is none.
+    """
+    rows, subjects = [], pd.factorize(np.asarray(subjects))[0]
+    for detail in (name for name in DETAILS if name in details):
+        given, wanted = details[detail], references[detail]
+        counts = (given != "") & (wanted != "")
+        right = counts & (given == wanted)
+        row = {
+            "detail": detail,
+            "N": int(counts.sum()),
+            "of": int((wanted != "").sum()),
+            "share": _ratio(right, counts),
+        }
+        row["low"], row["high"] = share_interval(right.sum(axis=1), counts.sum(axis=1), subjects, seed)
+        columns = np.nonzero(counts)[1]
+        row["chance"] = _mean([_chance(train[detail][:, column]) for column in columns])
+        row["shuffled"] = _mean(
+            [value for column in np.unique(columns) for value in _others(given[:, column], wanted[:, column], subjects)]
+        )
+        row["ceiling"] = np.nan
+        if ceiling is not None:
+            kept = (ceiling[detail] != "") & (wanted != "")
+            row["ceiling"] = _ratio(kept & (ceiling[detail] == wanted), kept)
+        rows.append(row)
+    return rows
+
+
+def _chance(values):
+    """The probability that two draws of what training reports say of one detail of a finding are the same."""
+    counts = np.unique(values[values != ""], return_counts=True)[1]
+    return float(((counts / counts.sum()) ** 2).sum()) if len(counts) else np.nan
+
+
+def _others(given, wanted, subjects):
+    """For each row that counts, of one finding, the share of other patients' details that equal its reference."""
+    named = given != ""
+    for row in np.flatnonzero(named & (wanted != "")):
+        others = named & (subjects != subjects[row])
+        if others.any():
+            yield float((given[others] == wanted[row]).mean())
+
+
+def _ratio(right, counts):
+    return float(right.sum() / counts.sum()) if counts.any() else np.nan
+
+
+def _mean(values):
+    return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else np.nan
+
+
+# ---- reports of real images ------------------------------------------------------------------------------------------
+
+
+def written_details(reports: sections.Reports, train_table: pd.DataFrame, seed: int) -> list[dict]:
+    """`agreement_rows` of reports written for real images against the images' own reports."""
+    details, references = read_details(reports.table["report"]), read_details(reports.references)
+    made = reports.further.get(sections.FURTHER["reconstruction"])
+    ceiling = None if made is None else read_details(made)
+    train = _training_details(train_table)
+    return agreement_rows(details, references, reports.table["subject_id"], train, seed, ceiling)
+
+
+def _training_details(table):
+    return read_details(table.loc[table["report"] != ""].drop_duplicates("study_id")["report"])
+
+
+# ---- the judge of sides and zones ------------------------------------------------------------------------------------
+
+
+def place_targets(table: pd.DataFrame) -> np.ndarray:
+    """What the reports of a table say of TARGETS, (N, K) float: 1 named, 0 not named.
+
+    NaN where a finding is present and its place is not said, or where the finding is uncertain.
+    """
+    details, said = read_details(table["report"]), np.isin(label_reports(table["report"]), (PRESENT, UNCERTAIN))
+    targets = np.zeros((len(table), len(TARGETS)))
+    for column, (detail, finding, value) in enumerate(TARGETS):
+        place = FINDINGS.index(finding)
+        named = details[detail][:, place]
+        targets[:, column] = [value in text.split(", ") or text == "bilateral" for text in named]
+        targets[said[:, place] & (named == ""), column] = np.nan
+    return targets
+
+
+def place_judge(train: Images, rows: np.ndarray, judge: Judge) -> Judge | None:
+    """A judge of TARGETS, trained on these rows of the real training images; None where no detail is named often.
+
+    It is trained as `judge` was, and begins with its weights: they know the findings already.
+    """
+    table = train.table.iloc[rows]
+    table = table[table["report"] != ""]
+    if not metrics.enough(place_targets(table) == 1).any():
+        return None
+    settings = judge.settings
+    cache_dir, accelerator = train.loading.cache_dir, train.loading.accelerator
+    places = judges.image_judge(table, table[:0], settings, cache_dir, accelerator, THREADS, place_targets, judge)
+    places.name = f"judge of sides and zones ({settings.model})"
+    return places
+
+
+def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:
+    """The side and zone of each finding that the judge sees in N images, whether it is there or not, as details.
+
+    All places with a probability of at least half, else the likeliest; "" for a finding of which the judge knows fewer
+    than two places.
+    """
+    probabilities = images.encode(judge)[1]
+    details = {detail: np.full((len(probabilities), len(FINDINGS)), "", dtype=object) for detail in PLACES}
+    for detail in PLACES:
+        for place, finding in enumerate(FINDINGS):
+            known = [target[:2] == (detail, finding) for target in TARGETS] & judge.known
+            columns = np.flatnonzero(known)
+            if len(columns) < 2:
+                continue
+            shown = probabilities[:, columns] >= 0.5
+            shown[np.arange(len(shown)), probabilities[:, columns].argmax(axis=1)] = True
+            names = np.array([TARGETS[column][2] for column in columns])
+            for row, seen in enumerate(shown):
+                details[detail][row, place] = joined(detail, names[seen])
+    return details
+
+
+# ---- images and their reports ----------------------------------------------------------------------------------------
+
+
+def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge) -> dict:
+    """Sides and zones of images, as the judge sees them, against their reports' => parts of evaluation.json.
+
+    "image_details": `agreement_rows` of the synthetic images, and of the real ones, which are the judge's own accuracy.
+    "agreement_with_sides": pairs in which request, image and report agree on every finding (as in
+    `metrics.complete_agreement`), and those that also agree on each side that the report names and the judge knows.
+    """
+    train, rows, pairs = _training_details(sets.train.table), [], []
+    for name, images in (("synthetic", sets.synthetic), ("real", sets.real)):
+        texts = images.table["report"]
+        seen, told = read_places(place_judge, images), read_details(texts)
+        subjects = images.table["subject_id"]
+        found = agreement_rows({detail: told[detail] for detail in PLACES}, seen, subjects, train, sets.seed)
+        rows += [{"images": name, **row} for row in found]
+        pairs.append(_pairs_row(name, images, texts, judge, text_judge, seen, sets.seed))
+        if name == "synthetic":
+            moved = texts.copy()
+            moved[texts != ""] = sections.shuffled(texts[texts != ""].tolist(), sets.seed)
+            pairs.append(_pairs_row(sections.SHUFFLED, images, moved, judge, text_judge, seen, sets.seed))
+    real = pairs[-1]["and every side"]
+    for row in pairs:
+        row["of the real share"] = row["and every side"] / real if real else np.nan
+    rows = pd.DataFrame(rows).drop(columns=["of", "ceiling"]).to_dict("records")
+    return {"image_details": rows, "agreement_with_sides": pairs}
+
+
+def _pairs_row(name, images, texts, judge, text_judge, seen, seed):
+    """One row of agreement_with_sides: the images with these reports."""
+    labels, shown = images.codes(), images.encode(judge)[1] >= judge.thresholds
+    told, side = text_judge(texts.tolist()), read_details(texts)["side"]
+    counted = (labels != UNCERTAIN) & judge.known & text_judge.known & (texts != "").to_numpy()[:, None]
+    asked, kept = labels == PRESENT, counted.any(axis=1)
+    findings = kept & (((asked == shown) & (asked == told)) | ~counted).all(axis=1)
+    sides = findings & ((side == seen["side"]) | (side == "") | (seen["side"] == "")).all(axis=1)
+    row = {"pairs": name, "N": int(kept.sum()), "every finding": _ratio(findings, kept)}
+    row["and every side"] = _ratio(sides, kept)
+    row["low"], row["high"] = share_interval(sides, kept, pd.factorize(images.table["subject_id"])[0], seed)
+    return row

@@ -1,0 +1,334 @@
+"""What a report says of a finding that it calls present, beyond its presence: side, zone, degree and kind, by rules.
+
+A sentence is cut between its findings (evaluation/labeler.py), so that each finding has the words before and after it
+that are said of it: "left basilar atelectasis and | small right effusion". Of these words
+
+side    left, right, bilateral. "both", "bibasilar", "bases" and left with right are bilateral; RLL is right
+zone    upper (apex), middle (perihilar, lingula), lower (base, costophrenic, retrocardiac); several: "lower, upper"
+degree  small (trace, mild), moderate, large (severe, marked, extensive). "Mild to moderate" is moderate; what is said
+        of a change ("mildly increased") is no degree
+kind    of fractures, devices, nodules, opacities ..., see _KINDS; several: "line, tube"
+
+A finding shares side and zone of the one beside it where it names neither itself: "left base opacity, likely
+atelectasis", and of lungs and pleura "left effusion and atelectasis". Of all that a report names of one finding, sides
+are united, zones and kinds are listed in alphabetical order, and the largest degree counts.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from evaluation.finding_scope import Mention
+from evaluation.finding_words import ORGANS
+from evaluation.labeler import codes_of_sentence, read_mentions, report_and_addenda
+from utils.findings import FINDINGS, PRESENT
+
+DETAILS = ("side", "zone", "degree", "kind")
+DEGREES = ("small", "moderate", "large")  # the last one that is named counts
+_UNPLACED = ("Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding")  # have neither side nor zone
+APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
+    "side": {*FINDINGS} - {*_UNPLACED},
+    "zone": {*FINDINGS} - {*_UNPLACED, "Support Devices", "Fracture"},
+    "degree": {*FINDINGS} - {"Support Devices", "Fracture", "No Finding"},
+}
+_SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side of the edema
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+_NOT_SIDE = (
+    r"(?![- ](?:sided )?(?:atri|ventric|heart|main|aortic arch|(?:upper|lower) quadrant|lateral (?:decub|view|film)))"
+)
+_OF_LUNG = (  # what a zone is said of, perhaps after further words of place: "upper and lower lobes"
+    r"(?=(?:[ ,/-]+(?:upper|mid|middle|lower|and|or|to|the|left|right|bilateral|lateral|medial|posterior|anterior|inner"
+    r"|outer|half|third|portions?|aspects?|of|both|/))*[ /-]+"
+    r"(?:lobes?|lobar|lungs?(?! volume)|zones?|fields?|\w*thora(?:x|ces)|chest|hemichest|pulmonary)\b)"
+)
+_WORDS = {
+    "side": {
+        "left": rf"left\b{_NOT_SIDE}|lt\b|lul\b|lll\b|lingula\w*",
+        "right": rf"right\b{_NOT_SIDE}|rt\b|rul\b|rml\b|rll\b|(?<!left )middle lobe",
+        "bilateral": (
+            r"bilateral\w*|bi-?(?:bas|apic)\w+|[lr] ?[<>] ?[lr]\b"
+            r"|(?<!right )(?<!left )(?<!and )(?:(?:lung )?(?:bases|apices)|(?:upper|lower) lobes)\b"
+            r"|both (?:the )?(?:[\w-]+ )?(?:lungs?|sides?|bases|apices|lobes?|hemithora\w+|zones?|fields?|hila"
+            r"|pleura\w*|costophrenic|clavicles)\b"
+        ),
+    },
+    "zone": {
+        "upper": rf"upper{_OF_LUNG}|(?<!cardiac )(?:apex|apices)\b(?! of the heart)|(?:bi-?)?apical\b(?! lordotic)"
+        r"|apico\w+|supra-?hilar|[rl]ul\b",
+        "middle": rf"mid(?:dle)?{_OF_LUNG}|midlungs?\b|rml\b|lingula\w*|(?:peri|para)-?hilar|hil(?:um|a)\b"
+        r"|hilar\b(?! (?:retraction|prominen|enlarge|vascul|contour|structure|lymph|adenopath))",
+        "lower": rf"lower{_OF_LUNG}|bases?\b(?! of the (?:skull|neck|heart))|(?:bi-?|postero)?bas(?:al|ilar)\b|[rl]ll\b"
+        r"|(?:costo|cardio)-?phrenic|retro-?cardiac|subpulmonic|infra-?hilar",
+    },
+    "degree": {
+        "small": r"trace|tiny|small|minimal(?:ly)?|mild(?:ly)?|slight(?:ly)?|minor|minute|minuscule|subtle|faint",
+        "moderate": r"moderate(?:ly)?",
+        "large": r"(?<!slightly )(?<!mildly )(?<!minimally )large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|huge"
+        r"|sizable|extensive(?:ly)?|substantial(?:ly)?",
+    },
+}
+_KINDS = {
+    "Fracture": {
+        "rib": r"ribs?\b|costal",
+        "clavicle": r"clavic\w+",
+        "vertebra": r"vertebra\w*|spin(?:e|al|ous)\b|compression|[tl]\d+\b|wedge\w*|end-?plates?",
+        "humerus": r"humer\w+",
+        "scapula": r"scapul\w+",
+        "sternum": r"stern(?:um|al)\b",
+    },
+    "Support Devices": {
+        "airway tube": r"endotracheal|e\.?t\.? ?tube|ett\b|tracheostomy",
+        "chest tube": r"chest (?:\w+ )?tubes?|pigtail|thoracostomy|pleural (?:\w+ )?(?:tube|catheter|drain)\w*",
+        "enteric tube": r"(?:naso|oro)-?(?:gastric|enteric|jejunal)|enteric|[no]g ?t?\b|feeding|dobb?-?hoff",
+        "line": r"picc|(?:central|venous|ij|jugular|subclavian|dialysis|picc) (?:\w+ ){0,2}(?:line|catheter)s?|cv[cl]\b"
+        r"|port\b|port-?a-?cath\w*|(?:medi|infusa)port|swan|hickman|(?:perma|vas)-?cath\w*|central lines?",
+        "pacemaker": r"pace-?maker\w*|pacers?\b|pacing|a?icds?\b|defibrillator\w*|leads?\b|generator",
+        "valve": r"valv\w+|annuloplasty",
+        "hardware": r"hardware|screws?|plates?|fixation|\w*arthroplast\w+|fusion|rods?\b",
+    },
+    "Lung Lesion": {
+        "nodule": r"(?:micro)?nodul\w+",
+        "mass": r"mass(?:es)?\b|tumou?rs?|carcinoma\w*|cancer|neoplas\w+|malignan\w+",
+    },
+    "Lung Opacity": {
+        "interstitial": r"interstitial|reticul\w+|bronchial wall|bronchovascular",
+        "airspace": r"air-? ?space|infiltrat\w+|alveolar|ground[- ]glass|ggos?\b",
+        "scar": r"scar\w*",
+    },
+    "Pleural Other": {
+        "plaque": r"plaques?|pleural calcific\w+",
+        "thickening": r"thickening|cap\b|capping",
+        "scar": r"scar\w*",
+        "fibrosis": r"fibro\w+",
+    },
+    "Edema": {"interstitial": r"interstitial|kerley|b[- ]lines", "alveolar": r"alveolar|air-? ?space"},
+    "Atelectasis": {
+        "linear": r"linear|plate-? ?like|discoid|band-? ?like|(?:sub)?segmental",
+        "collapse": r"collaps\w+",
+    },
+}  # fmt: skip
+
+
+def _compiled(words):
+    return {value: re.compile(rf"\b(?:{pattern})") for value, pattern in words.items()}
+
+
+_WORDS = {detail: _compiled(words) for detail, words in _WORDS.items()}
+_WORDS["degree"] = {
+    value: re.compile(
+        rf"{pattern.pattern}\b(?!(?:[ -]\w+)?[ -](?:increas|decreas|improv|worse|larger|smaller|bigger|more|less"
+        r"|displac|progress|chang|bowel|bore|caliber))"
+    )
+    for value, pattern in _WORDS["degree"].items()
+}
+_KINDS = {finding: _compiled(words) for finding, words in _KINDS.items()}
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
+    """N reports => {detail: (N, 14) texts}, in the order of DETAILS and FINDINGS; "" where a report names none.
+
+    Reports are read as `evaluation.labeler.label_report` reads them, and raise the same InputError. A finding that is
+    not called present has no details.
+    """
+    rows = [_details_of_report(report) for report in reports]
+    return {
+        detail: np.array([[row.get((name, detail), "") for name in FINDINGS] for row in rows], dtype=object).reshape(
+            -1, len(FINDINGS)
+        )
+        for detail in DETAILS
+    }
+
+
+def _details_of_report(report):
+    """A report => {(finding, detail): value}."""
+    named = {}
+    for sentences in report_and_addenda(report):
+        for sentence in sentences:
+            for place, values in _details_of_sentence(sentence).items():
+                named.setdefault(place, set()).update(values)
+    return {place: joined(place[1], values) for place, values in named.items() if values}
+
+
+def joined(detail: str, values: Iterable[str]) -> str:
+    """One or more values of a detail of one finding => the text that stands for them, as the module says."""
+    values = set(values)
+    if detail == "side" and len(values) > 1:
+        return "bilateral"
+    if detail == "degree":
+        return max(values, key=DEGREES.index)
+    return ", ".join(sorted(values))
+
+
+@lru_cache(maxsize=20_000)
+def _details_of_sentence(sentence):
+    """A normalised sentence => {(finding, detail): values}; not to be changed."""
+    named, phrases = {}, _phrases(sentence)
+    _share_places(sentence, phrases)
+    for phrase in phrases:
+        for mention in phrase.mentions:
+            for detail, values in phrase.details.items():
+                if mention.code == PRESENT and mention.name in APPLIES[detail]:
+                    named.setdefault((mention.name, detail), set()).update(values)
+            if mention.code == PRESENT and mention.name in _KINDS:
+                kinds = phrase.kinds(_KINDS[mention.name], mention.name == "Fracture")
+                named.setdefault((mention.name, "kind"), set()).update(kinds)
+    return named
+
+
+# ---- the words that are said of a finding ----------------------------------------------------------------------------
+
+_STOP = re.compile(  # ends what is said of a finding
+    r";| - |\b(?:but|however|(?:al)?though|while|whereas|with(?:out)?|no|after|following|since|compared|previously"
+    r"|prior|superimposed|status post|s/p)\b|\bin (?:the )?setting\b"
+    r"|\bthere (?:is|are|has|have|was|were|may|remains?|appears?)\b"
+)
+_SEPARATOR = re.compile(r"[,():]|\b(?:and|or|plus|as well as|versus|vs|which|that)\b|/")
+_SAME = re.compile(  # what follows is another name of the finding before
+    r"\b(?:consistent|compatible) with\b|\b(?:most )?likely\b|\b(?:suggest|represent|reflect|indicat)\w*\b"
+    r"|\b(?:due|secondary|related) to\b|\bsuspicious for\b|\bconcerning for\b|\bcompressive\b"
+)
+_AND = re.compile(
+    r"\b(?:and|or|versus|vs)\b|/|\b(?:with|and) (?:an? )?(?:adjacent|associated|overlying|underlying|subjacent)\b"
+)
+_JOINED = re.compile(  # this "and" is no end: "right and left effusions", "upper and lower lobe nodules"
+    r"(?<!the )\b(?:left|right|upper|mid|middle|lower|basilar|apical)(?:[ -]sided)?(?:,| and| or|/|, and) ?"
+    r"(?=(?:left|right|upper|mid|middle|lower|basilar|apical)\b(?! (?:lungs?|lobes?|base|apex)\b(?! and)))"
+)
+_TOGETHER = re.compile(  # "small, left effusion"
+    r"(?<!is )(?<!are )(?<!now )(?<!appears )(?<!remains )\b(?:small|trace|tiny|mild|minimal|moderate|large|severe), "
+    r"(?=left|right|bilateral|bi)"
+)
+_JOINT = re.compile(  # no word before a finding that is said of it
+    r"\b(?:in|at|on|of|within|along|over|to|from|for|is|are|was|were|has|have|remains?|appears?|clear|normal|unremarkable"
+    r"|intact|expanded|than)\b"
+)
+_LOCATIVE = re.compile(  # "In the left lung, there is a nodule"
+    r"(?:^|[,;] (?:and )?|\band )(?:in|at|on|within|along|throughout|over\w*|involving) (?:[\w-]+ ){1,6}?[\w-]+,? ?$"
+)
+_PLACE = r"(?:the|left|right|upper|lower|mid|middle|lobes?|lungs?|bases?|ap(?:ex|ices)|zones?|sides?|and|both)"
+_VERB = r"(?:is|are|was|were|remains?|appears?|has|have|demonstrates?|shows?)"
+_OTHER_CLAUSE = re.compile(  # "effusion on the left, and the right lung is clear", not "effusion, which is small"
+    rf"(?:,| and) (?!(?:which|that|now|{_VERB})\b)(?!(?:{_PLACE} )+{_VERB}\b)(?:[\w'-]+ ){{1,6}}?{_VERB}\b"
+    rf"|(?:,| and) (?:[\w-]+ ){{1,5}}?(?:{_VERB} )?(?:otherwise )?(?:\w+ly )?(?:clear|normal|unremarkable|well|free)\b"
+)
+_TIP = re.compile(r"\b(?:tips?|terminat\w+|ends?|ending|extend\w*|cours\w+|leads?|project\w*|position\w*)\b")
+_SAID = re.compile(rf"(?:\b(?:{_VERB}|now|currently|be|being|of)|^,|^ \() (?:\w+ ){{0,2}}$|^ ?\(?$")
+_REACH = 120  # characters after a finding that may be said of it
+_LINK = 40  # characters between two findings that share a place
+
+
+class _Phrase:
+    """Findings that share their words ("nodular opacity"), with the text before and after that is said of them.
+
+    before, after: texts; details: {detail: values} that these name.
+    """
+
+    def __init__(self, mentions: list[Mention]):
+        self.mentions = mentions
+        self.start, self.end = mentions[0].start, max(mention.end for mention in mentions)
+        self.own = self.before = self.after = ""
+        self.details = {}
+
+    def read(self, sentence: str, begin: int, end: int) -> None:
+        """Reads the text of a sentence from `begin` to `end`, where the words of its neighbours begin."""
+        self.own, self.before = sentence[self.start : self.end], sentence[begin : self.start]
+        limits = [match.start() for stop in (_STOP, _OTHER_CLAUSE) if (match := stop.search(sentence, self.end, end))]
+        if self.mentions[0].name == "Support Devices":  # where its tip lies is no side of a line
+            limits += [match.start() for match in [_TIP.search(sentence, self.end, end)] if match]
+        self.after = sentence[self.end : min([end, self.end + _REACH, *limits])]
+        near = f"{self.before}{self.own} | {self.after}"
+        self.details = {detail: _found(_WORDS[detail], near) for detail in ("side", "zone")}
+        self.details["degree"] = _found(_WORDS["degree"], f"{self.before}{self.own}") | self._degrees_after()
+
+    def _degrees_after(self):
+        """Degrees that are said of the finding afterwards: "is small", "moderate in size"; not "and small nodes"."""
+        named, is_organ = set(), self.mentions[0].name in ORGANS
+        for value, words in _WORDS["degree"].items():
+            for match in words.finditer(self.after):
+                said = _SAID.search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
+                if is_organ or said:
+                    named.add(value)
+        return named
+
+    def kinds(self, words: dict, read_after: bool) -> set[str]:
+        """The kinds that the words before the finding, its own, and those after it where `read_after` name."""
+        return _found(words, f"{self.before}{self.own}{self.after if read_after else ''}")
+
+    def is_placed(self) -> bool:
+        return bool(self.details["side"] or self.details["zone"])
+
+
+def _found(words, text):
+    return {value for value, pattern in words.items() if pattern.search(text)}
+
+
+def _names_place(text):
+    return any(_found(_WORDS[detail], text) for detail in ("side", "zone"))
+
+
+def _phrases(sentence):
+    """The phrases of a normalised sentence, read, from left to right."""
+    mentions, _, _ = read_mentions(sentence)
+    names = {mention.name for mention in mentions}
+    for name, code in codes_of_sentence(sentence).items():
+        organ = ORGANS[name].search(sentence) if name in ORGANS and name not in names and code == PRESENT else None
+        mentions += [Mention(organ, name)] if organ else []
+    phrases = []
+    for mention in sorted(mentions, key=lambda mention: mention.start):
+        if phrases and mention.start < phrases[-1].end:
+            phrases[-1] = _Phrase([*phrases[-1].mentions, mention])
+        else:
+            phrases.append(_Phrase([mention]))
+    begins = [_begin(sentence, 0, phrases[0].start)] if phrases else []
+    begins += [_begin(sentence, one.end, other.start) for one, other in pairwise(phrases)]
+    for phrase, begin, end in zip(phrases, begins, [*begins[1:], len(sentence)]):
+        phrase.read(sentence, begin, end)
+    return phrases
+
+
+def _begin(sentence, start, end):
+    """Where the words that are said of the finding at `end` begin; start: the end of the finding before it, or 0."""
+    stops = [match for pattern in (_STOP, _SAME) for match in pattern.finditer(sentence, start, end)]
+    stop = max(stops, key=lambda match: match.end(), default=None)
+    first = stop.end() if stop else start
+    joined = [match.span() for pattern in (_JOINED, _TOGETHER) for match in pattern.finditer(sentence, first, end)]
+    places = [
+        match.end()
+        for match in _SEPARATOR.finditer(sentence, first, end)
+        if not any(low <= match.start() < high for low, high in joined)
+    ]
+    if stop or start == 0:  # no words of the finding before are between
+        clean = (place for place in [first, *places] if not _JOINT.search(sentence, place, end))
+        begin = next(clean, [first, *places][-1])
+    elif places:
+        begin = places[-1]
+    else:
+        begin = end if _JOINT.search(sentence, start, end) else start
+    for place in (stop.start() if stop else begin, begin):
+        locative = _LOCATIVE.search(sentence[start:place])
+        if locative:
+            return start + locative.start()
+    return begin
+
+
+def _share_places(sentence, phrases):
+    """Gives a phrase without side and zone those of the phrase that it is joined with."""
+    for one, other in pairwise(phrases):
+        gap = sentence[one.end : other.start]
+        if one.is_placed() == other.is_placed():
+            continue
+        if not _SAME.search(gap):
+            linked = gap == " " or (len(gap) <= _LINK and _AND.search(gap) and not re.search(r"[,;]|\bthere\b", gap))
+            if not linked or not all(mention.name in _SHARING for mention in (*one.mentions, *other.mentions)):
+                continue
+            if _names_place(gap):
+                continue  # "opacity in the left base and effusion", "effusion and left basilar atelectasis"
+        source, target = (one, other) if one.is_placed() else (other, one)
+        target.details |= {detail: source.details[detail] for detail in ("side", "zone")}
