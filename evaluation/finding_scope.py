@@ -92,15 +92,16 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"|existent)\b(?! (?:\w+ ){0,2}(?:concern|doubt|question|symptom))",
         r"\bat most\b",
     )),
+    "only seems so": _Rule(UNCERTAIN, "both", (
+        rf"\b(?:which |that )?(?:{_BE} )?(?:{_HOLD}|likely|probably|possibly|perhaps|felt|thought)(?: also| well| to)*(?: be)?{_LY}"
+        rf"(?: \w+)? (?:due|related|secondary|attribut\w+|owing|caused|from|because|result\w*)(?: \w+){{0,4}}?"
+        rf" {_PROJECTION}|\b{_HOLD} be{_LY} (?:projectional|positional|technical|art[ei]factual|spurious)\b",
+    )),
     "doubted before": _Rule(UNCERTAIN, "backward", (
         rf"\b(?:should|must|to|needs? to|has to) be{_LY} (?:excluded|ruled out|considered)\b",
         rf"\b(?:can(?:not| not)|could not|may not|not){_LY} be{_LY} (?:excluded|ruled out|dis(?:counted|missed))\b",
         rf"\b(?:{_BE} )?not{_LY} (?:excluded|ruled out|out of the question)\b|\b(?:needs?|requires?) exclusion\b",
         rf"\b(?:may|might|could)(?: also| well| still)? be (?:{_SEEN}|there|responsible|the cause|a factor)\b",
-        rf"\b(?:{_BE} )?(?:{_HOLD}|likely|probably|possibly|perhaps|felt|thought)(?: also| well| to)*(?: be)?{_LY} (?:\w+ )?"
-        rf"(?:due|related|secondary|attribut\w+|owing|accentuated|exaggerated|caused|from|because|result\w*)"
-        rf"(?: \w+){{0,4}}? {_PROJECTION}|\b{_HOLD} be{_LY} (?:projectional|positional|technical|artefactual|artifactual"
-        rf"|spurious|exaggerated|accentuated)\b",
         rf"\b{_HOLD}(?: also| well)? (?:have|give|produce|cause|account|explain|look|present|contribute|result"
         rf"|coexist)\b",
         rf"(?<!there )\b(?:{_BE}|remains?)(?: also| still| thought| felt| to be)*{_LY} (?:an? )?{_DOUBTED}\b"
@@ -215,7 +216,7 @@ _ADJECTIVE = re.compile(  # its noun is still to come: "no left and right effusi
     r"|(?<!the )left|dense|displaced|obvious|confluent|lobar|upper|lower)$"
 )
 _CONDITION = re.compile(r"\bif (?:any|present|at all|anything)$")  # "if present, the effusion is small"
-_RELATIVE = re.compile(r"(?:which|that)\b")
+_RELATIVE = re.compile(rf"(?:which|that) (?:{_HOLD}\b|is (?:likely|probably))")
 _EVENT = re.compile(
     r"(?:(?:the|interval|new|subsequent|further) )*"
     r"(?:development|appearance|placement|insertion|accumulation|reaccumulation|recurrence|progression|worsening"
@@ -281,7 +282,7 @@ class _Scope(NamedTuple):
 
 _CONJOINED = re.compile(r"(?! (?:with|in|at|on|of|is|are)\b)[ \w-]{0,40}?(?:,? and\b|,? or\b|/)[ \w,-]{0,40}$")
 _LISTED = re.compile(r"(?! (?:with|in|at|on|of|is|are)\b)[ \w-]{0,40}?(?:,| and\b| or\b|/)[ \w,-]{0,40}$")
-_LISTED_ON = re.compile(r"\b(?:and|or|versus|vs|etc)\b|/")
+_LISTED_ON = re.compile(r"\b(?:and|or|versus|vs|etc|less)\b|/")
 _AFTER = 80  # characters that may stand between a finding and what is said of it afterwards
 _AROUND = 40  # characters between "if any" and its finding
 _COPULA = re.compile(r"\b(?:is|are|was|were|appears?|remains?|demonstrates?|shows?|has|have)\b")
@@ -325,7 +326,7 @@ def _comma_after(sentence, mentions, code, start, end) -> int:
     if code != UNCERTAIN or first is None:
         return -1
     comma = sentence.find(",", first, end)  # "probable effusion, cardiomegaly", but "possible edema, pneumonia or ..."
-    return -1 if _LISTED_ON.search(sentence, comma + 1, end) else comma
+    return -1 if _LISTED_ON.search(sentence, comma + 1, end) or sentence[:start].endswith("differential") else comma
 
 
 def _stands_next(sentence, mentions, place) -> bool:

@@ -48,7 +48,7 @@ _MENTIONS = {
         r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadows\b", r"shadowing\b",
     ),
     "Pleural Effusion": (
-        r"\w*effusions?\b", r"pleural (?:\w+ )?(?:fluid|collections?)\b", r"(?:hydro|ha?emo)-?(?:pneumo)?thora(?:x|ces)\b",
+        r"\w*effusions?\b", r"pleural (?:(?!air)\w+ )?(?:fluid|collections?)\b", r"(?:hydro|ha?emo)-?(?:pneumo)?thora(?:x|ces)\b",
         r"empyema",
     ),
     "Pleural Other": (
@@ -104,13 +104,13 @@ _UNMEANT = {  # where the words of a finding mean something else
         rf"fractur(?:e|es|ed) (?:(?:of|through|in|the|a) )*(?:[\w-]+ ){{0,4}}{_HARDWARE}\b",
     ),
     "Lung Lesion": (
-        r"calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,4}nodul\w+(?: densit\w+| opacit\w+)?",
+        r"calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+(?: densit\w+| opacit\w+)?",
         r"nodul\w+ calcification",
         r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?)(?: (?!probab|possib)\w+ly| also| now)? calcified\b",
         r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
-        r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing"
-        r"|reflecting) )+nipples?(?: shadows?)?\b",
+        r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing|reflecting) )+"
+        r"(?:nipples?(?: shadows?)?|art[ei]facts?)\b",
         r"nipple (?:shadows? )?(?:or |versus )?nodul\w+",
         r"breast mass(?:es)?", r"mass[- ](?:effect|like)", r"(?:thyroid|adrenal|renal|abdominal) (?:mass|nodule)",
     ),
@@ -195,7 +195,7 @@ _WELL_SPELT = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in MENTIONS.values())
     + r"|\b(?:pneumonic|nodular|cardio(?:thoracic|pulmonary|vascular|respiratory|mediastinum|phrenic)|cardia"
     r"|mediastinitis|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural"
-    r"|silhouettes|interstitium|opacify|vascul\w+)\b"
+    r"|silhouettes|interstitium|opacify|injections?|vascul\w+)\b"
 )
 _LONG = 11  # letters of a word of which two may be wrong
 _SHORT_FORMS = {  # abbreviations, and what is too short to be compared with the terms
