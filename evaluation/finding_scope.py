@@ -160,6 +160,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         rf"|\bunlikely(?=$|[,;)])",
         r"\b(?:is|are|was|were) not (?:\w+ly )?(?:likely|favou?red|a (?:\w+ )?(?:consideration|concern"
         r"|possibility))(?! to\b)",
+        r"\b(?:was|were) (?:\w+ ){0,3}?(?:in error|erroneous\w*|incorrect\w*|mistaken\w*|by mistake)\b",
         r"(?<=\w)(?: [-=])?:? (?:none|no|nil|negative|absent)$|\b(?:is|are) (?:negative|not)$|\bnegative$",
     )),
     "absent": _Rule(ABSENT, "forward", (

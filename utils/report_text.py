@@ -9,7 +9,7 @@ a line, before a colon. Kinds:
 
 findings, impression    what a report says of its images
 addendum                what was added later
-other                   indication, history, comparison, technique ..., and how a report ends: signatures, attestations
+comparison, other       indication, history, technique ..., and how a report ends: signatures, attestations
 final                   FINAL REPORT: what stands before it is a preliminary reading
 view                    words in capitals that name the views; unknown: any other words in capitals
 """
@@ -19,10 +19,12 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
 _TAG = re.compile(r"</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>", re.IGNORECASE)
+_BRACKETED = re.compile(r"[\[<](?P<closes>/?)(?P<name>[A-Za-z][A-Za-z /&]{3,40})[\]>] ?:?")
 _LINE_BREAK = re.compile(r"\r\n?|<br ?/?>", re.IGNORECASE)
 _EMPHASIS = re.compile(  # of Markdown; "[**...**]" is a mark
     r"(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^_{2}(?=[A-Z])|(?<=[a-z:])_{2}(?=:|\s|$)",
@@ -39,28 +41,22 @@ def report_sections(raw: str) -> tuple[str, str]:
 
     - Of a report with a FINAL REPORT only that is read, so a wet read is not.
     - An addendum, wherever it stands, ends the last section: "... ADDENDUM: ...".
+    - A comparison in the midst of the findings ends where a line on this image follows its own sentence.
     - Signatures, attestations, accession numbers and what else stands behind the radiologist's words are left out.
     - Text under a heading that names the views, in capitals ("PA AND LATERAL CHEST RADIOGRAPH:"), is the findings of a
       report without a FINDINGS heading.
     - A report with neither section has its last paragraphs without a heading as findings, if there are any.
     """
-    text = _plain_lines(raw)
-    sections = [["title", 0, len(text)]]  # kind, start and end of the text
-    for kind, start, end in headings(text):
-        if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view", "addendum"):
-            continue
-        sections[-1][2] = start
-        sections.append([kind, end, len(text)])
-
-    final = max((place for place, section in enumerate(sections) if section[0] == "final"), default=-1)
-    addenda = _text_of("addendum", text, sections)
-    if any(text[start:end].strip() for _, start, end in sections[final:]):
-        sections = sections[final:] if final >= 0 else sections
-    findings, impression, views = (_text_of(kind, text, sections) for kind in ("findings", "impression", "view"))
+    sections = _sections(_plain_lines(raw))
+    final = max((place for place, (kind, _) in enumerate(sections) if kind == "final"), default=0)
+    addenda = _text_of("addendum", sections)
+    if any(text.strip() for _, text in sections[final:]):
+        sections = sections[final:]
+    findings, impression, views = (_text_of(kind, sections) for kind in ("findings", "impression", "view"))
     if re.search("[a-z]{4}", views):  # words, not the date after a title
         findings = findings or views
     if not findings and not impression:
-        findings = _last_paragraphs([(kind, text[start:end]) for kind, start, end in sections])
+        findings = _last_paragraphs(sections)
     if addenda and impression:
         impression = f"{impression} {ADDENDUM} {addenda}"
     elif addenda:
@@ -71,12 +67,34 @@ def report_sections(raw: str) -> tuple[str, str]:
 def _plain_lines(raw):
     """A report with single blanks, without Markdown and HTML; a line of underscores is an empty one."""
     text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
-    text = _EMPHASIS.sub("", _TAG.sub("", text))
+    text = _BRACKETED.sub(_without_brackets, _EMPHASIS.sub("", _TAG.sub("", text)))
     return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
 
 
-def _text_of(kind, text, sections):
-    return _collapse(" ".join(text[start:end] for name, start, end in sections if name == kind))
+def _without_brackets(heading):
+    """ "[FINDINGS]", "<FINDINGS> ... </FINDINGS>": a known name in brackets is a heading."""
+    known = _kind_of_name(heading["name"], _KINDS)
+    return heading[0] if not known else "\n" if heading["closes"] else f"\n{heading['name']}: "
+
+
+def _sections(text):
+    """The text between the headings of a report => [(kind, text)]; what stands before the first is a title."""
+    sections = [["title", 0, len(text)]]  # kind, start, end
+    for kind, start, end in headings(text):
+        said = sections[-1][0]
+        if kind in ("view", "unknown") and said in ("findings", "impression", "view", "addendum"):
+            continue
+        sections[-1][2] = start
+        sections.append([kind, end, len(text)])
+        back = _ENDS_COMPARISON.search(text, end)
+        if kind == "comparison" and said in ("findings", "impression") and back:
+            sections[-1][2] = back.end()
+            sections.append([said, back.end(), len(text)])
+    return [(kind, text[start:end]) for kind, start, end in sections]
+
+
+def _text_of(kind, sections):
+    return _collapse(" ".join(text for name, text in sections if name == kind))
 
 
 def report_text(raw: str) -> str:
@@ -99,19 +117,15 @@ def report_file(findings: str, impression: str, further: dict[str, str] | None =
     stands itself has no inverse.) further: {heading in capitals: text} of sections that stand first, for other readers;
     they are left out where one of them would be read as findings or impression.
     """
-    last = {"FINDINGS": findings, "IMPRESSION": impression}
+    last, title = {"FINDINGS": findings, "IMPRESSION": impression}, " " * 33 + "FINAL REPORT\n"
     for first in (further or {}, {}):
-        sections = {heading: _collapse(text) for heading, text in {**first, **last}.items()}
-        sections = {heading: text for heading, text in sections.items() if text}
-        title = " " * 33 + "FINAL REPORT\n"
-        wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
-        report = title + " \n".join(wrapped)
-        if report_text(report) == join_sections(findings, impression):
-            return report
-        # a line break has made a heading of a word such as "Comparison:"; without line breaks it stays a word
-        report = title + " \n".join(f" {heading}: {text}\n" for heading, text in sections.items())
-        if report_text(report) == join_sections(findings, impression):
-            return report
+        sections = [(heading, _collapse(text)) for heading, text in {**first, **last}.items() if _collapse(text)]
+        wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections]
+        # where a line break would make a heading of a word such as "Comparison:", without line breaks
+        for layout in (wrapped, [f" {heading}: {text}\n" for heading, text in sections]):
+            report = title + " \n".join(layout)
+            if report_text(report) == join_sections(findings, impression):
+                return report
     return report
 
 
@@ -138,38 +152,47 @@ def _wrap(text):
 
 # ---- headings ------------------------------------------------------------------------------------------------------
 
-_NAMES = {  # known wherever a sentence may begin
-    "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "IMPRESSION AND FINDINGS",
-    "FINDINGS AND CONCLUSION"),
-    "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "OPINION", "FINAL IMPRESSION"),
-    "other": (
-        "INDICATION", "INDICATIONS", "CLINICAL INDICATION", "CLINICAL INDICATIONS", "HISTORY", "CLINICAL HISTORY",
-        "PATIENT HISTORY", "MEDICAL HISTORY", "CLINICAL INFORMATION", "CLINICAL DATA", "CLINICAL DETAILS",
-        "CLINICAL QUESTION", "CLINICAL STATEMENT", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY",
-        "REASON FOR THIS EXAM", "REASON FOR THIS EXAMINATION", "REASON FOR THE EXAM", "REASON FOR THE STUDY",
-        "REASON FOR VISIT", "REASON FOR ORDER", "REASON FOR REQUEST", "MEDICAL CONDITION", "ADMITTING DIAGNOSIS",
-        "TECHNIQUE", "TECHNIQUES", "COMPARISON", "COMPARISONS", "COMPARISON EXAM", "COMPARISON EXAMINATION",
-        "COMPARISON STUDY", "COMPARISON STUDIES", "COMPARISON FILM", "COMPARISON FILMS", "PRIOR STUDIES", "PRIOR STUDY",
-        "REFERENCE EXAM", "WET READ", "PROVISIONAL FINDINGS IMPRESSION", "PROVISIONAL FINDINGS IMPRESSIONS", "PFI",
-        "PROVISIONAL FINDINGS IMPRESSION (PFI)", "PROVISIONAL FINDINGS IMPRESSIONS (PFI)", "NOTIFICATION",
-        "NOTIFICATIONS", "RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)", "PROCEDURE COMMENTS",
-        "END OF IMPRESSION",
+
+def _names(text):
+    """ "A, B OF C" => ["A", "B OF C"]; of a slash the left and the right word: "A/B C" => ["A C", "B C"]."""
+    return [" ".join(words) for name in text.split(", ") for words in product(*(w.split("/") for w in name.split()))]
+
+
+_NAMES = {  # known wherever a sentence may begin; one letter may be wrong, so a plural stands for its singular too
+    "findings": _names("FINDINGS, FINDINGS AND IMPRESSION/CONCLUSION, IMPRESSION AND FINDINGS"),
+    "impression": _names("IMPRESSION, IMPRESSIONS, FINAL IMPRESSION, CONCLUSION, CONCLUSIONS, OPINION, SUMMARY"),
+    "comparison": _names(
+        "COMPARISON, COMPARISONS, COMPARISON EXAM/EXAMINATION/STUDY/STUDIES/FILM/FILMS, PRIOR STUDY/STUDIES"
     ),
-    "addendum": ("ADDENDUM", "ADDENDA", "FINAL ADDENDUM", "AMENDMENT", "CORRECTION"),
-}  # fmt: skip
+    "other": _names(
+        "INDICATION, INDICATIONS, HISTORY, CLINICAL INDICATION/INDICATIONS/HISTORY/INFORMATION/DATA/DETAILS/NOTES/QUESTION"
+        "/STATEMENT, PATIENT/MEDICAL HISTORY, MEDICAL CONDITION, ADMITTING DIAGNOSIS, REASON FOR EXAM/EXAMINATION/STUDY"
+        "/VISIT/ORDER/REQUEST, REASON FOR THE/THIS EXAM/EXAMINATION/STUDY, TECHNIQUE, TECHNIQUES, REFERENCE EXAM, WET READ"
+        ", PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS, PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS (PFI), PFI"
+        ", NOTIFICATION, NOTIFICATIONS, RECOMMENDATION, RECOMMENDATIONS, RECOMMENDATION(S), PROCEDURE COMMENTS"
+        ", END OF IMPRESSION"
+    ),
+    "addendum": _names(
+        "ADDENDUM, ADDENDA, FINAL ADDENDUM, AMENDMENT, CORRECTION, AMENDED/CORRECTED/SUPPLEMENTARY/SUPPLEMENTAL REPORT"
+    ),
+}
 # These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
 _NAMES_OF_A_LINE = {
-    "findings": ("REPORT", "INTERPRETATION", "OBSERVATIONS", "RADIOGRAPHIC FINDINGS"),
-    "impression": ("SUMMARY", "ASSESSMENT", "IMP"),
-    "other": (
-        "EXAM", "EXAMS", "EXAMINATION", "EXAMINATIONS", "TYPE OF EXAM", "TYPE OF EXAMINATION", "STUDY", "PROCEDURE",
-        "VIEW",
-        "VIEWS", "DATE", "ATTENDING", "DICTATED BY", "SYMPTOMS", "PROTOCOL", "REASON", "INFORMATION",
+    "findings": _names("REPORT, INTERPRETATION, OBSERVATIONS, RADIOGRAPHIC FINDINGS"),
+    "impression": _names("ASSESSMENT, COMMENT, COMMENTS, IMP"),
+    "other": _names(
+        "EXAM, EXAMS, EXAMINATION, EXAMINATIONS, TYPE OF EXAM/EXAMINATION, STUDY, PROCEDURE, VIEW, VIEWS, DATE, ATTENDING"
+        ", DICTATED BY, SYMPTOMS, PROTOCOL, REASON, INFORMATION"
     ),
-    "view": ("NARRATIVE",),
-}  # fmt: skip
+    "view": ["NARRATIVE"],
+}
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
 _KINDS_OF_A_LINE = {name: kind for kind, names in _NAMES_OF_A_LINE.items() for name in names}
+_ENDS_COMPARISON = re.compile(  # the line that follows speaks of this image, in the present, and of no other film
+    r"(?<=[.!?)])\n+(?=[A-Z])(?=[^.\n]*\b(?i:is|are|no|remains?|appears?|clear|normal|shows?|has|have|without)\b)"
+    r"(?!(?i:(?:[^.]|\.(?!\s)){0,300}?(?:__|\b(?:was|were|had|then|dated|showed|available|reviewed|obtained|performed"
+    r"|compar\w+|ct|stud(?:y|ies)|exam\w*|radiographs?|films?|\d{4})\b)))"
+)
 _LEAST_LETTERS = 7  # of a name that may be misspelt
 _LONGEST = 60  # characters of a heading
 _MOST_WORDS = 5  # of a known name
@@ -177,15 +200,15 @@ _MOST_WORDS = 5  # of a known name
 _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("findings", re.compile("FINDINGS")),
     ("impression", re.compile("IMPRESSION|CONCLUSION|OPINION")),
-    ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
+    ("comparison", re.compile("COMPARISON")),
+    ("other", re.compile("INDICATION|HISTORY|REASON|TECHNIQUE|EXAM")),
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
 _SIGN = re.compile(r" ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
 _ARTICLES = re.compile(
-    r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by"
-    r"|for|on|my|our) $",
+    r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $",
     re.IGNORECASE,
 )
 _BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
@@ -195,34 +218,33 @@ _BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease
 )
 _ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
     r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
-    r"|ends)\b[^:\n]{0,80})?"
-    r" ?(?::|$)",
+    r"|ends)\b[^:\n]{0,80}| \([^:\n]{0,40}\))? ?(?::|\**$)",
     re.MULTILINE | re.IGNORECASE,
 )
 _FINAL = re.compile(r"(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))", re.MULTILINE)
 _DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
 _SIGNED = (
-    r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reviewed|interpreted|read|authenticated"
+    r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reported|reviewed|interpreted|read|authenticated"
     r"|released)"
 )
 _TAIL = re.compile(  # where the words of the radiologist on the images end
-    r"(?im:(?:^|(?<=[.!?:*)\]] ))(?:"
+    r"(?im:(?:^|(?<=[.!?:*)\]] ))[\"*= -]*(?:"
     r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
     rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
-    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d)"
+    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d| date\b)"
     r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised"
     r"|interpreted)\b"
     r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
     r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation"
-    r"| statement)? ?:"
+    r"| statement)? ?:|consultant radiologist\b"
     r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
-    r"|physician to physician|thank you for\b"
-    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated"
-    r"|reviewed|interpreted"
-    r"|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
+    r"|physician to physician|thank(?:s| you) for\b"
+    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated|reviewed"
+    r"|interpreted|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
     r"))|\b(?i:(?:electronically|digitally) signed)\b"
     rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
-    r"|(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
+    r"|(?m:(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
+    r"|(?<=[.!?\n]\n)(?:Dr|DR|Prof)\.? (?:[A-Z][\w.'-]*[, ]*){1,6}$)"
 )
 
 
@@ -301,9 +323,10 @@ def _plain(name):
 
 
 @lru_cache(maxsize=20_000)
-def _name_misspelt(name, least):
-    """The known names of this many letters or more that a name, in capitals, is one letter away from."""
-    return [known for known in (*_KINDS, *_KINDS_OF_A_LINE) if len(known) >= least and edits_apart(name, known, 1) == 1]
+def _misspelt(name):
+    """The known names that a name, in capitals, is one letter away from."""
+    known = [known for known in (*_KINDS, *_KINDS_OF_A_LINE) if len(known) >= _LEAST_LETTERS]
+    return [one for one in known if edits_apart(name, one, 1) == 1]
 
 
 def _kind_of_name(name, kinds):
@@ -311,7 +334,7 @@ def _kind_of_name(name, kinds):
     name = _plain(name)
     if name in kinds or not name[:1].isalpha() or ":" in name:
         return kinds.get(name)
-    return next((kinds[known] for known in _name_misspelt(name, _LEAST_LETTERS) if known in kinds), None)
+    return next((kinds[known] for known in _misspelt(name) if known in kinds), None)
 
 
 @lru_cache(maxsize=10_000)
