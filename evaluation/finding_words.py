@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 
 from utils.findings import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
-from utils.report_text import edits_apart
+from utils.report_text import misspells
 
 OTHER = "another abnormality"  # counts against No Finding and is no label of its own
 
@@ -216,7 +216,6 @@ def well_spelt(word):
     if word in _TERMS or _WELL_SPELT.fullmatch(word):
         return word
     for term in _TERMS:
-        allowed = 2 if len(term) >= _LONG else 1
-        if word[0] == term[0] and edits_apart(word, term, allowed) <= allowed:
+        if word[0] == term[0] and misspells(word, term, 2 if len(term) >= _LONG else 1):
             return term
     return word

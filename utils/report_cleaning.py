@@ -34,29 +34,23 @@ _MARKED_PHRASE = re.compile(
 )
 
 
-def _backwards(words):
-    """ "a, b c" => words to be found in a text read from its end: forwards, each of a thousand would be tried as the
-    first. Longer ones stand before what they end in."""
-    return "|".join(word[::-1] for word in words.split(", "))
+def _backwards(between, words):
+    """A pattern of words, longer ones before what they end in, each with what may stand before it, for a text that is
+    read from its end: forwards, each of a thousand would be tried as the first."""
+    return re.compile(between.format("|".join(word[::-1] for word in words.split(", "))), re.IGNORECASE)
 
 
-_LEADING_BACKWARDS = re.compile(  # words that lead up to a mark
-    r"(?:[ ,]+(?:{})\b)*".format(
-        _backwards(
-            "comparison is made, comparison was made, comparison made, in comparison, by comparison, as compared"
-            ", when compared, when comparing, comparison, compared, comparing, since, dated, from, of, on, at, to, with, by"
-            ", and, or, the, a, an, prior, previous, earlier, study, exam, examination, radiograph, radiographs, film"
-            ", performed, obtained, done, date, time, see"
-        )
-    ),
-    re.IGNORECASE,
+_LEADING = _backwards(  # words that lead up to a mark
+    r"(?:[ ,(]+(?:{})\b)*",
+    "comparison is made, comparison was made, comparison made, in comparison, by comparison, as compared, when compared"
+    ", when comparing, comparison, compared, comparing, since, dated, from, of, on, at, to, with, by, and, or, the, a, an"
+    ", prior, previous, earlier, study, exam, examination, radiograph, radiographs, film, performed, obtained, done, date"
+    ", time, see",
 )
 _SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
 _SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
 _TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
-_LIGATURES = str.maketrans(
-    {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\u00ad": ""}
-)
+_LIGATURES = {0xAD: ""} | {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB05)}
 
 
 def has_marks(text: str) -> bool:
@@ -118,11 +112,13 @@ def _without_marked_phrases(sentence):
     """A sentence without its marks, what is joined to them, and the words that lead up to them; in linear time."""
     kept, end = [], 0
     for phrase in _MARKED_PHRASE.finditer(sentence):
-        before = sentence[end : phrase.start()]
-        leading = _LEADING_BACKWARDS.match(before[::-1]).end()
-        kept.append(before[: len(before) - leading])
+        kept.append(_without_end(sentence[end : phrase.start()], _LEADING))
         end = phrase.end()
     return "".join(kept) + sentence[end:]
+
+
+def _without_end(text, words):
+    return text[: len(text) - words.match(text[::-1]).end()]
 
 
 # ---- messages between people -----------------------------------------------------------------------------------------
@@ -135,15 +131,11 @@ _SENT = re.compile(
 _PERSON = re.compile(
     r"\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b", re.IGNORECASE
 )
-_LEADS_UP = re.compile(  # words before a message that belong to it, read backwards: "..., and these findings were"
-    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*".format(
-        _backwards(
-            "was, were, is, are, has been, have been, being, and, as, which, that, this, these, those, it, the, all, above"
-            ", findings, finding, results, result, impression, also, then, immediately, subsequently, urgently, verbally"
-            ", directly, promptly, preliminary"
-        )
-    ),
-    re.IGNORECASE,
+_LEADS_UP = _backwards(  # words before a message that belong to it: "..., and these findings were"
+    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*",
+    "was, were, is, are, has been, have been, being, and, as, which, that, this, these, those, it, the, all, above"
+    ", findings, finding, results, result, impression, also, then, immediately, subsequently, urgently, verbally"
+    ", directly, promptly, preliminary",
 )
 _SUBJECT_MATTER = re.compile(
     r"(?:.{0,60}?\b(?:of|about|regarding|concerning|that|re) |\W*)"
@@ -169,8 +161,7 @@ def _without_message(sentence):
     if not sent:  # "..., as seen by Dr. ___": what stands before its clause
         cut = max(sentence.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS)
         return sentence[:cut].rstrip(" ,;(-") + end if cut > 0 else ""
-    before = sentence[: sent.start()]
-    about = before[: len(before) - _LEADS_UP.match(before[::-1]).end()]
+    about = _without_end(sentence[: sent.start()], _LEADS_UP)
     person = _PERSON.search(about)
     if person:  # "edema; Dr. ___ was paged"
         about = about[: max(0, *(about.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS))].rstrip(" ,;(-")
@@ -278,7 +269,7 @@ def drop_comparisons(text: str) -> tuple[str, int]:
     """
     if not _COMPARES.search(text):
         return text, 0
-    return _section_by_section(text, _of_these_images), count_comparisons(_SECTION.sub(" ", text))
+    return _section_by_section(text, _of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
 
 
 def _of_these_images(text):

@@ -22,6 +22,9 @@ from functools import lru_cache
 from itertools import product
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
+_LINES = textwrap.TextWrapper(
+    78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
+)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
 _TAG = re.compile(r"</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>", re.IGNORECASE)
 _BRACKETED = re.compile(r"[\[<](?P<closes>/?)(?P<name>[A-Za-z][A-Za-z /&]{3,40})[\]>] ?:?")
@@ -120,7 +123,7 @@ def report_file(findings: str, impression: str, further: dict[str, str] | None =
     last, title = {"FINDINGS": findings, "IMPRESSION": impression}, " " * 33 + "FINAL REPORT\n"
     for first in (further or {}, {}):
         sections = [(heading, _collapse(text)) for heading, text in {**first, **last}.items() if _collapse(text)]
-        wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections]
+        wrapped = [f" {heading}: \n \n{_LINES.fill(text)}\n" for heading, text in sections]
         # where a line break would make a heading of a word such as "Comparison:", without line breaks
         for layout in (wrapped, [f" {heading}: {text}\n" for heading, text in sections]):
             report = title + " \n".join(layout)
@@ -144,50 +147,40 @@ def _collapse(text):
     return " ".join(_CONTROL_CHARACTERS.sub("", text).split())
 
 
-def _wrap(text):
-    return textwrap.fill(
-        text, 78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
-    )
-
-
 # ---- headings ------------------------------------------------------------------------------------------------------
 
 
-def _names(text):
-    """ "A, B OF C" => ["A", "B OF C"]; of a slash the left and the right word: "A/B C" => ["A C", "B C"]."""
-    return [" ".join(words) for name in text.split(", ") for words in product(*(w.split("/") for w in name.split()))]
+def _kinds(table):
+    """Lines of a kind and its names => {name: kind}; "A/B OF C" stands for the names "A OF C" and "B OF C"."""
+    lines = (line.split(maxsplit=1) for line in table.strip().splitlines())
+    return {
+        " ".join(words): kind
+        for kind, names in lines
+        for name in names.split(", ")
+        for words in product(*(word.split("/") for word in name.split()))
+    }
 
 
-_NAMES = {  # known wherever a sentence may begin; one letter may be wrong, so a plural stands for its singular too
-    "findings": _names("FINDINGS, FINDINGS AND IMPRESSION/CONCLUSION, IMPRESSION AND FINDINGS"),
-    "impression": _names("IMPRESSION, IMPRESSIONS, FINAL IMPRESSION, CONCLUSION, CONCLUSIONS, OPINION, SUMMARY"),
-    "comparison": _names(
-        "COMPARISON, COMPARISONS, COMPARISON EXAM/EXAMINATION/STUDY/STUDIES/FILM/FILMS, PRIOR STUDY/STUDIES"
-    ),
-    "other": _names(
-        "INDICATION, INDICATIONS, HISTORY, CLINICAL INDICATION/INDICATIONS/HISTORY/INFORMATION/DATA/DETAILS/NOTES/QUESTION"
-        "/STATEMENT, PATIENT/MEDICAL HISTORY, MEDICAL CONDITION, ADMITTING DIAGNOSIS, REASON FOR EXAM/EXAMINATION/STUDY"
-        "/VISIT/ORDER/REQUEST, REASON FOR THE/THIS EXAM/EXAMINATION/STUDY, TECHNIQUE, TECHNIQUES, REFERENCE EXAM, WET READ"
-        ", PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS, PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS (PFI), PFI"
-        ", NOTIFICATION, NOTIFICATIONS, RECOMMENDATION, RECOMMENDATIONS, RECOMMENDATION(S), PROCEDURE COMMENTS"
-        ", END OF IMPRESSION"
-    ),
-    "addendum": _names(
-        "ADDENDUM, ADDENDA, FINAL ADDENDUM, AMENDMENT, CORRECTION, AMENDED/CORRECTED/SUPPLEMENTARY/SUPPLEMENTAL REPORT"
-    ),
-}
+_KINDS = _kinds("""
+    findings   FINDINGS, FINDINGS AND IMPRESSION/CONCLUSION, IMPRESSION AND FINDINGS
+    impression IMPRESSION/IMPRESSIONS/CONCLUSION/CONCLUSIONS/OPINION/SUMMARY, FINAL IMPRESSION
+    addendum   ADDENDUM/ADDENDA/AMENDMENT/CORRECTION, AMENDED/CORRECTED/SUPPLEMENTARY/SUPPLEMENTAL REPORT, FINAL ADDENDUM
+    comparison COMPARISON/COMPARISONS, COMPARISON EXAM/EXAMINATION/STUDY/STUDIES/FILM/FILMS, PRIOR STUDY/STUDIES
+    other      INDICATION/INDICATIONS/HISTORY/TECHNIQUE/TECHNIQUES, PATIENT/MEDICAL HISTORY, MEDICAL CONDITION
+    other      CLINICAL INDICATION/INDICATIONS/HISTORY/INFORMATION/DATA/DETAILS/NOTES/QUESTION/STATEMENT
+    other      REASON FOR EXAM/EXAMINATION/STUDY/VISIT/ORDER/REQUEST, REASON FOR THE/THIS EXAM/EXAMINATION/STUDY
+    other      PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS, PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS (PFI), PFI
+    other      WET READ, REFERENCE EXAM, ADMITTING DIAGNOSIS, PROCEDURE COMMENTS, NOTIFICATION/NOTIFICATIONS
+    other      RECOMMENDATION/RECOMMENDATIONS/RECOMMENDATION(S), END OF IMPRESSION
+""")
 # These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
-_NAMES_OF_A_LINE = {
-    "findings": _names("REPORT, INTERPRETATION, OBSERVATIONS, RADIOGRAPHIC FINDINGS"),
-    "impression": _names("ASSESSMENT, COMMENT, COMMENTS, IMP"),
-    "other": _names(
-        "EXAM, EXAMS, EXAMINATION, EXAMINATIONS, TYPE OF EXAM/EXAMINATION, STUDY, PROCEDURE, VIEW, VIEWS, DATE, ATTENDING"
-        ", DICTATED BY, SYMPTOMS, PROTOCOL, REASON, INFORMATION"
-    ),
-    "view": ["NARRATIVE"],
-}
-_KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
-_KINDS_OF_A_LINE = {name: kind for kind, names in _NAMES_OF_A_LINE.items() for name in names}
+_KINDS_OF_A_LINE = _KINDS | _kinds("""
+    findings   REPORT/INTERPRETATION/OBSERVATIONS, RADIOGRAPHIC FINDINGS
+    impression ASSESSMENT/COMMENT/COMMENTS/IMP
+    view       NARRATIVE
+    other      EXAM/EXAMS/EXAMINATION/EXAMINATIONS/STUDY/PROCEDURE/PROTOCOL/VIEW/VIEWS, TYPE OF EXAM/EXAMINATION
+    other      DATE/ATTENDING/SYMPTOMS/REASON/INFORMATION, DICTATED BY
+""")
 _ENDS_COMPARISON = re.compile(  # the line that follows speaks of this image, in the present, and of no other film
     r"(?<=[.!?)])\n+(?=[A-Z])(?=[^.\n]*\b(?i:is|are|no|remains?|appears?|clear|normal|shows?|has|have|without)\b)"
     r"(?!(?i:(?:[^.]|\.(?!\s)){0,300}?(?:__|\b(?:was|were|had|then|dated|showed|available|reviewed|obtained|performed"
@@ -204,6 +197,7 @@ _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("other", re.compile("INDICATION|HISTORY|REASON|TECHNIQUE|EXAM")),
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
+_HEADING_WORD = re.compile(r"[\w(*#/&,'-][^\s.!?;]*")
 _SIGN = re.compile(r" ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
@@ -267,37 +261,25 @@ def headings(text: str) -> Iterator[tuple[str, int, int]]:
 
 def _heading_before(text, sign):
     """(kind, start, end) of the heading that ends in this colon, dash or end of line; None where there is none."""
-    stop = sign.start()
+    stop, bare = sign.start(), not sign[0].strip()
     line = text.rfind("\n", max(0, stop - _LONGEST), stop) + 1
     if line or stop <= _LONGEST:
-        whole = text[line:stop]
-        colon = sign[0].strip() == ":"
-        kind = _kind_of_name(whole, _KINDS_OF_A_LINE) or _kind_of_name(whole, _KINDS)
-        if kind and _looks_like_a_heading(whole, text[max(0, line - 2) : line], sign[0]):
+        name = text[line:stop]
+        kind = _kind_of_name(name, _KINDS_OF_A_LINE)
+        alone = name == name.upper() or text[max(0, line - 2) : line] in ("", "\n\n")  # not the end of a sentence
+        if kind and (alone if bare else ":" in sign[0] or name[0].isupper()):
             return kind, line, sign.end()
-        if colon and _CAPITALS.fullmatch(whole) and not text[sign.end() : sign.end() + 1].strip():
-            return _kind_of_name(whole, _KINDS) or _kind_of_capitals(whole), line, sign.end()
-    if not sign[0].strip():
-        return None
-    begin = line if line or stop <= _LONGEST else stop - _LONGEST
-    words = list(re.finditer(r"[\w(*#/&,'-][^\s.!?;]*", text[begin:stop]))[-_MOST_WORDS:]
-    for word in words:
-        start = begin + word.start()
-        if word[0][0].isdigit() and not _SENTENCE_BEGINS.search(text[begin:start]):
+        if ":" in sign[0] and _CAPITALS.fullmatch(name) and not text[sign.end() : sign.end() + 1].strip():
+            return _kind_of_name(name, _KINDS) or _kind_of_capitals(name), line, sign.end()
+    begin = max(line, stop - _LONGEST, 0)
+    words = [] if bare else list(_HEADING_WORD.finditer(text[begin:stop]))[-_MOST_WORDS:]
+    for start in (begin + word.start() for word in words):
+        if text[start].isdigit() and not _SENTENCE_BEGINS.search(text[begin:start]):
             continue  # the number ends a sentence ("at T12. IMPRESSION:") and does not count the heading
         kind = _kind_of_name(text[start:stop], _KINDS)
         if kind and _may_stand_within(text, start, stop, sign[0]):
             return kind, start, sign.end()
     return None
-
-
-def _looks_like_a_heading(name, before, sign):
-    """Whether a known name at the start of a line is a heading, not a word of a sentence."""
-    if ":" in sign:
-        return True
-    if sign.strip():  # a dash
-        return name[0].isupper()
-    return name == name.upper() or before in ("", "\n\n")  # alone on its line, else the last word of a sentence
 
 
 def _may_stand_within(text, start, stop, sign):
@@ -308,12 +290,9 @@ def _may_stand_within(text, start, stop, sign):
         return begins and name[0].isupper()
     if begins or (name == name.upper() and len(name) > 3):
         return True
-    kind = _KINDS.get(_plain(name))
-    return (
-        len(name) > 6
-        and bool((name[0].isupper() and kind) or kind in ("findings", "impression"))
-        and (not _ARTICLES.search(before))
-    )
+    kind = _KINDS.get(_plain(name))  # a misspelt name has to begin a sentence
+    named = kind in ("findings", "impression") or (kind and name[0].isupper())
+    return bool(named) and len(name) > 6 and not _ARTICLES.search(before)
 
 
 @lru_cache(maxsize=20_000)
@@ -324,9 +303,8 @@ def _plain(name):
 
 @lru_cache(maxsize=20_000)
 def _misspelt(name):
-    """The known names that a name, in capitals, is one letter away from."""
-    known = [known for known in (*_KINDS, *_KINDS_OF_A_LINE) if len(known) >= _LEAST_LETTERS]
-    return [one for one in known if edits_apart(name, one, 1) == 1]
+    """The known names that a name, in capitals, misspells by a letter."""
+    return [known for known in _KINDS_OF_A_LINE if len(known) >= _LEAST_LETTERS and misspells(name, known, 1)]
 
 
 def _kind_of_name(name, kinds):
@@ -342,18 +320,13 @@ def _kind_of_capitals(heading):
     return next((kind for kind, words in _KEYWORDS if words.search(heading)), "unknown")
 
 
-def edits_apart(one: str, other: str, most: int) -> int:
-    """How many letters are wrong, missing, added or swapped with the next between two words; most + 1 if more are."""
-    if abs(len(one) - len(other)) > most:
-        return most + 1
-    before, row = [], list(range(len(other) + 1))  # distances of the prefixes of `one` that are a letter or two shorter
-    for i, letter in enumerate(one, 1):
-        before_that, before, row = before, row, [i]
-        for j, its in enumerate(other, 1):
-            distance = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != its))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == its:
-                distance = min(distance, before_that[j - 2] + 1)
-            row.append(distance)
-        if min(row) > most:
-            return most + 1
-    return min(row[-1], most + 1)
+def misspells(one: str, other: str, most: int) -> bool:
+    """Whether at most `most` letters are wrong, missing, added or swapped with the next between two words."""
+    same = next((place for place, (its, that) in enumerate(zip(one, other)) if its != that), min(len(one), len(other)))
+    one, other = one[same:], other[same:]
+    if not (one and other and most):
+        return len(one) + len(other) <= most
+    edited = [(one[1:], other), (one, other[1:]), (one[1:], other[1:])]
+    if one[:2] == other[1::-1]:
+        edited.append((one[2:], other[2:]))
+    return abs(len(one) - len(other)) <= most and any(misspells(*words, most - 1) for words in edited)
