@@ -29,9 +29,7 @@ MARK = re.compile(f"{_PHRASE_MARK.pattern}|{_WORD_MARK.pattern}")
 
 _JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"
 _MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is joined to it
-_MARKED_PHRASE = re.compile(
-    rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm|years?[ -]old)\b)?", re.IGNORECASE
-)
+_MARKED_PHRASE = re.compile(rf"(?i){_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm|years?[ -]old)\b)?")
 
 
 def _backwards(between, words):
@@ -43,9 +41,9 @@ def _backwards(between, words):
 _LEADING = _backwards(  # words that lead up to a mark
     r"(?:[ ,(]+(?:{})\b)*",
     "comparison is made, comparison was made, comparison made, in comparison, by comparison, as compared, when compared"
-    ", when comparing, comparison, compared, comparing, since, dated, from, of, on, at, to, with, by, and, or, the, a, an"
-    ", prior, previous, earlier, study, exam, examination, radiograph, radiographs, film, performed, obtained, done, date"
-    ", time, see",
+    ", when comparing, comparison, compared, comparing, since, dated, from, of, on, at, to, with, by, and, or, the, a"
+    ", an, prior, previous, earlier, study, exam, examination, radiograph, radiographs, film, performed, obtained, done"
+    ", date, time, see",
 )
 _SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
 _SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
@@ -124,12 +122,11 @@ def _without_end(text, words):
 # ---- messages between people -----------------------------------------------------------------------------------------
 
 _SENT = re.compile(
-    r"\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
-    r"|informed|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b",
-    re.IGNORECASE,
+    r"(?i)\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
+    r"|informed|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b"
 )
 _PERSON = re.compile(
-    r"\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b", re.IGNORECASE
+    r"(?i)\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b"
 )
 _LEADS_UP = _backwards(  # words before a message that belong to it: "..., and these findings were"
     r"(?:[\s,;(-]+|(?:{})(?![a-z]))*",
@@ -143,9 +140,8 @@ _SUBJECT_MATTER = re.compile(
 )
 _CLAUSE_SIGNS = (",", ";", "(", " - ", " and ")
 _NO_MATTER = re.compile(
-    r"(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
-    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$",
-    re.IGNORECASE,
+    r"(?i)(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
+    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$"
 )
 
 
@@ -158,15 +154,12 @@ def _without_message(sentence):
     if not sent and not person:
         return sentence
     end = "." if sentence.rstrip().endswith((".", "!", "?", ")")) else ""
-    if not sent:  # "..., as seen by Dr. ___": what stands before its clause
-        cut = max(sentence.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS)
-        return sentence[:cut].rstrip(" ,;(-") + end if cut > 0 else ""
-    about = _without_end(sentence[: sent.start()], _LEADS_UP)
+    about = _without_end(sentence[: sent.start()], _LEADS_UP) if sent else sentence
     person = _PERSON.search(about)
-    if person:  # "edema; Dr. ___ was paged"
+    if person:  # "edema; Dr. ___ was paged", "edema, as seen by Dr. ___": what stands before this clause
         about = about[: max(0, *(about.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS))].rstrip(" ,;(-")
-    if re.search(r"[A-Za-z]{3}", about):
-        return about + end
+    if re.search(r"[A-Za-z]{3}", about) or not sent:
+        return about and about + end
     rest = _SUBJECT_MATTER.fullmatch(sentence[sent.end() :].strip())
     matter = rest["matter"].strip(" ,;(") if rest else ""
     if not re.search(r"[A-Za-z]{3}", matter) or _NO_MATTER.match(matter) or _PERSON.search(matter) or "__" in matter:
@@ -184,34 +177,29 @@ _COURSE = (
     r"|progressive|increasing|decreasing|enlarging|resolving|evolving|continued|redemonstrated|interval"
     r"|previously (?:seen|noted|described|identified|demonstrated|visualized|mentioned))"
 )
-_MOVED = r"(?:increased|decreased|improved|worsened|progressed|enlarged|changed|developed|recurred|regressed|grown|diminished)"
+_MOVED = r"(?:(?:in|de)creased|(?:improv|worsen|progress|enlarg|chang|develop|recurr|regress|diminish)ed|grown)"
 _GONE = r"(?:resolved|cleared|disappeared|been removed|been withdrawn)"
-_MOVE = r"(?:increase|decrease|progression|worsening|improvement|enlargement|development|appearance|reduction|growth|changes?)"
+_MOVE = (
+    r"(?:(?:in|de)crease|(?:improve|enlarge|develop)ment|progression|worsening|appearance|reduction|growth|changes?)"
+)
 _HOW = (
-    r"(?:\w+ly |interval |significant |substantial |slight |mild |moderate |marked |further |some |overall |a "
-    r"|an |appreciable )*"
+    r"(?:(?:\w+ly|interval|significant|substantial|slight|mild|moderate|marked|further|some|overall|appreciable|an?) )*"
 )
 
 _COMPARES = re.compile(
-    rf"\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?|no longer"
-    rf"|still|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)|previously"
+    rf"(?i)\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?"
+    rf"|still|no longer|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|previously"
+    rf"|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)"
     rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|continues?"
     rf"|(?:no|without) {_HOW}change|(?:(?:larger|smaller|better|worse|more|less) )?than (?:before|on|previously))\b"
     r"|\bin the interim\b|\b(?:from|than|to|with|since|on) (?:the )?(?:\w+ )?(?:prior|previous)\b"
-    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))",
-    re.IGNORECASE,
+    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))"
 )
 _SINCE = (
     rf"(?:(?:as|when|in) )?(?:compar(?:ed|ison|ing) (?:to|with)|since|from|relative to|versus|than)"
     rf"(?: (?:the|a|an|that of|those of|his|her|on|to))*(?: \w+)? {_EARLIER}\b[^,.;]*"
 )
-
-
-def _patterns(*patterns):
-    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
-
-
-_WITHOUT_CLAUSE = _patterns(  # clauses that only compare
+_WITHOUT_CLAUSE = (  # clauses that only compare
     rf"^(?:{_SINCE}|(?:as |when |in )?(?:compar(?:ed|ison|ing))\b[^,.;]*|in the (?:interval|interim)|(?:once )?again"
     r"|since [^,.;]*), ?",
     r"^(?:as |when )?compar(?:ed|ison|ing) (?:to|with) [\w /]*?(?=there (?:is|are|has|have)\b)",
@@ -227,14 +215,14 @@ _WITHOUT_CLAUSE = _patterns(  # clauses that only compare
     rf"(?<!\bis)(?<!\bare)(?<!remain)(?<!remains)(?<!appear)(?<!appears)(?<!ly)(?<!\bnot) {_STEADY}(?=[.;]?$)",
 )
 _WHAT = r"^(?:the |an? )?(?P<what>[^.,;]+?)"
-_THERE_IS = rf"^(?:there (?:is|are|has been|have been) )?"
+_THERE_IS = r"^(?:there (?:is|are|has been|have been) )?"
 _RESTATED = {  # what a sentence then says of this image: what it says of a change
-    "No {}": _patterns(
+    "No {}": (
         rf"{_THERE_IS}{_HOW}(?:resolution|clearing|removal) of (?:the )?(?P<what>[^.;]+)",
         rf"{_WHAT} (?:has|have|is|are)(?: (?:since|now|also|been|\w+ly))* {_GONE}\b[^,.;]*",
         rf"{_WHAT} (?:is|are) no longer (?:seen|present|visible|identified|evident|visualized)",
     ),
-    "There is {}": _patterns(
+    "There is {}": (
         rf"{_THERE_IS}(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: (?:size|extent|amount|degree) of)?(?: the)?"
         r" (?P<what>[^.;]+)",
         rf"{_WHAT} (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size|extent|amount))?\b[^,.;]*",
@@ -242,18 +230,15 @@ _RESTATED = {  # what a sentence then says of this image: what it says of a chan
         rf"{_WHAT} (?:persists?|continues?)\b(?: to be (?:seen|present))?",
     ),
 }
+_ORGAN = r"(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|appearance|contours?|exam\w*|study|chest|findings?)"
 _NO_IMAGE_OF = re.compile(  # said to be there, these say nothing
-    r"\b(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|aeration|inflation|position|appearance|contours?|exam\w*"
-    r"|study|chest|findings?|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b"
+    rf"(?i)\b(?:{_ORGAN}|aeration|inflation|position|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b"
     r"(?! (?:opaci|nodul|effus|edema|congest|mass|tube|wall|port))"
-    r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b",
-    re.IGNORECASE,
+    r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b"
 )
 _STATES_NOTHING = re.compile(
-    r"^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general|of"
-    r"|the) )*(?:silhouettes?|size|contours?|appearance|volumes?|exam\w*|study|chest|findings?|change|heart|mediastinum"
-    r"|lungs)\W*$",
-    re.IGNORECASE,
+    r"(?i)^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general"
+    rf"|of|the) )*(?:{_ORGAN}|change)\W*$"
 )
 
 
@@ -284,9 +269,9 @@ def _of_this_image(sentence):
     number = re.match(r"(?:\d{1,2}[.)] +)?", sentence)[0]
     rest = sentence[len(number) :]
     for clause in _WITHOUT_CLAUSE:
-        rest = clause.sub("", rest).strip()
+        rest = re.sub(clause, "", rest, flags=re.IGNORECASE).strip()
     for restated, changes in _RESTATED.items():
-        found = next(filter(None, (change.match(rest) for change in changes)), None)
+        found = next(filter(None, (re.match(change, rest, re.IGNORECASE) for change in changes)), None)
         if found:
             what = found["what"].strip()
             restated = restated.replace(" is ", " are ") if re.search(r" (?:are|have)\b", found[0]) else restated

@@ -26,12 +26,10 @@ _LINES = textwrap.TextWrapper(
     78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
 )
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
-_TAG = re.compile(r"</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>", re.IGNORECASE)
-_BRACKETED = re.compile(r"[\[<](?P<closes>/?)(?P<name>[A-Za-z][A-Za-z /&]{3,40})[\]>] ?:?")
-_LINE_BREAK = re.compile(r"\r\n?|<br ?/?>", re.IGNORECASE)
+_TAG = re.compile(r"(?i)</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>")
+_LINE_BREAK = re.compile(r"(?i)\r\n?|<br ?/?>")
 _EMPHASIS = re.compile(  # of Markdown; "[**...**]" is a mark
-    r"(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^_{2}(?=[A-Z])|(?<=[a-z:])_{2}(?=:|\s|$)",
-    re.MULTILINE,
+    r"(?m)(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^__(?=[A-Z])|(?<=[a-z:])__(?=:|\s|$)"
 )
 
 
@@ -70,14 +68,8 @@ def report_sections(raw: str) -> tuple[str, str]:
 def _plain_lines(raw):
     """A report with single blanks, without Markdown and HTML; a line of underscores is an empty one."""
     text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
-    text = _BRACKETED.sub(_without_brackets, _EMPHASIS.sub("", _TAG.sub("", text)))
+    text = _EMPHASIS.sub("", _TAG.sub("", text))
     return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
-
-
-def _without_brackets(heading):
-    """ "[FINDINGS]", "<FINDINGS> ... </FINDINGS>": a known name in brackets is a heading."""
-    known = _kind_of_name(heading["name"], _KINDS)
-    return heading[0] if not known else "\n" if heading["closes"] else f"\n{heading['name']}: "
 
 
 def _sections(text):
@@ -164,7 +156,7 @@ def _kinds(table):
 _KINDS = _kinds("""
     findings   FINDINGS, FINDINGS AND IMPRESSION/CONCLUSION, IMPRESSION AND FINDINGS
     impression IMPRESSION/IMPRESSIONS/CONCLUSION/CONCLUSIONS/OPINION/SUMMARY, FINAL IMPRESSION
-    addendum   ADDENDUM/ADDENDA/AMENDMENT/CORRECTION, AMENDED/CORRECTED/SUPPLEMENTARY/SUPPLEMENTAL REPORT, FINAL ADDENDUM
+    addendum   ADDENDUM/ADDENDA/AMENDMENT/CORRECTION, FINAL ADDENDUM, AMENDED/CORRECTED/SUPPLEMENTARY REPORT
     comparison COMPARISON/COMPARISONS, COMPARISON EXAM/EXAMINATION/STUDY/STUDIES/FILM/FILMS, PRIOR STUDY/STUDIES
     other      INDICATION/INDICATIONS/HISTORY/TECHNIQUE/TECHNIQUES, PATIENT/MEDICAL HISTORY, MEDICAL CONDITION
     other      CLINICAL INDICATION/INDICATIONS/HISTORY/INFORMATION/DATA/DETAILS/NOTES/QUESTION/STATEMENT
@@ -198,44 +190,37 @@ _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
 _HEADING_WORD = re.compile(r"[\w(*#/&,'-][^\s.!?;]*")
-_SIGN = re.compile(r" ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
+_SIGN = re.compile(r"(?m) ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
 _ARTICLES = re.compile(
-    r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $",
-    re.IGNORECASE,
+    r"(?i)\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $"
 )
+_BRACKETED = re.compile(r"[\[<](/?)([A-Za-z][A-Za-z /&]{3,40})[\]>] ?:?")  # "<FINDINGS> Clear lungs. </FINDINGS>"
 _BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
-    r"^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
-    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )",
-    re.MULTILINE,
+    r"(?m)^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
+    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )"
 )
 _ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
-    r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
-    r"|ends)\b[^:\n]{0,80}| \([^:\n]{0,40}\))? ?(?::|\**$)",
-    re.MULTILINE | re.IGNORECASE,
+    r"(?im)(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
+    r"|ends)\b[^:\n]{0,80}| \([^:\n]{0,40}\))? ?(?::|\**$)"
 )
-_FINAL = re.compile(r"(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))", re.MULTILINE)
+_FINAL = re.compile(r"(?m)(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))")
 _DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
-_SIGNED = (
-    r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reported|reviewed|interpreted|read|authenticated"
-    r"|released)"
-)
+_SIGNED = r"(?:(?:dictat|transcrib|sign|approv|verifi|finali[sz]|report|review|interpret|authenticat|releas)ed|read)"
 _TAIL = re.compile(  # where the words of the radiologist on the images end
     r"(?im:(?:^|(?<=[.!?:*)\]] ))[\"*= -]*(?:"
     r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
     rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
     rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d| date\b)"
-    r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised"
-    r"|interpreted)\b"
+    rf"|i(?:,[^\n]{{0,80}}?,)? (?:have )?(?:personally )?(?:{_SIGNED}|attest|certify|agree|was present|supervised)\b"
     r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
     r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation"
     r"| statement)? ?:|consultant radiologist\b"
     r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
     r"|physician to physician|thank(?:s| you) for\b"
-    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated|reviewed"
-    r"|interpreted|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
-    r"))|\b(?i:(?:electronically|digitally) signed)\b"
+    rf"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:{_SIGNED}"
+    r"|anonymi[sz]ed|generated|created|prepared|de-?identified)))|\b(?i:(?:electronically|digitally) signed)\b"
     rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
     r"|(?m:(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
     r"|(?<=[.!?\n]\n)(?:Dr|DR|Prof)\.? (?:[A-Z][\w.'-]*[, ]*){1,6}$)"
@@ -247,10 +232,13 @@ def headings(text: str) -> Iterator[tuple[str, int, int]]:
 
     Lines of the text have no blanks at their ends, and single ones within.
     """
-    found = [("final", *match.span()) for match in _FINAL.finditer(text)]
-    found += [("addendum", *match.span()) for match in _ADDENDUM.finditer(text)]
-    found += [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
-    found += [("other", *match.span()) for match in _TAIL.finditer(text)]
+    found = [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
+    for kind, pattern in (("final", _FINAL), ("addendum", _ADDENDUM), ("other", _TAIL)):
+        found += [(kind, *match.span()) for match in pattern.finditer(text)]
+    for match in _BRACKETED.finditer(text):
+        closes, name = match.groups()
+        kind = _kind_of_name(name, _KINDS)
+        found += [("other" if closes else kind, *match.span())] if kind else []
     found += filter(None, (_heading_before(text, sign) for sign in _SIGN.finditer(text)))
     place = 0
     for kind, start, end in sorted(found, key=lambda heading: (heading[1], -heading[2])):
@@ -270,7 +258,8 @@ def _heading_before(text, sign):
         if kind and (alone if bare else ":" in sign[0] or name[0].isupper()):
             return kind, line, sign.end()
         if ":" in sign[0] and _CAPITALS.fullmatch(name) and not text[sign.end() : sign.end() + 1].strip():
-            return _kind_of_name(name, _KINDS) or _kind_of_capitals(name), line, sign.end()
+            kind = next((kind for kind, words in _KEYWORDS if words.search(name)), "unknown")
+            return _kind_of_name(name, _KINDS) or kind, line, sign.end()
     begin = max(line, stop - _LONGEST, 0)
     words = [] if bare else list(_HEADING_WORD.finditer(text[begin:stop]))[-_MOST_WORDS:]
     for start in (begin + word.start() for word in words):
@@ -313,11 +302,6 @@ def _kind_of_name(name, kinds):
     if name in kinds or not name[:1].isalpha() or ":" in name:
         return kinds.get(name)
     return next((kinds[known] for known in _misspelt(name) if known in kinds), None)
-
-
-@lru_cache(maxsize=10_000)
-def _kind_of_capitals(heading):
-    return next((kind for kind, words in _KEYWORDS if words.search(heading)), "unknown")
 
 
 def misspells(one: str, other: str, most: int) -> bool:
