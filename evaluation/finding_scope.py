@@ -36,7 +36,7 @@ class Mention:
 # ---- words of negation and doubt -------------------------------------------------------------------------------------
 
 _BE = r"(?:is|are|was|were|be|been|has been|have been)"
-_LY = r"(?: \w+ly)?"  # entirely, completely, significantly
+_LY = r"(?: (?:\w+ly|much|far|very|quite|somewhat))?"  # entirely, completely, significantly
 _SEEN = (
     r"(?:seen|identified|present|noted|evident|visuali[sz]ed|demonstrated|appreciated|detected|observed|apparent"
     r"|visible|found|shown|discerned|recogni[sz]ed|suspected|a feature)"
@@ -46,7 +46,7 @@ _GONE = (
     r"|disappeared|gone|evacuated|re[- ]?(?:expanded|inflated|aerated))"
 )
 _DOUBTED = (
-    r"(?:possible|probable|questionable|questioned|suspected|suggested|equivocal|less likely|doubtful"
+    r"(?:possible|probable|questionable|questioned|suspected|suggested|equivocal|less likely(?! than)|doubtful"
     r"|considered(?! (?:\w+ )?unlikely))"
 )
 _HARD = r"(?:difficult|hard|impossible) to (?:entirely )?(?:exclude|rule out)"
@@ -84,6 +84,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\bnot (?:only|just|necessarily)\b",
         r"\b(?:no|without) (?:doubt|question)\b",
         r"\bnot (?:\w+ )?well (?:seen|visuali[sz]ed|evaluated|assessed)\b",
+        rf"\btips?\b(?: \w+){{0,6}}? (?:is|are) not{_LY} {_SEEN}\b",
         rf"\b{_PARTLY}(?:[- ]complete(?:ly)?)? (?:resolution|clearing|removal|{_GONE})\b",
         r"\b(?:versus|vs) (?:the )?(?:prior|previous|last|earlier)\b",
     )),
@@ -93,13 +94,14 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\bat most\b",
     )),
     "only seems so": _Rule(UNCERTAIN, "both", (
-        rf"\b(?:which |that )?(?:{_BE} )?(?:{_HOLD}|likely|probably|possibly|perhaps|felt|thought)(?: also| well| to)*(?: be)?{_LY}"
-        rf"(?: \w+)? (?:due|related|secondary|attribut\w+|owing|caused|from|because|result\w*)(?: \w+){{0,4}}?"
+        rf"\b(?:which |that )?(?:{_BE} )?(?:{_HOLD}|likely|probably|possibly|perhaps|felt|thought)(?: also| well| to)*"
+        rf"(?: be)?{_LY}(?: \w+)? (?:due|related|secondary|attribut\w+|owing|caused|from|because|result\w*|reflects?"
+        r"|represents?)(?: (?:to|from|of|by|in|an?|the|ap|pa|supine|portable|patient\w*|low|shallow|poor|differences?))*?"
         rf" {_PROJECTION}|\b{_HOLD} be{_LY} (?:projectional|positional|technical|art[ei]factual|spurious)\b",
     )),
     "doubted before": _Rule(UNCERTAIN, "backward", (
         rf"\b(?:should|must|to|needs? to|has to) be{_LY} (?:excluded|ruled out|considered)\b",
-        rf"\b(?:can(?:not| not)|could not|may not|not){_LY} be{_LY} (?:excluded|ruled out|dis(?:counted|missed))\b",
+        rf"\b(?:can(?:not| not)|(?:could |may |has |have )?not){_LY} be(?:en)?{_LY} (?:excluded|ruled out|dis(?:counted|missed))\b",
         rf"\b(?:{_BE} )?not{_LY} (?:excluded|ruled out|out of the question)\b|\b(?:needs?|requires?) exclusion\b",
         rf"\b(?:may|might|could)(?: also| well| still)? be (?:{_SEEN}|there|responsible|the cause|a factor)\b",
         rf"\b{_HOLD}(?: also| well)? (?:have|give|produce|cause|account|explain|look|present|contribute|result"
@@ -117,7 +119,8 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     )),
     "not to be seen before": _Rule(NOT_MENTIONED, "backward", (
         rf"\b(?:may|might|can|could) not be{_LY} {_SEEN}\b",
-        rf"\b(?:{_HOLD} be|(?:is|are)(?= (?:often|commonly|frequently|sometimes))){_LY}(?: often| easily)?{_LY} {_MISSED}\b",
+        rf"\b(?:{_HOLD} be|(?:is|are)(?= (?:often|commonly|frequently|sometimes))){_LY}(?: often| easily)?{_LY}"
+        rf" {_MISSED}\b",
         rf"\bcannot be{_LY} (?:{_SEEN}|evaluated|assessed|determined|commented)\b",
     )),
     "not said": _Rule(NOT_MENTIONED, "forward", (  # up to a comma
@@ -132,20 +135,20 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "doubt": _Rule(UNCERTAIN, "forward", (
         r"(?<!that )(?<!which )\b(?:may|might|could)\b|\bpossib(?:le|ly|ility)\b|\bprobabl[ey]\b|\bquestionabl[ey]\b"
         r"|\bpresum\w+|\bperhaps\b|\bmaybe\b",
-        r"\bquery\b|\bpotential(?:ly)?\b|\bconceivabl[ey]\b|\bequivocal\b|\bless likely\b|\bdifferential\b|\br/o\b|\?",
-        rf"\b(?:can(?:not| not)|could not|do(?:es)? not|not|difficult to|hard to|unable to){_LY} (?:exclude"
-        rf"|rule out)\b",
+        r"\bquery\b|\bpotential(?:ly)?\b|\bconceivabl[ey]\b|\bequivocal\b|\bless likely\b(?! than)|\bdifferential\b"
+        r"|\br/o\b|\?",
+        rf"\b(?:can(?:not| not)|could not|do(?:es)? not|not|difficult to|hard to|unable to){_LY} (?:exclude|rule out)\b",
         r"\b(?:not |un)(?:certain|clear|sure) (?:if|whether)\b|\bmore likely\b(?! than)(?=[^,;]* than\b)",
         r"\brul(?:e|ing) out\b|\bto exclude\b|\braises?\b|\bin the (?:\w+ )?clinical (?:setting|context)\b",
     )),
     "one or the other": _Rule(UNCERTAIN, "both", (
         r"\bversus\b|\bvs\b|\bas opposed to\b", r"\b(?:is|are|was|were) (?:\w+ly )?favou?red(?! to\b)",
-        r"\bmore likely than\b",
+        rf"\b(?:{_BE} )?(?:thought |felt )?(?:to be )?(?:more|less) likely than\b",
     ), weak=True),
     "weak doubt": _Rule(UNCERTAIN, "forward", (
         r"\bsuggest\w*\b|\bsuspici(?:ous|on)\b|\bsuspect(?:ed|s)?\b|\bconcern\w*\b|\bworrisome\b|\bquestion\b",
-        r"\bconsider(?:ed|ation)?\b|\bfavou?r\w*\b|\bborderline\b|\bindeterminate\b|\b(?:that|which) (?:may|might"
-        r"|could)\b",
+        r"\bconsider(?:ed|ation)?\b|\bfavou?r\w*\b|\bborderline\b"
+        r"|(?<!\bage[ -])\bindeterminate\b(?! age)|\b(?:that|which) (?:may|might|could)\b",
     ), weak=True),
     "absent before": _Rule(ABSENT, "backward", (
         rf"\b(?:{_BE} )?(?:not|no longer){_LY}(?: (?:\w+ly|be|been|being))? {_SEEN}\b|\b(?:{_BE} )?(?<!^)absent\b",
@@ -166,7 +169,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "absent": _Rule(ABSENT, "forward", (
         r"\bno longer\b|\bno\b|\bnot\b|\bwithout\b|\bw/o\b|\bnever\b|\bneither\b|\bnor\b|\bnothing\b|\bnil\b"
         r"|\bdevoid of\b",
-        r"\bunlikely(?: to\b| that\b)?|\b(?:argu\w+|speak\w*|militat\w+|evidence) against\b|\brather than\b"
+        r"\bunlikely(?: to\b| that(?: there (?:is|are))?\b)?|\b(?:argu\w+|speak\w*|militat\w+|evidence) against\b|\brather than\b"
         r"|\binstead of\b",
         r"\bnegative for\b|\b(?:free|clear) (?:of|from)\b|\bclear (?=air|focal )|\babsence of\b|^absent\b|\black(?:s|ing)?\b",
         r"\b(?:resolution|removal|clearing|clearance|disappearance|re[- ]?expansion) of\b|(?:^|interval )(?:resolution|removal"
@@ -175,11 +178,11 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\bfail(?:s|ed|ure)? to (?:show|demonstrate|reveal)\b",
     )),
     "end": _Rule(None, "end", (
-        r"[;)]|\((?!if |\?)| - |:(?! (?:none|no|nil|negative|absent)\b)|\bpositive for\b|\bbut\b|\bhowever\b|\b(?:al)?though\b"
+        r"[;)]|\((?!if |\?)| - |:(?! (?:none|no|nil|negative|absent|unlikely|possible|probable|not seen)(?:$|,))|\bpositive for\b|\bbut\b|\bhowever\b|\b(?:al)?though\b"
         r"|\bexcept(?:ing)?\b|\b(?:aside|apart) from\b|\bother than\b|\bbesides\b|\bsave for\b|\bwhile\b",
         r"\b(?:more|most) likely\b|\bwhereas\b|\byet\b|\bnevertheless\b|\bdespite\b|\bin spite of\b|\bgiven\b|\binstead\b|\bin (?:a )?patient\b",
-        r"\b(?:after|following|since|s/p)\b|\bstatus[- ]post\b|\bpost(?= (?:removal|placement|insertion|\w*tomy"
-        r"|\w*centesis))",
+        r"\b(?:after|following|since|s/p)\b|\bstatus[- ]post\b|\bpost(?= (?:[\w-]+ ){0,3}(?:removal|placement|insertion"
+        r"|\w*tomy|\w*centesis))",
         r"\bin (?:the )?(?:setting|presence) of\b",
         r"\bthere(?:'s|(?= (?:is|are|has|have|was|were|may|might|could|remains?|appears?)))\b",
         r"(?<!consistent )(?<!compatible )(?<!associated )(?<!along )(?<!together )\bwith\b",

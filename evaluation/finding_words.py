@@ -5,7 +5,7 @@ of a finding are tried at the start of a word. No Finding has none: it is what i
 """
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from utils.findings import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
 from utils.report_text import misspells
@@ -104,9 +104,9 @@ _UNMEANT = {  # where the words of a finding mean something else
         rf"fractur(?:e|es|ed) (?:(?:of|through|in|the|a) )*(?:[\w-]+ ){{0,4}}{_HARDWARE}\b",
     ),
     "Lung Lesion": (
-        r"calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+(?: densit\w+| opacit\w+)?",
+        r"(?<!partially )(?<!partly )calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+(?: densit\w+| opacit\w+)?",
         r"nodul\w+ calcification",
-        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?)(?: (?!probab|possib)\w+ly| also| now)? calcified\b",
+        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?|has|have)(?: (?!probab|possib|part)\w+ly| also| now)? calcified\b",
         r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
         r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing|reflecting) )+"
@@ -188,7 +188,7 @@ _TERMS = (
     "consolidation", "consolidations", "effusion", "effusions", "emphysema", "endotracheal", "enlarged", "enlargement",
     "fracture", "fractures", "granuloma", "infection", "infiltrate", "infiltrates", "interstitial", "mediastinal",
     "mediastinum", "nodule", "nodules", "opacification", "opacities", "opacity", "pacemaker", "pericardial", "pleural",
-    "pneumonia", "pneumothorax", "pneumothoraces", "pulmonary", "scarring", "silhouette", "thickening", "tracheostomy",
+    "pneumonia", "pneumothorax", "pneumothoraces", "pulmonary", "silhouette", "thickening", "tracheostomy",
     "vascular",
 )  # fmt: skip
 _WELL_SPELT = re.compile(
@@ -197,6 +197,7 @@ _WELL_SPELT = re.compile(
     r"|mediastinitis|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural"
     r"|silhouettes|interstitium|opacify|injections?|vascul\w+)\b"
 )
+_undoubled = partial(re.compile(r"(.)\1").sub, r"\1")  # "efussion" => "efusion"
 _LONG = 11  # letters of a word of which two may be wrong
 _SHORT_FORMS = {  # abbreviations, and what is too short to be compared with the terms
     "edma": "edema", "edmea": "edema", "eodema": "edema", "edeama": "edema", "edmema": "edema", "masss": "mass",
@@ -216,6 +217,6 @@ def well_spelt(word):
     if word in _TERMS or _WELL_SPELT.fullmatch(word):
         return word
     for term in _TERMS:
-        if word[0] == term[0] and misspells(word, term, 2 if len(term) >= _LONG else 1):
+        if word[0] == term[0] and misspells(_undoubled(word), _undoubled(term), 2 if len(term) >= _LONG else 1):
             return term
     return word
