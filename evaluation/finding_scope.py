@@ -89,29 +89,28 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\b(?:versus|vs) (?:the )?(?:prior|previous|last|earlier)\b",
     )),
     "if any": _Rule(UNCERTAIN, "around", (
-        r"\bif (?:there is |there are )?(?:any|present|at all|anything|real|there at all"
-        r"|existent)\b(?! (?:\w+ ){0,2}(?:concern|doubt|question|symptom))",
+        r"\bif (?:there is |there are )?(?:any|present|at all|anything|real|there at all|existent)\b"
+        r"(?! (?:\w+ ){0,2}(?:concern|doubt|question|symptom))",
         r"\bat most\b",
     )),
     "only seems so": _Rule(UNCERTAIN, "both", (
         rf"\b(?:which |that )?(?:{_BE} )?(?:{_HOLD}|likely|probably|possibly|perhaps|felt|thought)(?: also| well| to)*"
         rf"(?: be)?{_LY}(?: \w+)? (?:due|related|secondary|attribut\w+|owing|caused|from|because|result\w*|reflects?"
-        r"|represents?)(?: (?:to|from|of|by|in|an?|the|ap|pa|supine|portable|patient\w*|low|shallow|poor|differences?))*?"
-        rf" {_PROJECTION}|\b{_HOLD} be{_LY} (?:projectional|positional|technical|art[ei]factual|spurious)\b",
+        r"|represents?)(?: (?:to|from|of|by|in|an?|the|ap|pa|supine|portable|patient\w*|low|shallow|poor))*?"
+        rf" {_PROJECTION}",
+        rf"\b{_HOLD} be{_LY} (?:projectional|positional|technical|art[ei]factual|spurious)\b",
     )),
     "doubted before": _Rule(UNCERTAIN, "backward", (
         rf"\b(?:should|must|to|needs? to|has to) be{_LY} (?:excluded|ruled out|considered)\b",
-        rf"\b(?:can(?:not| not)|(?:could |may |has |have )?not){_LY} be(?:en)?{_LY} (?:excluded|ruled out|dis(?:counted|missed))\b",
+        rf"\b(?:can ?not|(?:could |may |has |have )?not){_LY} be(?:en)?{_LY} (?:excluded|ruled out|discounted)\b",
         rf"\b(?:{_BE} )?not{_LY} (?:excluded|ruled out|out of the question)\b|\b(?:needs?|requires?) exclusion\b",
         rf"\b(?:may|might|could)(?: also| well| still)? be (?:{_SEEN}|there|responsible|the cause|a factor)\b",
-        rf"\b{_HOLD}(?: also| well)? (?:have|give|produce|cause|account|explain|look|present|contribute|result"
-        rf"|coexist)\b",
+        rf"\b{_HOLD}(?: also| well)? (?:have|give|produce|cause|account|explain|look|present|contribute|coexist)\b",
         rf"(?<!there )\b(?:{_BE}|remains?)(?: also| still| thought| felt| to be)*{_LY} (?:an? )?{_DOUBTED}\b"
         r"(?: (?:possibility|consideration))?",
-        rf"(?<!there )\b(?:is|are|remains?|(?:would|could|may|might) be)(?: also| still)?{_LY} (?:an? |of |one "
-        rf"|another )?"
-        r"(?:real |strong |leading |main |differential |diagnostic )?(?:possibilit(?:y|ies)|considerations?|concerns?)"
-        r"\b(?! (?:for|of|that))",
+        rf"(?<!there )\b(?:is|are|remains?|(?:would|could|may|might) be)(?: also| still)?{_LY}"
+        r" (?:an? |of |one |another )?(?:real |strong |leading |main |differential |diagnostic )?"
+        r"(?:possibilit(?:y|ies)|considerations?|concerns?)\b(?! (?:for|of|that))",
         r"\b(?:is |are |remains? |also |included |would be )*(?:in|on|within|part of) (?:the|my|our) differential\b",
         r"\b(?:suspected|possibl[ey]|questioned|probabl[ey]|suggested|favou?red|less likely|considered|perhaps)$|\?$"
         r"|\(\?\)|\b(?:suspected|questioned)(?= (?:in|at|on|over|within)\b)",
@@ -128,8 +127,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"\b(?:history|hx) of\b|\bh/o\b",
         r"\bevaluat\w+\b|\bassess\w*\b|\bscreening for\b|\bcorrelat\w+\b",
         r"\b(?:to|for) (?:identify|detect|look for)\b|\bdetect(?:ing|ion of)\b|\bsensitive\b",
-        r"\b(?:to|document|ensure|confirm|until|for|demonstrate)(?: complete| the)* (?:resolution|clearing"
-        r"|stability)\b",
+        r"\b(?:to|document|ensure|confirm|until|for|demonstrate)(?: complete| the)* (?:resol|clear|stabil)\w+",
         r"\b(?:may|could|can|might) (?:obscure|mask|hide)\b|\bmimic\w*\b|\bsimulat\w+\b",
     )),
     "doubt": _Rule(UNCERTAIN, "forward", (
@@ -137,7 +135,7 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
         r"|\bpresum\w+|\bperhaps\b|\bmaybe\b",
         r"\bquery\b|\bpotential(?:ly)?\b|\bconceivabl[ey]\b|\bequivocal\b|\bless likely\b(?! than)|\bdifferential\b"
         r"|\br/o\b|\?",
-        rf"\b(?:can(?:not| not)|could not|do(?:es)? not|not|difficult to|hard to|unable to){_LY} (?:exclude|rule out)\b",
+        rf"\b(?:can ?not|could not|do(?:es)? not|not|difficult to|hard to|unable to){_LY} (?:exclude|rule out)\b",
         r"\b(?:not |un)(?:certain|clear|sure) (?:if|whether)\b|\bmore likely\b(?! than)(?=[^,;]* than\b)",
         r"\brul(?:e|ing) out\b|\bto exclude\b|\braises?\b|\bin the (?:\w+ )?clinical (?:setting|context)\b",
     )),
@@ -169,18 +167,19 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "absent": _Rule(ABSENT, "forward", (
         r"\bno longer\b|\bno\b|\bnot\b|\bwithout\b|\bw/o\b|\bnever\b|\bneither\b|\bnor\b|\bnothing\b|\bnil\b"
         r"|\bdevoid of\b",
-        r"\bunlikely(?: to\b| that(?: there (?:is|are))?\b)?|\b(?:argu\w+|speak\w*|militat\w+|evidence) against\b|\brather than\b"
-        r"|\binstead of\b",
-        r"\bnegative for\b|\b(?:free|clear) (?:of|from)\b|\bclear (?=air|focal )|\babsence of\b|^absent\b|\black(?:s|ing)?\b",
-        r"\b(?:resolution|removal|clearing|clearance|disappearance|re[- ]?expansion) of\b|(?:^|interval )(?:resolution|removal"
-        r"|clearing)\b",
+        r"\bunlikely(?: to\b| that(?: there (?:is|are))?\b)?|\b(?:argu\w+|speak\w*|militat\w+|evidence) against\b",
+        r"\brather than\b|\binstead of\b|\bnegative for\b|\b(?:free|clear) (?:of|from)\b|\bclear (?=air|focal )",
+        r"\babsence of\b|^absent\b|\black(?:s|ing)?\b|(?:^|interval )(?:resolution|removal|clearing)\b",
+        r"\b(?:resolution|removal|clearing|clearance|disappearance|re[- ]?expansion) of\b",
         r"\b(?:resolved|cleared|removed)\b|\bexclud(?:es|ing)\b",
         r"\bfail(?:s|ed|ure)? to (?:show|demonstrate|reveal)\b",
     )),
     "end": _Rule(None, "end", (
-        r"[;)]|\((?!if |\?)| - |:(?! (?:none|no|nil|negative|absent|unlikely|possible|probable|not seen)(?:$|,))|\bpositive for\b|\bbut\b|\bhowever\b|\b(?:al)?though\b"
-        r"|\bexcept(?:ing)?\b|\b(?:aside|apart) from\b|\bother than\b|\bbesides\b|\bsave for\b|\bwhile\b",
-        r"\b(?:more|most) likely\b|\bwhereas\b|\byet\b|\bnevertheless\b|\bdespite\b|\bin spite of\b|\bgiven\b|\binstead\b|\bin (?:a )?patient\b",
+        r"[;)]|\((?!if |\?)| - |:(?! (?:none|no|nil|negative|absent|unlikely|possible|probable|not seen)(?:$|,))",
+        r"\bpositive for\b|\bbut\b|\bhowever\b|\b(?:al)?though\b|\bexcept(?:ing)?\b|\bwhile\b|\bother than\b",
+        r"\b(?:aside|apart) from\b|\bbesides\b|\bsave for\b",
+        r"\b(?:more|most) likely\b|\bwhereas\b|\byet\b|\bnevertheless\b|\bdespite\b|\bin spite of\b|\bgiven\b",
+        r"\binstead\b|\bin (?:a )?patient\b",
         r"\b(?:after|following|since|s/p)\b|\bstatus[- ]post\b|\bpost(?= (?:[\w-]+ ){0,3}(?:removal|placement|insertion"
         r"|\w*tomy|\w*centesis))",
         r"\bin (?:the )?(?:setting|presence) of\b",

@@ -20,7 +20,8 @@ _MENTIONS = {
     "Consolidation": (r"consolidat\w*",),
     "Edema": (
         r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b",
-        r"failure\b", r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b", r"cardiac decompensation",
+        r"failure\b", r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b",
+        r"cardiac decompensation",
         r"(?:fluid|volume) overload", r"vascular (?:prominence|indistinctness|engorgement)",
         r"(?:pulmonary|venous|hilar|vessel) engorgement", r"engorge(?:d|ment of)(?: the)?(?: \w+)? (?:vessel|vascul"
         r"|vein)\w*",
@@ -48,8 +49,8 @@ _MENTIONS = {
         r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadows\b", r"shadowing\b",
     ),
     "Pleural Effusion": (
-        r"\w*effusions?\b", r"pleural (?:(?!air)\w+ )?(?:fluid|collections?)\b", r"(?:hydro|ha?emo)-?(?:pneumo)?thora(?:x|ces)\b",
-        r"empyema",
+        r"\w*effusions?\b", r"pleural (?:(?!air)\w+ )?(?:fluid|collections?)\b", r"empyema",
+        r"(?:hydro|ha?emo)-?(?:pneumo)?thora(?:x|ces)\b",
     ),
     "Pleural Other": (
         r"pleural(?:[- /]based|[-/ ]?parenchymal)? ?(?:thickening|scar\w*|plaques?|calcifications?|reaction|fibrosis)",
@@ -104,9 +105,10 @@ _UNMEANT = {  # where the words of a finding mean something else
         rf"fractur(?:e|es|ed) (?:(?:of|through|in|the|a) )*(?:[\w-]+ ){{0,4}}{_HARDWARE}\b",
     ),
     "Lung Lesion": (
-        r"(?<!partially )(?<!partly )calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+(?: densit\w+| opacit\w+)?",
-        r"nodul\w+ calcification",
-        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?|has|have)(?: (?!probab|possib|part)\w+ly| also| now)? calcified\b",
+        r"(?<!partially )(?<!partly )calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+"
+        r"(?: densit\w+| opacit\w+)?", r"nodul\w+ calcification",
+        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?|has|have)(?: (?!probab|possib|part)\w+ly| also| now)?"
+        r" calcified\b",
         r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
         r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing|reflecting) )+"
@@ -115,7 +117,8 @@ _UNMEANT = {  # where the words of a finding mean something else
         r"breast mass(?:es)?", r"mass[- ](?:effect|like)", r"(?:thyroid|adrenal|renal|abdominal) (?:mass|nodule)",
     ),
     "Lung Opacity": (
-        r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"(?<!post )(?<!post-)surgical scar\w*", r"(?:breast|nipple) shadowing",
+        r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"(?<!post )(?<!post-)surgical scar\w*",
+        r"(?:breast|nipple) shadowing",
         r"pleur\w*(?:[-/ ]?parenchymal)? scar\w*",
         r"scar\w+ of the (?:\w+ )?pleura", r"normal (?:\w+ ){0,2}markings",
         r"markings (?:is|are|appears?)(?: \w+ly)? (?:normal|unremarkable|within)",
