@@ -2,8 +2,8 @@
 
 sentence => clauses   cut where a negation ends: ";", a dash, "but", "with", "after", or a phrase of its own
 clause   => cues      words of negation or doubt, each with a direction
-cue      => scope     forward: up to the end of the clause or the next cue; backward: the finding before it and those
-                      that "and" or "or" joins with it
+cue      => scope     forward: up to the end of the clause or the next cue, of doubt also up to a comma that begins no
+                      list; backward: the finding before it and those that "and" or "or" joins with it
 mention  => code      that of the last scope around it; present without one
 """
 

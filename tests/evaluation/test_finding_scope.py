@@ -336,8 +336,6 @@ SENTENCES = {
         Mild cardiomegaly but no features of failure. || heart+ edema-
         Minor blunting of the left costophrenic recess may represent a tiny effusion. || effusion?
     """,
-    "long sentences": """
-    """,
     "more ends of a negation": """
         No consolidation, and the pacemaker is unchanged. || consolidation- device+
         No effusion, 8 mm nodule in the right apex. || effusion- lesion+
