@@ -20,6 +20,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
+from os.path import commonprefix
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
 _LINES = textwrap.TextWrapper(
@@ -54,15 +55,12 @@ def report_sections(raw: str) -> tuple[str, str]:
     if any(text.strip() for _, text in sections[final:]):
         sections = sections[final:]
     findings, impression, views = (_text_of(kind, sections) for kind in ("findings", "impression", "view"))
-    if re.search("[a-z]{4}", views):  # words, not the date after a title
-        findings = findings or views
+    findings = findings or (views if re.search("[a-z]{4}", views) else "")  # words, not the date after a title
     if not findings and not impression:
         findings = _last_paragraphs(sections)
-    if addenda and impression:
-        impression = f"{impression} {ADDENDUM} {addenda}"
-    elif addenda:
-        findings = f"{findings} {ADDENDUM} {addenda}".lstrip()
-    return findings, impression
+    if addenda and not impression:
+        return f"{findings} {ADDENDUM} {addenda}".lstrip(), ""
+    return findings, f"{impression} {ADDENDUM} {addenda}" if addenda else impression
 
 
 def _plain_lines(raw):
@@ -76,13 +74,12 @@ def _sections(text):
     """The text between the headings of a report => [(kind, text)]; what stands before the first is a title."""
     sections = [["title", 0, len(text)]]  # kind, start, end
     for kind, start, end in headings(text):
-        said = sections[-1][0]
+        said, back = sections[-1][0], kind == "comparison" and _ENDS_COMPARISON.search(text, end)
         if kind in ("view", "unknown") and said in ("findings", "impression", "view", "addendum"):
             continue
         sections[-1][2] = start
         sections.append([kind, end, len(text)])
-        back = _ENDS_COMPARISON.search(text, end)
-        if kind == "comparison" and said in ("findings", "impression") and back:
+        if back and said in ("findings", "impression"):
             sections[-1][2] = back.end()
             sections.append([said, back.end(), len(text)])
     return [(kind, text[start:end]) for kind, start, end in sections]
@@ -306,7 +303,7 @@ def _kind_of_name(name, kinds):
 
 def misspells(one: str, other: str, most: int) -> bool:
     """Whether at most `most` letters are wrong, missing, added or swapped with the next between two words."""
-    same = next((place for place, (its, that) in enumerate(zip(one, other)) if its != that), min(len(one), len(other)))
+    same = len(commonprefix([one, other]))
     one, other = one[same:], other[same:]
     if not (one and other and most):
         return len(one) + len(other) <= most
