@@ -20,7 +20,6 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
-from os.path import commonprefix
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
 _LINES = textwrap.TextWrapper(
@@ -303,7 +302,7 @@ def _kind_of_name(name, kinds):
 
 def misspells(one: str, other: str, most: int) -> bool:
     """Whether at most `most` letters are wrong, missing, added or swapped with the next between two words."""
-    same = len(commonprefix([one, other]))
+    same = next((place for place, (its, that) in enumerate(zip(one, other)) if its != that), min(len(one), len(other)))
     one, other = one[same:], other[same:]
     if not (one and other and most):
         return len(one) + len(other) <= most
