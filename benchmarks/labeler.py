@@ -34,7 +34,7 @@ DOCUMENT = "docs/labeler.md"  # whose tables are written anew (a file to write)
 _SENTENCES = Path(__file__).with_name("labeler_sentences.txt")
 _CODES = {"present": PRESENT, "absent": ABSENT, "uncertain": UNCERTAIN}
 _SIGNS = {"+": PRESENT, "-": ABSENT, "?": UNCERTAIN}
-_SHORT = {  # a finding's name in the sentences
+_SHORT = {  # a finding's name in sentences
     "atelectasis": "Atelectasis", "heart": "Cardiomegaly", "consolidation": "Consolidation", "edema": "Edema",
     "mediastinum": "Enlarged Cardiomediastinum", "fracture": "Fracture", "lesion": "Lung Lesion",
     "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
@@ -80,13 +80,18 @@ def mesh_codes(problems: str) -> np.ndarray:
     return codes
 
 
+def codes_of(said: str) -> dict[str, int]:
+    """ "heart- edema?" => {"Cardiomegaly": ABSENT, "Edema": UNCERTAIN}."""
+    return {_SHORT[word[:-1]]: _SIGNS[word[-1]] for word in said.split()}
+
+
 def hand_written() -> tuple[list[str], np.ndarray]:
     """The sentences of the file beside this script => (texts, their codes (N, 14))."""
     lines = [line.split("||") for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
     codes = np.zeros((len(lines), len(FINDINGS)), dtype=np.int8)
     for row, (_, said) in enumerate(lines):
-        for word in said.split():
-            codes[row, FINDINGS.index(_SHORT[word[:-1]])] = _SIGNS[word[-1]]
+        for name, code in codes_of(said).items():
+            codes[row, FINDINGS.index(name)] = code
     return [sentence.strip() for sentence, _ in lines], codes
 
 

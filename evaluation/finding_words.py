@@ -5,10 +5,10 @@ of a finding are tried at the start of a word. No Finding has none: it is what i
 """
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from utils.findings import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
-from utils.report_text import edits_apart
+from utils.report_text import misspells
 
 OTHER = "another abnormality"  # counts against No Finding and is no label of its own
 
@@ -20,7 +20,8 @@ _MENTIONS = {
     "Consolidation": (r"consolidat\w*",),
     "Edema": (
         r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b",
-        r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b", r"cardiac decompensation",
+        r"failure\b", r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b",
+        r"cardiac decompensation",
         r"(?:fluid|volume) overload", r"vascular (?:prominence|indistinctness|engorgement)",
         r"(?:pulmonary|venous|hilar|vessel) engorgement", r"engorge(?:d|ment of)(?: the)?(?: \w+)? (?:vessel|vascul"
         r"|vein)\w*",
@@ -31,7 +32,7 @@ _MENTIONS = {
     "Lung Lesion": (
         r"mass(?:es)?\b", r"(?:micro)?nodul(?:es?|arity)\b", r"carcinomas?\b", r"neoplas\w+", r"tumou?rs?\b",
         r"malignancy\b", r"nodular (?:\w+ )?(?:opaci\w+|densit\w+|infiltrat\w+|lesions?|focus|foci|shadows?)",
-        r"(?:lung|pulmonary|parenchymal|cavitary|cavitating|spiculated|pleural[- ]based) lesions?\b",
+        r"(?:lung|pulmonary|parenchymal|cavitary|cavitating|spiculated|coin|pleural[- ]based) lesions?\b",
         r"(?:lung|bronchogenic|pulmonary|lobe|hilar) (?:cancer|malignan\w+)", r"(?:lung|pulmonary) metasta\w+",
     ),
     "Lung Opacity": (
@@ -40,13 +41,16 @@ _MENTIONS = {
         r"interstitial (?:\w+ )?(?:markings?|patterns?|lung|diseases?|densit\w+|changes?|thickening|prominence)\b",
         r"(?:increased|prominent|coarse\w*|thickened|abnormal|chronic) (?:\w+ )?"
         r"(?:lung|pulmonary|perihilar|basilar|bronchovascular) markings?",
+        r"(?:lung|pulmonary|bronchovascular) markings (?:is|are|appears?)(?: \w+ly)? (?:increased|prominent|coarse\w*"
+        r"|thickened|accentuated)",
         r"reticul(?:ar|ations?|onodular)\b", r"(?:peri)?bronchial (?:wall )?thickening",
         r"(?:increased|hazy|patchy|streaky|linear|basilar|parenchymal|alveolar|ill-defined|vague|lung) densit(?:y"
         r"|ies)\b",
-        r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadow(?:s|ing)\b",
+        r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadows\b", r"shadowing\b",
     ),
     "Pleural Effusion": (
-        r"\w*effusions?\b", r"pleural (?:\w+ )?fluid\b", r"(?:hydro|ha?emo)(?:pneumo)?thora(?:x|ces)\b", r"empyema",
+        r"\w*effusions?\b", r"pleural (?:(?!air)\w+ )?(?:fluid|collections?)\b", r"empyema",
+        r"(?:hydro|ha?emo)-?(?:pneumo)?thora(?:x|ces)\b",
     ),
     "Pleural Other": (
         r"pleural(?:[- /]based|[-/ ]?parenchymal)? ?(?:thickening|scar\w*|plaques?|calcifications?|reaction|fibrosis)",
@@ -55,14 +59,15 @@ _MENTIONS = {
         r"pleural other\b",
     ),
     "Pneumonia": (
-        r"\w*pneumonias?\b", r"infect(?:ions?|ious)\b", r"pna\b",
+        r"\w*pneumonias?\b", r"infect(?:ions?|ious|ive)\b", r"pna\b",
         r"pneumonic (?:infiltrat|process|consolidat|change|opaci|focus)\w*",
     ),
     "Pneumothorax": (r"\w*pneumothora(?:x|ces|xes)\b", r"ptx\b", r"pnx\b", r"pleural air\b"),
     "Support Devices": (
         r"(?:\w+-)?tubes?\b", r"lines\b", r"picc\b", r"ports?\b", r"port-?a-?cath\w*", r"(?:medi|infusa)ports?\b",
-        r"\w*catheters?\b", r"(?:perma|vas)-?cath\w*", r"hickman\b", r"groshong\b", r"pigtail\b",
+        r"\w*catheters?\b", r"(?:perma?|vas)-?cath\w*", r"hickman\b", r"groshong\b", r"pigtail\b",
         r"(?:central|venous|arterial|ij|jugular|subclavian|femoral|dialysis|access|picc) (?:\w+ )?line\b", r"swan\b",
+        r"line (?:placement|insertion|removal|tip)", r"sheaths?\b", r"loop recorder", r"ppm\b", r"trach\b",
         r"pace-?makers?\b", r"pacers?\b", r"pacing\b", r"a?icds?\b", r"defibrillators?\b", r"generator\b",
         r"stimulator\w*", r"leads?\b(?= (?:\w+ ){0,6}(?:atri|ventric))", r"devices?\b", r"support apparatus",
         r"tracheostomy\b", r"(?:prosthe\w+|mechanical|replacement|bioprosthetic|artificial|replaced"
@@ -90,24 +95,30 @@ _UNMEANT = {  # where the words of a finding mean something else
     "Atelectasis": (
         r"(?:vertebra\w*|body|bodies|tracheal|airway) collapse", r"collapse of (?:the )?(?:[tl]\d|vertebra)",
     ),
-    "Edema": (r"(?:soft[- ]tissue|subcutaneous|wall|leg|ankle) o?edema", r"nasal congestion",
-             r"engorgement (?:is|are|appears?) (?:within|normal|not)"),
+    "Edema": (
+        r"(?:soft[- ]tissue|subcutaneous|wall|leg|ankle) o?edema", r"nasal congestion",
+        r"engorgement (?:is|are|appears?) (?:within|normal|not)", r"failure (?:to|of)\b",
+        r"(?:respiratory|ventilatory|renal|kidney|liver|hepatic|lead|device|hardware) failure",
+    ),
     "Fracture": (
         rf"{_HARDWARE}(?: (?:is|are|appears?))?(?: \w+ly)? fractur\w+",
         rf"fractur(?:e|es|ed) (?:(?:of|through|in|the|a) )*(?:[\w-]+ ){{0,4}}{_HARDWARE}\b",
     ),
     "Lung Lesion": (
-        r"calcifi(?:ed|c) (?:\w+ ){0,2}nodul\w+(?: densit\w+| opacit\w+)?", r"nodul\w+ calcification",
-        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?)(?: (?!probab|possib)\w+ly| also| now)? calcified\b",
+        r"(?<!partially )(?<!partly )calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+"
+        r"(?: densit\w+| opacit\w+)?", r"nodul\w+ calcification",
+        r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?|has|have)(?: (?!probab|possib|part)\w+ly| also| now)?"
+        r" calcified\b",
         r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
-        r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing"
-        r"|reflecting) )+nipples?(?: shadows?)?\b",
+        r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing|reflecting) )+"
+        r"(?:nipples?(?: shadows?)?|art[ei]facts?)\b",
         r"nipple (?:shadows? )?(?:or |versus )?nodul\w+",
         r"breast mass(?:es)?", r"mass[- ](?:effect|like)", r"(?:thyroid|adrenal|renal|abdominal) (?:mass|nodule)",
     ),
     "Lung Opacity": (
-        r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"surgical scar\w*",
+        r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"(?<!post )(?<!post-)surgical scar\w*",
+        r"(?:breast|nipple) shadowing",
         r"pleur\w*(?:[-/ ]?parenchymal)? scar\w*",
         r"scar\w+ of the (?:\w+ )?pleura", r"normal (?:\w+ ){0,2}markings",
         r"markings (?:is|are|appears?)(?: \w+ly)? (?:normal|unremarkable|within)",
@@ -138,13 +149,14 @@ HEART_FAILURE = re.compile(r"\bchf\b|\b(?:heart|cardiac|ventricular|congestive) 
 # ---- organs ----------------------------------------------------------------------------------------------------------
 
 # Heart and mediastinum are named whether they are normal or not: what is said of them stands in a word of their size.
-_SHAPES = r"(?:size|silhouettes?|shadows?|contours?|borders?|outlines?|configuration|structures|width)"
+_SHAPES = r"(?:size|silhouettes?|shadows?|contours?|borders?|outlines?|configuration|structures|width|diameter)"
 _NOT_CARDIO = r"(?<!cardio)(?<!cardio-)(?<!cardio )"
 ORGANS = {
     "Cardiomegaly": re.compile(
-        rf"\bheart\b(?! (?:failure|valve|valves|rate|disease|transplant|block)\b)(?: {_SHAPES})?|\bcardiac {_SHAPES}"
+        rf"\bheart\b(?! (?:failure|valve|valves|rate|disease|transplant|block)\b)(?: {_SHAPES})?"
+        rf"|\b(?:cardiac|(?:cardio-?)?pericardial) {_SHAPES}"
         r"|\bcardiac(?=,? (?:and |hilar )?(?:and )?(?:upper |superior )?(?:mediastin|hilar|aortic))"
-        r"|\bcardio-?thoracic ratio|\bctr\b"
+        r"|\b(?:cardio-?thoracic|ct) ratio|\bctr\b"
     ),
     "Enlarged Cardiomediastinum": re.compile(
         rf"\bcardio(?:-| )?mediastin(?:al|um)\b(?: {_SHAPES})?|{_NOT_CARDIO}\bmediastinum\b"
@@ -177,32 +189,37 @@ ATTRIBUTE = re.compile(  # what may stand between a word of size and what it is 
 _TERMS = (
     "atelectasis", "atelectatic", "calcified", "cardiac", "cardiomediastinal", "cardiomegaly", "catheter", "congestion",
     "consolidation", "consolidations", "effusion", "effusions", "emphysema", "endotracheal", "enlarged", "enlargement",
-    "fracture", "fractures", "granuloma", "infiltrate", "infiltrates", "interstitial", "mediastinal", "mediastinum",
-    "nodules", "opacities", "opacity", "pacemaker", "pleural", "pneumonia", "pneumothorax", "pneumothoraces",
-    "pulmonary",
-    "silhouette", "thickening", "tracheostomy", "vascular",
+    "fracture", "fractures", "granuloma", "infection", "infiltrate", "infiltrates", "interstitial", "mediastinal",
+    "mediastinum", "nodule", "nodules", "opacification", "opacities", "opacity", "pacemaker", "pericardial", "pleural",
+    "pneumonia", "pneumothorax", "pneumothoraces", "pulmonary", "silhouette", "thickening", "tracheostomy",
+    "vascular",
 )  # fmt: skip
 _WELL_SPELT = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in MENTIONS.values())
     + r"|\b(?:pneumonic|nodular|cardio(?:thoracic|pulmonary|vascular|respiratory|mediastinum|phrenic)|cardia"
-    r"|mediastinitis"
-    r"|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural|silhouettes"
-    r"|interstitium"
-    r"|vascul\w+)\b"
+    r"|mediastinitis|enlarg(?:es?|ed|ing)|calcif(?:y|ying|ic|ications?)|thicken(?:s|ed)?|engorg\w+|pleura|plural"
+    r"|silhouettes|interstitium|opacify|injections?|vascul\w+)\b"
 )
+_undoubled = partial(re.compile(r"(.)\1").sub, r"\1")  # "efussion" => "efusion"
 _LONG = 11  # letters of a word of which two may be wrong
-_SHORT_MISSPELT = {"edma": "edema", "edmea": "edema", "eodema": "edema", "edeama": "edema", "edmema": "edema"}
+_SHORT_FORMS = {  # abbreviations, and what is too short to be compared with the terms
+    "edma": "edema", "edmea": "edema", "eodema": "edema", "edeama": "edema", "edmema": "edema", "masss": "mass",
+    "abn": "abnormal", "atx": "atelectasis", "cmg": "cardiomegaly", "consol": "consolidation", "infil": "infiltrate",
+    "neg": "negative", "nl": "normal", "poss": "possible", "prob": "probable", "susp": "suspected", "sz": "size",
+    "wnl": "within normal limits", "c/w": "consistent with", "d/t": "due to", "s/o": "suggestive of", "w/": "with",
+    "w/o": "without",
+}  # fmt: skip
+WORD = re.compile(r"(?<![\w/])(?:[cs]/[wo]|d/t|w/o)(?![\w/])|(?<![\w/])w/|[a-z]{2,}")  # what `well_spelt` reads
 
 
 @lru_cache(maxsize=50_000)
 def well_spelt(word):
     """A word of a report => the medical term that it misspells by a letter (two of a long word), or the word itself."""
     if len(word) < 6:
-        return _SHORT_MISSPELT.get(word, word)
+        return _SHORT_FORMS.get(word, word)
     if word in _TERMS or _WELL_SPELT.fullmatch(word):
         return word
     for term in _TERMS:
-        allowed = 2 if len(term) >= _LONG else 1
-        if word[0] == term[0] and edits_apart(word, term, allowed) <= allowed:
+        if word[0] == term[0] and misspells(_undoubled(word), _undoubled(term), 2 if len(term) >= _LONG else 1):
             return term
     return word

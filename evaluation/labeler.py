@@ -55,6 +55,7 @@ from evaluation.finding_words import (
     SIZE,
     SIZE_CODES,
     UNMEANT,
+    WORD,
     well_spelt,
 )
 from utils.errors import InputError
@@ -144,8 +145,7 @@ def _sentences(text: str) -> Iterator[str]:
 _LOST = re.compile("[\u00ad\u200d\u2060\ufeff]")  # soft hyphens and joiners, within words
 _DASH = re.compile(r"(?<=\d) ?[\u2012-\u2015\u2212] ?(?=\d)")
 _TIGHT_DASH = re.compile(r"(?<![a-z])([a-z]+)[\u2012\u2013\u2212](?=[a-z])")
-_BREAK = re.compile(r"\s+-+\s+|--+|\s*[\u2012-\u2015\u2212]\s*")
-_TERM = re.compile(r"[a-z]{4,}")
+_BREAK = re.compile(r"\s+-+\s+|--+|\s*(?:[\u2012-\u2015\u2212\u2192]|->|=>)\s*")
 _CHARACTERS = str.maketrans({"\u2019": "'", "\u2010": "-", "\u2011": "-", "\u200b": " "})
 
 
@@ -154,8 +154,8 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", MARK.sub(" ", _LOST.sub("", text))).lower().translate(_CHARACTERS)
     text = " ".join(text.split())
     text = _BREAK.sub(" - ", _TIGHT_DASH.sub(_after_word, _DASH.sub("-", text)))
-    text = re.sub(r"\bnon[ -](?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))
-    return " ".join(_TERM.sub(lambda word: well_spelt(word[0]), text).split())
+    text = re.sub(r"\b(?:non|un|not)[ -]?(?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))
+    return " ".join(WORD.sub(lambda word: well_spelt(word[0]) + " " * (word[0] == "w/"), text).split())
 
 
 def _after_word(match):

@@ -1,20 +1,10 @@
-"""Sentences and the codes that they state, for the tests of the labeler."""
+"""The codes that sentences state and those that are read in them, for the tests of the labeler."""
 
+from benchmarks.labeler import codes_of
 from evaluation.labeler import label_report
-from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN
+from utils.findings import FINDINGS, NOT_MENTIONED
 
-SHORT = {  # a finding's name in the tables below
-    "atelectasis": "Atelectasis", "heart": "Cardiomegaly", "consolidation": "Consolidation", "edema": "Edema",
-    "mediastinum": "Enlarged Cardiomediastinum", "fracture": "Fracture", "lesion": "Lung Lesion",
-    "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
-    "pneumothorax": "Pneumothorax", "device": "Support Devices",
-}  # fmt: skip
-SIGNS = {"+": PRESENT, "-": ABSENT, "?": UNCERTAIN}
-
-
-def codes_of(said):
-    """ "heart- edema?" => {finding: code}."""
-    return {SHORT[word[:-1]]: SIGNS[word[-1]] for word in said.split()}
+__all__ = ["codes_of", "codes_read"]
 
 
 def codes_read(report):

@@ -15,8 +15,7 @@ import unicodedata
 
 _NAMED = (
     r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact"
-    r"|number|id"
-    r"|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month|day)"
+    r"|number|id|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month|day)"
 )
 _WORD_MARK = re.compile(r"X{3,}|(?<![A-Za-z])x{3,}(?![A-Za-z])")
 _PHRASE_MARK = re.compile(
@@ -24,28 +23,32 @@ _PHRASE_MARK = re.compile(
     r"|[\[<{]{1,2}(?!SIC\b)[A-Z][A-Z0-9 _#-]{2,40}[\]>}]{1,2}"
     rf"|[\[<{{]{{1,2}}(?i:{_NAMED}(?:[ _-]?(?:{_NAMED}|\d+))?)[\]>}}]{{1,2}}"
     r"|\b[Xx]{1,2}[/-][Xx]{1,2}(?:[/-][Xx]{2,4})?\b|#{2,}(?:[/:-]#{2,})*|(?<=\w )\*{3,}(?=[ .,;]|$)"
-    r"|_(?: ?_)+|(?<!\S)_(?=[\s.,;]|$)"
+    r"|_(?: ?_)+|(?<!\S)_(?=[\s.,;]|$)|(?<=\bDr\. )X{3,}|(?<=\bDr )X{3,}"
 )
 MARK = re.compile(f"{_PHRASE_MARK.pattern}|{_WORD_MARK.pattern}")
 
 _JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"
 _MARKED = rf"(?<!{_JOINED}){_JOINED}*_{{2,}}{_JOINED}*"  # a mark with what is joined to it
-_MARKED_PHRASE = re.compile(rf"{_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm)\b)?", re.IGNORECASE)
-_LEADING_WORDS = (  # longer ones before what they end in
-    "comparison is made", "comparison was made", "comparison made",
-    *(f"{how} {word}" for word in ("comparison", "compared", "comparing") for how in ("in", "by", "on", "as", "when")),
-    "comparison", "compared", "comparing", "since", "dated", "from", "of", "on", "at", "to", "with", "by", "and", "or",
-    "the", "a", "an", "prior", "previous", "earlier", "study", "exam", "examination", "radiograph", "radiographs",
-    "film", "performed", "obtained", "done", "date", "time",
-)  # fmt: skip
-# Words that lead up to a mark, read from the mark backwards: forwards, each of a thousand would be tried as the first.
-_LEADING_BACKWARDS = re.compile(rf"(?:[ ,]+(?:{'|'.join(word[::-1] for word in _LEADING_WORDS)})\b)*", re.IGNORECASE)
-SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
-SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
-_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
-_LIGATURES = str.maketrans(
-    {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\u00ad": ""}
+_MARKED_PHRASE = re.compile(rf"(?i){_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?: (?:cm|mm|am|pm|years?[ -]old)\b)?")
+
+
+def _backwards(between, words):
+    """A pattern of words, longer ones before what they end in, each with what may stand before it, for a text that is
+    read from its end: forwards, each of a thousand would be tried as the first."""
+    return re.compile(between.format("|".join(word[::-1] for word in words.split(", "))), re.IGNORECASE)
+
+
+_LEADING = _backwards(  # words that lead up to a mark
+    r"(?:[ ,(]+(?:{})\b)*",
+    "comparison is made, comparison was made, comparison made, in comparison, by comparison, as compared, when compared"
+    ", when comparing, comparison, compared, comparing, since, dated, from, of, on, at, to, with, by, and, or, the, a"
+    ", an, prior, previous, earlier, study, exam, examination, radiograph, radiographs, film, performed, obtained, done"
+    ", date, time, see",
 )
+_SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
+_SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
+_TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
+_LIGATURES = {0xAD: ""} | {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB05)}
 
 
 def has_marks(text: str) -> bool:
@@ -74,18 +77,19 @@ def without_marks(text: str) -> str:
     """
     if not MARK.search(text):
         return " ".join(text.split())
-    text = _WORD_MARK.sub("XXXX", _PHRASE_MARK.sub("___", text))
-    parts = SECTION.split(text)  # text, heading, text, heading, text ...
-    pieces = [_sentences_without_marks(parts[0])]
-    for heading, body in zip(parts[1::2], parts[2::2]):
-        body = _sentences_without_marks(body)
-        pieces.append(f"{heading} {body}" if body else "")
-    return " ".join(filter(None, pieces))
+    return _section_by_section(_WORD_MARK.sub("XXXX", _PHRASE_MARK.sub("___", text)), _sentences_without_marks)
+
+
+def _section_by_section(text, change):
+    """A report with the text under each heading changed; a heading without a sentence is dropped."""
+    parts = _SECTION.split(text)  # text, heading, text, heading, text ...
+    changed = ((heading, change(body.strip())) for heading, body in zip(["", *parts[1::2]], parts[::2]))
+    return " ".join(f"{heading} {body}".strip() for heading, body in changed if body)
 
 
 def _sentences_without_marks(text):
     kept = []
-    for sentence in SENTENCE_END.split(text.strip()):
+    for sentence in _SENTENCE_END.split(text):
         if MARK.search(sentence):
             if "XXXX" in sentence:
                 continue
@@ -106,48 +110,38 @@ def _without_marked_phrases(sentence):
     """A sentence without its marks, what is joined to them, and the words that lead up to them; in linear time."""
     kept, end = [], 0
     for phrase in _MARKED_PHRASE.finditer(sentence):
-        before = sentence[end : phrase.start()]
-        leading = _LEADING_BACKWARDS.match(before[::-1]).end()
-        kept.append(before[: len(before) - leading])
+        kept.append(_without_end(sentence[end : phrase.start()], _LEADING))
         end = phrase.end()
     return "".join(kept) + sentence[end:]
+
+
+def _without_end(text, words):
+    return text[: len(text) - words.match(text[::-1]).end()]
 
 
 # ---- messages between people -----------------------------------------------------------------------------------------
 
 _SENT = re.compile(
-    r"\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
-    r"|informed"
-    r"|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b",
-    re.IGNORECASE,
+    r"(?i)\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
+    r"|informed|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b"
 )
 _PERSON = re.compile(
-    r"\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b", re.IGNORECASE
+    r"(?i)\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b"
 )
-_LEADS_UP = re.compile(  # words before a message that belong to it, read backwards: "..., and these findings were"
-    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*".format(
-        "|".join(
-            word[::-1]
-            for word in (
-                "was", "were", "is", "are", "has been", "have been", "being", "and", "as", "which", "that", "this",
-                "these",
-                "those", "it", "the", "all", "above", "findings", "finding", "results", "result", "impression",
-                "also", "then",
-                "immediately", "subsequently", "urgently", "verbally", "directly", "promptly", "preliminary",
-            )
-        )
-    ),
-    re.IGNORECASE,
-)  # fmt: skip
+_LEADS_UP = _backwards(  # words before a message that belong to it: "..., and these findings were"
+    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*",
+    "was, were, is, are, has been, have been, being, and, as, which, that, this, these, those, it, the, all, above"
+    ", findings, finding, results, result, impression, also, then, immediately, subsequently, urgently, verbally"
+    ", directly, promptly, preliminary",
+)
 _SUBJECT_MATTER = re.compile(
     r"(?:.{0,60}?\b(?:of|about|regarding|concerning|that|re) |\W*)"
     r"(?P<matter>.+?)(?: (?:by|at|on|via|over|with|to|in|during|who|immediately|from)\b.*)?[.!?]?$"
 )
 _CLAUSE_SIGNS = (",", ";", "(", " - ", " and ")
 _NO_MATTER = re.compile(
-    r"(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
-    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$",
-    re.IGNORECASE,
+    r"(?i)(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
+    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$"
 )
 
 
@@ -160,16 +154,12 @@ def _without_message(sentence):
     if not sent and not person:
         return sentence
     end = "." if sentence.rstrip().endswith((".", "!", "?", ")")) else ""
-    if not sent:  # "..., as seen by Dr. ___": what stands before its clause
-        cut = max(sentence.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS)
-        return sentence[:cut].rstrip(" ,;(-") + end if cut > 0 else ""
-    before = sentence[: sent.start()]
-    about = before[: len(before) - _LEADS_UP.match(before[::-1]).end()]
+    about = _without_end(sentence[: sent.start()], _LEADS_UP) if sent else sentence
     person = _PERSON.search(about)
-    if person:  # "edema; Dr. ___ was paged"
+    if person:  # "edema; Dr. ___ was paged", "edema, as seen by Dr. ___": what stands before this clause
         about = about[: max(0, *(about.rfind(sign, 0, person.start()) for sign in _CLAUSE_SIGNS))].rstrip(" ,;(-")
-    if re.search(r"[A-Za-z]{3}", about):
-        return about + end
+    if re.search(r"[A-Za-z]{3}", about) or not sent:
+        return about and about + end
     rest = _SUBJECT_MATTER.fullmatch(sentence[sent.end() :].strip())
     matter = rest["matter"].strip(" ,;(") if rest else ""
     if not re.search(r"[A-Za-z]{3}", matter) or _NO_MATTER.match(matter) or _PERSON.search(matter) or "__" in matter:
@@ -184,120 +174,77 @@ _FILM = r"(?:stud(?:y|ies)|exam\w*|radiographs?|films?|x-?rays?|images?|imaging|
 _STEADY = r"(?:unchanged|stable|similar|the same|not (?:\w+ly )?changed|persistent)"
 _COURSE = (
     r"(?:stable|unchanged|persist(?:ent|ing)|new(?:ly)?|worsen(?:ing|ed)|improv(?:ed|ing)|residual|recurrent"
-    r"|progressive"
-    r"|increasing|decreasing|enlarging|resolving|evolving|continued|redemonstrated|interval|previously (?:seen|noted"
-    r"|described|identified|demonstrated|visualized|mentioned))"
+    r"|progressive|increasing|decreasing|enlarging|resolving|evolving|continued|redemonstrated|interval"
+    r"|previously (?:seen|noted|described|identified|demonstrated|visualized|mentioned))"
 )
-_MOVED = (
-    r"(?:increased|decreased|improved|worsened|progressed|enlarged|changed|developed|recurred|regressed|grown"
-    r"|diminished)"
-)
+_MOVED = r"(?:(?:in|de)creased|(?:improv|worsen|progress|enlarg|chang|develop|recurr|regress|diminish)ed|grown)"
 _GONE = r"(?:resolved|cleared|disappeared|been removed|been withdrawn)"
 _MOVE = (
-    r"(?:increase|decrease|progression|worsening|improvement|enlargement|development|appearance|reduction|growth"
-    r"|change|changes)"
+    r"(?:(?:in|de)crease|(?:improve|enlarge|develop)ment|progression|worsening|appearance|reduction|growth|changes?)"
 )
 _HOW = (
-    r"(?:\w+ly |interval |significant |substantial |slight |mild |moderate |marked |further |some |overall |a "
-    r"|an |appreciable )*"
+    r"(?:(?:\w+ly|interval|significant|substantial|slight|mild|moderate|marked|further|some|overall|appreciable|an?) )*"
 )
 
 _COMPARES = re.compile(
-    rf"\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?"
-    rf"|no longer|still"
-    rf"|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)|than (?:before"
-    rf"|previously|on)"
-    rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|previously"
-    rf"|continues?"
-    rf"|no {_HOW}change|without {_HOW}change|(?:larger|smaller|better|worse|more|less) than (?:before|on|previously))\b"
+    rf"(?i)\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?"
+    rf"|still|no longer|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|previously"
+    rf"|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)"
+    rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|continues?"
+    rf"|(?:no|without) {_HOW}change|(?:(?:larger|smaller|better|worse|more|less) )?than (?:before|on|previously))\b"
     r"|\bin the interim\b|\b(?:from|than|to|with|since|on) (?:the )?(?:\w+ )?(?:prior|previous)\b"
-    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))",
-    re.IGNORECASE,
+    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))"
 )
 _SINCE = (
     rf"(?:(?:as|when|in) )?(?:compar(?:ed|ison|ing) (?:to|with)|since|from|relative to|versus|than)"
     rf"(?: (?:the|a|an|that of|those of|his|her|on|to))*(?: \w+)? {_EARLIER}\b[^,.;]*"
 )
-_WITHOUT_CLAUSE = tuple(  # clauses that only compare
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        rf"^(?:{_SINCE}|(?:as |when |in )?(?:compar(?:ed|ison|ing))\b[^,.;]*|in the (?:interval|interim)"
-        r"|(?:once )?again|since [^,.;]*), ?",
-        r"^(?:as |when )?compar(?:ed|ison|ing) (?:to|with) [\w /]*?(?=there (?:is|are|has|have)\b)",
-        rf",? ?\b{_SINCE}",
-        r",? ?\b(?:as |when )?(?:compared|in comparison) (?:to|with)\b[^,.;]*",
-        r",? ?\b(?:in|over|during) the (?:interval|interim)\b(?: since[^,.;]*)?",
-        rf",(?: (?:which|that) (?:is|are|appears?|remains?))?(?: (?:likely|grossly|overall|essentially"
-        rf"|\w+ly))* {_STEADY}\b"
-        r"(?: in (?:appearance|size|position|extent|configuration))?(?: (?:as|to|from|since|when)\b[^,.;]*)?(?=[.;,]"
-        r"|$)",
-        r",? as before\b|,? (?:without|with no) (?:\w+ ){0,3}change\b[^,.;]*",
-        rf"(?<=\w) and {_COURSE}(?= \w)|\b{_STEADY}(?: and|,) (?=\w)|,? and {_STEADY}(?=[.;,]|$)",
-        r"\b(?:once )?again ?(?=\w)|(?<=\w) again\b|\bstill ?(?=\w)",
-    )
-)
-_STEADY_AT_THE_END = re.compile(  # "mild cardiomegaly unchanged", but "the effusion is unchanged"
+_WITHOUT_CLAUSE = (  # clauses that only compare
+    rf"^(?:{_SINCE}|(?:as |when |in )?(?:compar(?:ed|ison|ing))\b[^,.;]*|in the (?:interval|interim)|(?:once )?again"
+    r"|since [^,.;]*), ?",
+    r"^(?:as |when )?compar(?:ed|ison|ing) (?:to|with) [\w /]*?(?=there (?:is|are|has|have)\b)",
+    rf",? ?\b{_SINCE}",
+    r",? ?\b(?:as |when )?(?:compared|in comparison) (?:to|with)\b[^,.;]*",
+    r",? ?\b(?:in|over|during) the (?:interval|interim)\b(?: since[^,.;]*)?",
+    rf",(?: (?:which|that) (?:is|are|appears?|remains?))?(?: (?:likely|grossly|overall|essentially|\w+ly))* {_STEADY}\b"
+    r"(?: in (?:appearance|size|position|extent|configuration))?(?: (?:as|to|from|since|when)\b[^,.;]*)?(?=[.;,]|$)",
+    r",? as before\b|,? (?:without|with no) (?:\w+ ){0,3}change\b[^,.;]*",
+    rf"(?<=\w) and {_COURSE}(?= \w)|\b{_STEADY}(?: and|,) (?=\w)|,? and {_STEADY}(?=[.;,]|$)",
+    r"\b(?:once )?again ?(?=\w)|(?<=\w) again\b|\bstill ?(?=\w)",
+    # "mild cardiomegaly unchanged", but "the effusion is unchanged"
     rf"(?<!\bis)(?<!\bare)(?<!remain)(?<!remains)(?<!appear)(?<!appears)(?<!ly)(?<!\bnot) {_STEADY}(?=[.;]?$)",
-    re.IGNORECASE,
 )
-_RESTATED = tuple(  # (what a sentence says of a change, what it then says of this image)
-    (re.compile(pattern, re.IGNORECASE), restated)
-    for pattern, restated in (
-        (
-            rf"^(?:there (?:is|are|has been|have been) )?{_HOW}(?:resolution|clearing"
-            rf"|removal) of (?:the )?(?P<what>[^.;]+)",
-            "No {}",
-        ),
-        (
-            rf"^(?:there (?:is|are|has been|have been) )?(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: size of"
-            rf"| extent of"
-            r"| amount of| degree of)?(?: the)? (?P<what>[^.;]+)",
-            "There is {}",
-        ),
-        (
-            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have|is|are)(?: (?:since|now|also|been"
-            rf"|\w+ly))* {_GONE}\b[^,.;]*",
-            "No {}",
-        ),
-        (
-            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size"
-            rf"|extent|amount))?"
-            r"\b(?:[^,.;]*)",
-            "There is {}",
-        ),
-        (
-            rf"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are|remains?|appears?)(?: (?:grossly|overall"
-            rf"|\w+ly))* {_STEADY}\b[^,.;]*",
-            "There is {}",
-        ),
-        (r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:persists?|continues?)\b(?: to be (?:seen|present))?", "There is {}"),
-        (
-            r"^(?:the |an? )?(?P<what>[^.,;]+?) (?:is|are) no longer (?:seen|present|visible|identified|evident"
-            r"|visualized)",
-            "No {}",
-        ),
-    )
-)
+_WHAT = r"^(?:the |an? )?(?P<what>[^.,;]+?)"
+_THERE_IS = r"^(?:there (?:is|are|has been|have been) )?"
+_RESTATED = {  # what a sentence then says of this image: what it says of a change
+    "No {}": (
+        rf"{_THERE_IS}{_HOW}(?:resolution|clearing|removal) of (?:the )?(?P<what>[^.;]+)",
+        rf"{_WHAT} (?:has|have|is|are)(?: (?:since|now|also|been|\w+ly))* {_GONE}\b[^,.;]*",
+        rf"{_WHAT} (?:is|are) no longer (?:seen|present|visible|identified|evident|visualized)",
+    ),
+    "There is {}": (
+        rf"{_THERE_IS}(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: (?:size|extent|amount|degree) of)?(?: the)?"
+        r" (?P<what>[^.;]+)",
+        rf"{_WHAT} (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size|extent|amount))?\b[^,.;]*",
+        rf"{_WHAT} (?:is|are|remains?|appears?)(?: (?:grossly|overall|\w+ly))* {_STEADY}\b[^,.;]*",
+        rf"{_WHAT} (?:persists?|continues?)\b(?: to be (?:seen|present))?",
+    ),
+}
+_ORGAN = r"(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|appearance|contours?|exam\w*|study|chest|findings?)"
 _NO_IMAGE_OF = re.compile(  # said to be there, these say nothing
-    r"\b(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|aeration|inflation|position|appearance|contours?"
-    r"|exam\w*|study"
-    r"|chest|findings?|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b(?! (?:opaci|nodul|effus|edema|congest"
-    r"|mass|tube|wall|port))"
-    r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b",
-    re.IGNORECASE,
+    rf"(?i)\b(?:{_ORGAN}|aeration|inflation|position|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b"
+    r"(?! (?:opaci|nodul|effus|edema|congest|mass|tube|wall|port))"
+    r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b"
 )
 _STATES_NOTHING = re.compile(
-    r"^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general"
-    r"|of|the) )*"
-    r"(?:silhouettes?|size|contours?|appearance|volumes?|exam\w*|study|chest|findings?|change|heart|mediastinum"
-    r"|lungs)\W*$",
-    re.IGNORECASE,
+    r"(?i)^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general"
+    rf"|of|the) )*(?:{_ORGAN}|change)\W*$"
 )
 
 
 def count_comparisons(text: str) -> int:
     """How many sentences of a report compare its image with an earlier one."""
-    return sum(bool(_COMPARES.search(sentence)) for sentence in SENTENCE_END.split(text))
+    return sum(bool(_COMPARES.search(sentence)) for sentence in _SENTENCE_END.split(text))
 
 
 def drop_comparisons(text: str) -> tuple[str, int]:
@@ -307,28 +254,24 @@ def drop_comparisons(text: str) -> tuple[str, int]:
     """
     if not _COMPARES.search(text):
         return text, 0
-    parts = SECTION.split(text)  # text, heading, text, heading, text ...
-    kept, count = [], 0
-    for heading, body in zip(["", *parts[1::2]], parts[::2]):
-        sentences = SENTENCE_END.split(body.strip())
-        compares = [bool(_COMPARES.search(sentence)) for sentence in sentences]
-        count += sum(compares)
-        rest = [_of_this_image(text) if compares_too else text for text, compares_too in zip(sentences, compares)]
-        rest = " ".join(filter(None, rest))
-        kept.append(f"{heading} {rest}".strip() if rest else "")
-    return " ".join(filter(None, kept)), count
+    return _section_by_section(text, _of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
+
+
+def _of_these_images(text):
+    """Sentences => what they say of their own image, those that say nothing of it left out."""
+    sentences = _SENTENCE_END.split(text)
+    rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
+    return " ".join(filter(None, rest))
 
 
 def _of_this_image(sentence):
     """What a sentence that compares says of its own image; "" where that is nothing."""
-    number = re.match(r"\d{1,2}[.)] +", sentence)
-    number = number[0] if number else ""
+    number = re.match(r"(?:\d{1,2}[.)] +)?", sentence)[0]
     rest = sentence[len(number) :]
     for clause in _WITHOUT_CLAUSE:
-        rest = clause.sub("", rest).strip()
-    rest = _STEADY_AT_THE_END.sub("", rest)
-    for change, restated in _RESTATED:
-        found = change.match(rest)
+        rest = re.sub(clause, "", rest, flags=re.IGNORECASE).strip()
+    for restated, changes in _RESTATED.items():
+        found = next(filter(None, (re.match(change, rest, re.IGNORECASE) for change in changes)), None)
         if found:
             what = found["what"].strip()
             restated = restated.replace(" is ", " are ") if re.search(r" (?:are|have)\b", found[0]) else restated

@@ -9,7 +9,7 @@ a line, before a colon. Kinds:
 
 findings, impression    what a report says of its images
 addendum                what was added later
-other                   indication, history, comparison, technique ..., and how a report ends: signatures, attestations
+comparison, other       indication, history, technique ..., and how a report ends: signatures, attestations
 final                   FINAL REPORT: what stands before it is a preliminary reading
 view                    words in capitals that name the views; unknown: any other words in capitals
 """
@@ -19,14 +19,17 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
+_LINES = textwrap.TextWrapper(
+    78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
+)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
-_TAG = re.compile(r"</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>", re.IGNORECASE)
-_LINE_BREAK = re.compile(r"\r\n?|<br ?/?>", re.IGNORECASE)
+_TAG = re.compile(r"(?i)</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>")
+_LINE_BREAK = re.compile(r"(?i)\r\n?|<br ?/?>")
 _EMPHASIS = re.compile(  # of Markdown; "[**...**]" is a mark
-    r"(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^_{2}(?=[A-Z])|(?<=[a-z:])_{2}(?=:|\s|$)",
-    re.MULTILINE,
+    r"(?m)(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^__(?=[A-Z])|(?<=[a-z:])__(?=:|\s|$)"
 )
 
 
@@ -39,33 +42,24 @@ def report_sections(raw: str) -> tuple[str, str]:
 
     - Of a report with a FINAL REPORT only that is read, so a wet read is not.
     - An addendum, wherever it stands, ends the last section: "... ADDENDUM: ...".
+    - A comparison in the midst of the findings ends where a line on this image follows its own sentence.
     - Signatures, attestations, accession numbers and what else stands behind the radiologist's words are left out.
     - Text under a heading that names the views, in capitals ("PA AND LATERAL CHEST RADIOGRAPH:"), is the findings of a
       report without a FINDINGS heading.
     - A report with neither section has its last paragraphs without a heading as findings, if there are any.
     """
-    text = _plain_lines(raw)
-    sections = [["title", 0, len(text)]]  # kind, start and end of the text
-    for kind, start, end in headings(text):
-        if kind in ("view", "unknown") and sections[-1][0] in ("findings", "impression", "view", "addendum"):
-            continue
-        sections[-1][2] = start
-        sections.append([kind, end, len(text)])
-
-    final = max((place for place, section in enumerate(sections) if section[0] == "final"), default=-1)
-    addenda = _text_of("addendum", text, sections)
-    if any(text[start:end].strip() for _, start, end in sections[final:]):
-        sections = sections[final:] if final >= 0 else sections
-    findings, impression, views = (_text_of(kind, text, sections) for kind in ("findings", "impression", "view"))
-    if re.search("[a-z]{4}", views):  # words, not the date after a title
-        findings = findings or views
+    sections = _sections(_plain_lines(raw))
+    final = max((place for place, (kind, _) in enumerate(sections) if kind == "final"), default=0)
+    addenda = _text_of("addendum", sections)
+    if any(text.strip() for _, text in sections[final:]):
+        sections = sections[final:]
+    findings, impression, views = (_text_of(kind, sections) for kind in ("findings", "impression", "view"))
+    findings = findings or (views if re.search("[a-z]{4}", views) else "")  # words, not the date after a title
     if not findings and not impression:
-        findings = _last_paragraphs([(kind, text[start:end]) for kind, start, end in sections])
-    if addenda and impression:
-        impression = f"{impression} {ADDENDUM} {addenda}"
-    elif addenda:
-        findings = f"{findings} {ADDENDUM} {addenda}".lstrip()
-    return findings, impression
+        findings = _last_paragraphs(sections)
+    if addenda and not impression:
+        return f"{findings} {ADDENDUM} {addenda}".lstrip(), ""
+    return findings, f"{impression} {ADDENDUM} {addenda}" if addenda else impression
 
 
 def _plain_lines(raw):
@@ -75,8 +69,23 @@ def _plain_lines(raw):
     return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
 
 
-def _text_of(kind, text, sections):
-    return _collapse(" ".join(text[start:end] for name, start, end in sections if name == kind))
+def _sections(text):
+    """The text between the headings of a report => [(kind, text)]; what stands before the first is a title."""
+    sections = [["title", 0, len(text)]]  # kind, start, end
+    for kind, start, end in headings(text):
+        said, back = sections[-1][0], kind == "comparison" and _ENDS_COMPARISON.search(text, end)
+        if kind in ("view", "unknown") and said in ("findings", "impression", "view", "addendum"):
+            continue
+        sections[-1][2] = start
+        sections.append([kind, end, len(text)])
+        if back and said in ("findings", "impression"):
+            sections[-1][2] = back.end()
+            sections.append([said, back.end(), len(text)])
+    return [(kind, text[start:end]) for kind, start, end in sections]
+
+
+def _text_of(kind, sections):
+    return _collapse(" ".join(text for name, text in sections if name == kind))
 
 
 def report_text(raw: str) -> str:
@@ -99,19 +108,15 @@ def report_file(findings: str, impression: str, further: dict[str, str] | None =
     stands itself has no inverse.) further: {heading in capitals: text} of sections that stand first, for other readers;
     they are left out where one of them would be read as findings or impression.
     """
-    last = {"FINDINGS": findings, "IMPRESSION": impression}
+    last, title = {"FINDINGS": findings, "IMPRESSION": impression}, " " * 33 + "FINAL REPORT\n"
     for first in (further or {}, {}):
-        sections = {heading: _collapse(text) for heading, text in {**first, **last}.items()}
-        sections = {heading: text for heading, text in sections.items() if text}
-        title = " " * 33 + "FINAL REPORT\n"
-        wrapped = [f" {heading}: \n \n{_wrap(text)}\n" for heading, text in sections.items()]
-        report = title + " \n".join(wrapped)
-        if report_text(report) == join_sections(findings, impression):
-            return report
-        # a line break has made a heading of a word such as "Comparison:"; without line breaks it stays a word
-        report = title + " \n".join(f" {heading}: {text}\n" for heading, text in sections.items())
-        if report_text(report) == join_sections(findings, impression):
-            return report
+        sections = [(heading, _collapse(text)) for heading, text in {**first, **last}.items() if _collapse(text)]
+        wrapped = [f" {heading}: \n \n{_LINES.fill(text)}\n" for heading, text in sections]
+        # where a line break would make a heading of a word such as "Comparison:", without line breaks
+        for layout in (wrapped, [f" {heading}: {text}\n" for heading, text in sections]):
+            report = title + " \n".join(layout)
+            if report_text(report) == join_sections(findings, impression):
+                return report
     return report
 
 
@@ -130,46 +135,45 @@ def _collapse(text):
     return " ".join(_CONTROL_CHARACTERS.sub("", text).split())
 
 
-def _wrap(text):
-    return textwrap.fill(
-        text, 78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
-    )
-
-
 # ---- headings ------------------------------------------------------------------------------------------------------
 
-_NAMES = {  # known wherever a sentence may begin
-    "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "IMPRESSION AND FINDINGS",
-    "FINDINGS AND CONCLUSION"),
-    "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "OPINION", "FINAL IMPRESSION"),
-    "other": (
-        "INDICATION", "INDICATIONS", "CLINICAL INDICATION", "CLINICAL INDICATIONS", "HISTORY", "CLINICAL HISTORY",
-        "PATIENT HISTORY", "MEDICAL HISTORY", "CLINICAL INFORMATION", "CLINICAL DATA", "CLINICAL DETAILS",
-        "CLINICAL QUESTION", "CLINICAL STATEMENT", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY",
-        "REASON FOR THIS EXAM", "REASON FOR THIS EXAMINATION", "REASON FOR THE EXAM", "REASON FOR THE STUDY",
-        "REASON FOR VISIT", "REASON FOR ORDER", "REASON FOR REQUEST", "MEDICAL CONDITION", "ADMITTING DIAGNOSIS",
-        "TECHNIQUE", "TECHNIQUES", "COMPARISON", "COMPARISONS", "COMPARISON EXAM", "COMPARISON EXAMINATION",
-        "COMPARISON STUDY", "COMPARISON STUDIES", "COMPARISON FILM", "COMPARISON FILMS", "PRIOR STUDIES", "PRIOR STUDY",
-        "REFERENCE EXAM", "WET READ", "PROVISIONAL FINDINGS IMPRESSION", "PROVISIONAL FINDINGS IMPRESSIONS", "PFI",
-        "PROVISIONAL FINDINGS IMPRESSION (PFI)", "PROVISIONAL FINDINGS IMPRESSIONS (PFI)", "NOTIFICATION",
-        "NOTIFICATIONS", "RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)", "PROCEDURE COMMENTS",
-        "END OF IMPRESSION",
-    ),
-    "addendum": ("ADDENDUM", "ADDENDA", "FINAL ADDENDUM", "AMENDMENT", "CORRECTION"),
-}  # fmt: skip
+
+def _kinds(table):
+    """Lines of a kind and its names => {name: kind}; "A/B OF C" stands for the names "A OF C" and "B OF C"."""
+    lines = (line.split(maxsplit=1) for line in table.strip().splitlines())
+    return {
+        " ".join(words): kind
+        for kind, names in lines
+        for name in names.split(", ")
+        for words in product(*(word.split("/") for word in name.split()))
+    }
+
+
+_KINDS = _kinds("""
+    findings   FINDINGS, FINDINGS AND IMPRESSION/CONCLUSION, IMPRESSION AND FINDINGS
+    impression IMPRESSION/IMPRESSIONS/CONCLUSION/CONCLUSIONS/OPINION/SUMMARY, FINAL IMPRESSION
+    addendum   ADDENDUM/ADDENDA/AMENDMENT/CORRECTION, FINAL ADDENDUM, AMENDED/CORRECTED/SUPPLEMENTARY REPORT
+    comparison COMPARISON/COMPARISONS, COMPARISON EXAM/EXAMINATION/STUDY/STUDIES/FILM/FILMS, PRIOR STUDY/STUDIES
+    other      INDICATION/INDICATIONS/HISTORY/TECHNIQUE/TECHNIQUES, PATIENT/MEDICAL HISTORY, MEDICAL CONDITION
+    other      CLINICAL INDICATION/INDICATIONS/HISTORY/INFORMATION/DATA/DETAILS/NOTES/QUESTION/STATEMENT
+    other      REASON FOR EXAM/EXAMINATION/STUDY/VISIT/ORDER/REQUEST, REASON FOR THE/THIS EXAM/EXAMINATION/STUDY
+    other      PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS, PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS (PFI), PFI
+    other      WET READ, REFERENCE EXAM, ADMITTING DIAGNOSIS, PROCEDURE COMMENTS, NOTIFICATION/NOTIFICATIONS
+    other      RECOMMENDATION/RECOMMENDATIONS/RECOMMENDATION(S), END OF IMPRESSION
+""")
 # These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
-_NAMES_OF_A_LINE = {
-    "findings": ("REPORT", "INTERPRETATION", "OBSERVATIONS", "RADIOGRAPHIC FINDINGS"),
-    "impression": ("SUMMARY", "ASSESSMENT", "IMP"),
-    "other": (
-        "EXAM", "EXAMS", "EXAMINATION", "EXAMINATIONS", "TYPE OF EXAM", "TYPE OF EXAMINATION", "STUDY", "PROCEDURE",
-        "VIEW",
-        "VIEWS", "DATE", "ATTENDING", "DICTATED BY", "SYMPTOMS", "PROTOCOL", "REASON", "INFORMATION",
-    ),
-    "view": ("NARRATIVE",),
-}  # fmt: skip
-_KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
-_KINDS_OF_A_LINE = {name: kind for kind, names in _NAMES_OF_A_LINE.items() for name in names}
+_KINDS_OF_A_LINE = _KINDS | _kinds("""
+    findings   REPORT/INTERPRETATION/OBSERVATIONS, RADIOGRAPHIC FINDINGS
+    impression ASSESSMENT/COMMENT/COMMENTS/IMP
+    view       NARRATIVE
+    other      EXAM/EXAMS/EXAMINATION/EXAMINATIONS/STUDY/PROCEDURE/PROTOCOL/VIEW/VIEWS, TYPE OF EXAM/EXAMINATION
+    other      DATE/ATTENDING/SYMPTOMS/REASON/INFORMATION, DICTATED BY
+""")
+_ENDS_COMPARISON = re.compile(  # the line that follows speaks of this image, in the present, and of no other film
+    r"(?<=[.!?)])\n+(?=[A-Z])(?=[^.\n]*\b(?i:is|are|no|remains?|appears?|clear|normal|shows?|has|have|without)\b)"
+    r"(?!(?i:(?:[^.]|\.(?!\s)){0,300}?(?:__|\b(?:was|were|had|then|dated|showed|available|reviewed|obtained|performed"
+    r"|compar\w+|ct|stud(?:y|ies)|exam\w*|radiographs?|films?|\d{4})\b)))"
+)
 _LEAST_LETTERS = 7  # of a name that may be misspelt
 _LONGEST = 60  # characters of a heading
 _MOST_WORDS = 5  # of a known name
@@ -177,52 +181,45 @@ _MOST_WORDS = 5  # of a known name
 _KEYWORDS = (  # the kind of other words in capitals before a colon
     ("findings", re.compile("FINDINGS")),
     ("impression", re.compile("IMPRESSION|CONCLUSION|OPINION")),
-    ("other", re.compile("INDICATION|HISTORY|REASON|COMPARISON|TECHNIQUE|EXAM")),
+    ("comparison", re.compile("COMPARISON")),
+    ("other", re.compile("INDICATION|HISTORY|REASON|TECHNIQUE|EXAM")),
     ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
 )
-_SIGN = re.compile(r" ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$", re.MULTILINE)
+_HEADING_WORD = re.compile(r"[\w(*#/&,'-][^\s.!?;]*")
+_SIGN = re.compile(r"(?m) ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
 _SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
 _ARTICLES = re.compile(
-    r"\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by"
-    r"|for|on|my|our) $",
-    re.IGNORECASE,
+    r"(?i)\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $"
 )
+_BRACKETED = re.compile(r"[\[<](/?)([A-Za-z][A-Za-z /&]{3,40})[\]>] ?:?")  # "<FINDINGS> Clear lungs. </FINDINGS>"
 _BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
-    r"^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
-    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )",
-    re.MULTILINE,
+    r"(?m)^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
+    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )"
 )
 _ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
-    r"(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
-    r"|ends)\b[^:\n]{0,80})?"
-    r" ?(?::|$)",
-    re.MULTILINE | re.IGNORECASE,
+    r"(?im)(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
+    r"|ends)\b[^:\n]{0,80}| \([^:\n]{0,40}\))? ?(?::|\**$)"
 )
-_FINAL = re.compile(r"(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))", re.MULTILINE)
+_FINAL = re.compile(r"(?m)(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))")
 _DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
-_SIGNED = (
-    r"(?:dictated|transcribed|signed|approved|verified|finali[sz]ed|reviewed|interpreted|read|authenticated"
-    r"|released)"
-)
+_SIGNED = r"(?:(?:dictat|transcrib|sign|approv|verifi|finali[sz]|report|review|interpret|authenticat|releas)ed|read)"
 _TAIL = re.compile(  # where the words of the radiologist on the images end
-    r"(?im:(?:^|(?<=[.!?:*)\]] ))(?:"
+    r"(?im:(?:^|(?<=[.!?:*)\]] ))[\"*= -]*(?:"
     r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
     rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
-    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d)"
-    r"|i(?:,[^\n]{0,80}?,)? (?:have )?(?:personally )?(?:reviewed|attest|certify|agree|was present|supervised"
-    r"|interpreted)\b"
+    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d| date\b)"
+    rf"|i(?:,[^\n]{{0,80}}?,)? (?:have )?(?:personally )?(?:{_SIGNED}|attest|certify|agree|was present|supervised)\b"
     r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
     r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation"
-    r"| statement)? ?:"
+    r"| statement)? ?:|consultant radiologist\b"
     r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
-    r"|physician to physician|thank you for\b"
-    r"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:dictated"
-    r"|reviewed|interpreted"
-    r"|finali[sz]ed|anonymi[sz]ed|generated|created|transcribed|prepared|signed|approved|de-?identified)"
-    r"))|\b(?i:(?:electronically|digitally) signed)\b"
+    r"|physician to physician|thank(?:s| you) for\b"
+    rf"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:{_SIGNED}"
+    r"|anonymi[sz]ed|generated|created|prepared|de-?identified)))|\b(?i:(?:electronically|digitally) signed)\b"
     rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
-    r"|(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
+    r"|(?m:(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
+    r"|(?<=[.!?\n]\n)(?:Dr|DR|Prof)\.? (?:[A-Z][\w.'-]*[, ]*){1,6}$)"
 )
 
 
@@ -231,10 +228,13 @@ def headings(text: str) -> Iterator[tuple[str, int, int]]:
 
     Lines of the text have no blanks at their ends, and single ones within.
     """
-    found = [("final", *match.span()) for match in _FINAL.finditer(text)]
-    found += [("addendum", *match.span()) for match in _ADDENDUM.finditer(text)]
-    found += [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
-    found += [("other", *match.span()) for match in _TAIL.finditer(text)]
+    found = [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
+    for kind, pattern in (("final", _FINAL), ("addendum", _ADDENDUM), ("other", _TAIL)):
+        found += [(kind, *match.span()) for match in pattern.finditer(text)]
+    for match in _BRACKETED.finditer(text):
+        closes, name = match.groups()
+        kind = _kind_of_name(name, _KINDS)
+        found += [("other" if closes else kind, *match.span())] if kind else []
     found += filter(None, (_heading_before(text, sign) for sign in _SIGN.finditer(text)))
     place = 0
     for kind, start, end in sorted(found, key=lambda heading: (heading[1], -heading[2])):
@@ -245,37 +245,26 @@ def headings(text: str) -> Iterator[tuple[str, int, int]]:
 
 def _heading_before(text, sign):
     """(kind, start, end) of the heading that ends in this colon, dash or end of line; None where there is none."""
-    stop = sign.start()
+    stop, bare = sign.start(), not sign[0].strip()
     line = text.rfind("\n", max(0, stop - _LONGEST), stop) + 1
     if line or stop <= _LONGEST:
-        whole = text[line:stop]
-        colon = sign[0].strip() == ":"
-        kind = _kind_of_name(whole, _KINDS_OF_A_LINE) or _kind_of_name(whole, _KINDS)
-        if kind and _looks_like_a_heading(whole, text[max(0, line - 2) : line], sign[0]):
+        name = text[line:stop]
+        kind = _kind_of_name(name, _KINDS_OF_A_LINE)
+        alone = name == name.upper() or text[max(0, line - 2) : line] in ("", "\n\n")  # not the end of a sentence
+        if kind and (alone if bare else ":" in sign[0] or name[0].isupper()):
             return kind, line, sign.end()
-        if colon and _CAPITALS.fullmatch(whole) and not text[sign.end() : sign.end() + 1].strip():
-            return _kind_of_name(whole, _KINDS) or _kind_of_capitals(whole), line, sign.end()
-    if not sign[0].strip():
-        return None
-    begin = line if line or stop <= _LONGEST else stop - _LONGEST
-    words = list(re.finditer(r"[\w(*#/&,'-][^\s.!?;]*", text[begin:stop]))[-_MOST_WORDS:]
-    for word in words:
-        start = begin + word.start()
-        if word[0][0].isdigit() and not _SENTENCE_BEGINS.search(text[begin:start]):
+        if ":" in sign[0] and _CAPITALS.fullmatch(name) and not text[sign.end() : sign.end() + 1].strip():
+            kind = next((kind for kind, words in _KEYWORDS if words.search(name)), "unknown")
+            return _kind_of_name(name, _KINDS) or kind, line, sign.end()
+    begin = max(line, stop - _LONGEST, 0)
+    words = [] if bare else list(_HEADING_WORD.finditer(text[begin:stop]))[-_MOST_WORDS:]
+    for start in (begin + word.start() for word in words):
+        if text[start].isdigit() and not _SENTENCE_BEGINS.search(text[begin:start]):
             continue  # the number ends a sentence ("at T12. IMPRESSION:") and does not count the heading
         kind = _kind_of_name(text[start:stop], _KINDS)
         if kind and _may_stand_within(text, start, stop, sign[0]):
             return kind, start, sign.end()
     return None
-
-
-def _looks_like_a_heading(name, before, sign):
-    """Whether a known name at the start of a line is a heading, not a word of a sentence."""
-    if ":" in sign:
-        return True
-    if sign.strip():  # a dash
-        return name[0].isupper()
-    return name == name.upper() or before in ("", "\n\n")  # alone on its line, else the last word of a sentence
 
 
 def _may_stand_within(text, start, stop, sign):
@@ -286,12 +275,9 @@ def _may_stand_within(text, start, stop, sign):
         return begins and name[0].isupper()
     if begins or (name == name.upper() and len(name) > 3):
         return True
-    kind = _KINDS.get(_plain(name))
-    return (
-        len(name) > 6
-        and bool((name[0].isupper() and kind) or kind in ("findings", "impression"))
-        and (not _ARTICLES.search(before))
-    )
+    kind = _KINDS.get(_plain(name))  # a misspelt name has to begin a sentence
+    named = kind in ("findings", "impression") or (kind and name[0].isupper())
+    return bool(named) and len(name) > 6 and not _ARTICLES.search(before)
 
 
 @lru_cache(maxsize=20_000)
@@ -301,9 +287,9 @@ def _plain(name):
 
 
 @lru_cache(maxsize=20_000)
-def _name_misspelt(name, least):
-    """The known names of this many letters or more that a name, in capitals, is one letter away from."""
-    return [known for known in (*_KINDS, *_KINDS_OF_A_LINE) if len(known) >= least and edits_apart(name, known, 1) == 1]
+def _misspelt(name):
+    """The known names that a name, in capitals, misspells by a letter."""
+    return [known for known in _KINDS_OF_A_LINE if len(known) >= _LEAST_LETTERS and misspells(name, known, 1)]
 
 
 def _kind_of_name(name, kinds):
@@ -311,26 +297,16 @@ def _kind_of_name(name, kinds):
     name = _plain(name)
     if name in kinds or not name[:1].isalpha() or ":" in name:
         return kinds.get(name)
-    return next((kinds[known] for known in _name_misspelt(name, _LEAST_LETTERS) if known in kinds), None)
+    return next((kinds[known] for known in _misspelt(name) if known in kinds), None)
 
 
-@lru_cache(maxsize=10_000)
-def _kind_of_capitals(heading):
-    return next((kind for kind, words in _KEYWORDS if words.search(heading)), "unknown")
-
-
-def edits_apart(one: str, other: str, most: int) -> int:
-    """How many letters are wrong, missing, added or swapped with the next between two words; most + 1 if more are."""
-    if abs(len(one) - len(other)) > most:
-        return most + 1
-    before, row = [], list(range(len(other) + 1))  # distances of the prefixes of `one` that are a letter or two shorter
-    for i, letter in enumerate(one, 1):
-        before_that, before, row = before, row, [i]
-        for j, its in enumerate(other, 1):
-            distance = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != its))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == its:
-                distance = min(distance, before_that[j - 2] + 1)
-            row.append(distance)
-        if min(row) > most:
-            return most + 1
-    return min(row[-1], most + 1)
+def misspells(one: str, other: str, most: int) -> bool:
+    """Whether at most `most` letters are wrong, missing, added or swapped with the next between two words."""
+    same = next((place for place, (its, that) in enumerate(zip(one, other)) if its != that), min(len(one), len(other)))
+    one, other = one[same:], other[same:]
+    if not (one and other and most):
+        return len(one) + len(other) <= most
+    edited = [(one[1:], other), (one, other[1:]), (one[1:], other[1:])]
+    if one[:2] == other[1::-1]:
+        edited.append((one[2:], other[2:]))
+    return abs(len(one) - len(other)) <= most and any(misspells(*words, most - 1) for words in edited)

@@ -130,6 +130,9 @@ def test_further_sections_of_a_file_are_not_read():
         ("Edema; Dr. ___ was paged.", "Edema."),
         ("Effusion (findings conveyed to Dr. ___).", "Effusion."),
         ("These results were conveyed to Dr. ___.", ""),
+        ("Moderate effusion was discussed with Dr. XXXX by phone.", "Moderate effusion."),
+        ("[redacted] year old. Clear lungs.", "Clear lungs."),
+        ("Clear lungs (see ___).", "Clear lungs."),
     ],
 )
 def test_marks(text, wanted):
