@@ -5,7 +5,7 @@
 Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC
         (a CXR tree, a selected one with its floor.csv, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN
         (reports of real images), CACHE_DIR
-Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,memorisation,closest}.png,
+Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,closest}.png,
         OUTPUT/{radeval,rexrank_references,rexrank_predictions}.csv of reports that have a real one beside them, and the
         gallery page <SYNTHETIC>.html with the main numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder
         is read-only)
