@@ -15,13 +15,9 @@ from utils.errors import InputError
 from utils.latents import decode_in, decode_latents, latent_shape
 from utils.prompts import TextEncoder
 
-CONDITIONS = ("both", "text", "reference")  # what prompts an image
-
 
 def check_settings(settings: dict, schedule: DDPMScheduler):
     """InputError for settings that cannot draw an image."""
-    if settings["condition"] not in CONDITIONS:
-        raise InputError(f"CONDITION {settings['condition']!r} is none of {', '.join(CONDITIONS)}")
     low, high = settings["guidance_low"], settings["guidance_high"]
     if low > high:
         raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")

@@ -6,7 +6,6 @@ agree on each request and make only the images that are missing. New requests ge
 """
 
 import hashlib
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import pandas as pd
 
 from evaluation.labeler import labels_of_prompt, labels_of_sentence
 from sampling.reference_pool import ReferencePool
-from utils.csv_files import authors_codes, drop_blank, read_csv
-from utils.errors import InputError, reason, replacing, say, writing
+from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv
+from utils.errors import InputError, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, shorten, with_prompts
@@ -24,7 +23,7 @@ from utils.seeds import keyed_seed
 
 FREE_TEXT = "text"  # the kind of a prompt in free text; the others are those of PROMPTS
 NO_PATIENT = -1  # the subject_id of a label vector that does not come from a patient's image
-FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
+FIRST_ID = 90_000_000  # of synthetic patients and studies, up to 99,999,999: MIMIC's are p10 to p19, s50 to s59
 TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; 2 million follow the last
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
@@ -101,10 +100,7 @@ def _check_needs_no_text(trained_on: str, what: str):
 
 def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
     """The label vectors of LABELS_CSV; where it has prompts, the labels that it does not state are read in them."""
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read LABELS_CSV {path}: {reason(error)}") from error
+    frame = parse_csv(path)
     for name in ("prompt", "label"):
         if name in frame:
             frame = drop_blank(frame.assign(**{name: frame[name].fillna("").astype(str)}), [name], path)
@@ -180,14 +176,8 @@ def plan_requests(
         checkpoint=checkpoint,
     )
     plan = pd.concat([known, new[[*_PLAN_COLUMNS]]], ignore_index=True).astype(dict.fromkeys(FINDINGS, "int8"))
-    if plan.subject_id.max() > LAST_ID:
-        raise InputError(
-            f"{output_root} would hold more than {LAST_ID - plan.subject_id.min() + 1:,} images, and there are no more "
-            "patient numbers: name another OUTPUT_ROOT"
-        )
-    plan = plan.assign(
-        study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
-    )
+    stated = {name: settings.get(name, "") for name in SETTINGS}
+    plan = plan.assign(study_id=plan.subject_id, split="train", report="", **stated)
     plan = plan.assign(image_path=image_files(Path(output_root), plan))
     return plan.set_index("dicom_id").loc[requests.dicom_id].reset_index(), plan
 

@@ -69,21 +69,19 @@ class ReferencePool:
 
         InputError after UNREADABLE_IN_A_ROW further unreadable images: then the disk is broken rather than a file.
         """
-        rejected = [row]
-        while len(rejected) <= UNREADABLE_IN_A_ROW:
+        rejected = []
+        while not self._is_readable(row):
+            rejected.append(row)
+            if len(rejected) > UNREADABLE_IN_A_ROW:
+                path = self.table.image_path[row]
+                raise InputError(
+                    f"{len(rejected)} references in a row cannot be read, e.g. {path}: is DATA_ROOT complete?"
+                )
             rest = np.delete(np.arange(len(self.table)), rejected)
             drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(rejected))[0]
-            if drawn == NONE:
-                return NONE
-            row = rest[drawn]
-            self._encode({row})
-            if self._is_readable(row):
-                return row
-            rejected.append(row)
-        raise InputError(
-            f"{len(rejected)} references in a row cannot be read (named above), the last is "
-            f"{self.table.image_path[row]}: is DATA_ROOT complete?"
-        )
+            row = NONE if drawn == NONE else rest[drawn]
+            self._encode({row} - {NONE})
+        return row
 
     def _draw_rows(self, references: References, requests: pd.DataFrame, attempt: int = 0) -> np.ndarray:
         """Rows of the table that `references` was made of, or NONE, one for each request; attempt: 0 for the first."""

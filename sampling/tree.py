@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
-from utils.folders import SYNTHETIC_TREE, all_processes_agree, making, read_manifest
+from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
 from utils.latents import read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.prompts import ReferenceEncoder, TextEncoder
@@ -46,7 +47,6 @@ def sample_tree(
     check_encoders(training, **encoders)
     settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
     check_settings(settings, denoiser.schedule)
-    _check_unselected(output_root)
     table, vectors = _read_requests(constants, trained)
     text_encoder.print_lengths(vectors["prompt"])
     cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
@@ -66,9 +66,7 @@ def sample_tree(
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
 
 
-def _tree_settings(
-    denoiser: PromptedDenoiser, training: dict, encoders: dict, constants: dict, accelerator: Accelerator
-) -> dict:
+def _tree_settings(denoiser, training, encoders, constants, accelerator) -> dict:
     """What the tree's manifest states. The order counts: a tree's first number depends on it."""
     low, high = constants["GUIDANCE_INTERVAL"]
     return {
@@ -85,15 +83,6 @@ def _tree_settings(
         **encoders,
         **student_settings(training),
     }
-
-
-def _check_unselected(output_root: str):
-    """InputError for a tree whose images a selector chose, as samplers of earlier versions did."""
-    if "selector" in read_manifest(output_root).get(SYNTHETIC_TREE, {}):
-        raise InputError(
-            f"the images of {output_root} were chosen by a selector, and nothing is added to such a tree: name another "
-            "OUTPUT_ROOT, and choose among its images with select_pairs.py"
-        )
 
 
 def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None, pd.DataFrame]:
@@ -213,7 +202,7 @@ def save_first_picture(
     that cannot be read stay black.
     """
     first = requests.iloc[:PICTURE_IMAGES]
-    blocks = [_block(first.image_path.tolist(), image_size)]
+    blocks = [_block([*first.image_path], image_size)]
     if table is not None:
         generators = [keyed_generator(seed, "beside", dicom_id) for dicom_id in first.dicom_id]
         rows = References(table).draw_for(first.assign(subject_id=NO_PATIENT), generators)
@@ -226,12 +215,8 @@ def save_first_picture(
 
 def _block(paths: list[str], image_size: int) -> np.ndarray:
     """Images in rows of PICTURE_COLUMNS, (height, width) uint8."""
-    rows = -(-len(paths) // PICTURE_COLUMNS)
-    block = np.zeros((rows * image_size, PICTURE_COLUMNS * image_size), dtype=np.uint8)
+    images = np.zeros((-(-len(paths) // PICTURE_COLUMNS), PICTURE_COLUMNS, image_size, image_size), dtype=np.uint8)
     for place, path in enumerate(paths):
-        y, x = image_size * (place // PICTURE_COLUMNS), image_size * (place % PICTURE_COLUMNS)
-        try:
-            block[y : y + image_size, x : x + image_size] = read_grey(path, image_size)
-        except ValueError:  # missing or damaged: it was named when it was needed
-            continue
-    return block
+        with suppress(ValueError):  # missing or damaged: it was named when it was needed
+            images[divmod(place, PICTURE_COLUMNS)] = read_grey(path, image_size)
+    return np.concatenate(np.concatenate(images, axis=1), axis=1)

@@ -342,7 +342,7 @@ def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, mo
         (b"", "cannot be read as a CSV"),
         (b"dicom_id,report\n", "no column 'study_id'"),
         (b"\xff\xfe\n", "cannot be read as a CSV|no column"),
-        (b"dicom_id,study_id,report\n0000-0,50000000,A.\n0000-0,50000000,B.\n", "two reports of 0000-0"),
+        (b"dicom_id,study_id,report\n0000-0,50000000,A.\n0000-0,50000000,B.\n", "e.g. for dicom_id 0000-0"),
         (b"dicom_id,study_id,report\n0000-0,half,A.\n", "study_id 'half' is not a whole number"),
         (b"dicom_id,study_id,report\n../x,50000000,A.\n", "dicom_id '../x' cannot name"),
         (None, "cannot be read as a CSV"),
