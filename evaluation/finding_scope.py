@@ -80,10 +80,8 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "no cue": _Rule(None, "none", (
         rf"\b(?:no|without|not)(?: {_DEGREE})* {_CHANGE}\b(?! or (?!(?:\w+ )?{_CHANGE}))",
         rf"\bnot{_LY}(?: yet| fully)? (?:changed|increased|decreased|improved|resolved|cleared|worsened)\b",
-        r"\b(?:has|have) not (?:yet )?(?:\w+ly )?(?:resolved|cleared)\b",
-        r"\bnot (?:only|just|necessarily)\b",
-        r"\b(?:no|without) (?:doubt|question)\b",
-        r"\bnot (?:\w+ )?well (?:seen|visuali[sz]ed|evaluated|assessed)\b",
+        r"\b(?:has|have) not (?:yet )?(?:\w+ly )?(?:resolved|cleared)\b", r"\bnot (?:only|just|necessarily)\b",
+        r"\b(?:no|without) (?:doubt|question)\b", r"\bnot (?:\w+ )?well (?:seen|visuali[sz]ed|evaluated|assessed)\b",
         rf"\btips?\b(?: \w+){{0,6}}? (?:is|are) not{_LY} {_SEEN}\b",
         rf"\b{_PARTLY}(?:[- ]complete(?:ly)?)? (?:resolution|clearing|removal|{_GONE})\b",
         r"\b(?:versus|vs) (?:the )?(?:prior|previous|last|earlier)\b",

@@ -320,7 +320,7 @@ def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, mo
     monkeypatch.setattr(ReportAutoencoder, "generate", interrupted)
     if stop == "SIGTERM":
         sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
-        assert f"stopped; the reports written so far are in {root}: the same command goes on" in capsys.readouterr().out
+        assert f"stopped; its reports are in {root}: the same command goes on" in capsys.readouterr().out
     else:
         with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
             sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
