@@ -66,9 +66,6 @@ DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best t
 _SUMMARY = "selection.json"  # written last
 
 
-# ---- what is selected from -----------------------------------------------------------------------------------------
-
-
 def read_candidates(synthetic: str, by: str, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
     """=> (the table of the candidates, with `request`, the number of each one's request; their rows of synthetic.csv).
 
@@ -123,9 +120,6 @@ def draw_floor(candidates: pd.DataFrame, pool: pd.DataFrame, seed: int) -> pd.Da
     return pd.concat(floor, ignore_index=True)
 
 
-# ---- how it is selected --------------------------------------------------------------------------------------------
-
-
 def select(
     candidates: pd.DataFrame, judge: judges.Judge, name: str, by: str, keep: str, loading: Loading
 ) -> pd.DataFrame:
@@ -152,9 +146,6 @@ def cost(selected: pd.DataFrame) -> dict:
         "share of the kept that agrees": float(kept["agrees"].mean()),
         "candidates a kept pair": len(selected) / max(1, len(kept)),
     }
-
-
-# ---- what is written -----------------------------------------------------------------------------------------------
 
 
 def write_kept(root: Path, synthetic: Path, kept: pd.DataFrame, made: pd.DataFrame) -> None:

@@ -35,8 +35,6 @@ TARGETS = [
     for value in values
 ]
 
-# ---- the whole -------------------------------------------------------------------------------------------------------
-
 
 def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, written: pd.DataFrame | None) -> dict:
     """The parts of evaluation.json about details: "written_details", and those of `image_details`, where there are any.
@@ -52,9 +50,6 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, writte
         result["written_details"] = written_details(reports, sets.train.table, sets.seed)
     places = place_judge(sets.train, rows, judge)
     return result if places is None else result | image_details(sets, judge, places, text_judge)
-
-
-# ---- measures ------------------------------------------------------------------------------------------------------
 
 
 def agreement_rows(
@@ -112,9 +107,6 @@ def _mean(values):
     return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else np.nan
 
 
-# ---- reports of real images ------------------------------------------------------------------------------------------
-
-
 def written_details(reports: sections.Reports, train_table: pd.DataFrame, seed: int) -> list[dict]:
     """`agreement_rows` of reports written for real images against the images' own reports."""
     details, references = read_details(reports.table["report"]), read_details(reports.references)
@@ -125,9 +117,6 @@ def written_details(reports: sections.Reports, train_table: pd.DataFrame, seed: 
 
 def _training_details(table):
     return read_details(reported(table).drop_duplicates("study_id")["report"])
-
-
-# ---- the judge of sides and zones ------------------------------------------------------------------------------------
 
 
 def place_targets(table: pd.DataFrame) -> np.ndarray:
@@ -177,9 +166,6 @@ def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:
         names = np.array([TARGETS[column][2] for column in columns])
         details[detail][:, FINDINGS.index(finding)] = [joined(detail, names[seen]) for seen in shown]
     return details
-
-
-# ---- images and their reports ----------------------------------------------------------------------------------------
 
 
 def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge) -> dict:

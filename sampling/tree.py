@@ -9,23 +9,23 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
-from models.diffusion import PromptedDenoiser
 from models.distillation import student_settings
+from models.weights import load_vision
 from sampling.images import ImageSampler, batches_to_draw, check_settings
 from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
 from sampling.reference_pool import ReferencePool
 from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
 from utils.constants import save_constants
+from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
-from utils.latents import read_grey
+from utils.latents import load_vae, read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
-from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from utils.seeds import keyed_generator
 
@@ -33,16 +33,20 @@ JPEG_QUALITY = 95
 PICTURE_IMAGES, PICTURE_COLUMNS = 16, 4  # of each half of first.png: images at most, and images in a row
 
 
-def sample_tree(
-    denoiser: PromptedDenoiser, training: dict, vae: AutoencoderKL, text_encoder: TextEncoder,
-    reference_encoder: ReferenceEncoder, constants: dict, accelerator: Accelerator,
-):  # fmt: skip
+def sample_tree(backbone: str, constants: dict):
     """Makes the images that an image sampler's constants name and that the tree OUTPUT_ROOT does not have yet.
 
-    denoiser, training: from `load_vision`; the others: the frozen models of its training; constants: those of the
-    script, read here by name.
+    backbone: the class name of the denoiser, "UViT" or "UNet2DConditionModel"; constants: those of the script, read
+    here by name. The frozen models are those of the denoiser's training.
     """
-    trained, output_root, seed = training["constants"], constants["OUTPUT_ROOT"], constants["SEED"]
+    accelerator = make_accelerator(constants["DEVICE"], constants["PRECISION"])
+    device, output_root, seed = accelerator.device, constants["OUTPUT_ROOT"], constants["SEED"]
+    places = (constants[name] for name in ("BASE_MODEL", "REFERENCE_ENCODER", "TEXT_ENCODER"))
+    denoiser, training = load_vision(constants["CHECKPOINT"], backbone, *places)
+    trained, denoiser = training["constants"], denoiser.to(device).eval()
+    vae, pooled = load_vae(trained["BASE_MODEL"], device), isinstance(denoiser.fusion, PooledFusion)
+    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device, name=trained["TEXT_ENCODER"])
+    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)
     settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
@@ -188,9 +192,6 @@ def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerat
             f"the processes of this launch find different plans or images in {root}: put OUTPUT_ROOT onto storage that "
             "all machines share, and run the same command again"
         )
-
-
-# ---- the first picture ---------------------------------------------------------------------------------------------
 
 
 def save_first_picture(
