@@ -64,22 +64,17 @@ def agreement_rows(
     rows, subjects = [], pd.factorize(np.asarray(subjects))[0]
     for detail in (name for name in DETAILS if name in details):
         given, wanted = details[detail], references[detail]
-        counts = (given != "") & (wanted != "")
+        named = wanted != ""
+        counts = named & (given != "")
         right = counts & (given == wanted)
-        row = {
-            "detail": detail,
-            "N": int(counts.sum()),
-            "of": int((wanted != "").sum()),
-            "share": _ratio(right, counts),
-        }
+        row = {"detail": detail, "N": int(counts.sum()), "of": int(named.sum()), "share": _ratio(right, counts)}
         row["low"], row["high"] = share_interval(right.sum(axis=1), counts.sum(axis=1), subjects, seed)
         columns = np.nonzero(counts)[1]
         row["chance"] = _mean([_chance(train[detail][:, column]) for column in columns])
         others = (_others(given[:, column], wanted[:, column], subjects) for column in np.unique(columns))
         row["shuffled"] = _mean(list(chain(*others)))
-        kept = wanted if ceiling is None else ceiling[detail]
-        named = (kept != "") & (wanted != "") & (ceiling is not None)
-        row["ceiling"] = _ratio(named & (kept == wanted), named)
+        kept = np.full_like(wanted, "") if ceiling is None else ceiling[detail]
+        row["ceiling"] = _ratio(named & (kept == wanted), named & (kept != ""))
         rows.append(row)
     return rows
 

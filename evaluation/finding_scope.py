@@ -235,9 +235,8 @@ def read(sentence: str, mentions: Sequence[Mention]) -> list[int]:
     for start, end in pairwise([*starts, len(sentence) + 1]):
         inside = [mention for mention in mentions if start <= mention.start < end]
         if inside:
-            _read_clause(
-                sentence, inside, [cue for cue in cues if start <= cue[1] < end and cue[0].code is not None], end
-            )
+            within = [cue for cue in cues if start <= cue[1] < end and cue[0].code is not None]
+            _read_clause(sentence, inside, within, end)
     return [end for end in ends if sentence[end] != ":"]  # "heart: enlarged" is said of the heart
 
 
@@ -298,11 +297,8 @@ def _read_clause(sentence, mentions, cues, end):
         reach = rule.reach
         if reach == "around":
             reach = "forward" if _stands_next(sentence, mentions, stop) else "backward"
-        if (
-            reach != "backward"
-            and within != PRESENT
-            and (rule.weak or (within, rule.code) == (NOT_MENTIONED, UNCERTAIN))
-        ):
+        is_part = rule.weak or (within, rule.code) == (NOT_MENTIONED, UNCERTAIN)
+        if is_part and reach != "backward" and within != PRESENT:
             continue
         if scopes:
             scopes[-1] = scopes[-1]._replace(end=min(scopes[-1].end, start))

@@ -80,10 +80,7 @@ def write_page(
     content = {
         "title": title,
         "findings": findings.FINDINGS,
-        "trees": [
-            _tree_entry(column, table, [card["pictures"][index] for card in cards])
-            for index, (column, table) in enumerate(tables.items())
-        ],
+        "trees": [*map(_tree_entry, tables, tables.values(), zip(*(card["pictures"] for card in cards)))],
         "summary": [[str(name), str(value)] for name, value in summary],
         "showReferences": references is not None and any(card["reference"] for card in cards),
         "references": shown_references,
@@ -231,11 +228,8 @@ def main() -> None:
     trees = dict(zip(names if len(set(names)) == len(names) else TREES, TREES))
     page = Path(PAGE) if PAGE or not TREES else Path(TREES[0]).parent / "index.html"
     references = read_table(DATA_ROOT) if DATA_ROOT else None
-    notes = [
-        (f"{name} is selected", "see its selection.json")
-        for name in trees
-        if (Path(trees[name]) / "selection.json").exists()
-    ]
+    selected = [name for name in trees if (Path(trees[name]) / "selection.json").exists()]
+    notes = [(f"{name} is selected", "see its selection.json") for name in selected]
     write_page(page, trees, references, title=", ".join(trees), summary=notes, max_images=MAX_IMAGES)
     print(f"the page: {page.resolve()}")
 

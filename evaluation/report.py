@@ -37,18 +37,16 @@ class Stopwatch:
         say(f"{name}: {self.seconds[name]} s")
 
 
-def write_evaluation(
-    output: Path, result: dict, sets: ImageSets, findings_of_pairs: pd.DataFrame, nearest: Nearest
-) -> str:
+def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings: pd.DataFrame, nearest: Nearest) -> str:
     """Writes the files of an evaluation into a folder => the text of evaluation.md.
 
-    findings_of_pairs: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
+    pair_findings: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
     """
     with writing("the evaluation", output):
         draw_auroc(result["auroc"], output / "auroc.png")
         size = min(sets.synthetic.loading.image_size, PICTURE_SIZE)
         draw_closest(nearest, sets.synthetic.table, sets.train.table, size, output / "closest.png")
-        findings_of_pairs.to_csv(output / "agreement.csv.gz", index=False)
+        pair_findings.to_csv(output / "agreement.csv.gz", index=False)
         text = as_markdown(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
         (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")

@@ -85,9 +85,7 @@ class ImageSampler:
         return decode_latents(self.vae, latents)
 
 
-def batches_to_draw(
-    plan: pd.DataFrame, missing: set[str], batch_size: int, sampler: ImageSampler
-) -> list[pd.DataFrame]:
+def batches_to_draw(plan: pd.DataFrame, missing: set, batch_size: int, sampler: ImageSampler) -> list[pd.DataFrame]:
     """The batches of a plan that hold a missing image; for the authors' denoisers, each with prompts of one length.
 
     A batch is always the same rows of the plan, whether their images exist or not: how an image is rounded depends on

@@ -41,13 +41,9 @@ def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bo
     trained: the constants of the training; with_prompts: whether the rows' own prompts are needed. For a model that was
     trained on impressions these come from the reports in reports_root, by default those of the training.
     """
-    return read_table(
-        data_root or trained["DATA_ROOT"],
-        reports_root or trained["REPORTS_ROOT"],
-        views=trained["VIEWS"],
-        hold_out=trained["HOLD_OUT"],
-        with_reports=with_prompts and trained["PROMPT"] != "findings",
-    )
+    roots = data_root or trained["DATA_ROOT"], reports_root or trained["REPORTS_ROOT"]
+    with_reports = with_prompts and trained["PROMPT"] != "findings"
+    return read_table(*roots, views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=with_reports)
 
 
 def label_vectors(
@@ -118,7 +114,7 @@ def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
     else:
         missing = sorted(set(FINDINGS) - set(frame))
         raise InputError(
-            f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14 columns, of which {missing} are missing"
+            f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14, of which {missing} are absent"
         )
     if "label" in frame:
         vectors[[*FINDINGS]] = authors_codes(frame["label"], path).to_numpy()

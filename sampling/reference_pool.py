@@ -75,7 +75,7 @@ class ReferencePool:
             if len(rejected) > UNREADABLE_IN_A_ROW:
                 path = self.table.image_path[row]
                 raise InputError(
-                    f"{len(rejected)} references in a row cannot be read, e.g. {path}: is DATA_ROOT complete?"
+                    f"{len(rejected)} references in a row cannot be read, e.g. {path}: is DATA_ROOT whole?"
                 )
             rest = np.delete(np.arange(len(self.table)), rejected)
             drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(rejected))[0]
@@ -112,9 +112,8 @@ class ReferencePool:
         names = self.table.dicom_id
         part = self.table.iloc[sorted(row for row in rows if names[row] not in self._embeddings)]
         if len(part):
-            cache, keys, readable = self.reference_encoder.cache(
-                part, self.cache_dir, self.accelerator, self.batch_size, DECODING_THREADS
-            )
+            encode = self.reference_encoder.cache
+            cache, keys, readable = encode(part, self.cache_dir, self.accelerator, self.batch_size, DECODING_THREADS)
             for name, key, is_readable in zip(part.dicom_id, keys, readable):
                 self._embeddings[name] = np.array(cache[key]) if is_readable else None
 

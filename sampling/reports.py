@@ -144,16 +144,14 @@ class Reports:
             temporary.write_text(report_file(findings, impression), encoding="utf-8")
 
 
-def manifest_settings(
-    constants: dict, images: str, prior: Prior, autoencoder: ReportAutoencoder, precision: str
-) -> dict:
+def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAutoencoder, precision: str) -> dict:
     """What a folder's manifest states of its reports; constants: those of the script, `images`: their tree's path."""
     decoding, several, flows = constants["DECODING"], constants["CANDIDATES"] > 1, prior.config.kind == "flow"
     of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE")}
     return {
         "images": images,
         "prior": weights_fingerprint(prior),
-        "bart": autoencoder.fingerprint(),
+        "bart": bart.fingerprint(),
         **(of_flows if flows else {}),
         "LATENT_GAIN": 1 if flows else constants["LATENT_GAIN"],
         **({"CANDIDATES": constants["CANDIDATES"], "chosen by": "image"} if several else {}),

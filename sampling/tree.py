@@ -169,9 +169,7 @@ def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSamp
             raise Stopped(f"stopped; the images made so far are in {tree.root}: the same command goes on from there")
 
 
-def _make_batches(
-    batches: list[pd.DataFrame], missing: set[str], tree: SyntheticTree, sampler: ImageSampler, stopped: Callable
-):
+def _make_batches(batches, missing, tree, sampler, stopped):
     count = sum(int(batch.dicom_id.isin(missing).sum()) for batch in batches)
     with tqdm(total=count, desc="images", disable=not sampler.accelerator.is_main_process) as progress:
         for batch in batches:
@@ -194,9 +192,7 @@ def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerat
         )
 
 
-def save_first_picture(
-    requests: pd.DataFrame, table: pd.DataFrame | None, root: str | Path, image_size: int, seed: int
-):
+def save_first_picture(requests: pd.DataFrame, table: pd.DataFrame | None, root: str, image_size: int, seed: int):
     """Writes first.png: the images of the first requests at the left, real images with the same labels at the right.
 
     table: real rows, None for a picture without; where none has the same labels, one with the nearest is drawn. Images
