@@ -249,8 +249,7 @@ def _predicate(sentence, sizes, place, code):
 
 
 def labels_of_prompt(text):
-    """The label vector that a prompt asks for, (14,) int8: of a sentence of findings its own, else what the rules
-    read."""
+    """The label vector that a prompt asks for, (14,) int8: a sentence of findings states it, else the rules read it."""
     labels = labels_of_sentence(text)
     return label_report(text) if labels is None else labels
 

@@ -27,8 +27,7 @@ class Stopwatch:
     """Seconds a section, in `seconds`; each is printed as it ends."""
 
     def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
+        self.seconds, self._start = {}, time.perf_counter()
 
     def lap(self, name: str) -> None:
         """Ends the section that ran since the last lap."""
@@ -64,9 +63,6 @@ def as_json(value):
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and np.isnan(value) else value
-
-
-# ---- the main numbers ----------------------------------------------------------------------------------------------
 
 
 def headline(result: dict) -> list[dict]:
@@ -171,9 +167,6 @@ def _percent(share, low, high):
     return f"{share:.1%} [{low:.1%}, {high:.1%}]"
 
 
-# ---- evaluation.md -------------------------------------------------------------------------------------------------
-
-
 def as_markdown(result: dict) -> str:
     """evaluation.md."""
     real, parts = result["real"], ["# Evaluation"]
@@ -197,9 +190,8 @@ def as_markdown(result: dict) -> str:
         *_details(result),
         "## Memorisation",
         "The distance to the nearest training image, whatever the shift (up to 1/16 of the side), mirror, scale (up to "
-        "a tenth), brightness and contrast. A copy is nearer to one than all but the nearest "
-        f"{COPY_QUANTILE:.0%} of the real images, which were not trained on; shares have a 95 % Clopper-Pearson "
-        "interval. Planted copies of training images show what the search finds:",
+        f"a tenth), brightness and contrast. A copy is nearer than all but {COPY_QUANTILE:.0%} of the real images, "
+        "which were not trained on (95 % Clopper-Pearson). Planted copies show what the search finds:",
         markdown(share_columns(result["memorisation"], "share")),
         "![closest pairs](closest.png)",
     ]
@@ -243,11 +235,10 @@ def _reports(result):
             table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
         parts += [
             "## Reports as texts",
-            "Reports with a de-identification mark (`___`, `XXXX`); with a comparison to an earlier film; with a "
-            "contradiction: one sentence calls a finding present and another absent, by rules that do not distinguish "
-            "sides, so that some real reports count; with stuttering: a word or a few stand three times in a row. "
-            "`distinct`: the share of different texts, which falls with N; `different`: of the pairs of reports of two "
-            "patients with the same findings the share whose texts differ.",
+            "Reports with a de-identification mark (`___`, `XXXX`); a comparison to an earlier film; a contradiction "
+            "(one sentence calls a finding present, another absent; sides are not distinguished, so some real reports "
+            "count); stuttering (words three times in a row). `distinct`: the share of different texts, which falls "
+            "with N; `different`: of pairs of patients with the same findings the share whose texts differ.",
             markdown(table.drop(columns="N")),
         ]
     return parts
@@ -286,10 +277,9 @@ def _pairs(result):
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
         "The share of pairs that agree on every finding that both judges know and the request does not leave "
-        "uncertain, with its 95 % bootstrap interval over patients; beside it the share of the real pairs, of patients "
-        "who set no threshold of the image judge, which shows how far the judges themselves get. In the last columns "
-        "two of the three agree on all findings. The judges were trained on the images and reports of the row of "
-        f"copies.{_wording(result)}",
+        "uncertain, with its 95 % bootstrap interval over patients. The real pairs, of patients who set no threshold "
+        "of the image judge, show how far the judges themselves get. In the last columns two of the three agree on all "
+        f"findings. The judges were trained on the images and reports of the row of copies.{_wording(result)}",
         markdown(share_columns(result["complete_agreement"])),
     ]
 
@@ -308,18 +298,14 @@ def _details(result):
     if "image_details" in result:
         parts += [
             "## Sides and zones of images",
-            "What a judge, trained on real images and on the sides and zones that their reports name, sees of the "
-            "findings in an image's report, against what the report names. The rows of real images show how far the "
-            "judge itself gets. Chance and shuffled reports as above.",
+            "What a judge, trained on the sides and zones that reports of real images name, sees of a report's "
+            "findings, against what the report names; the real rows show how far the judge itself gets.",
             markdown(share_columns(result["image_details"], "share")),
-            "Pairs whose request, image and report agree on every finding, and the share of all pairs that also agree "
-            "on each side that the report names and the judge can see:",
+            "Pairs that agree on every finding, and those that also agree on each side that the report names and the "
+            "judge can see:",
             markdown(share_columns(result["agreement_with_sides"], "and every side")),
         ]
     return parts
-
-
-# ---- tables --------------------------------------------------------------------------------------------------------
 
 
 def markdown(rows: pd.DataFrame | list[dict], digits: int = 3) -> str:
@@ -362,9 +348,6 @@ def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     positives = next(iter(tables.values()))["positives"]
     f1 = pd.DataFrame({name: values["f1"] for name, values in tables.items()})
     return pd.concat([positives, f1], axis=1).rename_axis("finding").reset_index()
-
-
-# ---- plots ---------------------------------------------------------------------------------------------------------
 
 
 def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:

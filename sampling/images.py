@@ -6,25 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL
 
 from models.diffusion import ALL_NOISE, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from sampling.reference_pool import ReferencePool
-from utils.errors import InputError
 from utils.latents import decode_in, decode_latents, latent_shape
 from utils.prompts import TextEncoder
-
-
-def check_settings(settings: dict, schedule: DDPMScheduler):
-    """InputError for settings that cannot draw an image."""
-    low, high = settings["guidance_low"], settings["guidance_high"]
-    if low > high:
-        raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")
-    longest = schedule.config.num_train_timesteps
-    if settings["steps"] > longest:
-        raise InputError(f"STEPS {settings['steps']} is more than the {longest} steps of the noise schedule: lower it")
-    sampling_scheduler(settings["scheduler"], schedule)  # fails for one that cannot sample
 
 
 @dataclass(frozen=True)

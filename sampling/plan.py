@@ -66,7 +66,6 @@ def label_vectors(
         if findings:
             vectors[[*FINDINGS]] = parse_findings(findings)
     elif findings:
-        _check_needs_no_text(trained_on, "FINDINGS gives no text")
         vectors = pd.DataFrame([parse_findings(findings)], columns=FINDINGS).assign(source="findings")
     elif labels_csv:
         vectors = _read_labels(Path(labels_csv), trained_on)
@@ -74,6 +73,11 @@ def label_vectors(
         vectors = with_prompts(table.iloc[split_rows(table, split)], trained_on)
         kept = [name for name in (*FINDINGS, "subject_id", "view", "prompt") if name in vectors]
         vectors = vectors[kept].assign(source=vectors.dicom_id, prompt_kind=trained_on)
+    if trained_on != "findings" and "prompt" not in vectors:
+        raise InputError(
+            f"{labels_csv or 'FINDINGS'} gives no text, and CHECKPOINT was trained on impressions: write one in TEXT "
+            "or in a column `prompt` of LABELS_CSV, or set a SPLIT"
+        )
     if vectors.empty:
         raise InputError(f"{labels_csv or 'the split'} has no rows, so there are no images to make")
     vectors = vectors.reset_index(drop=True)
@@ -83,15 +87,6 @@ def label_vectors(
     if limit:
         vectors = vectors.iloc[np.random.default_rng(keyed_seed(seed, "limit")).permutation(len(vectors))[:limit]]
     return vectors
-
-
-def _check_needs_no_text(trained_on: str, what: str):
-    """InputError for a request without text, where the model was trained on impressions."""
-    if trained_on != "findings":
-        raise InputError(
-            f"{what}, and CHECKPOINT was trained on impressions: write the request as one, in TEXT or in a column "
-            "`prompt` of LABELS_CSV, or set a SPLIT"
-        )
 
 
 def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
@@ -109,7 +104,6 @@ def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
         places = [f"{path}, data row {row + 1}" for row in frame.index]
         vectors = free_requests(frame["prompt"], places, trained_on)
     elif has_labels:
-        _check_needs_no_text(trained_on, f"{path} has no column `prompt`")
         vectors = pd.DataFrame(0, columns=FINDINGS, index=frame.index)
     else:
         missing = sorted(set(FINDINGS) - set(frame))

@@ -35,8 +35,6 @@ class ReferencePool:
                 f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER "
                 f"makes {reference_encoder.width}: set it to the one it was trained with"
             )
-        if not (table["split"] == "train").any():
-            raise InputError("there are no training rows to take references from; set CONDITION to text")
         self.table = table.iloc[split_rows(table, "train")].reset_index(drop=True)
         self.references = References(self.table)
         self.reference_encoder, self.cache_dir = reference_encoder, cache_dir

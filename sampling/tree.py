@@ -12,9 +12,10 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
+from models.diffusion import sampling_scheduler
 from models.distillation import student_settings
 from models.weights import load_vision
-from sampling.images import ImageSampler, batches_to_draw, check_settings
+from sampling.images import ImageSampler, batches_to_draw
 from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
 from sampling.reference_pool import ReferencePool
 from utils.cache import save_array
@@ -50,7 +51,7 @@ def sample_tree(backbone: str, constants: dict):
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)
     settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
-    check_settings(settings, denoiser.schedule)
+    sampling_scheduler(settings["scheduler"], denoiser.schedule)  # fails for one that cannot sample
     table, vectors = _read_requests(constants, trained)
     text_encoder.print_lengths(vectors["prompt"])
     cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
@@ -73,6 +74,8 @@ def sample_tree(backbone: str, constants: dict):
 def _tree_settings(denoiser, training, encoders, constants, accelerator) -> dict:
     """What the tree's manifest states. The order counts: a tree's first number depends on it."""
     low, high = constants["GUIDANCE_INTERVAL"]
+    if low > high:
+        raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")
     return {
         "condition": constants["CONDITION"],
         "text_guidance": constants["TEXT_GUIDANCE"],
