@@ -5,8 +5,7 @@
 Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC
         (a CXR tree, a selected one with its floor.csv, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN
         (reports of real images), CACHE_DIR
-Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,memorisation,closest}.png,
-        OUTPUT/{radeval,rexrank_references,rexrank_predictions}.csv of reports that have a real one beside them, and the
+Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,closest}.png, and the
         gallery page <SYNTHETIC>.html with the main numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder
         is read-only)
 """
@@ -24,7 +23,7 @@ import pandas as pd
 
 from evaluation import baselines, detail_agreement, sections
 from evaluation.conventions import image_conventions
-from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
+from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.gallery import write_page
 from evaluation.images import THREADS, Images, ImageSets, Loading
 from evaluation.judges import (
@@ -183,9 +182,9 @@ def page_of(synthetic: str, output: Path) -> Path:
 
 
 def evaluate_reports(
-    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], radgraph: bool, output: Path
+    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], radgraph: bool
 ) -> dict:
-    """The parts of evaluation.json about reports; the reports are also written for RadEval and ReXrank.
+    """The parts of evaluation.json about reports.
 
     written: tables of `sections.read_written`, "" of the synthetic tree (or None), "written_" of real images, if any.
     """
@@ -199,8 +198,6 @@ def evaluate_reports(
             text_judge, reports, sets.train.table, constant, radgraph, sets.seed
         )
         result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables, f"{prefix}conventions": conventions}
-        if sets.real.loading.accelerator.is_main_process:
-            write_for_others(output, reports.table, reports.references, prefix)
     result["texts"] = sections.report_texts(list(all_reports.values()), sets.train.table, sets.seed)
     return result
 
@@ -251,7 +248,7 @@ def main() -> None:
 
     text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
     if text_judge:
-        result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH, output)
+        result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")

@@ -14,12 +14,8 @@ from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
-from models.weights import load_vision
 from sampling.tree import sample_tree
-from utils.devices import make_accelerator
 from utils.errors import run
-from utils.latents import load_vae
-from utils.prompts import ReferenceEncoder, TextEncoder
 
 # what to load and where to write
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of train_diffusion_clipUViT.py, or the authors' .ckpt
@@ -52,18 +48,7 @@ DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best t
 
 
 def main():
-    constants = override_constants(globals())
-    accelerator = make_accelerator(DEVICE, PRECISION)
-    device = accelerator.device
-
-    denoiser, training = load_vision(CHECKPOINT, "UViT", BASE_MODEL, REFERENCE_ENCODER, TEXT_ENCODER)
-    trained = training["constants"]  # of which the frozen models are
-    vae = load_vae(trained["BASE_MODEL"], device)
-    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=True, device=device, name=trained["TEXT_ENCODER"])
-    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
-
-    denoiser = denoiser.to(device).eval()
-    sample_tree(denoiser, training, vae, text_encoder, reference_encoder, constants, accelerator)
+    sample_tree("UViT", override_constants(globals()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Reads:  SYNTHETIC (a finished synthetic tree with several images a request, or another project's CSV of images and
         prompts), DATA_ROOT (one half of its training patients trains the judge, the others are the floor), CACHE_DIR
-Writes: OUTPUT_ROOT, a synthetic tree of the pairs that are kept, whose files are linked or copied as they are;
+Writes: OUTPUT_ROOT, a synthetic tree of the pairs that are kept, whose images and latents are copied as they are;
         OUTPUT_ROOT/synthetic.csv, their rows with the columns `score` and `agrees`;
         OUTPUT_ROOT/selector.csv, the patients of the judge: an evaluation has to use others (JUDGE_PATIENTS);
         OUTPUT_ROOT/floor.csv, for a kept pair (`dicom_id`) a training pair (`floor_dicom_id`) that was selected for the
@@ -19,7 +19,6 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -67,9 +66,6 @@ DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best t
 _SUMMARY = "selection.json"  # written last
 
 
-# ---- what is selected from -----------------------------------------------------------------------------------------
-
-
 def read_candidates(synthetic: str, by: str, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
     """=> (the table of the candidates, with `request`, the number of each one's request; their rows of synthetic.csv).
 
@@ -95,32 +91,33 @@ def _read_tree(tree: Path, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]
         raise InputError(f"{tree} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
     if judges.selector_patients(tree):
         raise InputError(f"the pairs of {tree} are selected already: set SYNTHETIC to the tree that they are from")
-    columns = sorted({*csv_header(path), "dicom_id", "source", "prompt"})
-    made = read_csv(path, columns, texts=columns)
+    made = _read_texts(path, "source", "prompt")
     for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
         check_hold_out(hold_out, **{f"the checkpoint of {tree},": checkpoint})
     table = read_table(tree)
     table = table[table["dicom_id"].isin(made["dicom_id"])].reset_index(drop=True)
-    planned = set(read_csv(plan, ["dicom_id"], texts=["dicom_id"])["dicom_id"]) if plan.exists() else set()
+    planned = {*_read_texts(plan)["dicom_id"]} if plan.exists() else set()
     missing = len(planned - {*table["dicom_id"]})
     if missing:
         raise InputError(f"{tree} is not finished, {missing} of its {len(planned)} images are missing: sample it first")
     return table, made
 
 
+def _read_texts(path, *columns):
+    """All columns of a CSV as text; it has to have dicom_id and these ones."""
+    columns = sorted({*csv_header(path), "dicom_id", *columns})
+    return read_csv(path, columns, texts=columns)
+
+
 def draw_floor(candidates: pd.DataFrame, pool: pd.DataFrame, seed: int) -> pd.DataFrame:
     """As many random rows of the pool for each request as it has candidates, with its `request` and label vector."""
-    rows, requests = [], candidates.groupby("request")
-    for _, of_request in requests:
+    floor = []
+    for _, of_request in candidates.groupby("request"):
         rng = np.random.default_rng(keyed_seed(seed, "floor", of_request["dicom_id"].iloc[0]))
-        rows += rng.choice(len(pool), min(len(of_request), len(pool)), replace=False).tolist()
-    sizes = requests.size().clip(upper=len(pool))
-    asked = requests[[*FINDINGS]].first().loc[sizes.index.repeat(sizes)].reset_index()
-    drawn = pool[["dicom_id", "image_path", "report"]].iloc[rows].reset_index(drop=True)
-    return pd.concat([drawn, asked], axis=1)
-
-
-# ---- how it is selected --------------------------------------------------------------------------------------------
+        rows = rng.choice(len(pool), min(len(of_request), len(pool)), replace=False)
+        drawn = pool[["dicom_id", "image_path", "report"]].iloc[rows]
+        floor.append(drawn.assign(**of_request[["request", *FINDINGS]].iloc[0]))
+    return pd.concat(floor, ignore_index=True)
 
 
 def select(
@@ -151,52 +148,32 @@ def cost(selected: pd.DataFrame) -> dict:
     }
 
 
-# ---- what is written -----------------------------------------------------------------------------------------------
-
-
-def write_kept(root: Path, synthetic: str, kept: pd.DataFrame, made: pd.DataFrame) -> None:
-    """Writes the tree of the kept candidates; an image, its latents and a tree's report keep their bytes."""
-    foreign = Path(synthetic).is_file()
+def write_kept(root: Path, synthetic: Path, kept: pd.DataFrame, made: pd.DataFrame) -> None:
+    """Writes the tree of the kept candidates; images and latents keep their bytes."""
     with writing("the selected pairs", root):
         for row, image in zip(kept.itertuples(), image_files(root, kept)):
-            _link(row.image_path, Path(image))
-            if not foreign:
-                _link(f"{synthetic}/latents/{row.dicom_id}.npy", root / "latents" / f"{row.dicom_id}.npy")
-                _link(f"{Path(row.image_path).parent}.txt", Path(f"{Path(image).parent}.txt"))
-    if foreign:
-        kept = kept.assign(report=[text if any(report_sections(text)) else f"FINDINGS: {text}" for text in kept.report])
-    else:
-        kept = kept.assign(report="")  # its file is there
+            latents = Path("latents", f"{row.dicom_id}.npy")
+            for source, target in ((row.image_path, image), (synthetic / latents, root / latents)):
+                if Path(source).exists():
+                    with replacing(target) as temporary:
+                        shutil.copyfile(source, temporary)
+    texts = [text if any(report_sections(text)) else text and f"FINDINGS: {text}" for text in kept["report"]]
     chosen = kept[["dicom_id", "score", "agrees"]]
-    write_tree(root, kept, made.drop(columns=["score", "agrees"], errors="ignore").merge(chosen, on="dicom_id"))
-
-
-def _link(source: str, target: Path) -> None:
-    """Makes a file appear at a second place, by a hard link, or by a copy on another disk; no source: nothing."""
-    if target.exists() or not os.path.exists(source):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
+    write_tree(root, kept.assign(report=texts), made.merge(chosen, on="dicom_id"))
 
 
 def beside(kept: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
     """The nth kept candidate of a request beside the nth kept row of its floor: columns dicom_id and floor_dicom_id."""
-    both = [rows.assign(nth=rows.groupby("request").cumcount()) for rows in (kept, floor)]
-    both = [rows[["request", "nth", "dicom_id"]] for rows in both]
-    both[1] = both[1].rename(columns={"dicom_id": "floor_dicom_id"})
-    return both[0].merge(both[1], on=["request", "nth"])[["dicom_id", "floor_dicom_id"]]
+    keys = ["request", "nth"]
+    kept, floor = (rows.assign(nth=rows.groupby("request").cumcount())[[*keys, "dicom_id"]] for rows in (kept, floor))
+    return kept.merge(floor.rename(columns={"dicom_id": "floor_dicom_id"}), on=keys).drop(columns=keys)
 
 
 def copy_written(root: Path, tree: Path, kept: pd.DataFrame) -> None:
     """Copies the rows of a tree's reports.csv, and what its manifest states of them, so that they can be continued."""
     settings, path = read_manifest(tree).get(WRITTEN_REPORTS), tree / "reports.csv"
     if settings is not None and path.exists():
-        columns = sorted(csv_header(path))
-        rows = read_csv(path, columns, texts=columns)
+        rows = _read_texts(path)
         with making(WRITTEN_REPORTS, root, settings, SYNTHETIC_TREE):
             _save_csv(root / "reports.csv", rows[rows["dicom_id"].isin(kept["dicom_id"])])
 
@@ -254,7 +231,7 @@ def main():
         save_constants(root, constants)
         _save_csv(root / judges.SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))
         _save_csv(root / "floor.csv", beside(kept, floor[floor["kept"]]))
-        write_kept(root, SYNTHETIC, kept, made)
+        write_kept(root, Path(SYNTHETIC), kept, made)
     copy_written(root, Path(SYNTHETIC), kept)
     summary = {"synthetic": SYNTHETIC, "by": BY, "keep": KEEP, **cost(selected), "floor": cost(floor)}
     known = np.array(FINDINGS)[judge.known].tolist()

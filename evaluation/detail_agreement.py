@@ -12,12 +12,14 @@ Images are read by a judge that learns sides and zones from the reports of real 
 """
 
 from collections.abc import Sequence
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
 
 from evaluation import judges, metrics, sections
 from evaluation.agreement import share_interval
+from evaluation.baselines import reported
 from evaluation.details import APPLIES, DETAILS, joined, read_details
 from evaluation.images import THREADS, Images, ImageSets
 from evaluation.judges import Judge
@@ -32,8 +34,6 @@ TARGETS = [
     if finding in APPLIES[detail]
     for value in values
 ]
-
-# ---- the whole -------------------------------------------------------------------------------------------------------
 
 
 def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, written: pd.DataFrame | None) -> dict:
@@ -52,9 +52,6 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, writte
     return result if places is None else result | image_details(sets, judge, places, text_judge)
 
 
-# ---- measures ------------------------------------------------------------------------------------------------------
-
-
 def agreement_rows(
     details: dict, references: dict, subjects: Sequence, train: dict, seed: int, ceiling: dict | None = None
 ) -> list[dict]:
@@ -67,24 +64,17 @@ def agreement_rows(
     rows, subjects = [], pd.factorize(np.asarray(subjects))[0]
     for detail in (name for name in DETAILS if name in details):
         given, wanted = details[detail], references[detail]
-        counts = (given != "") & (wanted != "")
+        named = wanted != ""
+        counts = named & (given != "")
         right = counts & (given == wanted)
-        row = {
-            "detail": detail,
-            "N": int(counts.sum()),
-            "of": int((wanted != "").sum()),
-            "share": _ratio(right, counts),
-        }
+        row = {"detail": detail, "N": int(counts.sum()), "of": int(named.sum()), "share": _ratio(right, counts)}
         row["low"], row["high"] = share_interval(right.sum(axis=1), counts.sum(axis=1), subjects, seed)
         columns = np.nonzero(counts)[1]
         row["chance"] = _mean([_chance(train[detail][:, column]) for column in columns])
-        row["shuffled"] = _mean(
-            [value for column in np.unique(columns) for value in _others(given[:, column], wanted[:, column], subjects)]
-        )
-        row["ceiling"] = np.nan
-        if ceiling is not None:
-            kept = (ceiling[detail] != "") & (wanted != "")
-            row["ceiling"] = _ratio(kept & (ceiling[detail] == wanted), kept)
+        others = (_others(given[:, column], wanted[:, column], subjects) for column in np.unique(columns))
+        row["shuffled"] = _mean(list(chain(*others)))
+        kept = np.full_like(wanted, "") if ceiling is None else ceiling[detail]
+        row["ceiling"] = _ratio(named & (kept == wanted), named & (kept != ""))
         rows.append(row)
     return rows
 
@@ -112,23 +102,16 @@ def _mean(values):
     return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else np.nan
 
 
-# ---- reports of real images ------------------------------------------------------------------------------------------
-
-
 def written_details(reports: sections.Reports, train_table: pd.DataFrame, seed: int) -> list[dict]:
     """`agreement_rows` of reports written for real images against the images' own reports."""
     details, references = read_details(reports.table["report"]), read_details(reports.references)
     made = reports.further.get(sections.FURTHER["reconstruction"])
-    ceiling = None if made is None else read_details(made)
-    train = _training_details(train_table)
+    train, ceiling = _training_details(train_table), made and read_details(made)
     return agreement_rows(details, references, reports.table["subject_id"], train, seed, ceiling)
 
 
 def _training_details(table):
-    return read_details(table.loc[table["report"] != ""].drop_duplicates("study_id")["report"])
-
-
-# ---- the judge of sides and zones ------------------------------------------------------------------------------------
+    return read_details(reported(table).drop_duplicates("study_id")["report"])
 
 
 def place_targets(table: pd.DataFrame) -> np.ndarray:
@@ -151,8 +134,7 @@ def place_judge(train: Images, rows: np.ndarray, judge: Judge) -> Judge | None:
 
     It is trained as `judge` was, and begins with its weights: they know the findings already.
     """
-    table = train.table.iloc[rows]
-    table = table[table["report"] != ""]
+    table = reported(train.table.iloc[rows])
     if not metrics.enough(place_targets(table) == 1).any():
         return None
     settings = judge.settings
@@ -170,21 +152,15 @@ def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:
     """
     probabilities = images.encode(judge)[1]
     details = {detail: np.full((len(probabilities), len(FINDINGS)), "", dtype=object) for detail in PLACES}
-    for detail in PLACES:
-        for place, finding in enumerate(FINDINGS):
-            known = [target[:2] == (detail, finding) for target in TARGETS] & judge.known
-            columns = np.flatnonzero(known)
-            if len(columns) < 2:
-                continue
-            shown = probabilities[:, columns] >= 0.5
-            shown[np.arange(len(shown)), probabilities[:, columns].argmax(axis=1)] = True
-            names = np.array([TARGETS[column][2] for column in columns])
-            for row, seen in enumerate(shown):
-                details[detail][row, place] = joined(detail, names[seen])
+    for detail, finding in product(PLACES, FINDINGS):
+        columns = np.flatnonzero([target[:2] == (detail, finding) for target in TARGETS] & judge.known)
+        if len(columns) < 2:
+            continue
+        likely = probabilities[:, columns]
+        shown = (likely >= 0.5) | (likely == likely.max(axis=1, keepdims=True))
+        names = np.array([TARGETS[column][2] for column in columns])
+        details[detail][:, FINDINGS.index(finding)] = [joined(detail, names[seen]) for seen in shown]
     return details
-
-
-# ---- images and their reports ----------------------------------------------------------------------------------------
 
 
 def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge) -> dict:

@@ -17,7 +17,7 @@ are united, zones and kinds are listed in alphabetical order, and the largest de
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -74,11 +74,8 @@ _WORDS = {
 }
 _KINDS = {
     "Fracture": {
-        "rib": r"ribs?\b|costal",
-        "clavicle": r"clavic\w+",
+        "rib": r"ribs?\b|costal", "clavicle": r"clavic\w+", "humerus": r"humer\w+", "scapula": r"scapul\w+",
         "vertebra": r"vertebra\w*|spin(?:e|al|ous)\b|compression|[tl]\d+\b|wedge\w*|end-?plates?",
-        "humerus": r"humer\w+",
-        "scapula": r"scapul\w+",
         "sternum": r"stern(?:um|al)\b",
     },
     "Support Devices": {
@@ -96,36 +93,31 @@ _KINDS = {
         "mass": r"mass(?:es)?\b|tumou?rs?|carcinoma\w*|cancer|neoplas\w+|malignan\w+",
     },
     "Lung Opacity": {
-        "interstitial": r"interstitial|reticul\w+|bronchial wall|bronchovascular",
+        "interstitial": r"interstitial|reticul\w+|bronchial wall|bronchovascular", "scar": r"scar\w*",
         "airspace": r"air-? ?space|infiltrat\w+|alveolar|ground[- ]glass|ggos?\b",
-        "scar": r"scar\w*",
     },
     "Pleural Other": {
-        "plaque": r"plaques?|pleural calcific\w+",
-        "thickening": r"thickening|cap\b|capping",
-        "scar": r"scar\w*",
-        "fibrosis": r"fibro\w+",
+        "plaque": r"plaques?|pleural calcific\w+", "thickening": r"thickening|cap\b|capping",
+        "scar": r"scar\w*", "fibrosis": r"fibro\w+",
     },
     "Edema": {"interstitial": r"interstitial|kerley|b[- ]lines", "alveolar": r"alveolar|air-? ?space"},
     "Atelectasis": {
-        "linear": r"linear|plate-? ?like|discoid|band-? ?like|(?:sub)?segmental",
-        "collapse": r"collaps\w+",
+        "linear": r"linear|plate-? ?like|discoid|band-? ?like|(?:sub)?segmental", "collapse": r"collaps\w+",
     },
 }  # fmt: skip
 
 
-def _compiled(words):
-    return {value: re.compile(rf"\b(?:{pattern})") for value, pattern in words.items()}
+_NO_CHANGE = (  # "mildly increased"
+    r"\b(?!(?:[ -]\w+)?[ -](?:increas|decreas|improv|worse|larger|smaller|bigger|more|less|displac|progress|chang|bowel"
+    r"|bore|caliber))"
+)
 
 
-_WORDS = {detail: _compiled(words) for detail, words in _WORDS.items()}
-_WORDS["degree"] = {
-    value: re.compile(
-        rf"{pattern.pattern}\b(?!(?:[ -]\w+)?[ -](?:increas|decreas|improv|worse|larger|smaller|bigger|more|less"
-        r"|displac|progress|chang|bowel|bore|caliber))"
-    )
-    for value, pattern in _WORDS["degree"].items()
-}
+def _compiled(words, end=""):
+    return {value: re.compile(rf"\b(?:{pattern}){end}") for value, pattern in words.items()}
+
+
+_WORDS = {detail: _compiled(words, _NO_CHANGE if detail == "degree" else "") for detail, words in _WORDS.items()}
 _KINDS = {finding: _compiled(words) for finding, words in _KINDS.items()}
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
@@ -138,21 +130,16 @@ def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
     not called present has no details.
     """
     rows = [_details_of_report(report) for report in reports]
-    return {
-        detail: np.array([[row.get((name, detail), "") for name in FINDINGS] for row in rows], dtype=object).reshape(
-            -1, len(FINDINGS)
-        )
-        for detail in DETAILS
-    }
+    values = [[[row.get((name, detail), "") for name in FINDINGS] for row in rows] for detail in DETAILS]
+    return dict(zip(DETAILS, np.array(values, dtype=object).reshape(len(DETAILS), -1, len(FINDINGS))))
 
 
 def _details_of_report(report):
     """A report => {(finding, detail): value}."""
     named = {}
-    for sentences in report_and_addenda(report):
-        for sentence in sentences:
-            for place, values in _details_of_sentence(sentence).items():
-                named.setdefault(place, set()).update(values)
+    for sentence in chain(*report_and_addenda(report)):
+        for place, values in _details_of_sentence(sentence).items():
+            named.setdefault(place, set()).update(values)
     return {place: joined(place[1], values) for place, values in named.items() if values}
 
 
@@ -172,13 +159,10 @@ def _details_of_sentence(sentence):
     named, phrases = {}, _phrases(sentence)
     _share_places(sentence, phrases)
     for phrase in phrases:
-        for mention in phrase.mentions:
-            for detail, values in phrase.details.items():
-                if mention.code == PRESENT and mention.name in APPLIES[detail]:
-                    named.setdefault((mention.name, detail), set()).update(values)
-            if mention.code == PRESENT and mention.name in _KINDS:
-                kinds = phrase.kinds(_KINDS[mention.name], mention.name == "Fracture")
-                named.setdefault((mention.name, "kind"), set()).update(kinds)
+        for name in (mention.name for mention in phrase.mentions if mention.code == PRESENT):
+            found = {detail: values for detail, values in phrase.details.items() if name in APPLIES[detail]}
+            for detail, values in (found | {"kind": phrase.kinds(name)}).items():
+                named.setdefault((name, detail), set()).update(values)
     return named
 
 
@@ -241,7 +225,7 @@ class _Phrase:
         self.own, self.before = sentence[self.start : self.end], sentence[begin : self.start]
         limits = [match.start() for stop in (_STOP, _OTHER_CLAUSE) if (match := stop.search(sentence, self.end, end))]
         if self.mentions[0].name == "Support Devices":  # where its tip lies is no side of a line
-            limits += [match.start() for match in [_TIP.search(sentence, self.end, end)] if match]
+            limits += [match.start() for match in _TIP.finditer(sentence, self.end, end)]
         self.after = sentence[self.end : min([end, self.end + _REACH, *limits])]
         near = f"{self.before}{self.own} | {self.after}"
         self.details = {detail: _found(_WORDS[detail], near) for detail in ("side", "zone")}
@@ -249,17 +233,16 @@ class _Phrase:
 
     def _degrees_after(self):
         """Degrees that are said of the finding afterwards: "is small", "moderate in size"; not "and small nodes"."""
-        named, is_organ = set(), self.mentions[0].name in ORGANS
-        for value, words in _WORDS["degree"].items():
-            for match in words.finditer(self.after):
-                said = _SAID.search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
-                if is_organ or said:
-                    named.add(value)
-        return named
 
-    def kinds(self, words: dict, read_after: bool) -> set[str]:
-        """The kinds that the words before the finding, its own, and those after it where `read_after` name."""
-        return _found(words, f"{self.before}{self.own}{self.after if read_after else ''}")
+        def is_said(match):
+            return _SAID.search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
+
+        is_organ, degrees = self.mentions[0].name in ORGANS, _WORDS["degree"].items()
+        return {value for value, words in degrees for match in words.finditer(self.after) if is_organ or is_said(match)}
+
+    def kinds(self, name: str) -> set[str]:
+        """The kinds of a finding that its own words and those before it name, of a fracture also those after it."""
+        return _found(_KINDS.get(name, {}), f"{self.before}{self.own}{self.after if name == 'Fracture' else ''}")
 
     def is_placed(self) -> bool:
         return bool(self.details["side"] or self.details["zone"])
@@ -267,10 +250,6 @@ class _Phrase:
 
 def _found(words, text):
     return {value for value, pattern in words.items() if pattern.search(text)}
-
-
-def _names_place(text):
-    return any(_found(_WORDS[detail], text) for detail in ("side", "zone"))
 
 
 def _phrases(sentence):
@@ -328,7 +307,7 @@ def _share_places(sentence, phrases):
             linked = gap == " " or (len(gap) <= _LINK and _AND.search(gap) and not re.search(r"[,;]|\bthere\b", gap))
             if not linked or not all(mention.name in _SHARING for mention in (*one.mentions, *other.mentions)):
                 continue
-            if _names_place(gap):
+            if _found(_WORDS["side"] | _WORDS["zone"], gap):
                 continue  # "opacity in the left base and effusion", "effusion and left basilar atelectasis"
         source, target = (one, other) if one.is_placed() else (other, one)
         target.details |= {detail: source.details[detail] for detail in ("side", "zone")}

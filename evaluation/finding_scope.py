@@ -80,10 +80,8 @@ _RULES = {  # at one place of a sentence the first rule that fits counts
     "no cue": _Rule(None, "none", (
         rf"\b(?:no|without|not)(?: {_DEGREE})* {_CHANGE}\b(?! or (?!(?:\w+ )?{_CHANGE}))",
         rf"\bnot{_LY}(?: yet| fully)? (?:changed|increased|decreased|improved|resolved|cleared|worsened)\b",
-        r"\b(?:has|have) not (?:yet )?(?:\w+ly )?(?:resolved|cleared)\b",
-        r"\bnot (?:only|just|necessarily)\b",
-        r"\b(?:no|without) (?:doubt|question)\b",
-        r"\bnot (?:\w+ )?well (?:seen|visuali[sz]ed|evaluated|assessed)\b",
+        r"\b(?:has|have) not (?:yet )?(?:\w+ly )?(?:resolved|cleared)\b", r"\bnot (?:only|just|necessarily)\b",
+        r"\b(?:no|without) (?:doubt|question)\b", r"\bnot (?:\w+ )?well (?:seen|visuali[sz]ed|evaluated|assessed)\b",
         rf"\btips?\b(?: \w+){{0,6}}? (?:is|are) not{_LY} {_SEEN}\b",
         rf"\b{_PARTLY}(?:[- ]complete(?:ly)?)? (?:resolution|clearing|removal|{_GONE})\b",
         r"\b(?:versus|vs) (?:the )?(?:prior|previous|last|earlier)\b",
@@ -237,9 +235,8 @@ def read(sentence: str, mentions: Sequence[Mention]) -> list[int]:
     for start, end in pairwise([*starts, len(sentence) + 1]):
         inside = [mention for mention in mentions if start <= mention.start < end]
         if inside:
-            _read_clause(
-                sentence, inside, [cue for cue in cues if start <= cue[1] < end and cue[0].code is not None], end
-            )
+            within = [cue for cue in cues if start <= cue[1] < end and cue[0].code is not None]
+            _read_clause(sentence, inside, within, end)
     return [end for end in ends if sentence[end] != ":"]  # "heart: enlarged" is said of the heart
 
 
@@ -300,11 +297,8 @@ def _read_clause(sentence, mentions, cues, end):
         reach = rule.reach
         if reach == "around":
             reach = "forward" if _stands_next(sentence, mentions, stop) else "backward"
-        if (
-            reach != "backward"
-            and within != PRESENT
-            and (rule.weak or (within, rule.code) == (NOT_MENTIONED, UNCERTAIN))
-        ):
+        is_part = rule.weak or (within, rule.code) == (NOT_MENTIONED, UNCERTAIN)
+        if is_part and reach != "backward" and within != PRESENT:
             continue
         if scopes:
             scopes[-1] = scopes[-1]._replace(end=min(scopes[-1].end, start))

@@ -19,12 +19,11 @@ _MENTIONS = {
     ),
     "Consolidation": (r"consolidat\w*",),
     "Edema": (
-        r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b",
-        r"failure\b", r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b",
-        r"cardiac decompensation",
+        r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b", r"failure\b",
+        r"congestive (?:changes?|failure)", r"congestion\b", r"kerley\b", r"b[- ]lines\b", r"cardiac decompensation",
         r"(?:fluid|volume) overload", r"vascular (?:prominence|indistinctness|engorgement)",
-        r"(?:pulmonary|venous|hilar|vessel) engorgement", r"engorge(?:d|ment of)(?: the)?(?: \w+)? (?:vessel|vascul"
-        r"|vein)\w*",
+        r"(?:pulmonary|venous|hilar|vessel) engorgement",
+        r"engorge(?:d|ment of)(?: the)?(?: \w+)? (?:vessel|vascul|vein)\w*",
         r"prominen(?:t|ce of the)(?: central| pulmonary)+ vascul\w+",
         r"indistinctness of (?:the )?(?:pulmonary )?(?:vessels|vascul\w+)",
     ),
@@ -42,11 +41,9 @@ _MENTIONS = {
         r"(?:increased|prominent|coarse\w*|thickened|abnormal|chronic) (?:\w+ )?"
         r"(?:lung|pulmonary|perihilar|basilar|bronchovascular) markings?",
         r"(?:lung|pulmonary|bronchovascular) markings (?:is|are|appears?)(?: \w+ly)? (?:increased|prominent|coarse\w*"
-        r"|thickened|accentuated)",
-        r"reticul(?:ar|ations?|onodular)\b", r"(?:peri)?bronchial (?:wall )?thickening",
+        r"|thickened|accentuated)", r"reticul(?:ar|ations?|onodular)\b", r"(?:peri)?bronchial (?:wall )?thickening",
         r"(?:increased|hazy|patchy|streaky|linear|basilar|parenchymal|alveolar|ill-defined|vague|lung) densit(?:y"
-        r"|ies)\b",
-        r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadows\b", r"shadowing\b",
+        r"|ies)\b", r"(?:patchy|alveolar|interstitial|bas(?:al|ilar)|hazy|reticular) shadows\b", r"shadowing\b",
     ),
     "Pleural Effusion": (
         r"\w*effusions?\b", r"pleural (?:(?!air)\w+ )?(?:fluid|collections?)\b", r"empyema",
@@ -70,13 +67,12 @@ _MENTIONS = {
         r"line (?:placement|insertion|removal|tip)", r"sheaths?\b", r"loop recorder", r"ppm\b", r"trach\b",
         r"pace-?makers?\b", r"pacers?\b", r"pacing\b", r"a?icds?\b", r"defibrillators?\b", r"generator\b",
         r"stimulator\w*", r"leads?\b(?= (?:\w+ ){0,6}(?:atri|ventric))", r"devices?\b", r"support apparatus",
-        r"tracheostomy\b", r"(?:prosthe\w+|mechanical|replacement|bioprosthetic|artificial|replaced"
-        r"|porcine) (?:\w+ )?valves?\b",
-        r"valves? (?:replacement|prosthe\w+|repair)", r"valvular prosthe\w+", r"annuloplasty", r"prosthe(?:sis|ses"
-        r"|tic)\b",
-        r"hardware\b", r"arthroplast\w+", r"screws?\b", r"plates?\b", r"fixation\b", r"(?:e|n|o)tt\b", r"(?:n|o)gt\b",
-        r"cv[cl]\b", r"dobb?hoff\b", r"cannula\w*", r"drains?\b", r"lvad\b", r"impella\b", r"balloon pump", r"iabp\b",
-        r"ecmo\b", r"coils?\b", r"shunt tubing",
+        r"tracheostomy\b",
+        r"(?:prosthe\w+|mechanical|replacement|bioprosthetic|artificial|replaced|porcine) (?:\w+ )?valves?\b",
+        r"valves? (?:replacement|prosthe\w+|repair)", r"valvular prosthe\w+", r"annuloplasty",
+        r"prosthe(?:sis|ses|tic)\b", r"hardware\b", r"arthroplast\w+", r"screws?\b", r"plates?\b", r"fixation\b",
+        r"(?:e|n|o)tt\b", r"(?:n|o)gt\b", r"cv[cl]\b", r"dobb?hoff\b", r"cannula\w*", r"drains?\b", r"lvad\b",
+        r"impella\b", r"balloon pump", r"iabp\b", r"ecmo\b", r"coils?\b", r"shunt tubing",
         r"tips?\b(?= (?:\w+ ){1,6}(?:svc|vena cava|cavo-?atrial|carina|atrium|ventricle|stomach)\b)",
     ),
     OTHER: (
@@ -108,20 +104,16 @@ _UNMEANT = {  # where the words of a finding mean something else
         r"(?<!partially )(?<!partly )calcifi(?:ed|c) (?:(?!and\b|or\b|with\b|in\b|of\b)\w+ ){0,2}nodul\w+"
         r"(?: densit\w+| opacit\w+)?", r"nodul\w+ calcification",
         r"nodul\w+(?: \w+){0,6}? (?:is|are|was|were|appears?|has|have)(?: (?!probab|possib|part)\w+ly| also| now)?"
-        r" calcified\b",
-        r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
+        r" calcified\b", r"nodul\w+,? (?:which|that) (?:is|are|appears?)(?: \w+ly)? calcified\b",
         r"nodul\w+(?: \w+){0,6}?,? (?:(?:is|are|represents?|reflects?|likely|consistent with|compatible with"
         r"|correspond(?:s|ing)? to|due to|from|the|a|both|bilateral|most|representing|reflecting) )+"
-        r"(?:nipples?(?: shadows?)?|art[ei]facts?)\b",
-        r"nipple (?:shadows? )?(?:or |versus )?nodul\w+",
+        r"(?:nipples?(?: shadows?)?|art[ei]facts?)\b", r"nipple (?:shadows? )?(?:or |versus )?nodul\w+",
         r"breast mass(?:es)?", r"mass[- ](?:effect|like)", r"(?:thyroid|adrenal|renal|abdominal) (?:mass|nodule)",
     ),
     "Lung Opacity": (
         r"(?:bony|osseous|sclerotic|metallic) opacit\w+", r"(?<!post )(?<!post-)surgical scar\w*",
-        r"(?:breast|nipple) shadowing",
-        r"pleur\w*(?:[-/ ]?parenchymal)? scar\w*",
-        r"scar\w+ of the (?:\w+ )?pleura", r"normal (?:\w+ ){0,2}markings",
-        r"markings (?:is|are|appears?)(?: \w+ly)? (?:normal|unremarkable|within)",
+        r"(?:breast|nipple) shadowing", r"pleur\w*(?:[-/ ]?parenchymal)? scar\w*", r"scar\w+ of the (?:\w+ )?pleura",
+        r"normal (?:\w+ ){0,2}markings", r"markings (?:is|are|appears?)(?: \w+ly)? (?:normal|unremarkable|within)",
     ),
     "Pleural Effusion": (
         r"(?<!pleural or )(?<!pleural and )pericardial effusions?", r"(?:joint|knee|elbow) effusions?",
@@ -191,8 +183,7 @@ _TERMS = (
     "consolidation", "consolidations", "effusion", "effusions", "emphysema", "endotracheal", "enlarged", "enlargement",
     "fracture", "fractures", "granuloma", "infection", "infiltrate", "infiltrates", "interstitial", "mediastinal",
     "mediastinum", "nodule", "nodules", "opacification", "opacities", "opacity", "pacemaker", "pericardial", "pleural",
-    "pneumonia", "pneumothorax", "pneumothoraces", "pulmonary", "silhouette", "thickening", "tracheostomy",
-    "vascular",
+    "pneumonia", "pneumothorax", "pneumothoraces", "pulmonary", "silhouette", "thickening", "tracheostomy", "vascular",
 )  # fmt: skip
 _WELL_SPELT = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in MENTIONS.values())

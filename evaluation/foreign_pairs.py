@@ -1,12 +1,11 @@
-"""Image-report pairs of other projects: a CSV of images and prompts as a table, and reports as CSVs for other scorers.
+"""Image-report pairs of other projects: a CSV of images and prompts as a table.
 
-read     a CSV with a column of images and one of prompts, and perhaps reports, the 14 findings, and the dicom_id of the
-         real image that a prompt came from: CheXGenBench's prompt_INFO.csv (`prompt`, `img_savename`), RoentGen-v2's
-         (`image_id`, `text`, the findings). Columns are known by their names, in any case; the ones read are printed.
-written  radeval.csv (`reference`, `hypothesis`), as RadEval's documentation reads one; rexrank_references.csv and
-         rexrank_predictions.csv (`study_id`, `report`), as ReXrank scores them
+It has a column of images and one of prompts, and perhaps reports, the 14 findings, and the dicom_id of the real image
+that a prompt came from: CheXGenBench's prompt_INFO.csv (`prompt`, `img_savename`), RoentGen-v2's (`image_id`, `text`,
+the findings). Columns are known by their names, in any case; the ones read are printed.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ import pandas as pd
 
 from evaluation.labeler import labels_of_prompt
 from utils.csv_files import csv_header, drop_blank, parse_csv
-from utils.errors import InputError, replacing, say, writing
+from utils.errors import InputError, say
 from utils.findings import FINDINGS, from_physionet
-from utils.report_text import join_sections, report_sections, report_text
+from utils.report_text import join_sections, report_text
 
 COLUMNS = {  # what a column holds => its possible names, the first that a CSV has
     "images": (
@@ -51,17 +50,16 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
     columns = _columns(path)
     frame = parse_csv(path, dtype=str, keep_default_na=False)
     has_labels = {*FINDINGS} <= {*frame}
-    codes = from_physionet(frame, path) if has_labels else None
+    stated = from_physionet(frame, path) if has_labels else None
     frame = drop_blank(frame, [columns["images"], columns["prompts"]], path)
     if frame.empty:
         raise InputError(f"{path} has no rows with an image and a prompt")
     frame = _with_image_paths(frame, columns["images"], path)
     prompts = frame[columns["prompts"]]
     if has_labels:
-        codes = codes.loc[frame.index].reset_index(drop=True)
+        codes = stated.loc[frame.index].reset_index(drop=True)
     else:
-        labels = {prompt: labels_of_prompt(prompt) for prompt in prompts.unique()}
-        codes = pd.DataFrame([labels[prompt] for prompt in prompts], columns=FINDINGS)
+        codes = pd.DataFrame(map(cache(labels_of_prompt), prompts), columns=FINDINGS)
     numbers = np.arange(1, len(frame) + 1)
     table = pd.DataFrame({
         "dicom_id": [f"{number}-{Path(name).stem}"[:100] for number, name in zip(numbers, frame["image_path"])],
@@ -90,17 +88,14 @@ def _columns(path):
                 f"column of {kind}, such as {', '.join(COLUMNS[kind][:3])}; its columns are {', '.join(names.values())}"
             )
     sections = [names[name] for name in ("findings", "impression") if name in names]
-    if columns["reports"]:
-        sections = [columns["reports"]]
-    elif len(sections) < 2 or columns["prompts"] in sections:
-        sections = []
+    if columns["reports"] or len(sections) < 2 or columns["prompts"] in sections:
+        sections = [columns["reports"]] if columns["reports"] else []
     return columns | {"reports": sections}
 
 
 def _with_image_paths(frame, column, path):
     """The rows whose image is there, with the column image_path; InputError if none is."""
-    paths = [_find(path.parent, name) for name in frame[column]]
-    frame = frame.assign(image_path=paths)
+    frame = frame.assign(image_path=[_find(path.parent, name) for name in frame[column]])
     missing = frame[column][frame["image_path"] == ""]
     if len(missing):
         message = f"{len(missing)} of {len(frame)} images of {path} are not in {path.parent}, e.g. {missing.iloc[0]}"
@@ -119,37 +114,5 @@ def _find(folder, name):
 def _reports(frame, columns):
     """The reports of the rows; columns: one with reports, two with their sections, or none."""
     if len(columns) == 2:
-        return [join_sections(*sections) for sections in zip(*(frame[name] for name in columns))]
-    if not columns:
-        return ""
-    return [report_text(raw) or " ".join(raw.split()) for raw in frame[columns[0]]]
-
-
-def write_for_others(folder: Path, table: pd.DataFrame, references: list[str], prefix: str = "") -> None:
-    """Writes the reports of a table and their references into a folder, as RadEval and ReXrank read them.
-
-    references: a text for each row; rows where it is "" are left out, and so is a second image of a study. prefix: of
-    the file names. Nothing is written where no report has a reference.
-    """
-    table = table.assign(reference=references)
-    kept = table[table["reference"] != ""].drop_duplicates("study_id")
-    if kept.empty:
-        say("no report has a real one beside it, so there is nothing to write for RadEval and ReXrank")
-        return
-    studies = kept[["study_id"]]
-    frames = {
-        "radeval": studies.assign(reference=kept["reference"], hypothesis=kept["report"]),
-        "rexrank_references": studies.assign(report=kept["reference"].map(_as_rexrank)),
-        "rexrank_predictions": studies.assign(report=kept["report"].map(_as_rexrank)),
-    }
-    with writing("the reports for RadEval and ReXrank", folder):
-        for name, frame in frames.items():
-            with replacing(folder / f"{prefix}{name}.csv") as temporary:
-                frame.to_csv(temporary, index=False, lineterminator="\n")
-    say(f"{folder}: {len(kept)} of {len(table)} reports with their references for RadEval and ReXrank")
-
-
-def _as_rexrank(report):
-    """A report as ReXrank writes one, its headings not in capitals."""
-    sections = zip(("Findings", "Impression"), report_sections(report))
-    return " ".join(f"{name}: {text}" for name, text in sections if text)
+        return list(map(join_sections, *(frame[name] for name in columns)))
+    return [report_text(raw) or " ".join(raw.split()) for raw in frame[columns[0]]] if columns else ""

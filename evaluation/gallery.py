@@ -2,8 +2,7 @@
 
     python -m evaluation.gallery --TREES '("demo/synthetic/clipUViT",)' --DATA_ROOT demo/phantom
 
-Several trees stand side by side: images with the same prompt, reference and seed share a card; an image that was chosen
-among candidates has the seed of its request.
+Several trees stand side by side: images with the same prompt, reference and seed share a card.
 
 Reads:  one or more CXR trees (a synthetic one with its synthetic.csv), and the tree that the references come from.
 Writes: PAGE, and <its name>_files/ beside it with small JPEG copies of those images that lie outside PAGE's folder.
@@ -17,7 +16,6 @@ import hashlib
 import html
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -26,9 +24,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils import findings
+from utils.csv_files import read_csv
 from utils.errors import InputError, run, writing
 from utils.latents import open_image, to_grey
-from utils.mimic_cxr import PICTURE_FILE, PROVENANCE_FILE, read_table
+from utils.mimic_cxr import PROVENANCE_FILE, read_table
 
 TREES = ("demo/synthetic/clipUViT",)  # roots of the CXR trees to show side by side, each under its folder's name
 DATA_ROOT = ""  # the tree that the reference images come from; empty: references are not shown
@@ -36,24 +35,19 @@ PAGE = ""  # the page, .html (a file to write or empty; empty: index.html in the
 MAX_IMAGES = 0  # cards on the page, one image of each tree on a card (0 or more; 0: all)
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
-_COPY_SIDE = 512  # pixels; the longer side of a copied image
-_PICTURE_SIDE = 2048  # pixels; the longer side of a copied picture of first images
+_COPY_SIDE = 512  # pixels; the longer side of a copied image, at most
 _REQUEST = ("prompt", "seed", "reference_dicom_id")  # columns that synthetic.csv must have
 _SETTINGS = (  # and may have
     "checkpoint", "scheduler", "steps", "condition", "text_guidance", "reference_guidance", "guidance_low",
-    "guidance_high", "start",
+    "guidance_high",
 )  # fmt: skip
 
 
 def write_page(
-    page: str | Path,
-    trees: dict[str, str | Path | pd.DataFrame],
-    references: pd.DataFrame | None = None,
-    title: str = "Chest X-rays",
-    agreement: pd.DataFrame | None = None,
-    summary: Sequence[tuple[str, str]] = (),
+    page: str | Path, trees: dict[str, str | Path | pd.DataFrame], references: pd.DataFrame | None = None,
+    title: str = "Chest X-rays", agreement: pd.DataFrame | None = None, summary: Sequence[tuple[str, str]] = (),
     max_images: int = 0,
-) -> Path:
+) -> Path:  # fmt: skip
     """Writes the page and copies the images that lie outside its folder; returns the page's path.
 
     page: the .html file; every address in it is relative and stays inside its folder.
@@ -77,9 +71,8 @@ def write_page(
         page.parent.mkdir(parents=True, exist_ok=True)
 
     images = _PageImages(page)
-    settings = {column: _settings(table) for column, table in tables.items()}
-    cards = _cards(rows, list(settings.values()), _marks(agreement), images)
-    shown_references = _references(cards, references, images)
+    cards = _cards(rows, _marks(agreement), images)
+    shown_references = {} if references is None else _references(cards, references, images)
     if not cards:
         raise InputError(f"none of the images for {page} can be read, e.g. {images.unreadable[0]}, so no page was made")
     if images.unreadable:
@@ -87,10 +80,7 @@ def write_page(
     content = {
         "title": title,
         "findings": findings.FINDINGS,
-        "trees": [
-            _tree_entry(column, root, settings[column], [card["pictures"][index] for card in cards], images)
-            for index, (column, root) in enumerate(trees.items())
-        ],
+        "trees": [*map(_tree_entry, tables, tables.values(), zip(*(card["pictures"] for card in cards)))],
         "summary": [[str(name), str(value)] for name, value in summary],
         "showReferences": references is not None and any(card["reference"] for card in cards),
         "references": shown_references,
@@ -108,52 +98,46 @@ class _PageImages:
     """The images of a page; those outside its folder are copied into <page's name>_files/ beside it."""
 
     def __init__(self, page):
-        self.page, self.folder = page, Path(os.path.abspath(page.parent))
+        self.folder = Path(os.path.abspath(page.parent))
         self.copies = self.folder / f"{page.stem}_files"
         self.unreadable = []  # paths
 
-    def add(self, image_path, side=_COPY_SIDE):
-        """{"src": the address relative to the page, "width", "height"}, or None for an image that cannot be read.
-
-        side: the longer side of a copy, at most.
-        """
+    def add(self, image_path):
+        """{"src": the address relative to the page, "width", "height"}, or None for an image that cannot be read."""
         path = Path(os.path.abspath(image_path))
         try:
             with open_image(path) as image:
                 width, height = image.size
                 if self.folder not in path.parents or image.format == "DICOM":
-                    path, (width, height) = self._copy(path, image, side)
+                    path, (width, height) = self._copy(path, image)
         except (OSError, ValueError):
             self.unreadable.append(image_path)
             return None
         return {"src": quote(Path(os.path.relpath(path, self.folder)).as_posix()), "width": width, "height": height}
 
-    def _copy(self, path, image, side):
+    def _copy(self, path, image):
         """Copies an open image of a file => the copy's path and size."""
         copy = self.copies / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jpg"
-        small = image.format == "JPEG" and max(image.size) <= side
-        if not small:
-            image.draft("L", (side, side))
-            image = to_grey(image).convert("L")
-            image.thumbnail((side, side))
+        image.draft("L", (_COPY_SIDE, _COPY_SIDE))
+        image = to_grey(image).convert("L")
+        image.thumbnail((_COPY_SIDE, _COPY_SIDE))
         with writing("the page's images", self.copies):
             self.copies.mkdir(exist_ok=True)
-            if small:
-                shutil.copyfile(path, copy)
-            else:
-                image.save(copy, quality=92)
+            image.save(copy, quality=92)
         return copy, image.size
 
 
-def _cards(rows, settings, marks, images):
-    """The cards of the page; rows: see `_side_by_side`; settings: of each tree; marks: {dicom_id: agreement}."""
+def _cards(rows, marks, images):
+    """The cards of the page; rows: see `_side_by_side`; marks: {dicom_id: agreement}."""
     cards = []
     for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
-        card, pictures = None, [None] * len(settings)
+        card, pictures = None, [None] * len(row_of_each_tree)
         for index, row in enumerate(row_of_each_tree):
             image = images.add(row["image_path"]) if row else None
             if image:
-                pictures[index] = image | _caption(row, settings[index]) | {"marks": marks.get(row["dicom_id"], [])}
+                report = row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: ")
+                caption = {"id": row["dicom_id"], "view": row["view"], "report": report}
+                pictures[index] = image | caption | {"marks": marks.get(row["dicom_id"], [])}
                 card = card or {"prompt": row["prompt"], "labels": _codes(row), "seed": row["seed"],
                                 "reference": row["reference_dicom_id"], "pictures": pictures}  # fmt: skip
         if card:
@@ -161,41 +145,29 @@ def _cards(rows, settings, marks, images):
     return cards
 
 
-def _caption(row, settings):
-    """What is written beside an image: name, view, report, and the settings of which its tree has several."""
-    different = [key for key, values in settings.items() if len(values) > 1 and row[key]]
-    return {
-        "id": row["dicom_id"],
-        "view": row["view"],
-        "report": row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: "),
-        "settings": [f"{key.replace('_', ' ')}: {row[key]}" for key in different],
-    }
-
-
 def _references(cards, references, images):
     """{dicom_id: image and prompt} of the references that the cards name; prints how many are missing."""
-    if references is None:
-        return {}
     names = dict.fromkeys(card["reference"] for card in cards if card["reference"])
-    table = references[references["dicom_id"].isin(names)].drop_duplicates("dicom_id").set_index("dicom_id")
-    missing = names.keys() - {*table.index}
+    table = references[references["dicom_id"].isin(names)].drop_duplicates("dicom_id")
+    missing = names.keys() - {*table["dicom_id"]}
     if missing:
-        print(f"{images.page}: {len(missing)} references are not in the tree of references, e.g. {min(missing)}")
-    shown = {name: images.add(table.at[name, "image_path"]) for name in names if name in table.index}
-    prompts = {name: findings.to_prompt(_codes(table.loc[name])) for name in shown}
-    return {name: {**image, "prompt": prompts[name]} for name, image in shown.items() if image}
+        print(f"{len(missing)} references are not in the tree of references, e.g. {min(missing)}")
+    shown = {}
+    for row in table.to_dict("records"):
+        image = images.add(row["image_path"])
+        if image:
+            shown[row["dicom_id"]] = image | {"prompt": findings.to_prompt(_codes(row))}
+    return shown
 
 
-def _tree_entry(column, root, settings, pictures, images):
+def _tree_entry(column, table, pictures):
     """What the page says of a tree; pictures: its pictures on the cards, None where a card has none."""
     shown = [picture for picture in pictures if picture]
-    first = None if isinstance(root, pd.DataFrame) else Path(root) / PICTURE_FILE
     return {
         "title": column,
         "images": len(shown),
         "reports": sum(bool(picture["report"]) for picture in shown),
-        "first": images.add(first, _PICTURE_SIDE) if first and first.exists() else None,
-        "made": {key: ", ".join(values[:4] + ["…"] * (len(values) > 4)) for key, values in settings.items()},
+        "made": {key: ", ".join(filter(None, table[key].unique())) for key in _SETTINGS},
     }
 
 
@@ -210,27 +182,16 @@ def _read_tree(root):
     table = read_table(root)
     if table.empty:
         raise InputError(f"the tree {root} holds no images, so there is nothing to show")
-    source = Path(root) / PROVENANCE_FILE
-    made = _read_provenance(source) if source.is_file() else pd.DataFrame()
+    source, made = Path(root) / PROVENANCE_FILE, pd.DataFrame()
+    if source.is_file():
+        columns = ("dicom_id", *_REQUEST)
+        made = read_csv(source, columns, columns, _SETTINGS).drop_duplicates("dicom_id").set_index("dicom_id")
     made = made.reindex(index=table["dicom_id"], columns=[*_REQUEST, *_SETTINGS], fill_value="")
     table = table.assign(**{name: made[name].to_numpy() for name in made})
     unnamed = table["prompt"] == ""
     codes = table.loc[unnamed, list(findings.FINDINGS)].to_numpy()
     table.loc[unnamed, "prompt"] = [findings.to_prompt(row) for row in codes]
     return table
-
-
-def _read_provenance(path):
-    """synthetic.csv as text, indexed by dicom_id; the seed of a candidate is its request's."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    absent = [name for name in ("dicom_id", *_REQUEST) if name not in table]
-    if absent:
-        raise InputError(f"{path} has no column {absent[0]!r}; write the tree again with one of the samplers")
-    if "checkpoint" in table and "checkpoint_sha256" in table:
-        table["checkpoint"] += " " + table["checkpoint_sha256"].str[:8]
-    if "request_seed" in table:
-        table["seed"] = table["request_seed"].where(table["request_seed"] != "", table["seed"])
-    return table.drop_duplicates("dicom_id", keep="last").set_index("dicom_id")
 
 
 def _side_by_side(tables):
@@ -261,22 +222,14 @@ def _marks(agreement):
     return marks
 
 
-def _settings(table):
-    """{column of synthetic.csv: its values in this tree}, of the columns that say how a tree was made."""
-    return {key: [value for value in table[key].unique() if value] for key in _SETTINGS}
-
-
 def main() -> None:
     override_constants(globals())
     names = [Path(tree).name for tree in TREES]
     trees = dict(zip(names if len(set(names)) == len(names) else TREES, TREES))
     page = Path(PAGE) if PAGE or not TREES else Path(TREES[0]).parent / "index.html"
     references = read_table(DATA_ROOT) if DATA_ROOT else None
-    notes = [
-        (f"{name} is selected", "its pairs were chosen by select_pairs.py: see selection.json")
-        for name, tree in trees.items()
-        if (Path(tree) / "selection.json").exists()
-    ]
+    selected = [name for name in trees if (Path(trees[name]) / "selection.json").exists()]
+    notes = [(f"{name} is selected", "see its selection.json") for name in selected]
     write_page(page, trees, references, title=", ".join(trees), summary=notes, max_images=MAX_IMAGES)
     print(f"the page: {page.resolve()}")
 

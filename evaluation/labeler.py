@@ -13,25 +13,7 @@ How a report is read
     X" negates nothing, and "X is unlikely" is absent ("less likely": uncertain). "Likely" and "consistent with" do not
     make a finding uncertain. After "history of", "if", "evaluate for" and the like nothing is said.
 
-What counts as what
-    Atelectasis                 also collapse of a lung or lobe; not volume loss
-    Cardiomegaly                also an enlarged heart; borderline, stable or unchanged heart size is uncertain; normal
-                                size, up to its upper limits, is absent. Heart failure makes it uncertain
-    Enlarged Cardiomediastinum  the same of the mediastinum and of the cardiomediastinal silhouette, which says nothing
-                                of the heart
-    Consolidation               "the lungs are clear" says nothing of it, nor of Lung Opacity
-    Edema                       also heart failure, vascular congestion, fluid overload, Kerley lines
-    Fracture                    also an old one; not a deformity of a rib or of a vertebra, nor a broken wire
-    Lung Lesion                 nodule, mass, tumour, cancer, nodular opacity; not granuloma, nothing calcified
-    Lung Opacity                also infiltrate, airspace disease, interstitial or reticular markings, scars of the lung
-    Pleural Effusion            not a blunted angle, and not pericardial effusion
-    Pleural Other               thickening, scar or plaque of the pleura, and any fibrosis (CheXpert's: no plaques)
-    Pneumonia                   also infection; not aspiration, and not an old or previous infection
-    Support Devices             tubes, lines, pacemakers, prosthetic valves and joints, orthopaedic hardware; not wires,
-                                clips, sutures and stents
-    No Finding                  present when the report says something and neither the 12 others (Support Devices aside)
-                                nor other abnormalities (emphysema, granuloma, hernia, calcification ...) are present or
-                                uncertain; else not mentioned
+What counts as what: docs/labeler.md.
 
 Of the mentions of a finding, present outweighs uncertain, and uncertain outweighs absent. An empty report, or one of
 marks only, says nothing: 0 everywhere, No Finding included (there CheXpert's says 1: no report would be a normal one).
@@ -267,8 +249,7 @@ def _predicate(sentence, sizes, place, code):
 
 
 def labels_of_prompt(text):
-    """The label vector that a prompt asks for, (14,) int8: of a sentence of findings its own, else what the rules
-    read."""
+    """The label vector that a prompt asks for, (14,) int8: a sentence of findings states it, else the rules read it."""
     labels = labels_of_sentence(text)
     return label_report(text) if labels is None else labels
 

@@ -27,8 +27,7 @@ class Stopwatch:
     """Seconds a section, in `seconds`; each is printed as it ends."""
 
     def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
+        self.seconds, self._start = {}, time.perf_counter()
 
     def lap(self, name: str) -> None:
         """Ends the section that ran since the last lap."""
@@ -37,19 +36,16 @@ class Stopwatch:
         say(f"{name}: {self.seconds[name]} s")
 
 
-def write_evaluation(
-    output: Path, result: dict, sets: ImageSets, findings_of_pairs: pd.DataFrame, nearest: Nearest
-) -> str:
+def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings: pd.DataFrame, nearest: Nearest) -> str:
     """Writes the files of an evaluation into a folder => the text of evaluation.md.
 
-    findings_of_pairs: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
+    pair_findings: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
     """
     with writing("the evaluation", output):
         draw_auroc(result["auroc"], output / "auroc.png")
-        draw_distances(nearest, output / "memorisation.png")
         size = min(sets.synthetic.loading.image_size, PICTURE_SIZE)
         draw_closest(nearest, sets.synthetic.table, sets.train.table, size, output / "closest.png")
-        findings_of_pairs.to_csv(output / "agreement.csv.gz", index=False)
+        pair_findings.to_csv(output / "agreement.csv.gz", index=False)
         text = as_markdown(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
         (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
@@ -69,12 +65,9 @@ def as_json(value):
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-# ---- the main numbers ----------------------------------------------------------------------------------------------
-
-
 def headline(result: dict) -> list[dict]:
-    """The main numbers, a row each: measure, value, floor (without a generator) and ceiling (of real images, reports
-    or pairs; for a distance, its best value)."""
+    """The main numbers, a row each: measure, value, floor (without a generator; for a distance, its best value) and
+    ceiling (of real images, reports or pairs)."""
     return [*_image_numbers(result), *_report_numbers(result), *_pair_numbers(result)]
 
 
@@ -93,21 +86,18 @@ def _number(measure, value, floor="–", ceiling="–"):
 
 def _image_numbers(result):
     rows = []
+    floors = {row["extractor"]: row for row in result["image_quality"] if row["images"] == FLOOR}
     for row in (row for row in result["image_quality"] if row["images"] == "synthetic"):
-        real = _line(result["image_quality"], FLOOR, row["extractor"])
+        real = floors[row["extractor"]]
         where = f"{row['extractor']}, N = {row['N']}" + (f"; {row['warning']}" if row["warning"] else "")
-        value, best = (f"{row['FID']:.2f}, {row['FID / floor']:.2f} times the ceiling", f"{real['FID']:.2f}")
-        rows.append(_number(f"FID ({where})", value, ceiling=f"{best} ± {real['FID deviation']:.2f}"))
-        best = f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"
-        rows.append(_number("KID", f"{row['KID']:.3f}", ceiling=best))
+        value = f"{row['FID']:.2f}, {row['FID / floor']:.2f} times the floor"
+        rows.append(_number(f"FID ({where})", value, f"{real['FID']:.2f} ± {real['FID deviation']:.2f}"))
+        rows.append(_number("KID", f"{row['KID']:.3f}", f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"))
         for name in ("recall", "coverage"):
             rows.append(_number(name, f"{row[name]:.3f}", ceiling=f"{real[name]:.3f}"))
     made, real = (f"{row['MS-SSIM']:.3f}" for row in result["diversity"])
     rows.append(_number("MS-SSIM of images with the same findings", made, ceiling=real))
-    auroc = {
-        name: _with_interval(mean["auroc"], mean["low"], mean["high"]) if mean["counted"] else "too few positives"
-        for name, mean in ((name, table.loc["mean"]) for name, table in result["auroc"].items())
-    }
+    auroc = {name: _auroc(table.loc["mean"]) for name, table in result["auroc"].items()}
     floor = f"0.5; {SELECTED}: {auroc[SELECTED]}" if SELECTED in auroc else "0.5"
     name = f"mean AUROC of the asked findings in images ({result['classifier']})"
     return [*rows, _number(name, auroc["synthetic"], floor, auroc["real"])]
@@ -128,32 +118,26 @@ def _report_numbers(result):
         rows.append(_number(name, _f1(lines[0]), floor, _f1(ceiling)))
         if "ROUGE-L" in lines[0]:
             floor = f"{CONSTANT}: {line[CONSTANT]['ROUGE-L']:.3f}"
-            best = line.get(FURTHER["reconstruction"], {}).get("ROUGE-L")
-            best = "–" if best is None else f"{best:.3f}"
-            rows.append(_number(f"ROUGE-L of {what}", f"{lines[0]['ROUGE-L']:.3f}", floor, best))
+            kept = line.get(FURTHER["reconstruction"])
+            ceiling = f"{kept['ROUGE-L']:.3f}" if kept else "–"
+            rows.append(_number(f"ROUGE-L of {what}", f"{lines[0]['ROUGE-L']:.3f}", floor, ceiling))
     return rows
 
 
 def _pair_numbers(result):
     rows, pairs = [], {row["pairs"]: row for row in result["complete_agreement"]}
     if SHUFFLED in pairs:  # else there are no reports
-        shares = {
-            name: f"{row['all three']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
-            for name, row in pairs.items()
-            if name in ("synthetic", SHUFFLED, SELECTED, "real")
-        }
+        shares = {name: _percent(row["all three"], row["low"], row["high"]) for name, row in pairs.items()}
         floor = f"{SHUFFLED}: {shares[SHUFFLED]}"
         if SELECTED in shares:
             floor += f"; {SELECTED}: {shares[SELECTED]}"
         name = f"pairs that agree on every finding (N = {pairs['synthetic']['N']})"
         rows.append(_number(name, shares["synthetic"], floor, shares["real"]))
-    for row in result.get("agreement_with_sides", []):
-        pairs[row["pairs"]] = row
-    if "every finding" in pairs.get("synthetic", {}):
-        shares = {name: f"{row['and every side']:.1%}" for name, row in pairs.items() if "and every side" in row}
-        low, high = (f"{pairs['synthetic'][bound]:.1%}" for bound in ("low", "high"))
-        value = f"{shares['synthetic']} [{low}, {high}]"
-        rows.append(_number("the same, and on every side", value, f"{SHUFFLED}: {shares[SHUFFLED]}", shares["real"]))
+    sides = {row["pairs"]: row for row in result.get("agreement_with_sides", [])}
+    if sides:
+        shares = {name: _percent(row["and every side"], row["low"], row["high"]) for name, row in sides.items()}
+        floor = f"{SHUFFLED}: {shares[SHUFFLED]}"
+        rows.append(_number("the same, and on every side", shares["synthetic"], floor, shares["real"]))
     for row in result.get("written_details", []):
         ceiling = "–" if np.isnan(row["ceiling"]) else f"{row['ceiling']:.3f}"
         value = _with_interval(row["share"], row["low"], row["high"])
@@ -162,62 +146,53 @@ def _pair_numbers(result):
     made, *planted = result["memorisation"]
     shares = [row["share"] for row in planted if row["images"].startswith("planted")]
     found = f"planted copies: {min(shares):.0%} to {max(shares):.0%} are found"
-    copied = f"{made['share']:.1%} [{made['low']:.1%}, {made['high']:.1%}]"
-    rows.append(
-        _number(f"copies of training images (N = {made['N']})", copied, f"unseen real: {COPY_QUANTILE:.0%}", found)
-    )
-    return rows
-
-
-def _line(rows, images, extractor):
-    return next(row for row in rows if row["images"] == images and row["extractor"] == extractor)
+    copied = _percent(made["share"], made["low"], made["high"])
+    name = f"copies of training images (N = {made['N']})"
+    return [*rows, _number(name, copied, f"unseen real: {COPY_QUANTILE:.0%}", found)]
 
 
 def _f1(row):
     return f"{row['clinical F1 micro']:.3f} / {row['clinical F1 macro']:.3f}" if row else "–"
 
 
+def _auroc(row):
+    return _with_interval(row["auroc"], row["low"], row["high"]) if row["counted"] else "too few"
+
+
 def _with_interval(value, low, high):
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-# ---- evaluation.md -------------------------------------------------------------------------------------------------
+def _percent(share, low, high):
+    return f"{share:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def as_markdown(result: dict) -> str:
     """evaluation.md."""
     real, parts = result["real"], ["# Evaluation"]
-    for title, name, which in (
-        ("Synthetic", "synthetic", ""),
-        ("Real", "real", f", split {real['split']}"),
-        ("Training rows", "train", ""),
-    ):
+    for title, name in (("Synthetic", "synthetic"), (f"Real, {real['split']}", "real"), ("Training rows", "train")):
         rows = result[name]
-        parts.append(f"{title}: {rows['tree']}{which}, N = {rows['N']} ({rows['unreadable']} unreadable, left out).")
+        parts.append(f"{title}: {rows['tree']}, N = {rows['N']} ({rows['unreadable']} unreadable, left out).")
     if "unseen" in result:
         unseen = result["unseen"]
         splits = " and ".join(f"{count} of the split {name}" for name, count in unseen["splits"].items())
         parts.append(f"Unseen by the judge: N = {unseen['N']} real images of further patients ({splits}).")
     parts += [f"**Selection:** {result['selected']}.", *(f"**Note:** {note}." for note in result["notes"])]
     parts += [
-        "Floor: without a generator. Ceiling: real images, reports or pairs; for a distance its best value, the mean "
-        f"and deviation of {FLOOR_DRAWS} draws of unseen real images with the labels of the requests. Intervals: 95 %, "
-        "by patients drawn again.",
+        "Floor: what needs no generator; for a distance (FID, KID) its best value, the mean and deviation of "
+        f"{FLOOR_DRAWS} draws of unseen real images with the labels of the requests. Ceiling: real images, reports or "
+        "pairs. Intervals: 95 %, by patients drawn again.",
         markdown(headline(result)),
         *_images(result),
         *_reports(result),
         *_conventions(result),
         *_pairs(result),
         *_details(result),
-    ]
-    parts += [
         "## Memorisation",
         "The distance to the nearest training image, whatever the shift (up to 1/16 of the side), mirror, scale (up to "
-        "a tenth), brightness and contrast. A copy is nearer to one than all but the nearest "
-        f"{COPY_QUANTILE:.0%} of the real images, which were not trained on; shares have a 95 % Clopper-Pearson "
-        "interval. Planted copies of training images show what the search finds:",
+        f"a tenth), brightness and contrast. A copy is nearer than all but {COPY_QUANTILE:.0%} of the real images, "
+        "which were not trained on (95 % Clopper-Pearson). Planted copies show what the search finds:",
         markdown(share_columns(result["memorisation"], "share")),
-        "![distances](memorisation.png)",
         "![closest pairs](closest.png)",
     ]
     return "\n\n".join(parts) + "\n"
@@ -260,11 +235,10 @@ def _reports(result):
             table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
         parts += [
             "## Reports as texts",
-            "Reports with a de-identification mark (`___`, `XXXX`); with a comparison to an earlier film; with a "
-            "contradiction: one sentence calls a finding present and another absent, by rules that do not distinguish "
-            "sides, so that some real reports count; with stuttering: a word or a few stand three times in a row. "
-            "`distinct`: the share of different texts, which falls with N; `different`: of the pairs of reports of two "
-            "patients with the same findings the share whose texts differ.",
+            "Reports with a de-identification mark (`___`, `XXXX`); a comparison to an earlier film; a contradiction "
+            "(one sentence calls a finding present, another absent; sides are not distinguished, so some real reports "
+            "count); stuttering (words three times in a row). `distinct`: the share of different texts, which falls "
+            "with N; `different`: of pairs of patients with the same findings the share whose texts differ.",
             markdown(table.drop(columns="N")),
         ]
     return parts
@@ -274,7 +248,7 @@ def _conventions(result):
     tables = [("synthetic reports", "conventions"), ("reports written for real images", "written_conventions")]
     tables = [(what, result[name]) for what, name in tables if result.get(name)]
     images = result.get("image_conventions", [])
-    parts = [
+    return [
         "## Beside other people's papers",
         "The same reports and images in the conventions of other papers; the figures differ from those above by "
         "convention alone. R2Gen: findings only, lower case, its tokens, at most "
@@ -286,7 +260,6 @@ def _conventions(result):
         "imitated, because it subtracts unsigned bytes, which wrap around.",
         markdown(images) if images else "Neither is here: set FEATURES to inception or rad-dino.",
     ]
-    return parts
 
 
 def _wording(result):
@@ -304,10 +277,9 @@ def _pairs(result):
         "Per finding, synthetic:",
         markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
         "The share of pairs that agree on every finding that both judges know and the request does not leave "
-        "uncertain, with its 95 % bootstrap interval over patients; beside it the share of the real pairs, of patients "
-        "who set no threshold of the image judge, which shows how far the judges themselves get. In the last columns "
-        "two of the three agree on all findings. The judges were trained on the images and reports of the row of "
-        f"copies.{_wording(result)}",
+        "uncertain, with its 95 % bootstrap interval over patients. The real pairs, of patients who set no threshold "
+        "of the image judge, show how far the judges themselves get. In the last columns two of the three agree on all "
+        f"findings. The judges were trained on the images and reports of the row of copies.{_wording(result)}",
         markdown(share_columns(result["complete_agreement"])),
     ]
 
@@ -326,18 +298,14 @@ def _details(result):
     if "image_details" in result:
         parts += [
             "## Sides and zones of images",
-            "What a judge, trained on real images and on the sides and zones that their reports name, sees of the "
-            "findings in an image's report, against what the report names. The rows of real images show how far the "
-            "judge itself gets. Chance and shuffled reports as above.",
+            "What a judge, trained on the sides and zones that reports of real images name, sees of a report's "
+            "findings, against what the report names; the real rows show how far the judge itself gets.",
             markdown(share_columns(result["image_details"], "share")),
-            "Pairs whose request, image and report agree on every finding, and the share of all pairs that also agree "
-            "on each side that the report names and the judge can see:",
+            "Pairs that agree on every finding, and those that also agree on each side that the report names and the "
+            "judge can see:",
             markdown(share_columns(result["agreement_with_sides"], "and every side")),
         ]
     return parts
-
-
-# ---- tables --------------------------------------------------------------------------------------------------------
 
 
 def markdown(rows: pd.DataFrame | list[dict], digits: int = 3) -> str:
@@ -360,9 +328,7 @@ def auroc_columns(efficacy: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for name, values in efficacy.items():
         if name not in (COPYING, SELECTED):  # whose positives are those of the synthetic images
             table["asked" if name == "synthetic" else f"{name}: positives"] = values["positives"].tolist()
-        table[f"{name}: AUROC [95 %]"] = [
-            _with_interval(row.auroc, row.low, row.high) if row.counted else "too few" for row in values.itertuples()
-        ]
+        table[f"{name}: AUROC [95 %]"] = values.apply(_auroc, axis=1).tolist()
     return table
 
 
@@ -379,12 +345,9 @@ def share_columns(rows: list[dict], share: str = "all three") -> pd.DataFrame:
 
 def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Clinical F1 per finding of several sets of reports side by side."""
-    first = next(iter(tables.values()))
-    table = pd.DataFrame({"finding": first.index, "positives": first["positives"].tolist()})
-    return table.assign(**{name: values["f1"].tolist() for name, values in tables.items()})
-
-
-# ---- plots ---------------------------------------------------------------------------------------------------------
+    positives = next(iter(tables.values()))["positives"]
+    f1 = pd.DataFrame({name: values["f1"] for name, values in tables.items()})
+    return pd.concat([positives, f1], axis=1).rename_axis("finding").reset_index()
 
 
 def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:
@@ -398,19 +361,6 @@ def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:
     axes.axvline(0.5, color="grey", linewidth=0.8)
     axes.set(yticks=range(len(table)), yticklabels=table.index, xlabel="AUROC, 95 % bootstrap interval")
     axes.invert_yaxis()
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def draw_distances(nearest: Nearest, path: Path) -> None:
-    """A histogram of the distances to the nearest training image, real and synthetic images."""
-    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    distances = [nearest.real, nearest.synthetic]
-    bins = np.linspace(0, max(map(np.max, distances)) or 1, 40)
-    axes.hist(distances, bins, density=True, histtype="stepfilled", alpha=0.6, label=["real", "synthetic"])
-    axes.axvline(nearest.threshold, color="black", linewidth=0.8, label="copies are left of this")
-    axes.set(xlabel="distance to the nearest training image")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 

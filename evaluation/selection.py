@@ -21,8 +21,6 @@ from utils.errors import InputError
 from utils.findings import PRESENT, UNCERTAIN
 from utils.seeds import keyed_seed
 
-# ---- pairs ---------------------------------------------------------------------------------------------------------
-
 
 def score_candidates(
     judge: Judge, probabilities: np.ndarray, labels: np.ndarray, reports: Sequence[str] | None = None
@@ -51,9 +49,6 @@ def keep_candidates(requests: np.ndarray, scores: np.ndarray, agrees: np.ndarray
     kept = np.zeros(len(requests), dtype=bool)
     kept[pd.Series(np.where(agrees, np.inf, scores)).groupby(np.asarray(requests)).idxmax()] = True
     return kept
-
-
-# ---- reports of one image ------------------------------------------------------------------------------------------
 
 
 def candidate_seed(seed: int, candidate: int) -> int:

@@ -6,29 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL
 
 from models.diffusion import ALL_NOISE, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from models.graphs import replay
 from sampling.reference_pool import ReferencePool
-from utils.errors import InputError
 from utils.latents import decode_in, decode_latents, latent_shape
 from utils.prompts import TextEncoder
-
-CONDITIONS = ("both", "text", "reference")  # what prompts an image
-
-
-def check_settings(settings: dict, schedule: DDPMScheduler):
-    """InputError for settings that cannot draw an image."""
-    if settings["condition"] not in CONDITIONS:
-        raise InputError(f"CONDITION {settings['condition']!r} is none of {', '.join(CONDITIONS)}")
-    low, high = settings["guidance_low"], settings["guidance_high"]
-    if low > high:
-        raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")
-    longest = schedule.config.num_train_timesteps
-    if settings["steps"] > longest:
-        raise InputError(f"STEPS {settings['steps']} is more than the {longest} steps of the noise schedule: lower it")
-    sampling_scheduler(settings["scheduler"], schedule)  # fails for one that cannot sample
 
 
 @dataclass(frozen=True)
@@ -89,9 +73,7 @@ class ImageSampler:
         return decode_latents(self.vae, latents)
 
 
-def batches_to_draw(
-    plan: pd.DataFrame, missing: set[str], batch_size: int, sampler: ImageSampler
-) -> list[pd.DataFrame]:
+def batches_to_draw(plan: pd.DataFrame, missing: set, batch_size: int, sampler: ImageSampler) -> list[pd.DataFrame]:
     """The batches of a plan that hold a missing image; for the authors' denoisers, each with prompts of one length.
 
     A batch is always the same rows of the plan, whether their images exist or not: how an image is rounded depends on

@@ -6,7 +6,6 @@ agree on each request and make only the images that are missing. New requests ge
 """
 
 import hashlib
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import pandas as pd
 
 from evaluation.labeler import labels_of_prompt, labels_of_sentence
 from sampling.reference_pool import ReferencePool
-from utils.csv_files import authors_codes, drop_blank, read_csv
-from utils.errors import InputError, reason, replacing, say, writing
+from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv
+from utils.errors import InputError, replacing, say, writing
 from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, shorten, with_prompts
@@ -24,7 +23,7 @@ from utils.seeds import keyed_seed
 
 FREE_TEXT = "text"  # the kind of a prompt in free text; the others are those of PROMPTS
 NO_PATIENT = -1  # the subject_id of a label vector that does not come from a patient's image
-FIRST_ID, LAST_ID = 90_000_000, 99_999_999  # of synthetic patients and studies: MIMIC's are p10 to p19, s50 to s59
+FIRST_ID = 90_000_000  # of synthetic patients and studies, up to 99,999,999: MIMIC's are p10 to p19, s50 to s59
 TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; 2 million follow the last
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
@@ -42,13 +41,9 @@ def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bo
     trained: the constants of the training; with_prompts: whether the rows' own prompts are needed. For a model that was
     trained on impressions these come from the reports in reports_root, by default those of the training.
     """
-    return read_table(
-        data_root or trained["DATA_ROOT"],
-        reports_root or trained["REPORTS_ROOT"],
-        views=trained["VIEWS"],
-        hold_out=trained["HOLD_OUT"],
-        with_reports=with_prompts and trained["PROMPT"] != "findings",
-    )
+    roots = data_root or trained["DATA_ROOT"], reports_root or trained["REPORTS_ROOT"]
+    with_reports = with_prompts and trained["PROMPT"] != "findings"
+    return read_table(*roots, views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=with_reports)
 
 
 def label_vectors(
@@ -71,7 +66,6 @@ def label_vectors(
         if findings:
             vectors[[*FINDINGS]] = parse_findings(findings)
     elif findings:
-        _check_needs_no_text(trained_on, "FINDINGS gives no text")
         vectors = pd.DataFrame([parse_findings(findings)], columns=FINDINGS).assign(source="findings")
     elif labels_csv:
         vectors = _read_labels(Path(labels_csv), trained_on)
@@ -79,6 +73,11 @@ def label_vectors(
         vectors = with_prompts(table.iloc[split_rows(table, split)], trained_on)
         kept = [name for name in (*FINDINGS, "subject_id", "view", "prompt") if name in vectors]
         vectors = vectors[kept].assign(source=vectors.dicom_id, prompt_kind=trained_on)
+    if trained_on != "findings" and "prompt" not in vectors:
+        raise InputError(
+            f"{labels_csv or 'FINDINGS'} gives no text, and CHECKPOINT was trained on impressions: write one in TEXT "
+            "or in a column `prompt` of LABELS_CSV, or set a SPLIT"
+        )
     if vectors.empty:
         raise InputError(f"{labels_csv or 'the split'} has no rows, so there are no images to make")
     vectors = vectors.reset_index(drop=True)
@@ -90,21 +89,9 @@ def label_vectors(
     return vectors
 
 
-def _check_needs_no_text(trained_on: str, what: str):
-    """InputError for a request without text, where the model was trained on impressions."""
-    if trained_on != "findings":
-        raise InputError(
-            f"{what}, and CHECKPOINT was trained on impressions: write the request as one, in TEXT or in a column "
-            "`prompt` of LABELS_CSV, or set a SPLIT"
-        )
-
-
 def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
     """The label vectors of LABELS_CSV; where it has prompts, the labels that it does not state are read in them."""
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read LABELS_CSV {path}: {reason(error)}") from error
+    frame = parse_csv(path)
     for name in ("prompt", "label"):
         if name in frame:
             frame = drop_blank(frame.assign(**{name: frame[name].fillna("").astype(str)}), [name], path)
@@ -117,12 +104,11 @@ def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
         places = [f"{path}, data row {row + 1}" for row in frame.index]
         vectors = free_requests(frame["prompt"], places, trained_on)
     elif has_labels:
-        _check_needs_no_text(trained_on, f"{path} has no column `prompt`")
         vectors = pd.DataFrame(0, columns=FINDINGS, index=frame.index)
     else:
         missing = sorted(set(FINDINGS) - set(frame))
         raise InputError(
-            f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14 columns, of which {missing} are missing"
+            f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14, of which {missing} are absent"
         )
     if "label" in frame:
         vectors[[*FINDINGS]] = authors_codes(frame["label"], path).to_numpy()
@@ -180,14 +166,8 @@ def plan_requests(
         checkpoint=checkpoint,
     )
     plan = pd.concat([known, new[[*_PLAN_COLUMNS]]], ignore_index=True).astype(dict.fromkeys(FINDINGS, "int8"))
-    if plan.subject_id.max() > LAST_ID:
-        raise InputError(
-            f"{output_root} would hold more than {LAST_ID - plan.subject_id.min() + 1:,} images, and there are no more "
-            "patient numbers: name another OUTPUT_ROOT"
-        )
-    plan = plan.assign(
-        study_id=plan.subject_id, split="train", report="", **{name: settings.get(name, "") for name in SETTINGS}
-    )
+    stated = {name: settings.get(name, "") for name in SETTINGS}
+    plan = plan.assign(study_id=plan.subject_id, split="train", report="", **stated)
     plan = plan.assign(image_path=image_files(Path(output_root), plan))
     return plan.set_index("dicom_id").loc[requests.dicom_id].reset_index(), plan
 

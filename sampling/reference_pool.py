@@ -35,8 +35,6 @@ class ReferencePool:
                 f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER "
                 f"makes {reference_encoder.width}: set it to the one it was trained with"
             )
-        if not (table["split"] == "train").any():
-            raise InputError("there are no training rows to take references from; set CONDITION to text")
         self.table = table.iloc[split_rows(table, "train")].reset_index(drop=True)
         self.references = References(self.table)
         self.reference_encoder, self.cache_dir = reference_encoder, cache_dir
@@ -69,21 +67,19 @@ class ReferencePool:
 
         InputError after UNREADABLE_IN_A_ROW further unreadable images: then the disk is broken rather than a file.
         """
-        rejected = [row]
-        while len(rejected) <= UNREADABLE_IN_A_ROW:
+        rejected = []
+        while not self._is_readable(row):
+            rejected.append(row)
+            if len(rejected) > UNREADABLE_IN_A_ROW:
+                path = self.table.image_path[row]
+                raise InputError(
+                    f"{len(rejected)} references in a row cannot be read, e.g. {path}: is DATA_ROOT whole?"
+                )
             rest = np.delete(np.arange(len(self.table)), rejected)
             drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(rejected))[0]
-            if drawn == NONE:
-                return NONE
-            row = rest[drawn]
-            self._encode({row})
-            if self._is_readable(row):
-                return row
-            rejected.append(row)
-        raise InputError(
-            f"{len(rejected)} references in a row cannot be read (named above), the last is "
-            f"{self.table.image_path[row]}: is DATA_ROOT complete?"
-        )
+            row = NONE if drawn == NONE else rest[drawn]
+            self._encode({row} - {NONE})
+        return row
 
     def _draw_rows(self, references: References, requests: pd.DataFrame, attempt: int = 0) -> np.ndarray:
         """Rows of the table that `references` was made of, or NONE, one for each request; attempt: 0 for the first."""
@@ -114,9 +110,8 @@ class ReferencePool:
         names = self.table.dicom_id
         part = self.table.iloc[sorted(row for row in rows if names[row] not in self._embeddings)]
         if len(part):
-            cache, keys, readable = self.reference_encoder.cache(
-                part, self.cache_dir, self.accelerator, self.batch_size, DECODING_THREADS
-            )
+            encode = self.reference_encoder.cache
+            cache, keys, readable = encode(part, self.cache_dir, self.accelerator, self.batch_size, DECODING_THREADS)
             for name, key, is_readable in zip(part.dicom_id, keys, readable):
                 self._embeddings[name] = np.array(cache[key]) if is_readable else None
 

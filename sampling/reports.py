@@ -14,7 +14,7 @@ from tqdm import tqdm
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.csv_files import csv_header, read_csv
+from utils.csv_files import check_unique, csv_header, read_csv
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
 from utils.mimic_cxr import image_file, read_table
@@ -44,7 +44,7 @@ class ImageLatents:
 
     def count_kept(self, table: pd.DataFrame) -> int:
         """How many rows of a table have kept latents."""
-        return sum(self._file(dicom_id).exists() for dicom_id in table["dicom_id"])
+        return sum((self.folder / f"{dicom_id}.npy").exists() for dicom_id in table["dicom_id"])
 
     def __call__(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, torch.Tensor]:
         """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance)."""
@@ -74,12 +74,9 @@ class ImageLatents:
             tqdm.write(f"left out: {error}")
             return None
 
-    def _file(self, dicom_id):
-        return self.folder / f"{dicom_id}.npy"
-
     def _read_kept(self, dicom_id):
         """The kept latents (C, h, w) of an image; None where there are none, or damaged ones, which are named."""
-        path = self._file(dicom_id)
+        path = self.folder / f"{dicom_id}.npy"
         try:
             with open(path, "rb") as file:
                 latents = torch.from_numpy(np.lib.format.read_array(file).astype(np.float32))
@@ -92,8 +89,8 @@ class ImageLatents:
             return None
         if latents.shape != self.shape:
             raise InputError(
-                f"{path} holds latents of the shape {tuple(latents.shape)}, and the prior reads {self.shape}: it was "
-                "trained for another image size; take a prior of this size, or remove the folder latents"
+                f"{path} has the shape {tuple(latents.shape)}, and the prior reads {self.shape}: it was trained for "
+                "another image size; take a prior of this size, or remove the folder latents"
             )
         return latents
 
@@ -115,10 +112,7 @@ class Reports:
         self.written = pd.DataFrame(columns=self.columns)
         if self.path.exists():
             self.written = read_csv(self.path, self.columns[:3], texts=("dicom_id", "report"), optional=further)
-            repeated = self.written["dicom_id"].duplicated()
-            if repeated.any():
-                name = self.written["dicom_id"][repeated.to_numpy().argmax()]
-                raise InputError(f"{self.path} is damaged: it has two reports of {name}; remove one of the rows")
+            check_unique(self.written, ["dicom_id"], self.path)
 
     def add(self, rows: list[dict]):
         """rows: with subject_id and the columns of reports.csv."""
@@ -150,16 +144,14 @@ class Reports:
             temporary.write_text(report_file(findings, impression), encoding="utf-8")
 
 
-def manifest_settings(
-    constants: dict, images: str, prior: Prior, autoencoder: ReportAutoencoder, precision: str
-) -> dict:
+def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAutoencoder, precision: str) -> dict:
     """What a folder's manifest states of its reports; constants: those of the script, `images`: their tree's path."""
     decoding, several, flows = constants["DECODING"], constants["CANDIDATES"] > 1, prior.config.kind == "flow"
     of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE")}
     return {
         "images": images,
         "prior": weights_fingerprint(prior),
-        "bart": autoencoder.fingerprint(),
+        "bart": bart.fingerprint(),
         **(of_flows if flows else {}),
         "LATENT_GAIN": 1 if flows else constants["LATENT_GAIN"],
         **({"CANDIDATES": constants["CANDIDATES"], "chosen by": "image"} if several else {}),
@@ -191,11 +183,9 @@ def training_reports(training: dict) -> list[str]:
 
 def random_reports(reports: list[str], dicom_ids: pd.Series, candidates: int, seed: int) -> list[list[str]]:
     """For each of n images as many random reports as it has candidates, by its dicom_id => candidates lists of n."""
-    rows = [
-        np.random.default_rng(keyed_seed(seed, FLOOR, dicom_id)).integers(len(reports), size=candidates)
-        for dicom_id in dicom_ids
-    ]
-    return [[reports[row] for row in drawn] for drawn in np.transpose(rows)]
+    generators = [np.random.default_rng(keyed_seed(seed, FLOOR, dicom_id)) for dicom_id in dicom_ids]
+    rows = np.transpose([generator.integers(len(reports), size=candidates) for generator in generators])
+    return [[reports[row] for row in drawn] for drawn in rows]
 
 
 def reconstruct(autoencoder: ReportAutoencoder, reports: pd.Series, seeds: list[int], decode: Callable) -> list[str]:
@@ -232,10 +222,7 @@ def write_reports(
                     reports.add([row for rows in made for row in rows])
                 progress.update(len(batch))
                 if any(stops):
-                    place = reports.root
-                    raise Stopped(
-                        f"stopped; the reports written so far are in {place}: the same command goes on from there"
-                    )
+                    raise Stopped(f"stopped; its reports are in {reports.root}: the same command goes on from there")
         finally:
             if accelerator.is_main_process:
                 reports.save()

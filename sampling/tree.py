@@ -2,29 +2,31 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
-from models.diffusion import PromptedDenoiser
+from models.diffusion import sampling_scheduler
 from models.distillation import student_settings
-from sampling.images import ImageSampler, batches_to_draw, check_settings
+from models.weights import load_vision
+from sampling.images import ImageSampler, batches_to_draw
 from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
 from sampling.reference_pool import ReferencePool
 from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
 from utils.constants import save_constants
+from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
-from utils.folders import SYNTHETIC_TREE, all_processes_agree, making, read_manifest
-from utils.latents import read_grey
+from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
+from utils.latents import load_vae, read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
-from utils.prompts import ReferenceEncoder, TextEncoder
+from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from utils.seeds import keyed_generator
 
@@ -32,21 +34,24 @@ JPEG_QUALITY = 95
 PICTURE_IMAGES, PICTURE_COLUMNS = 16, 4  # of each half of first.png: images at most, and images in a row
 
 
-def sample_tree(
-    denoiser: PromptedDenoiser, training: dict, vae: AutoencoderKL, text_encoder: TextEncoder,
-    reference_encoder: ReferenceEncoder, constants: dict, accelerator: Accelerator,
-):  # fmt: skip
+def sample_tree(backbone: str, constants: dict):
     """Makes the images that an image sampler's constants name and that the tree OUTPUT_ROOT does not have yet.
 
-    denoiser, training: from `load_vision`; the others: the frozen models of its training; constants: those of the
-    script, read here by name.
+    backbone: the class name of the denoiser, "UViT" or "UNet2DConditionModel"; constants: those of the script, read
+    here by name. The frozen models are those of the denoiser's training.
     """
-    trained, output_root, seed = training["constants"], constants["OUTPUT_ROOT"], constants["SEED"]
+    accelerator = make_accelerator(constants["DEVICE"], constants["PRECISION"])
+    device, output_root, seed = accelerator.device, constants["OUTPUT_ROOT"], constants["SEED"]
+    places = (constants[name] for name in ("BASE_MODEL", "REFERENCE_ENCODER", "TEXT_ENCODER"))
+    denoiser, training = load_vision(constants["CHECKPOINT"], backbone, *places)
+    trained, denoiser = training["constants"], denoiser.to(device).eval()
+    vae, pooled = load_vae(trained["BASE_MODEL"], device), isinstance(denoiser.fusion, PooledFusion)
+    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device, name=trained["TEXT_ENCODER"])
+    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
     encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
     check_encoders(training, **encoders)
     settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
-    check_settings(settings, denoiser.schedule)
-    _check_unselected(output_root)
+    sampling_scheduler(settings["scheduler"], denoiser.schedule)  # fails for one that cannot sample
     table, vectors = _read_requests(constants, trained)
     text_encoder.print_lengths(vectors["prompt"])
     cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
@@ -66,11 +71,11 @@ def sample_tree(
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
 
 
-def _tree_settings(
-    denoiser: PromptedDenoiser, training: dict, encoders: dict, constants: dict, accelerator: Accelerator
-) -> dict:
+def _tree_settings(denoiser, training, encoders, constants, accelerator) -> dict:
     """What the tree's manifest states. The order counts: a tree's first number depends on it."""
     low, high = constants["GUIDANCE_INTERVAL"]
+    if low > high:
+        raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")
     return {
         "condition": constants["CONDITION"],
         "text_guidance": constants["TEXT_GUIDANCE"],
@@ -85,15 +90,6 @@ def _tree_settings(
         **encoders,
         **student_settings(training),
     }
-
-
-def _check_unselected(output_root: str):
-    """InputError for a tree whose images a selector chose, as samplers of earlier versions did."""
-    if "selector" in read_manifest(output_root).get(SYNTHETIC_TREE, {}):
-        raise InputError(
-            f"the images of {output_root} were chosen by a selector, and nothing is added to such a tree: name another "
-            "OUTPUT_ROOT, and choose among its images with select_pairs.py"
-        )
 
 
 def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None, pd.DataFrame]:
@@ -176,9 +172,7 @@ def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSamp
             raise Stopped(f"stopped; the images made so far are in {tree.root}: the same command goes on from there")
 
 
-def _make_batches(
-    batches: list[pd.DataFrame], missing: set[str], tree: SyntheticTree, sampler: ImageSampler, stopped: Callable
-):
+def _make_batches(batches, missing, tree, sampler, stopped):
     count = sum(int(batch.dicom_id.isin(missing).sum()) for batch in batches)
     with tqdm(total=count, desc="images", disable=not sampler.accelerator.is_main_process) as progress:
         for batch in batches:
@@ -201,19 +195,14 @@ def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerat
         )
 
 
-# ---- the first picture ---------------------------------------------------------------------------------------------
-
-
-def save_first_picture(
-    requests: pd.DataFrame, table: pd.DataFrame | None, root: str | Path, image_size: int, seed: int
-):
+def save_first_picture(requests: pd.DataFrame, table: pd.DataFrame | None, root: str, image_size: int, seed: int):
     """Writes first.png: the images of the first requests at the left, real images with the same labels at the right.
 
     table: real rows, None for a picture without; where none has the same labels, one with the nearest is drawn. Images
     that cannot be read stay black.
     """
     first = requests.iloc[:PICTURE_IMAGES]
-    blocks = [_block(first.image_path.tolist(), image_size)]
+    blocks = [_block([*first.image_path], image_size)]
     if table is not None:
         generators = [keyed_generator(seed, "beside", dicom_id) for dicom_id in first.dicom_id]
         rows = References(table).draw_for(first.assign(subject_id=NO_PATIENT), generators)
@@ -226,12 +215,8 @@ def save_first_picture(
 
 def _block(paths: list[str], image_size: int) -> np.ndarray:
     """Images in rows of PICTURE_COLUMNS, (height, width) uint8."""
-    rows = -(-len(paths) // PICTURE_COLUMNS)
-    block = np.zeros((rows * image_size, PICTURE_COLUMNS * image_size), dtype=np.uint8)
+    images = np.zeros((-(-len(paths) // PICTURE_COLUMNS), PICTURE_COLUMNS, image_size, image_size), dtype=np.uint8)
     for place, path in enumerate(paths):
-        y, x = image_size * (place // PICTURE_COLUMNS), image_size * (place % PICTURE_COLUMNS)
-        try:
-            block[y : y + image_size, x : x + image_size] = read_grey(path, image_size)
-        except ValueError:  # missing or damaged: it was named when it was needed
-            continue
-    return block
+        with suppress(ValueError):  # missing or damaged: it was named when it was needed
+            images[divmod(place, PICTURE_COLUMNS)] = read_grey(path, image_size)
+    return np.concatenate(np.concatenate(images, axis=1), axis=1)

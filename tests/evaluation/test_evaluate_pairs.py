@@ -70,7 +70,7 @@ def test_copied_training_images_are_found_and_shown(real, evaluate, tmp_path):
     assert copied["share"] == 1 and copied["median distance"] < 0.01 < others["median distance"]
     assert len(planted) == 6 and all(row["images"].startswith("planted") for row in planted)
     assert found["synthetic"]["N"] == len(made)
-    for name in ("auroc.png", "memorisation.png", "closest.png", "evaluation.md", "constants.json"):
+    for name in ("auroc.png", "closest.png", "evaluation.md", "constants.json"):
         assert (tmp_path / "evaluation" / name).stat().st_size > 0
     assert (tmp_path / "copies.html").stat().st_size > 0  # beside the tree
     with Image.open(tmp_path / "evaluation" / "closest.png") as picture:

@@ -7,12 +7,12 @@ from PIL import Image
 from running import by, says
 from small_data import generated_tree
 
-from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
+from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.labeler import label_report
 from utils.errors import InputError
 from utils.findings import FINDINGS, to_physionet, to_prompt
 from utils.mimic_cxr import read_table
-from utils.report_text import join_sections, report_sections
+from utils.report_text import report_sections
 
 
 def save_pairs(folder, frame, names):
@@ -120,18 +120,6 @@ def test_a_foreign_csv_is_evaluated_as_a_tree_with_the_same_images_is(real, eval
     assert theirs["synthetic"] == {**ours["synthetic"], "tree": str(tmp_path / "prompt_INFO.csv")}
     assert frame.prompt[0] in (tmp_path / "prompt_INFO.html").read_text()
 
-    references = pd.read_csv(tmp_path / "evaluation" / "rexrank_references.csv")
-    predictions = pd.read_csv(tmp_path / "evaluation" / "rexrank_predictions.csv")
-    radeval = pd.read_csv(tmp_path / "evaluation" / "radeval.csv")
-    assert [*references] == [*predictions] == ["study_id", "report"] and len(references) == len(frame)
-    assert references.study_id.tolist() == predictions.study_id.tolist() == radeval.study_id.tolist()
-    reports = read_table(real).set_index("dicom_id").report
-    assert radeval.reference.tolist() == [reports[name] for name in told.source]
-    assert radeval.hypothesis.tolist() == frame.report.tolist()
-    assert predictions.report[0] == radeval.hypothesis[0].replace("FINDINGS", "Findings").replace(
-        "IMPRESSION", "Impression"
-    )
-
 
 def test_a_csv_without_reports_is_evaluated_by_its_images(real, evaluate, tmp_path):
     table = read_table(real, splits=("test",))
@@ -143,19 +131,3 @@ def test_a_csv_without_reports_is_evaluated_by_its_images(real, evaluate, tmp_pa
         {finding: row["auroc"] for finding, row in found["auroc"][name].items()} for name in ("synthetic", "real")
     )
     assert made == own  # drawn impressions name all that is present; each image of a CSV is a patient of its own
-    assert not (tmp_path / "evaluation" / "radeval.csv").exists()
-
-
-def test_reports_written_for_others_are_one_a_study_and_have_a_reference(tmp_path, capsys):
-    report = join_sections("Clear lungs.", "Normal.")
-    table = pd.DataFrame({"study_id": [7, 7, 8, 9], "report": [report, report, "IMPRESSION: Edema.", report]})
-    write_for_others(tmp_path, table, [report, report, "FINDINGS: Edema.", ""], "written_")
-    assert "2 of 4 reports" in capsys.readouterr().out
-    found = {name: pd.read_csv(tmp_path / f"written_rexrank_{name}.csv") for name in ("references", "predictions")}
-    assert found["references"].values.tolist() == [
-        [7, "Findings: Clear lungs. Impression: Normal."],
-        [8, "Findings: Edema."],
-    ]
-    assert found["predictions"].report.tolist() == ["Findings: Clear lungs. Impression: Normal.", "Impression: Edema."]
-    write_for_others(tmp_path / "none", table, [""] * 4)
-    assert "nothing to write for RadEval" in capsys.readouterr().out and not (tmp_path / "none").exists()

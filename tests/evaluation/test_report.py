@@ -91,8 +91,8 @@ def test_each_main_number_stands_beside_its_floor_and_ceiling():
     }
     perfect = "1.000 [0.899, 1.000]"
     assert rows == {
-        "FID": ("4.50, 1.50 times the ceiling", "–", "3.00 ± 0.20"),
-        "KID": ("0.100", "–", "0.100 ± 0.010"),
+        "FID": ("4.50, 1.50 times the floor", "3.00 ± 0.20", "–"),
+        "KID": ("0.100", "0.100 ± 0.010", "–"),
         "recall": ("1.000", "–", "1.000"),
         "coverage": ("0.500", "–", "0.500"),
         "MS-SSIM of images with the same findings": ("0.710", "–", "0.700"),
@@ -112,7 +112,7 @@ def test_the_summary_begins_with_the_selection_and_goes_without_reports():
     result = result_of_an_evaluation()
     rows = report.summary(result)
     assert rows[0] == ("selection", "not selected")
-    assert dict(rows)["KID"] == "0.100 (ceiling: 0.100 ± 0.010)"
+    assert dict(rows)["KID"] == "0.100 (floor: 0.100 ± 0.010)"
     del result["reports"]
     result["complete_agreement"] = [row for row in complete_rows() if row["pairs"] != SHUFFLED]
     assert len(report.summary(result)) == len(rows) - 3
@@ -146,7 +146,6 @@ def test_the_closest_pairs_are_drawn_closest_first_with_fewer_images_than_asked(
     table = pd.DataFrame({"image_path": [str(tmp_path / f"{number}.png") for number in range(3)]})
     near = Nearest(np.array([0.3, 0.1, 0.2]), np.array([0.4, 0.5]), np.array([2, 1, 0]), threshold=0.15)
     report.draw_closest(near, table, table, 32, tmp_path / "closest.png")
-    report.draw_distances(near, tmp_path / "distances.png")
     with Image.open(tmp_path / "closest.png") as picture:
         assert picture.width > 3 * 100 and picture.height > 2 * 100  # three columns, two rows
 

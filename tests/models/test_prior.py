@@ -320,7 +320,7 @@ def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, mo
     monkeypatch.setattr(ReportAutoencoder, "generate", interrupted)
     if stop == "SIGTERM":
         sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
-        assert f"stopped; the reports written so far are in {root}: the same command goes on" in capsys.readouterr().out
+        assert f"stopped; its reports are in {root}: the same command goes on" in capsys.readouterr().out
     else:
         with pytest.raises(InputError, match="130" if stop is KeyboardInterrupt else "now"):
             sample(OUTPUT_ROOT=root, BATCH_SIZE=2, DECODING="nucleus")
@@ -342,7 +342,7 @@ def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, mo
         (b"", "cannot be read as a CSV"),
         (b"dicom_id,report\n", "no column 'study_id'"),
         (b"\xff\xfe\n", "cannot be read as a CSV|no column"),
-        (b"dicom_id,study_id,report\n0000-0,50000000,A.\n0000-0,50000000,B.\n", "two reports of 0000-0"),
+        (b"dicom_id,study_id,report\n0000-0,50000000,A.\n0000-0,50000000,B.\n", "e.g. for dicom_id 0000-0"),
         (b"dicom_id,study_id,report\n0000-0,half,A.\n", "study_id 'half' is not a whole number"),
         (b"dicom_id,study_id,report\n../x,50000000,A.\n", "dicom_id '../x' cannot name"),
         (None, "cannot be read as a CSV"),

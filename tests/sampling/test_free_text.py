@@ -191,7 +191,7 @@ def test_a_csv_that_the_model_cannot_read(tmp_path):
     path = tmp_path / "asked.csv"
     labels = pd.DataFrame(1.0, columns=FINDINGS, index=range(2))
     for frame, prompt, words in (
-        (labels, "impression", ["has no column `prompt`", "trained on impressions"]),
+        (labels, "impression", ["gives no text", "column `prompt`"]),
         (labels[["Edema"]], "impression", ["column `prompt`, or `label`", "'Atelectasis'"]),
         (pd.DataFrame({"prompt": ["A chest X ray image", EFFUSION]}), "findings", ["data row 2: 'Large", "free text"]),
         (pd.DataFrame({"prompt": ["Edema.", "XXXX"]}), "impression", ["data row 2: 'XXXX' has no word"]),

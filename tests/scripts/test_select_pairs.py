@@ -43,7 +43,7 @@ class PlantedJudge(Judge):
 
 def plant(path, findings):
     squares = np.full(16, 25, dtype=np.uint8)
-    squares[findings] = 230
+    squares[findings], squares[15] = 230, 60  # an image of one grey counts as blank
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.kron(squares.reshape(4, 4), np.ones((8, 8), dtype=np.uint8))).save(path, quality=95)
 
