@@ -81,15 +81,10 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:
 
 def differences(whole: dict, killed: dict) -> list[str]:
     """A sentence for each file in which what a killed run left differs from what the whole one left."""
-    sentences = []
-    for name in sorted(whole.keys() | killed.keys()):
-        if name not in killed:
-            sentences.append(f"{name}: missing")
-        elif name not in whole:
-            sentences.append(f"{name}: not in the uninterrupted run")
-        elif whole[name] != killed[name]:
-            sentences.append(f"{name}: differs")
-    return sentences
+    sentences = {name: f"{name}: missing" for name in whole.keys() - killed.keys()}
+    sentences |= {name: f"{name}: not in the uninterrupted run" for name in killed.keys() - whole.keys()}
+    sentences |= {name: f"{name}: differs" for name in whole.keys() & killed.keys() if whole[name] != killed[name]}
+    return [sentences[name] for name in sorted(sentences)]
 
 
 class Place:
