@@ -95,9 +95,8 @@ def _read_xmls(paths, root):
     if broken:
         say(f"reports: dropped {len(broken)} of {len(paths)} whose XML cannot be read, e.g. {broken[0]}")
     if not reports:
-        raise InputError(
-            f"none of the {len(paths)} XMLs in {paths[0].parent} is a report: fetch NLMCXR_reports.tgz again"
-        )
+        none = f"none of the {len(paths)} XMLs in {paths[0].parent} is a report"
+        raise InputError(f"{none}: fetch NLMCXR_reports.tgz again")
     reports = pd.DataFrame(reports, columns=list(_OF_A_REPORT))
     check_unique(reports, ["patient_id"], paths[0].parent)
     return reports, pd.DataFrame(images, columns=["name", "patient"])
