@@ -13,13 +13,13 @@ same. No Finding is MeSH's "normal", which spares neither old granulomas nor a b
 """
 
 import json
-import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.record import fill
 from evaluation.labeler import label_reports
 from evaluation.report import markdown
 from utils.constants import override_constants
@@ -132,11 +132,6 @@ def score_sentences() -> dict:
         }
         rows[name] = {f"{word} {measure}": value for word, row in of_codes.items() for measure, value in row.items()}
     return {"sentences": len(texts), "right": int((found == wanted).all(axis=1).sum()), "findings": rows}
-
-
-def fill(document: str, name: str, text: str) -> str:
-    """A document with a text between its comments <!-- name --> and <!-- end -->."""
-    return re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{text}\n{found[2]}", document)
 
 
 def main():

@@ -29,8 +29,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from benchmarks.record import write_record
-from benchmarks.scripts import run_script
+from benchmarks.record import run_script, write_record
 from evaluation.images import Images, Loading
 from evaluation.judges import JudgeSettings, image_judge
 from evaluation.labeler import label_reports
