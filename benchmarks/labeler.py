@@ -41,26 +41,22 @@ _SHORT = {  # a finding's name in sentences
     "pneumothorax": "Pneumothorax", "device": "Support Devices",
 }  # fmt: skip
 _MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
-    "Atelectasis": ("Pulmonary Atelectasis",),
+    "Atelectasis": ("Pulmonary Atelectasis",), "Consolidation": ("Consolidation",), "Fracture": ("Fractures, Bone",),
+    "Lung Lesion": ("Nodule", "Mass"), "No Finding": ("normal",), "Pneumonia": ("Pneumonia",),
     "Cardiomegaly": (
         "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
         "Heart Atria/enlarged",
     ),
-    "Consolidation": ("Consolidation",),
     "Edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
     "Enlarged Cardiomediastinum": ("Mediastinum/enlarged", "Mediastinum/prominent"),
-    "Fracture": ("Fractures, Bone",),
-    "Lung Lesion": ("Nodule", "Mass"),
     "Lung Opacity": (
         "Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung",
         "Lung Diseases, Interstitial",
     ),
-    "No Finding": ("normal",),
     "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemothorax", "Hemopneumothorax"),
     "Pleural Other": (
         "Thickening/pleura", "Pleura", "Pulmonary Fibrosis", "Fibrosis", "Cicatrix/pleura", "Calcinosis/pleura",
     ),
-    "Pneumonia": ("Pneumonia",),
     "Pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
     "Support Devices": ("Catheters, Indwelling", "Implanted Medical Device", "Tube, Inserted", "Medical Device"),
 }  # fmt: skip
