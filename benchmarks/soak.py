@@ -12,7 +12,7 @@ The runs have the same constants, paths included, in two working directories, wh
 are forked from this process, which has a single thread and has imported torch: importing it takes longer than such a
 run. A SIGTERM that comes before the script has set its handler, or after it has ended, is ignored and does not count.
 
-Prints: a row of the table for each script; exit status 1 if anything differs
+Prints: a line for each script; exit status 1 if anything differs
 """
 
 import os
@@ -34,7 +34,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import markdown_table
 from phantom import draw_tree
 from utils.constants import REPOSITORY, override_constants
 from utils.errors import STATUS_WHEN_STOPPED, InputError, run, say, writing
@@ -130,7 +129,7 @@ class Place:
 
 
 def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals], rng: random.Random) -> dict:
-    """Runs a script whole, and then until all signals have hit it; returns its row of the table."""
+    """Runs a script whole, and then until all signals have hit it; returns what it prints of it, {name: value}."""
     begin = time.monotonic()
     whole.run(script)
     length, wanted = time.monotonic() - begin, contents(whole.folder, _RUNS[script])
@@ -161,15 +160,15 @@ def main():
         draw_tree(folder / "tree", STUDIES, _IMAGE_SIZE, SEED)
         links = {"tree": folder / "tree", "assets": REPOSITORY / "assets" / "demo"}
         whole, killed = (Place(folder / name, links) for name in ("whole", "killed"))
-    rows = []
+    equal = True
     for script in _RUNS:
         rng = random.Random(f"{SEED} {script}")
         signals = [signal.SIGKILL] * KILLS + [signal.SIGTERM] * TERMS
         rng.shuffle(signals)
-        rows.append(soak(script, whole, killed, signals, rng))
-        say(" | ".join(f"{name}: {value}" for name, value in rows[-1].items()))
-    print(markdown_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    if any(row["result"] != "equal" for row in rows):
+        row = soak(script, whole, killed, signals, rng)
+        say(", ".join(f"{name} {value}" for name, value in row.items()))
+        equal = equal and row["result"] == "equal"
+    if not equal:
         sys.exit(f"something differs; the runs are kept in {folder}")
     shutil.rmtree(folder)
 
