@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.record import write_record
-from benchmarks.scripts import run_script
+from benchmarks.record import run_script, write_record
 from utils.constants import override_constants
 from utils.errors import InputError, run
 

@@ -62,10 +62,8 @@ _NOTES = (
 
 def main():
     constants = override_constants(globals())
-    drawn, selected = (
-        [_read(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
-        for suffix in ("", "-selected")
-    )
+    drawn = [_read(Path(EVALUATION) / name / "evaluation.json") for name in _BACKBONES]
+    selected = [_read(Path(EVALUATION) / f"{name}-selected" / "evaluation.json") for name in _BACKBONES]
     if not any(drawn):
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
     rows = []

@@ -13,13 +13,13 @@ same. No Finding is MeSH's "normal", which spares neither old granulomas nor a b
 """
 
 import json
-import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.record import fill
 from evaluation.labeler import label_reports
 from evaluation.report import markdown
 from utils.constants import override_constants
@@ -41,26 +41,22 @@ _SHORT = {  # a finding's name in sentences
     "pneumothorax": "Pneumothorax", "device": "Support Devices",
 }  # fmt: skip
 _MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
-    "Atelectasis": ("Pulmonary Atelectasis",),
+    "Atelectasis": ("Pulmonary Atelectasis",), "Consolidation": ("Consolidation",), "Fracture": ("Fractures, Bone",),
+    "Lung Lesion": ("Nodule", "Mass"), "No Finding": ("normal",), "Pneumonia": ("Pneumonia",),
     "Cardiomegaly": (
         "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
         "Heart Atria/enlarged",
     ),
-    "Consolidation": ("Consolidation",),
     "Edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
     "Enlarged Cardiomediastinum": ("Mediastinum/enlarged", "Mediastinum/prominent"),
-    "Fracture": ("Fractures, Bone",),
-    "Lung Lesion": ("Nodule", "Mass"),
     "Lung Opacity": (
         "Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung",
         "Lung Diseases, Interstitial",
     ),
-    "No Finding": ("normal",),
     "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemothorax", "Hemopneumothorax"),
     "Pleural Other": (
         "Thickening/pleura", "Pleura", "Pulmonary Fibrosis", "Fibrosis", "Cicatrix/pleura", "Calcinosis/pleura",
     ),
-    "Pneumonia": ("Pneumonia",),
     "Pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
     "Support Devices": ("Catheters, Indwelling", "Implanted Medical Device", "Tube, Inserted", "Medical Device"),
 }  # fmt: skip
@@ -70,13 +66,11 @@ def mesh_codes(problems: str) -> np.ndarray:
     """MeSH terms such as "Opacity/lung;Cardiomegaly/borderline" => (14,) int8: PRESENT, UNCERTAIN (borderline) or 0."""
     codes = np.zeros(len(FINDINGS), dtype=np.int8)
     for heading, *qualifiers in (term.split("/") for term in problems.split(";")):
+        code = UNCERTAIN if "borderline" in qualifiers else PRESENT
         for place, name in enumerate(FINDINGS):
             wanted = (term.split("/") for term in _MESH[name])
-            if (
-                any(heading == first and {*rest} <= {*qualifiers} for first, *rest in wanted)
-                and codes[place] != PRESENT
-            ):
-                codes[place] = UNCERTAIN if "borderline" in qualifiers else PRESENT
+            if any(heading == first and {*rest} <= {*qualifiers} for first, *rest in wanted):
+                codes[place] = codes[place] if codes[place] == PRESENT else code
     return codes
 
 
@@ -88,10 +82,7 @@ def codes_of(said: str) -> dict[str, int]:
 def hand_written() -> tuple[list[str], np.ndarray]:
     """The sentences of the file beside this script => (texts, their codes (N, 14))."""
     lines = [line.split("||") for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
-    codes = np.zeros((len(lines), len(FINDINGS)), dtype=np.int8)
-    for row, (_, said) in enumerate(lines):
-        for name, code in codes_of(said).items():
-            codes[row, FINDINGS.index(name)] = code
+    codes = pd.DataFrame([codes_of(said) for _, said in lines], columns=FINDINGS).fillna(0).to_numpy(np.int8)
     return [sentence.strip() for sentence, _ in lines], codes
 
 
@@ -126,51 +117,34 @@ def score_reports(table: pd.DataFrame) -> tuple[dict, float]:
 def score_sentences() -> dict:
     """The hand-written sentences => {finding, or "all of them": scores of present, absent and uncertain}."""
     texts, wanted = hand_written()
-    others = [place for place, name in enumerate(FINDINGS) if name != "No Finding"]
-    found, wanted = label_reports(texts)[:, others], wanted[:, others]
+    others = [name for name in FINDINGS if name != "No Finding"]
+    places = [FINDINGS.index(name) for name in others]
+    found, wanted = label_reports(texts)[:, places], wanted[:, places]
     rows = {}
-    for name, columns in [*((FINDINGS[place], [n]) for n, place in enumerate(others)), ("all of them", slice(None))]:
-        rows[name] = {}
-        for word, code in _CODES.items():
-            score = scores(found[:, columns] == code, wanted[:, columns] == code)
-            rows[name] |= {f"{word} {measure}": value for measure, value in score.items()}
-    right = int((found == wanted).all(axis=1).sum())
-    return {"sentences": len(texts), "right": right, "findings": rows}
-
-
-def fill(document: str, name: str, text: str) -> str:
-    """A document with a text between its comments <!-- name --> and <!-- end -->."""
-    return re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{text}\n{found[2]}", document)
+    for place, name in enumerate([*others, "all of them"]):
+        columns = place if name in others else slice(None)
+        of_codes = {
+            word: scores(found[:, columns] == code, wanted[:, columns] == code) for word, code in _CODES.items()
+        }
+        rows[name] = {f"{word} {measure}": value for word, row in of_codes.items() for measure, value in row.items()}
+    return {"sentences": len(texts), "right": int((found == wanted).all(axis=1).sum()), "findings": rows}
 
 
 def main():
     override_constants(globals())
     table = pd.read_csv(REPORTS, dtype=str, keep_default_na=False)
-    reports, milliseconds = score_reports(table)
-    sentences = score_sentences()
-    record = {
-        "command": "python -m benchmarks.labeler",
-        "constants": {"REPORTS": Path(REPORTS).name},
-        "reports": len(table),
-        "ms a report": round(milliseconds, 2),
-        "MeSH": reports,
-        "sentences": sentences,
-    }
+    (reports, milliseconds), sentences = score_reports(table), score_sentences()
+    record = {"command": "python -m benchmarks.labeler", "constants": {"REPORTS": Path(REPORTS).name}}
+    record |= {"reports": len(table), "ms a report": round(milliseconds, 2), "MeSH": reports, "sentences": sentences}
     Path(OUTPUT, "labeler.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    tables = {
-        "MeSH": pd.DataFrame.from_dict(reports, orient="index").rename_axis("finding").reset_index(),
-        "sentences": pd.DataFrame.from_dict(sentences["findings"], orient="index").rename_axis("finding").reset_index(),
-    }
     document = Path(DOCUMENT).read_text(encoding="utf-8")
-    for name, frame in tables.items():
-        shown = markdown(frame.fillna(np.nan), 2 if name == "sentences" else 3)
+    for name, rows, digits in (("MeSH", reports, 3), ("sentences", sentences["findings"], 2)):
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding").reset_index()
+        shown = markdown(frame.fillna(np.nan), digits)
         print(shown)
         document = fill(document, name, shown)
-    document = fill(
-        document, "figures",
-        f"{len(table):,} reports in {milliseconds:.1f} ms each on one core; {sentences['right']} of "
-        f"{sentences['sentences']} sentences right in every finding."
-    )  # fmt: skip
+    right = f"{sentences['right']} of {sentences['sentences']} sentences right in every finding"
+    document = fill(document, "figures", f"{len(table):,} reports in {milliseconds:.1f} ms each on one core; {right}.")
     Path(DOCUMENT).write_text(document, encoding="utf-8")
 
 

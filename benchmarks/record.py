@@ -1,4 +1,4 @@
-"""Records of measurements: one JSON file for each table, under benchmarks/results.
+"""Records of measurements: one JSON file for each table, under benchmarks/results; and runs of the scripts measured.
 
 A record holds what is needed to repeat the measurement and to render its table:
 
@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from utils.constants import REPOSITORY
-from utils.errors import InputError, replacing, writing
+from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, writing
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FIELDS = ("title", "command", "commit", "processor", "date", "constants", "columns", "rows", "notes")
@@ -54,6 +54,18 @@ def write_record(
     return path
 
 
+def run_script(*arguments) -> None:
+    """Runs `python ARGUMENTS` in the repository; its output goes to the terminal.
+
+    InputError if it fails, or if SIGTERM stops it before it is done.
+    """
+    command = [sys.executable, *map(str, arguments)]
+    print("$", shlex.join(command), flush=True)
+    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, STATUS_WHEN_STOPPED: "1"}, check=False)
+    if done.returncode:
+        raise InputError(f"{arguments[0]} failed or was stopped (see above); run the same command again to resume")
+
+
 def read_record(path: Path) -> dict:
     """Reads a record; InputError for a file that is none."""
     try:
@@ -69,6 +81,12 @@ def read_record(path: Path) -> dict:
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     """A table in GitHub's markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
+
+
+def fill(document: str, name: str, text: str) -> str:
+    """A document with a text between its comments <!-- name --> and <!-- end -->."""
+    parts = re.split(rf"(?s)(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", document)
+    return "".join([parts[0], parts[1], text, "\n", *parts[2:]])
 
 
 def processor(device: torch.device | str = "cpu") -> str:

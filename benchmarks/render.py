@@ -12,11 +12,11 @@ Writes: docs/results.md, and README.md between its two marks
 import re
 from pathlib import Path
 
-from benchmarks.record import RESULTS, markdown_table, read_record
+from benchmarks.record import RESULTS, fill, markdown_table, read_record
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
-START, END = "<!-- rendered from benchmarks/results by python -m benchmarks.render -->", "<!-- end -->"
+MARK = "rendered from benchmarks/results by python -m benchmarks.render"  # of the README's table
 HEADER = """# Results
 
 Everything on this page was measured on drawn chests with tiny models, or with random weights, unless a table says
@@ -25,9 +25,8 @@ page from the records in [benchmarks/results](../benchmarks/results); each recor
 and constants. Results differ from processor to processor: the same command gives other figures in the second digit.
 Test figures choose nothing, validation images do; once, the demo's U-ViT kept patches of 2 beside test figures.
 """
-ORDER = (  # records whose names begin so, in this order; further ones follow
-    "demo", "pairs", "guidance", "fidelity", "ablation", "students", "labeler", "utility", "bench",
-)  # fmt: skip
+# records whose names begin so, in this order; further ones follow
+ORDER = ("demo", "pairs", "guidance", "fidelity", "ablation", "students", "utility", "bench")
 
 
 def read_records(folder: Path = RESULTS) -> list[dict]:
@@ -40,21 +39,18 @@ def read_records(folder: Path = RESULTS) -> list[dict]:
 
     def place(record):
         begins = [number for number, start in enumerate(ORDER) if record["name"].startswith(start)]
-        return (begins[0] if begins else len(ORDER)), record["name"]
+        return [*begins, len(ORDER)][0], record["name"]
 
     return sorted(records, key=place)
 
 
-def section(record: dict) -> str:
-    """One record as a section of the page."""
-    about = f"*`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['date']}.*"
-    parts = [f"## {record['title']}", markdown_table(record["columns"], record["rows"]), about, record["notes"]]
-    return "\n\n".join(part for part in parts if part)
-
-
 def page(records: list[dict]) -> str:
-    """The text of docs/results.md."""
-    return "\n\n".join([HEADER.strip(), *map(section, records)]) + "\n"
+    """The text of docs/results.md, a section for each record."""
+    parts = [HEADER.strip()]
+    for record in records:
+        about = f"*`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['date']}.*"
+        parts += [f"## {record['title']}", markdown_table(record["columns"], record["rows"]), about, record["notes"]]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def demo_table(records: list[dict]) -> str:
@@ -69,17 +65,10 @@ def demo_table(records: list[dict]) -> str:
 
 
 def spread(values: list[str]) -> str:
-    """Figures as text => "lowest to highest", or the one figure that they all are; intervals behind them are left
-    out."""
-    figures = [re.sub(r" \[.*?\]", "", value) for value in values if value]
-    lists = [figure.split(" / ") for figure in figures]
-    if not lists:
-        return ""
-    parts = []
-    for same in zip(*lists):
-        low, high = min(same, key=number), max(same, key=number)
-        parts.append(low if low == high else f"{low} to {high}")
-    return " / ".join(parts)
+    """Figures as text => "lowest to highest", or the one figure that they all are, without intervals behind them."""
+    figures = [re.sub(r" \[.*?\]", "", value).split(" / ") for value in values if value]
+    bounds = [(min(same, key=number), max(same, key=number)) for same in zip(*figures)]
+    return " / ".join(low if low == high else f"{low} to {high}" for low, high in bounds)
 
 
 def number(figure: str) -> float:
@@ -88,8 +77,7 @@ def number(figure: str) -> float:
 
 def with_table(text: str, table: str) -> str:
     """The README with this table between its two marks."""
-    before, rest = text.split(START)
-    return before + START + "\n" + table + "\n" + END + rest.split(END, 1)[1]
+    return fill(text, MARK, table)
 
 
 def main():

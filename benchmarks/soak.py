@@ -3,18 +3,16 @@
     python -m benchmarks.soak
 
 Each script runs once without interruption. Then it is started again and again, and each start is ended by SIGKILL or
-SIGTERM at a random moment over the length of the uninterrupted run, until all KILLS and TERMS have hit it. What each
-completed run leaves has to be what the uninterrupted run left: the same files with the same bytes, except for
-
-    metrics.csv       compared without its column of speeds
-    tensorboard/      not compared: its files hold the time
-    a feature cache   compared by key: a kill leaves the features in other, randomly named shards
+SIGTERM at a random moment over the length of the uninterrupted run, until all KILLS and TERMS have hit it. Each
+completed run has to leave the same files with the same bytes as the uninterrupted run, except for metrics.csv, compared
+without its column of speeds; tensorboard/, whose files hold the time; and a feature cache, compared by key, since a
+kill leaves the features in other, randomly named shards.
 
 The runs have the same constants, paths included, in two working directories, which are kept if something differs. They
 are forked from this process, which has a single thread and has imported torch: importing it takes longer than such a
 run. A SIGTERM that comes before the script has set its handler, or after it has ended, is ignored and does not count.
 
-Prints: a table, a row for each script; exit status 1 if anything differs
+Prints: a line for each script; exit status 1 if anything differs
 """
 
 import os
@@ -38,12 +36,12 @@ import numpy as np
 
 from phantom import draw_tree
 from utils.constants import REPOSITORY, override_constants
-from utils.errors import STATUS_WHEN_STOPPED, InputError, run, writing
+from utils.errors import STATUS_WHEN_STOPPED, InputError, run, say, writing
 
 OUTPUT = "demo/soak"  # where the runs lie while they are compared (a folder to write)
 KILLS = 20  # SIGKILLs a script (0 or more)
 TERMS = 5  # SIGTERMs a script (0 or more)
-STUDIES = 40  # of the drawn tree (10 or more)
+STUDIES = 120  # of the drawn tree (100 or more: a judge needs 10 images of a finding)
 SEED = 1234  # of the moments, and of the tree (0 or more)
 
 _CONFIG = REPOSITORY / "benchmarks" / "soak.toml"
@@ -57,6 +55,7 @@ _RUNS = {  # script => what it writes
     "train_bart": ("bart",),
     "train_prior_model": ("cache-prior", "prior"),
     "sample_prior_model": ("written",),
+    "select_pairs": ("cache-selected", "selected"),
 }
 
 
@@ -130,7 +129,7 @@ class Place:
 
 
 def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals], rng: random.Random) -> dict:
-    """Runs a script whole, and then until all signals have hit it; returns its row of the table."""
+    """Runs a script whole, and then until all signals have hit it; returns what it prints of it, {name: value}."""
     begin = time.monotonic()
     whole.run(script)
     length, wanted = time.monotonic() - begin, contents(whole.folder, _RUNS[script])
@@ -144,15 +143,9 @@ def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals]
             killed.run(script)  # without a signal: to its end
         completed += 1
         sentences = differences(wanted, contents(killed.folder, _RUNS[script]))
-    return {
-        "script": script,
-        "kills": signals[:hits].count(signal.SIGKILL),
-        "terms": signals[:hits].count(signal.SIGTERM),
-        "completed": completed,
-        "files": len(wanted),
-        "s": f"{time.monotonic() - begin:.0f}",
-        "result": f"{len(sentences)} differ: {', '.join(sentences[:5])}" if sentences else "equal",
-    }
+    result = f"{len(sentences)} differ: {', '.join(sentences[:5])}" if sentences else "equal"
+    row = {"script": script, "signals": hits, "completed": completed, "files": len(wanted)}
+    return row | {"s": round(time.monotonic() - begin), "result": result}
 
 
 def main():
@@ -173,9 +166,7 @@ def main():
         signals = [signal.SIGKILL] * KILLS + [signal.SIGTERM] * TERMS
         rng.shuffle(signals)
         row = soak(script, whole, killed, signals, rng)
-        if script == next(iter(_RUNS)):
-            print("| " + " | ".join(row) + " |\n" + "| --- " * len(row) + "|")
-        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+        say(", ".join(f"{name} {value}" for name, value in row.items()))
         equal = equal and row["result"] == "equal"
     if not equal:
         sys.exit(f"something differs; the runs are kept in {folder}")

@@ -15,11 +15,9 @@ validation rows. The models that made the pairs were trained on *all* real train
 has a tenth of them, and was given the synthetic ones.
 
 Reads:  CONFIG and what its scripts read: the checkpoints of sample_diffusion_clipUViT.py and sample_prior_model.py
-Writes: OUTPUT/synthetic (the pairs), OUTPUT/<models>-<share>-<seed> (trees, runs and reports), OUTPUT/results.json,
-        benchmarks/results/RECORD.json; a second run resumes
+Writes: OUTPUT (pairs, trees, runs, reports, results.json), benchmarks/results/RECORD.json; a second run resumes
 Prints: mean AUROC of the findings; clinical F1 of the written reports (micro, macro) against the labels of the images,
-        read by the rules of evaluation/labeler.py; ROUGE-L to the images' real reports: mean and standard deviation
-        over the seeds
+        read by the rules of evaluation/labeler.py; ROUGE-L to the images' real reports: mean and deviation of the seeds
 """
 
 import json
@@ -31,13 +29,13 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from benchmarks.record import write_record
-from benchmarks.scripts import run_script
-from evaluation.judges import Judge, JudgeSettings, cache_pixels, extract, pixel_reader, train_classifier
+from benchmarks.record import run_script, write_record
+from evaluation.images import Images, Loading
+from evaluation.judges import JudgeSettings, image_judge
 from evaluation.labeler import label_reports
 from evaluation.metrics import auroc_table, clinical_f1, positives, rouge_l
+from evaluation.sections import read_written
 from utils.constants import REPOSITORY, override_constants
-from utils.csv_files import read_csv
 from utils.devices import make_accelerator
 from utils.errors import replacing, run, say, writing
 from utils.findings import PRESENT
@@ -50,15 +48,11 @@ RECORD = "utility"  # name of the table under benchmarks/results
 SEEDS = (1, 2, 3)  # of patients, data order and weights (each 0 or more)
 MAX_LABELS = 0  # label vectors of the training split, a pair each (0 or more; 0: all)
 SHARES = (1.0, 0.1)  # of the real training patients (each above 0, 1 at most)
-CLASSIFIER_MODEL = "test_resnet"  # any timm classifier, trained from random weights
-CLASSIFIER_IMAGE_SIZE = 64  # pixels (32 to 4096)
-CLASSIFIER_STEPS = 600  # optimiser steps (2 to 1000000)
-CLASSIFIER_BATCH_SIZE = 64  # images a step (2 to 65536)
-CLASSIFIER_LEARNING_RATE = 5e-3  # of AdamW, the highest of one cycle (above 0, 1 at most)
 BART_STEPS = 300  # optimiser steps (2 to 100000000)
 PRIOR_STEPS = 400  # optimiser steps (2 to 100000000)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 
+_CLASSIFIER = JudgeSettings("test_resnet", steps=600)  # and the seed of the training
 _REGIMES = {  # the stages of each training, and the sources of each stage
     "real": (("real",),),
     "synthetic": (("synthetic",),),
@@ -78,19 +72,13 @@ def measure_classifier(
     stages: list[pd.DataFrame], test: pd.DataFrame, settings: JudgeSettings, cache_dir: Path, accelerator: Accelerator
 ) -> dict[str, float]:
     """Trains a classifier on one table after the other, sharing the steps => {"AUROC"}, the mean over the findings."""
-    settings = replace(settings, steps=settings.steps // len(stages))
-
-    def examples(table):
-        pixels, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator)
-        return pixels, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
-
-    model = None
+    settings, judge = replace(settings, steps=settings.steps // len(stages)), None
     for table in stages:
-        model = train_classifier(*examples(table), settings, accelerator.device, model)
-    judge = Judge(model, settings, np.full(14, 0.5), np.ones(14, dtype=bool))
-    pixels, keys, labels = examples(test)
-    _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), accelerator.device, settings.batch_size)
-    return {"AUROC": float(auroc_table(labels, probabilities, replicates=0).loc["mean", "auroc"])}
+        judge = image_judge(table, table[:0], settings, cache_dir, accelerator, start=judge)  # without thresholds
+    loading = Loading(cache_dir, settings.image_size, settings.batch_size, accelerator)
+    images = Images(test, "the test images", settings.image_size, loading)
+    table = auroc_table(positives(images.table), images.encode(judge)[1], replicates=0)
+    return {"AUROC": float(table.loc["mean", "auroc"])}
 
 
 def measure_reports(
@@ -101,24 +89,21 @@ def measure_reports(
     validation: rows that are only watched; constants: of this script.
     """
     trees = [link_tree(folder / f"tree-{number}", [table, validation]) for number, table in enumerate(stages)]
-    common, written = ("--config", constants["CONFIG"]), folder / "written"
-    own = (*common, "--SEED", seed, "--EVALUATION_REPORTS", 0)
+    common = ("--config", constants["CONFIG"], "--SEED", seed)
+    own = (*common, "--EVALUATION_REPORTS", 0)
     bart = train_in_stages("train_bart.py", trees, folder / "bart", constants["BART_STEPS"], *own)
-    places = ("--BART_CHECKPOINT", bart, "--CACHE_DIR", folder / "cache")
-    own = (*common, "--SEED", seed, "--EVALUATION_IMAGES", 0, *places)
+    own = (*common, "--EVALUATION_IMAGES", 0, "--BART_CHECKPOINT", bart, "--CACHE_DIR", folder / "cache")
     prior = train_in_stages("train_prior_model.py", trees, folder / "prior", constants["PRIOR_STEPS"], *own)
     images = ("--DATA_ROOT", link_tree(folder / "test", [test]), "--SPLIT", "test")
-    own = (*common, "--CHECKPOINT", prior, "--BART_CHECKPOINT", bart, "--OUTPUT_ROOT", written)
+    own = (*common[:2], "--CHECKPOINT", prior, "--BART_CHECKPOINT", bart, "--OUTPUT_ROOT", folder / "written")
     run_script("sample_prior_model.py", *own, *images)
-    reports = read_csv(written / "reports.csv", ("dicom_id", "report"), texts=("dicom_id", "report"))
-    both = test.merge(reports.rename(columns={"report": "written"})[["dicom_id", "written"]], on="dicom_id")
-    f1 = clinical_f1(positives(both), label_reports(both["written"].tolist()) == PRESENT)["f1"]
-    reported = both[both["report"] != ""]
-    return {
-        "F1 micro": float(f1["micro"]),
-        "F1 macro": float(f1["macro"]),
-        "ROUGE-L": rouge_l(reported["report"].tolist(), reported["written"].tolist()),
-    }
+    reports = read_written(folder / "written")["report"]
+    both = test[test["dicom_id"].isin(reports.index)]
+    written = both["dicom_id"].map(reports)
+    f1 = clinical_f1(positives(both), label_reports(written.tolist()) == PRESENT)["f1"]
+    reported = both["report"] != ""
+    rouge = rouge_l(both["report"][reported].tolist(), written[reported].tolist())
+    return {"F1 micro": float(f1["micro"]), "F1 macro": float(f1["macro"]), "ROUGE-L": rouge}
 
 
 def train_in_stages(script: str, trees: list[Path], run: Path, steps: int, *arguments) -> Path:
@@ -126,8 +111,8 @@ def train_in_stages(script: str, trees: list[Path], run: Path, steps: int, *argu
     start = ()
     for number, tree in enumerate(trees):
         folder = run.with_name(f"{run.name}-{number}")
-        places = ("--DATA_ROOT", tree, "--RUN_DIR", folder)
-        run_script(script, *places, "--MAX_STEPS", steps // len(trees), *arguments, *start)
+        own = ("--DATA_ROOT", tree, "--RUN_DIR", folder, "--MAX_STEPS", steps // len(trees))
+        run_script(script, *own, *arguments, *start)
         start = "--INITIAL_WEIGHTS", folder / "last"
     return folder / "last"
 
@@ -147,12 +132,11 @@ def link_tree(root: Path, tables: list[pd.DataFrame]) -> Path:
 
 def table_of(results: list[dict]) -> pd.DataFrame:
     """[{"trained on", "share", "seed", "pairs", scores}, ...] => mean ± standard deviation over the seeds."""
-    frame = pd.DataFrame(results)
-    scores = [name for name in frame if name not in ("trained on", "share", "seed", "pairs")]
     rows = []
-    for (share, name), group in frame.groupby(["share", "trained on"], sort=False):
+    for (share, name), group in pd.DataFrame(results).groupby(["share", "trained on"], sort=False):
         row = {"real patients": f"{share:.0%}", "trained on": name, "pairs": round(group["pairs"].mean())}
-        rows.append(row | {score: f"{group[score].mean():.3f} ± {group[score].std():.3f}" for score in scores})
+        scores = group.drop(columns=["trained on", "share", "seed", "pairs"])
+        rows.append(row | {score: f"{each.mean():.3f} ± {each.std():.3f}" for score, each in scores.items()})
     return pd.DataFrame(rows)
 
 
@@ -174,9 +158,6 @@ def main():
     real = read_table(trained["DATA_ROOT"], views=trained["VIEWS"], hold_out=trained["HOLD_OUT"])
     train, validation, test = (real[real["split"] == split] for split in ("train", "validate", "test"))
     synthetic = read_table(output / "synthetic").assign(split="train")
-    settings = JudgeSettings(
-        CLASSIFIER_MODEL, CLASSIFIER_IMAGE_SIZE, CLASSIFIER_STEPS, CLASSIFIER_BATCH_SIZE, CLASSIFIER_LEARNING_RATE
-    )
     kept = output / "results.json"
     results = json.loads(kept.read_text()) if kept.exists() else []
     done = {(result["seed"], result["share"], result["trained on"]) for result in results}
@@ -187,7 +168,7 @@ def main():
         stages = [pd.concat([sources[source] for source in stage]) for stage in _REGIMES[name]]
         folder = output / f"{name.replace(' ', '').replace(',', '-')}-{share}-{seed}"
         result = {"share": share, "trained on": name, "seed": seed, "pairs": sum(map(len, stages))}
-        result |= measure_classifier(stages, test, replace(settings, seed=seed), output / "cache", accelerator)
+        result |= measure_classifier(stages, test, replace(_CLASSIFIER, seed=seed), output / "cache", accelerator)
         result |= measure_reports(folder, stages, validation, test, seed, constants)
         results.append(result)
         with writing("the results", output), replacing(kept) as temporary:

@@ -36,13 +36,9 @@ def main():
     if not ROOT:
         raise InputError("ROOT is empty: name the folder as downloaded")
     settings = {
-        "source": SOURCE,
-        "root": str(Path(ROOT).resolve()),
-        "images": IMAGES,
-        "validate_share": VALIDATE_SHARE,
-        "test_share": TEST_SHARE,
-        "seed": SEED,
-    }
+        "source": SOURCE, "root": str(Path(ROOT).resolve()), "images": IMAGES, "validate_share": VALIDATE_SHARE,
+        "test_share": TEST_SHARE, "seed": SEED,
+    }  # fmt: skip
     make_tree(OUTPUT, _READERS[SOURCE].read(ROOT), settings, NUM_WORKERS)
 
 

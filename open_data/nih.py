@@ -23,22 +23,11 @@ from utils.findings import FINDINGS, NOT_MENTIONED, PRESENT
 
 PUBLISHED_IMAGES, PUBLISHED_PATIENTS = 112_120, 30_805
 COLUMNS = {  # NIH's finding => CheXpert's; "": none
-    "Atelectasis": "Atelectasis",
-    "Cardiomegaly": "Cardiomegaly",
-    "Consolidation": "Consolidation",
-    "Edema": "Edema",
-    "Effusion": "Pleural Effusion",
-    "Emphysema": "",
-    "Fibrosis": "",
-    "Hernia": "",
-    "Infiltration": "Lung Opacity",
-    "Mass": "Lung Lesion",
-    "No Finding": "No Finding",
-    "Nodule": "Lung Lesion",
-    "Pleural_Thickening": "Pleural Other",
-    "Pneumonia": "Pneumonia",
-    "Pneumothorax": "Pneumothorax",
-}
+    "Atelectasis": "Atelectasis", "Cardiomegaly": "Cardiomegaly", "Consolidation": "Consolidation", "Edema": "Edema",
+    "Effusion": "Pleural Effusion", "Emphysema": "", "Fibrosis": "", "Hernia": "", "Infiltration": "Lung Opacity",
+    "Mass": "Lung Lesion", "No Finding": "No Finding", "Nodule": "Lung Lesion", "Pleural_Thickening": "Pleural Other",
+    "Pneumonia": "Pneumonia", "Pneumothorax": "Pneumothorax",
+}  # fmt: skip
 _ENTRIES = "Data_Entry_2017*.csv*"
 _LISTS = {"train_val_list.txt": "", "test_list.txt": "test"}  # list => the split of its patients, "": drawn
 _IMAGE_FOLDERS = ("images_*/images", "images", "images_*", "images/images_*", "images/images_*/images")
@@ -99,9 +88,8 @@ def _with_splits(table, root):
     rest, test = (table["name"].isin(listed[name]) for name in _LISTS)
     if (rest & test).any():
         first = table["name"][rest & test].iloc[0]
-        raise InputError(
-            f"{(rest & test).sum()} images stand in both lists of {root}, e.g. {first}; fetch the lists again"
-        )
+        both = f"{(rest & test).sum()} images stand in both lists of {root}, e.g. {first}"
+        raise InputError(f"{both}; fetch the lists again")
     table = table.assign(split=test.map({True: "test", False: ""}))
     return drop_rows(table, ~(rest | test), "splits", "images that stand in no list", "name")
 

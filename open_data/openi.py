@@ -95,9 +95,8 @@ def _read_xmls(paths, root):
     if broken:
         say(f"reports: dropped {len(broken)} of {len(paths)} whose XML cannot be read, e.g. {broken[0]}")
     if not reports:
-        raise InputError(
-            f"none of the {len(paths)} XMLs in {paths[0].parent} is a report: fetch NLMCXR_reports.tgz again"
-        )
+        none = f"none of the {len(paths)} XMLs in {paths[0].parent} is a report"
+        raise InputError(f"{none}: fetch NLMCXR_reports.tgz again")
     reports = pd.DataFrame(reports, columns=list(_OF_A_REPORT))
     check_unique(reports, ["patient_id"], paths[0].parent)
     return reports, pd.DataFrame(images, columns=["name", "patient"])
@@ -183,24 +182,21 @@ def _with_images(reports, images, root):
 
 def _with_views(table, projections):
     """The table with view and view_from. Prints how many views are known in which way."""
-    kind = pd.Series("", index=table.index)  # "frontal" or "lateral"
-    source = pd.Series("", index=table.index)
     caption, of_patient = table["caption"], table.groupby("patient")
-    side_or_two = caption.str.contains(_SIDE_OR_TWO)
-    count = of_patient["patient"].transform("size")
-
+    side_or_two, count = caption.str.contains(_SIDE_OR_TWO), of_patient["patient"].transform("size")
     ordered = side_or_two & (count == 2) & of_patient["dicom_id"].transform("first").str.endswith(_FIRST_FRONTAL)
-    kind = kind.mask(ordered, of_patient.cumcount().map({0: "frontal", 1: "lateral"}))
-    source = source.mask(ordered, "order")
-
     captioned = caption.str.contains(_FRONTAL) & ~side_or_two & (count == 1)
-    kind, source = kind.mask(captioned, "frontal"), source.mask(captioned, "caption")
-
+    ways = [
+        ("order", ordered, of_patient.cumcount().map({0: "frontal", 1: "lateral"})),
+        ("caption", captioned, "frontal"),
+    ]
     if projections is not None:
         named = projections.assign(key=projections["name"].map(_image_key)).drop_duplicates("key").set_index("key")
         projection = table["dicom_id"].map(named["projection"].str.lower())
-        kind = kind.mask(projection.notna(), projection)
-        source = source.mask(projection.notna(), "projections")
+        ways.append(("projections", projection.notna(), projection))
+    kind = source = pd.Series("", index=table.index)  # "frontal" or "lateral", and how this is known
+    for name, known, values in ways:
+        kind, source = kind.mask(known, values), source.mask(known, name)
 
     says_pa = caption.str.contains(_PA)
     frontal = (caption.str.contains(_AP) & ~says_pa).map({True: "AP", False: "PA"})

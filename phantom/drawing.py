@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from scipy.interpolate import CubicHermiteSpline
 
 from phantom.anatomy import SIDES, Anatomy, Finding
 from phantom.lesions import LUNG_FINDINGS, draw_pneumothorax
@@ -331,18 +332,8 @@ def _devices(canvas, anatomy, finding):
 
 def _curve(points):
     """A smooth path through the given points, (24, 2): a cubic Hermite spline in each coordinate."""
-    points = np.asarray(points, dtype=float)
-    places = np.linspace(0, len(points) - 1, 24)
-    tangents = np.gradient(points, axis=0)
-    index = np.minimum(places.astype(int), len(points) - 2)
-    t = (places - index)[:, None]
-    start, end = points[index], points[index + 1]
-    return (
-        (2 * t**3 - 3 * t**2 + 1) * start
-        + (t**3 - 2 * t**2 + t) * tangents[index]
-        + (3 * t**2 - 2 * t**3) * end
-        + (t**3 - t**2) * tangents[index + 1]
-    )
+    places = np.arange(len(points))
+    return CubicHermiteSpline(places, points, np.gradient(points, axis=0))(np.linspace(0, places[-1], 24))
 
 
 def _expose(canvas, film, view, rng):

@@ -30,15 +30,11 @@ _NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} a
     "lines": "endotracheal tube and {side} central line",
 }
 _UNQUALIFIED = {  # findings named without place or size in other words than their own, to be negated
-    "Consolidation": "focal consolidation",
-    "Edema": "pulmonary edema",
-    "Enlarged Cardiomediastinum": "widening of the mediastinum",
-    "Fracture": "displaced fracture",
-    "Lung Lesion": "nodule or mass",
-    "Lung Opacity": "hazy opacity",
-    "Pleural Other": "pleural thickening",
+    "Consolidation": "focal consolidation", "Edema": "pulmonary edema",
+    "Enlarged Cardiomediastinum": "widening of the mediastinum", "Fracture": "displaced fracture",
+    "Lung Lesion": "nodule or mass", "Lung Opacity": "hazy opacity", "Pleural Other": "pleural thickening",
     "Support Devices": "support device",
-}
+}  # fmt: skip
 _PRESENT_WORDS = ("There is {}.", "{} is seen.", "{} is present.", "{}.")
 _PRESENT_WORDS_PLURAL = ("There are {}.", "{} are seen.", "{} are present.", "{}.")
 _UNCERTAIN_WORDS = ("Possible {}.", "There is possible {}.", "{} cannot be excluded.", "There may be {}.")
@@ -51,12 +47,9 @@ _FILLERS = (
 )
 _NORMAL_IMPRESSIONS = ("No acute cardiopulmonary process.", "Normal chest.", "No acute cardiopulmonary abnormality.")
 _INDICATIONS = (
-    "___ year old {} with cough.",
-    "___ year old {} with shortness of breath.",
-    "___ year old {} with chest pain.",
-    "___ year old {} with fever, please evaluate.",
-    "___ year old {} after a fall.",
-)
+    "___ year old {} with cough.", "___ year old {} with shortness of breath.", "___ year old {} with chest pain.",
+    "___ year old {} with fever, please evaluate.", "___ year old {} after a fall.",
+)  # fmt: skip
 
 
 def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Generator) -> str:

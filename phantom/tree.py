@@ -23,10 +23,8 @@ from utils.folders import DRAWN_TREE, making
 CHUNK = 16  # studies that a process draws at a time
 _SPLIT_CYCLE = 25  # patients of a group after which the splits repeat: 20 train, 2 validate, 3 test
 _TEST_PLACES, _VALIDATE_PLACES = (0, 9, 17), (5, 22)
-_VIEWS = {  # procedure and direction in PhysioNet's words
-    "PA": ("CHEST (PA)", "postero-anterior"),
-    "AP": ("CHEST (PORTABLE AP)", "antero-posterior"),
-}
+# procedure and direction in PhysioNet's words
+_VIEWS = {"PA": ("CHEST (PA)", "postero-anterior"), "AP": ("CHEST (PORTABLE AP)", "antero-posterior")}
 
 
 def draw_tree(
@@ -107,22 +105,13 @@ def _draw_study(root: Path, study: dict, image_size: int) -> list[dict]:
         film = draw_chest(study["anatomy"], study["drawn"], view, image_size, film_seed)
         Image.fromarray(to_bytes(film)).save(folder / f"{dicom_id}.jpg", quality=95)
         procedure, direction = _VIEWS[view]
-        rows.append(
-            {
-                "dicom_id": dicom_id,
-                **study["identity"],
-                "PerformedProcedureStepDescription": procedure,
-                "ViewPosition": view,
-                "Rows": image_size,
-                "Columns": image_size,
-                "StudyDate": study["date"],
-                "StudyTime": study["time"],
-                "ProcedureCodeSequence_CodeMeaning": procedure,
-                "ViewCodeSequence_CodeMeaning": direction,
-                "PatientOrientationCodeSequence_CodeMeaning": "Erect",
-                "split": study["split"],
-            }
-        )
+        rows.append({
+            "dicom_id": dicom_id, **study["identity"], "PerformedProcedureStepDescription": procedure,
+            "ViewPosition": view, "Rows": image_size, "Columns": image_size, "StudyDate": study["date"],
+            "StudyTime": study["time"], "ProcedureCodeSequence_CodeMeaning": procedure,
+            "ViewCodeSequence_CodeMeaning": direction, "PatientOrientationCodeSequence_CodeMeaning": "Erect",
+            "split": study["split"],
+        })  # fmt: skip
     return rows
 
 

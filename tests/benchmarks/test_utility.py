@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import utility
+from evaluation import judges
 from evaluation.judges import JudgeSettings
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -54,8 +55,8 @@ def test_a_classifier_in_two_stages_learns_from_both(make_table, tmp_path, accel
         stages.append((len(keys), settings.steps, settings.seed, start))
         return train_classifier(pixels, keys, labels, settings, device, start)
 
-    train_classifier = utility.train_classifier
-    monkeypatch.setattr(utility, "train_classifier", train)
+    train_classifier = judges.train_classifier
+    monkeypatch.setattr(judges, "train_classifier", train)
     found = utility.measure_classifier([table[:6], table[6:]], table, settings, tmp_path, accelerator)
     assert 0 <= found["AUROC"] <= 1
     assert [stage[:3] for stage in stages] == [(6, 2, 7), (54, 2, 7)]
