@@ -51,7 +51,6 @@ BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a m
 ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 2  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # of the weights (adamw or muon)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
 LR_SCHEDULE = "cosine"  # of the learning rate (constant_with_warmup, linear or cosine)
 WARMUP_STEPS = 100  # optimiser steps of linear warm-up (0 or more)

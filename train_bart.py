@@ -44,7 +44,6 @@ BATCH_SIZE = 8  # reports an optimiser step, over all processes (1 to 65536; a m
 ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 20  # passes over the training reports (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # of the weights (adamw or muon; paper: adamw)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
 WEIGHT_DECAY = 0.01  # of the optimiser (0 or more)
 LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)

@@ -54,7 +54,6 @@ BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a m
 ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 10  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # muon needs half the steps from random weights (adamw or muon; paper: adamw)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
 LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
 WARMUP_STEPS = 500  # optimiser steps of linear warm-up (0 or more; paper: 0)

@@ -22,7 +22,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.batches import Batches, make_loader, to_device
-from training.muon import make_optimizer
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
@@ -36,7 +35,6 @@ FIT_CONSTANTS = (  # fit() reads these of a script's constants
 )  # fmt: skip
 DEFAULTS = {  # and these, where a script has them
     "ACCUMULATION": 1,  # passes an optimiser step
-    "OPTIMIZER": "adamw",
     "BETAS": (0.9, 0.999),  # of AdamW; the paper's
     "WEIGHT_DECAY": 0.01,  # the paper's
     "CLIP_NORM": 1.0,  # largest norm of the gradient; 0: not clipped, as in the paper
@@ -98,10 +96,7 @@ class _Run:
 
         self.raw_model = model.to(accelerator.device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(
-            settings["OPTIMIZER"], model, lr=settings["LEARNING_RATE"], betas=settings["BETAS"],
-            weight_decay=settings["WEIGHT_DECAY"],
-        )  # fmt: skip
+        optimizer = torch.optim.AdamW(self.parameters, fused=True)  # its settings follow at each step
         schedule = get_scheduler(settings["LR_SCHEDULE"], optimizer, None, settings["WARMUP_STEPS"], self.total_steps)
         self.rate_at = schedule.lr_lambdas[0]  # step => factor of LEARNING_RATE
         self.average = Average(self.parameters, decay=settings["EMA_DECAY"])

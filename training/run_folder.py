@@ -30,6 +30,7 @@ MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation,
 }  # fmt: skip
 FIXED = {  # constants that scripts had before, with the values that are fixed in the code now
     "PATCH_SIZE": 2, "TIMESTEP_MEAN": -0.7, "COSINE_WEIGHT": 0.01, "FLOW_DEPTH": 3, "FLOW_DRAWS": 4, "DROP_IMAGE": 0.1,
+    "OPTIMIZER": "adamw",
 }  # fmt: skip
 
 

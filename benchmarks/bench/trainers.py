@@ -1,8 +1,8 @@
 """Training examples a second: an optimiser step of each trainer, naively and as its script does it.
 
 naive    the frozen encoders run in every step; float32; reports are padded to the longest that BART can read; AdamW
-ours     features come from the cache; reports are padded to the longest of their batch; the precision, optimiser,
-         clipping and averaging that the script's constants state
+ours     features come from the cache; reports are padded to the longest of their batch; the precision, clipping
+         and averaging that the script's constants state
 
 Both take the script's own compute_loss, BATCH_SIZE and ACCUMULATION. Reading files is not part of a step: pixels are
 random numbers, and reports are those of drawn chests.
@@ -26,7 +26,6 @@ from benchmarks.bench.networks import Networks
 from phantom import random_findings, write_report
 from training.examples import ReportExamples
 from training.loop import Average
-from training.muon import make_optimizer
 from utils.findings import to_prompt
 from utils.report_cleaning import clean_report
 
@@ -68,7 +67,7 @@ class Trainer:
         names = {"lr": "LEARNING_RATE", "betas": "BETAS", "weight_decay": "WEIGHT_DECAY"}
         settings = {setting: self.constants[name] for setting, name in names.items()}
         self.naive_optimizer = torch.optim.AdamW(self.trained, **settings)
-        self.our_optimizer = make_optimizer(self.constants["OPTIMIZER"], model, **settings)
+        self.our_optimizer = torch.optim.AdamW(self.trained, fused=True, **settings)
         self.average = Average(self.trained, decay=self.constants["EMA_DECAY"])
 
     @plain_float32()
