@@ -56,6 +56,7 @@ RUN_DIR = "runs/bart"  # checkpoints, metrics and examples; a run in it is resum
 CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
 VALIDATION_ROWS = 1000  # validation reports a validation (0 or more; 0: all of them)
 EVALUATION_REPORTS = 300  # test reports reconstructed at the end, and scored (0 or more; 0: none)
+LOG_WITH = ""  # a tracker beside metrics.csv (empty, tensorboard, wandb, mlflow or comet_ml; empty: none)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so 0 is fast enough (0 to 256)
 
@@ -97,7 +98,7 @@ def evaluate(autoencoder, reports, training_reports, batch_size, run_dir):
 
 def main():
     constants = override_constants(globals())
-    accelerator = make_accelerator(DEVICE, PRECISION)
+    accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
 
     if is_report_list(DATA_ROOT):
         table = read_report_list(DATA_ROOT)

@@ -7,7 +7,6 @@ SIGTERM at a random moment over the length of the uninterrupted run, until all K
 completed run leaves has to be what the uninterrupted run left: the same files with the same bytes, except for
 
     metrics.csv       compared without its column of speeds
-    tensorboard/      not compared: its files hold the time
     a feature cache   compared by key: a kill leaves the features in other, randomly named shards
 
 The runs have the same constants, paths included, in two working directories, which are kept if something differs. They
@@ -65,7 +64,7 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:
     compared = {}
     for path in sorted(path for name in names for path in (folder / name).rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or "tensorboard" in name.parts:
+        if path.is_dir():
             continue
         if path.name.endswith(".keys.json"):
             values = np.load(path.with_name(path.name.replace(".keys.json", ".npy")))

@@ -20,10 +20,6 @@ class Examples(Dataset):
 
     collate = staticmethod(default_collate)  # a list of examples => a batch
 
-    def name(self, position: int) -> str:
-        """What a message calls an example."""
-        return str(position)
-
     def order(self, generator: np.random.Generator, head: int) -> np.ndarray:
         """The positions of one epoch, shuffled. The first `head` of them complete the last epoch's last batch."""
         return generator.permutation(len(self))

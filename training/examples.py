@@ -75,10 +75,6 @@ class _Rows(Examples):
     def __len__(self):
         return len(self.rows)
 
-    def name(self, position):
-        """The dicom_id of an example."""
-        return self.features.table["dicom_id"].iloc[self.rows[position]]
-
 
 class DiffusionFeatures:
     """The frozen encoders' features of each row of a table; rows with an unreadable image are dropped.

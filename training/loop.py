@@ -42,16 +42,14 @@ DEFAULTS = {  # and these, where a script has them
     "VALIDATION_ROWS": 1000,  # examples a validation; 0: all of them
 }
 BAD_STEPS = 20  # consecutive steps without a finite gradient after which a run ends
-NAMED_EXAMPLES = 8  # examples of such a step that a message names
 
 
 def fit(model, examples, validation, compute_loss, constants, accelerator, preview=None, facts=None) -> None:
     """Trains a model and writes its checkpoints, metrics and pictures to RUN_DIR.
 
-    A second call resumes from RUN_DIR/last; the optimisation follows the constants of the second call, and a changed
-    experiment is refused. After SIGTERM the current step is finished and saved; the resumed run equals an uninterrupted
-    one bit for bit. The CPU waits for a GPU only at a row of metrics.csv: whether a step's gradient was finite is read
-    one step later.
+    A second call resumes from RUN_DIR/last with its own constants of the optimisation; a changed experiment is refused.
+    After SIGTERM the current step is finished and saved; the resumed run equals an uninterrupted one bit for bit. The
+    CPU waits for a GPU only at a row of metrics.csv: whether a step's gradient was finite is read one step later.
 
     Args:
         model: nn.Module with save_pretrained(folder) and a class method from_pretrained(folder).
@@ -80,6 +78,8 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
             run.train()
         finally:
             run.ended.set()
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 
 class _Run:
@@ -118,8 +118,12 @@ class _Run:
             f"training and {len(self.validation)} validation examples, steps {self.step} to {self.total_steps} on "
             f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
         )
-        loader = iter(self._loader(self.examples, self._batches()))
+        own_share = accelerator.process_index, accelerator.num_processes
+        sizes = (settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
+        batches = Batches(self.examples, *sizes, self.step, self.total_steps, *own_share)
+        loader = iter(self._loader(self.examples, batches))
         log = MetricsLog(self.folder, self.step) if main else None
+        accelerator.init_trackers(self.folder.name)
         progress = tqdm(total=self.total_steps, initial=self.step, desc="training", disable=not main)
         since = time.perf_counter()
         with stoppable() as stop_requested:
@@ -134,6 +138,7 @@ class _Run:
                         self._checkpoint(row, log)
                     elif log:
                         log.add(row)
+                    accelerator.log({name: value for name, value in row.items() if value is not None}, self.step)
                     shown = {"loss": f"{row['loss']:.4f}", "validation": f"{self.validation_loss:.4f}"}
                     progress.set_postfix(shown, per_s=f"{row['examples_per_second']:.0f}")
                     since = time.perf_counter()
@@ -195,17 +200,18 @@ class _Run:
                 self._report_bad_step(step, norm.item())
 
     def _report_bad_step(self, step, norm):
-        """Names the examples of a step that was not applied; InputError after BAD_STEPS of them."""
-        names = [self.examples.name(position) for position, _ in self._batches().step(step)]
-        more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
-        shown = ", ".join(names[:NAMED_EXAMPLES]) + more
-        say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row); its examples: {shown}")
+        """Prints that a step was not applied; InputError after BAD_STEPS of them."""
+        say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row)")
         if self.skipped == BAD_STEPS:
             raise InputError(
-                f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite; the last good "
-                f"checkpoint is kept in {self.folder}: lower LEARNING_RATE or set PRECISION to 'no', and run the same "
-                "command again"
+                f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite; {self._way_out()}"
             )
+
+    def _way_out(self):
+        return (
+            f"the last good checkpoint is kept in {self.folder}: lower LEARNING_RATE or set PRECISION to 'no', and run "
+            "the same command again"
+        )
 
     def _measure(self, seconds):
         """A row of metrics.csv: means over the steps since the last row."""
@@ -237,12 +243,6 @@ class _Run:
         self.accelerator.wait_for_everyone()
         raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
 
-    def _batches(self):
-        batch_size, accumulation, seed = (self.settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        steps = self.step, self.total_steps
-        return Batches(self.examples, batch_size, accumulation, seed, *steps, process, processes)
-
     def _loader(self, data, batches):
         return make_loader(data, batches, self.settings["NUM_WORKERS"], self.accelerator.device, self.ended)
 
@@ -257,7 +257,6 @@ class _Run:
     @torch.compiler.set_stance("force_eager")  # compiling validation and preview would take longer than running them
     def _checkpoint(self, row, log):
         """Validates, saves and draws with the averaged weights. row: of metrics.csv; log: MetricsLog, main process."""
-        self._check_processes_agree()
         self.model.eval()
         with self._averaged_weights():
             self.validation_loss = self._validate()
@@ -265,8 +264,7 @@ class _Run:
         if not (math.isfinite(self.validation_loss) and all(tensor.isfinite().all() for tensor in weights)):
             raise InputError(
                 f"after step {self.step} the validation loss is {self.validation_loss}, or a weight is not finite: "
-                f"this step is not saved, and the last good checkpoint is kept in {self.folder}; lower LEARNING_RATE "
-                "or set PRECISION to 'no', and run the same command again"
+                f"this step is not saved, and {self._way_out()}"
             )
         improved = self.validation_loss < self.best
         self.best = min(self.best, self.validation_loss)
@@ -288,21 +286,6 @@ class _Run:
         self.average.copy_to(self.parameters)
         yield
         self.average.restore(self.parameters)
-
-    def _check_processes_agree(self):
-        """InputError unless all processes have the same weights, as the same gradients make them."""
-        accelerator = self.accelerator
-        if accelerator.num_processes == 1:
-            return
-        sums = torch.stack([parameter.detach().sum(dtype=torch.float32) for parameter in self.parameters])
-        rows = accelerator.gather(sums[None]).nan_to_num()  # (processes, tensors)
-        others = [number for number, row in enumerate(rows) if not torch.equal(row, rows[0])]
-        if others:
-            raise InputError(
-                f"after step {self.step} the weights of process {others[0]} differ from those of process 0: a device "
-                "or the link between them computes wrongly; this step is not saved, and the last good checkpoint is "
-                f"kept in {self.folder}; run the same command again, without that device if it happens again"
-            )
 
     def _draw_preview(self):
         if self.preview:
@@ -360,8 +343,8 @@ class _Run:
             self._load_progress(training, state)
         except Exception as error:  # a damaged file, or one that holds code, can fail anywhere
             raise InputError(
-                f"{checkpoint} cannot be resumed: its optimizer.pt or training.json is damaged or foreign "
-                f"({reason(error)}): restore it, or change RUN_DIR; nothing was changed"
+                f"{checkpoint} cannot be resumed: its optimizer.pt or training.json is damaged ({reason(error)}): "
+                "restore it, or change RUN_DIR; nothing was changed"
             ) from error
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
@@ -385,11 +368,10 @@ class _Run:
     def check_same_start(self):
         """InputError unless all processes begin at one step: RUN_DIR may be another folder on another machine."""
         steps = gather_object([self.step])
-        others = [number for number, step in enumerate(steps) if step != steps[0]]
-        if others:
+        if len({*steps}) > 1:
             raise InputError(
-                f"process {others[0]} would go on from step {steps[others[0]]}, and process 0 from step {steps[0]}: "
-                f"put RUN_DIR {self.folder} onto storage that all machines share, and run the same command again"
+                f"the processes would go on from steps {steps}: put RUN_DIR {self.folder} onto storage that all "
+                "machines share, and run the same command again"
             )
 
 

@@ -25,8 +25,8 @@ MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation,
     "RUN_DIR", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER",
     "BART_CHECKPOINT", "CHECKPOINT", "INITIAL_WEIGHTS", "PRETRAINED", "ACCUMULATION", "EPOCHS", "MAX_STEPS",
     "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "PRECISION",
-    "COMPILE", "CHECKPOINT_EVERY", "VALIDATION_ROWS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LOG_EVERY", "DEVICE",
-    "NUM_WORKERS",
+    "COMPILE", "CHECKPOINT_EVERY", "VALIDATION_ROWS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LOG_EVERY",
+    "LOG_WITH", "DEVICE", "NUM_WORKERS",
 }  # fmt: skip
 FIXED = {  # constants that scripts had before, with the values that are fixed in the code now
     "PATCH_SIZE": 2, "TIMESTEP_MEAN": -0.7, "COSINE_WEIGHT": 0.01, "FLOW_DEPTH": 3, "FLOW_DRAWS": 4, "DROP_IMAGE": 0.1,
@@ -116,7 +116,7 @@ def _link(source, target):
 
 
 class MetricsLog:
-    """metrics.csv, its plot loss.png, and TensorBoard where it is installed."""
+    """metrics.csv and its plot loss.png."""
 
     def __init__(self, folder: Path, step: int):
         """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
@@ -127,21 +127,11 @@ class MetricsLog:
                     self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
             except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
                 raise InputError(f"{self.path} is damaged ({reason(error)}): restore it, or remove it") from error
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=step)
-        except ImportError:
-            self.board = None
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
         with writing("metrics.csv", self.folder), replacing(self.path) as temporary:
             pd.DataFrame(self.rows, columns=METRICS).to_csv(temporary, index=False)
-        if self.board:
-            for name, value in row.items():
-                if value is not None:
-                    self.board.add_scalar(name, value, row["step"])
         if "validation_loss" in row:
             self._draw()
 
