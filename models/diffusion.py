@@ -34,8 +34,6 @@ def noise_schedule(base_model: str, prediction_type: str = "") -> DDPMScheduler:
     network predicts the noise), "v_prediction" (Salimans & Ho 2022: the velocity), or "": the base model's. Prints a
     prediction_type that is not the base model's.
     """
-    if prediction_type not in ("", *PREDICTIONS):
-        raise InputError(f"PREDICTION {prediction_type!r} is neither 'epsilon' nor 'v_prediction'")
     schedule = _load_schedule(base_model, clip_sample=False)
     if not prediction_type:
         return schedule
@@ -57,10 +55,8 @@ def _load_schedule(folder, **options):
     except Exception as error:  # impossible values fail in whatever uses them
         raise InputError(f"no scheduler in {str(folder)!r}: {why_unloaded(folder, error)}") from error
     if schedule.config.prediction_type not in PREDICTIONS:
-        raise InputError(
-            f"the scheduler in {str(folder)!r} has the prediction_type {schedule.config.prediction_type!r}; it has to "
-            "be epsilon or v_prediction"
-        )
+        prediction = schedule.config.prediction_type
+        raise InputError(f"the scheduler in {str(folder)!r} predicts {prediction!r}, not epsilon or v_prediction")
     return schedule
 
 
@@ -104,21 +100,20 @@ class PromptedDenoiser(nn.Module):
 
     def check_fits(self, text_width: int, shape: tuple[int, int, int]) -> None:
         """InputError unless texts of this width and latents of this shape, (C, h, w), are what it was trained with."""
-        if text_width != self.fusion.config.text_dim:
-            raise InputError(
-                f"the checkpoint was trained with texts of width {self.fusion.config.text_dim}, and this text encoder "
-                f"makes {text_width}: set BASE_MODEL and TEXT_ENCODER to those it was trained with"
-            )
         config = self.denoiser.config
         if isinstance(self.denoiser, UViT):
             wanted = (config.in_chans, config.img_size, config.img_size)
         else:
             wanted = (config.in_channels, *shape[1:])
-        if tuple(shape) != wanted:
-            raise InputError(
-                f"the checkpoint was trained on latents of the shape {wanted}, and the VAE of BASE_MODEL makes "
-                f"{tuple(shape)} of its images: set BASE_MODEL to the one it was trained with"
-            )
+        for what, own, other in (
+            ("texts of width", self.fusion.config.text_dim, text_width),
+            ("latents of the shape", wanted, tuple(shape)),
+        ):
+            if own != other:
+                raise InputError(
+                    f"the checkpoint was trained with {what} {own}, and BASE_MODEL or TEXT_ENCODER makes {other}: set "
+                    "them to those it was trained with"
+                )
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.denoiser.save_pretrained(folder)
@@ -145,8 +140,6 @@ class PromptedDenoiser(nn.Module):
         InputError when it is no such folder, of another denoiser, or when its weights do not fit its configuration.
         """
         folder = Path(folder)
-        if not folder.exists():
-            raise InputError(f"there is no checkpoint {folder}: set CHECKPOINT to a folder such as runs/clipUViT/best")
         name = _class_name(folder, DENOISERS)
         if denoiser and name != denoiser:
             raise InputError(f"the checkpoint {folder} is a {name}, not a {denoiser}: use the scripts of that backbone")
@@ -171,7 +164,7 @@ def _class_name(folder, known):
         name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):  # absent, no JSON, or JSON of another form
         name = None
-    if not isinstance(name, str) or name not in known:
+    if name not in [*known]:  # a list: the file may name anything
         raise InputError(
             f"{folder} is no checkpoint of this project (no config.json of a {' or '.join(known)} in it): "
             "set CHECKPOINT to a folder such as runs/clipUViT/best"
@@ -314,8 +307,7 @@ def sample_latents(
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
         if not torch.isfinite(latents).all():
             raise InputError(
-                f"sampling made NaN or infinity at timestep {int(timestep)}: the weights are damaged, the guidances "
-                f"{guidance.text} and {guidance.reference} are too high, STEPS {steps} too many for this scheduler, or "
-                "PRECISION has to be 'no'"
+                f"sampling made NaN or infinity at timestep {int(timestep)} of STEPS {steps}: lower the guidances "
+                f"{guidance.text} and {guidance.reference}, set PRECISION to 'no', or take another checkpoint"
             )
     return latents

@@ -62,10 +62,8 @@ class Teacher:
         self.schedule = model.schedule
         longest = self.schedule.config.num_train_timesteps
         if student_steps * teacher_steps > longest:
-            raise InputError(
-                f"STUDENT_STEPS {student_steps} x TEACHER_STEPS {teacher_steps} are more than the {longest} steps of "
-                "the noise schedule: lower one of them"
-            )
+            product = f"STUDENT_STEPS {student_steps} x TEACHER_STEPS {teacher_steps}"
+            raise InputError(f"{product} are more than the {longest} steps of the noise schedule: lower one of them")
         self.model, self.guidance = model.eval().requires_grad_(False), guidance
         self.student_steps, self.teacher_steps = student_steps, teacher_steps
         device = next(model.parameters()).device
@@ -100,7 +98,6 @@ class Teacher:
             return alpha * noisy - sigma * prediction
         return (noisy - sigma * prediction) / alpha
 
-    @torch.no_grad()
     def predict_x0(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """The teacher's guided prediction of the clean latents, (B, C, h, w)."""
         noise_levels = (self.sigma / self.alpha)[timesteps].clamp(max=ALL_NOISE)

@@ -68,10 +68,8 @@ class Prior(ModelMixin, ConfigMixin):
     ):  # fmt: skip
         super().__init__()
         if latent_side % patch_size or embed_dim % num_heads:
-            raise InputError(
-                f"PATCH_SIZE {patch_size} has to divide the latents' side {latent_side}, and NUM_HEADS {num_heads} "
-                f"EMBED_DIM {embed_dim}"
-            )
+            sides = f"PATCH_SIZE {patch_size} has to divide the latents' side {latent_side}"
+            raise InputError(f"{sides}, and NUM_HEADS {num_heads} EMBED_DIM {embed_dim}")
         self.vit = VisionTransformer(
             img_size=latent_side, patch_size=patch_size, in_chans=latent_channels, embed_dim=embed_dim, depth=depth,
             num_heads=num_heads, mlp_ratio=mlp_ratio, num_classes=0,
@@ -153,10 +151,7 @@ class Prior(ModelMixin, ConfigMixin):
     def _report_latents(self, standardised, strength):
         report_latents = standardised * self.report_std.float() + self.report_mean.float()
         if not torch.isfinite(report_latents).all():
-            raise InputError(
-                f"the prior predicts NaN or infinity with {strength}: its weights are damaged, that is too high, or "
-                "PRECISION has to be 'no'"
-            )
+            raise InputError(f"the prior predicts NaN or infinity: lower {strength}, or set PRECISION to 'no'")
         return report_latents
 
     def set_statistics(self, mean, std, covariance=None) -> None:
@@ -220,10 +215,6 @@ class Prior(ModelMixin, ConfigMixin):
                 f"cannot load PRETRAINED {name!r} ({type(error).__name__}: {reason(error)}); set PRETRAINED to "
                 "local-dir:FOLDER, a copy on disk, or to '' for random weights"
             ) from error
-        weights, side = source.state_dict(), config.latent_side // config.patch_size
+        weights = source.state_dict()
         load_weights(self.vit, weights, f"PRETRAINED {name!r}", "set EMBED_DIM, DEPTH and NUM_HEADS to its sizes")
-        say(
-            f"prior: {len(weights)} tensors of the transformer loaded from {name}, patches resampled to "
-            f"{config.patch_size} x {config.patch_size} x {config.latent_channels} and positions to {side} x {side}; "
-            "the head is new"
-        )
+        say(f"prior: {len(weights)} tensors of the transformer from {name}, resampled to {sizes}; the head is new")

@@ -61,9 +61,8 @@ class ReportAutoencoder(nn.Module):
         """
         try:
             check_config(folder)
-            bart, info = BartForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
+            options = {"dtype": torch.float32, "output_loading_info": True}
+            bart, info = BartForConditionalGeneration.from_pretrained(folder, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # a broken file fails in whatever reads it
             raise InputError(
@@ -73,10 +72,7 @@ class ReportAutoencoder(nn.Module):
         check_loaded(bart, info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
-            raise InputError(
-                f"{str(folder)!r} is a BART that was not trained as a report autoencoder (no pooling in its config); "
-                "train it with train_bart.py, and name its RUN_DIR/best"
-            )
+            raise InputError(f"{str(folder)!r} is no report autoencoder (no pooling in its config): run train_bart.py")
         return cls(bart, tokenizer, pooling)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -162,10 +158,8 @@ def _check_tokenizer(tokenizer, config):
     ends = ids[0], ids[-1], tokenizer.pad_token_id
     expected = config.bos_token_id, config.eos_token_id, config.pad_token_id
     if set(ids[1:-1]) <= {tokenizer.unk_token_id} or ends != expected:
-        raise InputError(
-            f"the tokenizer is not BART's (its <s>, </s> and padding are {ends}, BART's {expected}): copy the "
-            "tokenizer that BART was trained with into its folder"
-        )
+        codes = f"its <s>, </s> and padding are {ends}, BART's {expected}"
+        raise InputError(f"the tokenizer is not BART's ({codes}): copy the one of BART's training into its folder")
 
 
 class _SeededNucleus(LogitsProcessor):

@@ -38,7 +38,7 @@ def test_the_schedule_is_stable_diffusions(base_model):
     schedule = noise_schedule(base_model, "epsilon")
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     torch.testing.assert_close(schedule.alphas_cumprod, torch.cumprod(1 - betas, 0))
-    with pytest.raises(InputError, match="PREDICTION 'noise' is neither"):
+    with pytest.raises(InputError, match="'noise', not epsilon or v_prediction"):
         noise_schedule(base_model, "noise")
     with pytest.raises(InputError, match="no scheduler in '/absent'"):
         noise_schedule("/absent", "epsilon")
