@@ -69,10 +69,8 @@ class Batches:
 
 def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None:
     if batch_size % (accumulation * processes):
-        raise InputError(
-            f"BATCH_SIZE {batch_size} cannot be shared by {processes} processes x ACCUMULATION {accumulation}; "
-            "make it a multiple of their product"
-        )
+        shares = f"{processes} processes x ACCUMULATION {accumulation}"
+        raise InputError(f"BATCH_SIZE {batch_size} cannot be shared by {shares}; make it a multiple of their product")
 
 
 def make_loader(data: Examples, batches, workers: int, device: torch.device, ended) -> DataLoader:
@@ -88,12 +86,5 @@ def make_loader(data: Examples, batches, workers: int, device: torch.device, end
 
 
 def _ignore_sigterm(ended, _):
-    """A job's SIGTERM reaches the processes that load batches, too, but the current step still needs their batches.
-
-    Once the run has ended, SIGTERM comes from the run itself and ends the process.
-    """
+    """A job's SIGTERM reaches the loaders, too, whose batches the step still needs; after the run it ends them."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ended.is_set() else None)
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -30,7 +30,6 @@ DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for I
 FLOW_DRAWS = 4  # of noise and time for each example of a flow
 STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
 POOL_BATCHES = 50  # batches of reports that are sorted by length together
-_WHERE_REPORTS_ARE = "set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has reports"
 
 
 class Column:
@@ -104,10 +103,8 @@ def diffusion_shapes(vae, text_encoder, reference_encoder, image_size: int) -> d
 def check_dropout(prompt_dropout: tuple[float, ...]) -> None:
     """InputError unless a PROMPT_DROPOUT is three probabilities that DiffusionExamples can use."""
     if len(prompt_dropout) != 3 or sum(prompt_dropout) > 1:
-        raise InputError(
-            f"PROMPT_DROPOUT {prompt_dropout} has to be three probabilities, of no text, no reference and neither, "
-            "that sum up to 1 at most"
-        )
+        form = "three probabilities, of no text, no reference and neither, that sum up to 1 at most"
+        raise InputError(f"PROMPT_DROPOUT {prompt_dropout} has to be {form}")
 
 
 class DiffusionExamples(_Rows):
@@ -157,27 +154,31 @@ class DiffusionExamples(_Rows):
         return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
-def training_texts(reports: pd.Series, priors: str) -> pd.Series:
-    """Reports without de-identification marks; priors "drop": also without comparisons with earlier films, counted."""
-    texts = reports.map(clean_report)
+def reported_rows(table: pd.DataFrame, priors: str = "keep", what: str = "images") -> pd.DataFrame:
+    """The rows of a table that have a report, without de-identification marks; InputError if none has one.
+
+    priors: "drop" for reports without comparisons with earlier films. what: the rows are. Prints what was dropped.
+    """
+    texts = table["report"].map(clean_report)
     if priors == "drop":
         results = texts.map(drop_comparisons)
         texts, compared = results.str[0], results.str[1]
         say(f"comparisons with earlier films: {compared.sum()} dropped or restated, in {(compared > 0).sum()} reports")
-    return texts
-
-
-def reported_rows(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
-    """The rows of a table that have a report, cleaned by `training_texts`; InputError if none has one.
-
-    Prints what was dropped.
-    """
-    table = table.assign(report=training_texts(table["report"], priors))
-    reported = table["report"] != ""
-    say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
+    reported = texts != ""
+    emptied = (table["report"][~reported].str.strip() != "").sum()
+    say(f"reports: {reported.sum()} of {len(table)} {what} have one; cleaning left no sentence of {emptied} others")
     if not reported.any():
-        raise InputError(f"not one image has a report; {_WHERE_REPORTS_ARE}")
-    return table[reported].reset_index(drop=True)
+        raise InputError(
+            f"none of the {what} has a report; set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree "
+            "that has reports"
+        )
+    return table.assign(report=texts)[reported].reset_index(drop=True)
+
+
+def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
+    """The `reported_rows` of a table's distinct studies => columns subject_id, study_id, split, report."""
+    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
+    return reported_rows(studies, priors, "studies")
 
 
 class PriorFeatures:
@@ -224,14 +225,11 @@ def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accele
     fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
     cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
     keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
-    served = cache.fill(
-        keys,
-        lambda row: reports[row],
-        lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
-        ENCODE_BATCH_SIZE,
-        accelerator,
-        "report latents",
-    )
+
+    def encode(batch):
+        return autoencoder.encode_reports(batch).float().cpu().numpy()
+
+    served = cache.fill(keys, reports.__getitem__, encode, ENCODE_BATCH_SIZE, accelerator, "report latents")
     if not served.all():
         raise InputError(f"the latents of {(~served).sum()} reports are not finite: take another BART_CHECKPOINT")
     return Column(cache, keys)
@@ -284,25 +282,6 @@ class PriorExamples(_Rows):
         self.tokens = torch.cat(tokens)  # (n, E)
 
 
-def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
-    """The distinct studies of a table with their reports => columns subject_id, study_id, split, report.
-
-    The reports are cleaned by `training_texts`. Prints what was dropped; InputError if no study has a report.
-    """
-    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
-    without = (studies["report"].str.strip() == "").sum()
-    studies = studies.assign(report=training_texts(studies["report"], priors))
-    kept = studies[studies["report"] != ""].reset_index(drop=True)
-    emptied = len(studies) - without - len(kept)
-    say(
-        f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
-        "which cleaning left no sentence"
-    )
-    if kept.empty:
-        raise InputError(f"not one study has a report; {_WHERE_REPORTS_ARE}")
-    return kept
-
-
 class ReportExamples(Examples):
     """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length."""
 
@@ -311,10 +290,8 @@ class ReportExamples(Examples):
         self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
         self.lengths = np.array([len(ids) for ids in self.tokens])
         self.batch_size, self.width, self.tokenizer = batch_size, autoencoder.width, autoencoder.tokenizer
-        say(
-            f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
-            f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
-        )
+        cuts = f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
+        say(f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; {cuts}")
 
     def __len__(self):
         return len(self.tokens)

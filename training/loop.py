@@ -15,13 +15,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from training.batches import Batches, make_loader, to_device
+from training.batches import Batches, make_loader
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
@@ -165,7 +165,10 @@ class _Run:
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, hence the factor num_processes
                     weight = terms[part] * accelerator.num_processes / all_terms
-                    loss = self.compute_loss(self.model, to_device(batch, accelerator.device)) * weight
+                    loss = (
+                        self.compute_loss(self.model, send_to_device(batch, accelerator.device, non_blocking=True))
+                        * weight
+                    )
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, settings["CLIP_NORM"] or math.inf))
@@ -307,7 +310,9 @@ class _Run:
         for batch in self._loader(self.validation, batches):
             terms.append(self.validation.count_terms(batch))
             with accelerator.autocast():
-                losses.append(self.compute_loss(self.raw_model, to_device(batch, accelerator.device)))
+                losses.append(
+                    self.compute_loss(self.raw_model, send_to_device(batch, accelerator.device, non_blocking=True))
+                )
         sums = [sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), terms)), sum(terms)]
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")

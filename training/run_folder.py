@@ -10,7 +10,6 @@ constants.json                  the resolved constants of the script
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -43,7 +42,6 @@ def find_checkpoint(folder: Path) -> Path | None:
         if (folder / name / "optimizer.pt").is_file():
             return folder / name
     names = [name for name in ("last", "last.old", "best") if (folder / name).exists()]
-    names += sorted(path.name for path in folder.glob("step-*"))  # older versions kept checkpoints by their steps
     if names:
         raise InputError(
             f"{folder} holds weights ({', '.join(names)}) but no last/optimizer.pt to resume from: put that file "
@@ -65,18 +63,14 @@ def compare_with(checkpoint: Path, training: dict, constants: dict, facts: dict)
         old["PROMPT_DROPOUT"] = [old["DROP_TEXT"], old["DROP_REFERENCE"], old.get("DROP_BOTH", 0.0)]
     for name, value in FIXED.items():
         if old.get(name, value) != value:
-            raise InputError(
-                f"{checkpoint} was trained with {name} = {old[name]!r}, which is now fixed at {value!r}: "
-                "change RUN_DIR, or resume it with the version of the scripts that began it"
-            )
+            fixed = f"{name} = {old[name]!r}, which is now fixed at {value!r}"
+            raise InputError(f"{checkpoint} was trained with {fixed}: change RUN_DIR, or use the older scripts")
     new = json.loads(json.dumps(constants))
     changes = [(name, old[name], value) for name, value in new.items() if old.get(name, value) != value]
     for name, before, now in changes:
         if name not in MAY_CHANGE:
-            raise InputError(
-                f"{checkpoint} was trained with {name} = {before!r}, this run has {now!r}: another experiment; set it "
-                "back, or change RUN_DIR"
-            )
+            changed = f"{name} = {before!r}, this run has {now!r}: another experiment"
+            raise InputError(f"{checkpoint} was trained with {changed}; set it back, or change RUN_DIR")
     return changes
 
 
@@ -90,14 +84,13 @@ def remove_unfinished(folder: Path, checkpoint: Path | None) -> None:
 def name_checkpoint(folder: Path, improved: bool) -> None:
     """Names the finished checkpoint `last.new`: `best` if it is improved, and `last`.
 
-    `last` is renamed after everything else of a step is written: a run that is killed before resumes from the
-    checkpoint before, and repeats all of it.
+    It is renamed after everything else of a step is written: a run that is killed before repeats all of that step.
     """
     new, last, old = (folder / name for name in ("last.new", "last", "last.old"))
     if improved:  # the same files, without the optimiser's state
         best, new_best = folder / "best", folder / "best.new"
         shutil.rmtree(new_best, ignore_errors=True)
-        shutil.copytree(new, new_best, copy_function=_link, ignore=shutil.ignore_patterns("optimizer.pt"))
+        shutil.copytree(new, new_best, ignore=shutil.ignore_patterns("optimizer.pt"))
         shutil.rmtree(best, ignore_errors=True)
         new_best.rename(best)
     if last.exists():
@@ -105,14 +98,6 @@ def name_checkpoint(folder: Path, improved: bool) -> None:
         last.rename(old)
     new.rename(last)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _link(source, target):
-    """Hard-links a file, or copies it where that is not possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 class MetricsLog:

@@ -165,7 +165,7 @@ def test_cached_report_latents_of_another_bart_are_refused(features, tokenizer):
 
 def test_a_tree_without_reports(features):
     _, table, _ = features
-    with pytest.raises(InputError, match="not one image has a report"):
+    with pytest.raises(InputError, match="none of the images has a report"):
         reported_rows(table.assign(report=""))
 
 

@@ -555,7 +555,7 @@ def test_a_bart_is_trained_on_from_the_authors(
     printed = capsys.readouterr().out
     assert "9 of 10 rows kept (1 without split dropped)" in printed
     assert "6 train, 2 validate, 1 test reports; it names no view and no patient" in printed
-    assert "8 of 9 studies; dropped 1 studies without a report" in printed
+    assert "8 of 9 studies have one" in printed
     trained = load_autoencoder(str(tmp_path / "run" / "last"), "", "/nowhere")
     authors = load_autoencoder(bart_file, "eos", tokenizer_folder)
     assert trained.pooling == "eos" and (authors.bart.config.dropout, authors.bart.config.attention_dropout) == (
