@@ -18,7 +18,7 @@ from functools import partial
 
 from models.diffusion import Guidance, PromptedDenoiser
 from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
 from training.loop import fit
 from training.preview import Preview
 from training.trial import random_batch, try_training
@@ -104,7 +104,6 @@ def main():
     make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
     try_training(student, loss, make_batch, table, constants, accelerator)
     features = DiffusionFeatures(table, *encoders, image_size, cache_dir, NUM_WORKERS, accelerator)
-    set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     # the "timesteps" of an example are the student's steps
     examples = DiffusionExamples(features, "train", STUDENT_STEPS, PROMPT_DROPOUT)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, training_target
 from models.graphs import compiling
 from models.weights import start_from
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
 from training.loop import fit
 from training.preview import Preview
 from training.trial import random_batch, try_training
@@ -85,9 +85,8 @@ def main():
     device = accelerator.device
     check_dropout(PROMPT_DROPOUT)
 
-    reads_reports = PROMPT == "impression"
-    table = read_table(DATA_ROOT, "", VIEWS, ("train", "validate"), HOLD_OUT, with_reports=reads_reports)
-    table = with_prompts(table, PROMPT)
+    splits, reads_reports = ("train", "validate"), PROMPT == "impression"
+    table = with_prompts(read_table(DATA_ROOT, "", VIEWS, splits, HOLD_OUT, with_reports=reads_reports), PROMPT)
     vae = load_vae(BASE_MODEL, device)
     text_encoder = TextEncoder(BASE_MODEL, pooled=False, device=device, name=TEXT_ENCODER)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
@@ -108,7 +107,6 @@ def main():
     make_batch = partial(random_batch, diffusion_shapes(*encoders, IMAGE_SIZE))
     try_training(model, loss, make_batch, table, constants, accelerator)
     features = DiffusionFeatures(table, *encoders, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
-    set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     timesteps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", timesteps, PROMPT_DROPOUT, TIMESTEPS)

@@ -34,10 +34,7 @@ def begin_student(folder: str | Path) -> PromptedDenoiser:
 
 
 def student_settings(training: dict) -> dict:
-    """The sampler's settings that a student needs, to replace others; {} for any other checkpoint.
-
-    training: the checkpoint's training.json.
-    """
+    """The sampler's settings that a student needs, by its training.json; {} for any other checkpoint."""
     if "student" not in training:
         return {}
     facts = training["student"]
@@ -55,10 +52,7 @@ class Teacher:
         self, model: PromptedDenoiser, null_text: torch.Tensor, guidance: Guidance, student_steps: int,
         teacher_steps: int,
     ):  # fmt: skip
-        """model: on its device; null_text: the empty prompt's encoding, (D,) or (77, D).
-
-        student_steps: segments of the schedule; teacher_steps: steps of the teacher in each of them.
-        """
+        """null_text: (D,) or (77, D); student_steps: segments of the schedule; teacher_steps: in each of them."""
         self.schedule = model.schedule
         longest = self.schedule.config.num_train_timesteps
         if student_steps * teacher_steps > longest:

@@ -56,8 +56,7 @@ class ReportAutoencoder(nn.Module):
     def from_pretrained(cls, folder: str | Path, pooling: str = "") -> "ReportAutoencoder":
         """Loads BART and its tokenizer from a folder or a hub id.
 
-        pooling: "" for the one in its config, which a folder written by `save_pretrained` has. InputError when there
-        is none, when the folder holds no BART, or when its weights do not fit its config.
+        pooling: "" for the one that `save_pretrained` has put into its config. InputError if anything does not fit.
         """
         try:
             check_config(folder)
@@ -65,10 +64,8 @@ class ReportAutoencoder(nn.Module):
             bart, info = BartForConditionalGeneration.from_pretrained(folder, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # a broken file fails in whatever reads it
-            raise InputError(
-                f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}; "
-                "name a folder such as runs/bart/best"
-            ) from error
+            failed = f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}"
+            raise InputError(f"{failed}; name a folder such as runs/bart/best") from error
         check_loaded(bart, info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
@@ -120,9 +117,8 @@ class ReportAutoencoder(nn.Module):
     ) -> list[str]:  # fmt: skip
         """Latents (B, D) => B reports. A report ends at its </s>, or after max_tokens tokens.
 
-        decoding: "greedy"; "beam", the best of `beams`; or "nucleus", a draw among the likeliest tokens that hold top_p
-        of the probability (Holtzman et al. 2020), with one seed a report in `seeds`, so that no report depends on the
-        others of its batch.
+        decoding: "greedy"; "beam", the best of `beams`; or "nucleus", draws among the likeliest tokens that hold top_p
+        of the probability (Holtzman et al. 2020), by a seed for each report.
         """
         processors = [_SeededNucleus(seeds, top_p, temperature)] if decoding == "nucleus" else []
         latents = latents.to(self.bart.device, self.bart.dtype)
@@ -143,9 +139,8 @@ class ReportAutoencoder(nn.Module):
 def blur(latents: torch.Tensor, noise: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Latents (B, D) plus noise (B, D), in units of each dimension's standard deviation over the reports.
 
-    So the encoder cannot evade the noise by larger latents; noise of 0.5 stands for a prior that explains 3/4 of the
-    variance. others (B, D): the latents of another report for each, drawn at random: half the squared difference of two
-    reports is on average the variance. The batch's own variance would depend on the batch size and on the process.
+    So the encoder cannot evade the noise by larger latents. others (B, D): of a random other report for each: half the
+    squared difference of two reports is on average the variance, whatever the batch.
     """
     return latents + noise * (latents.detach() - others) / 2**0.5
 

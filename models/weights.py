@@ -5,12 +5,10 @@
 Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
 
-A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
-What a file is follows from the names of its tensors, see _KINDS. The frozen models that Lightning stored beside them
-are skipped; any other name stops the loading, and so does a missing or misshapen tensor, or a number that is not
-finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the number of attention heads is in no shape: it
-follows from HEAD_WIDTH. A file is mapped into memory, not read, and nothing in it is executed; a model is built without
-memory and takes over the mapped tensors, so that it is in memory once, if at all.
+A folder is a checkpoint of this project; a file is somebody else's, and what it is follows from the names of its
+tensors, see _KINDS. The frozen models that Lightning stored beside them are skipped; any other name stops the loading.
+Sizes follow from the shapes, a U-Net's from BASE_MODEL, the number of attention heads from HEAD_WIDTH. A file is mapped
+into memory, and nothing in it is executed; a model is built without memory and takes over the mapped tensors.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -70,10 +68,6 @@ _VIT_NAMES = (  # timm's names => Hugging Face's of 2023
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-_AUTHORS_NULL_PROMPT = {  # see utils/prompts.py
-    "UViT": "77 end tokens, pooled, not averaged with a reference",
-    "UNet2DConditionModel": "the empty text, as long as text and reference together, which are not padded",
-}
 _ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors trained BART and prior on every view and patient group
 
 
@@ -83,8 +77,8 @@ def load_vision(
 ) -> tuple[PromptedDenoiser, dict]:  # fmt: skip
     """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
 
-    denoiser: the class name it has to be of. base_model, reference_encoder, text_encoder: where they are now, if not
-    where they were in training. head_width: channels an attention head of a U-ViT's file.
+    denoiser: its class name. base_model, reference_encoder, text_encoder: where they are now, if not where they were in
+    training. head_width: channels an attention head of a U-ViT's file.
     """
     if not is_foreign(checkpoint, "CHECKPOINT"):
         model, training = PromptedDenoiser.from_pretrained(checkpoint, denoiser), read_training(checkpoint)
@@ -98,10 +92,7 @@ def load_vision(
     if model.fusion.config.prompting == "authors":
         if constants["TEXT_ENCODER"]:
             raise InputError(f"{checkpoint} was trained on the texts of BASE_MODEL's encoder: leave TEXT_ENCODER empty")
-        say(
-            f"{checkpoint} samples as its authors trained it: null prompt = {_AUTHORS_NULL_PROMPT[denoiser]}; "
-            "reference = the first training row with the same labels, zeros where there is none"
-        )
+        say(f"{checkpoint} samples as its authors trained it: texts, null prompt and references as in utils/prompts.py")
     return model, training
 
 
@@ -124,10 +115,9 @@ def load_autoencoder(checkpoint: str, pooling: str, tokenizer: str, head_width: 
 
 
 def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
-    """Starts a model from a checkpoint folder or an authors' file, and prints what was loaded.
+    """Starts a model from a checkpoint folder or an authors' file, with its own number of attention heads.
 
-    A U-ViT may start from an official one too; the fusion then stays as it is. A file does not say the number of
-    attention heads: the model's own is used.
+    A U-ViT may start from an official one too; the fusion then stays as it is.
     """
     if not is_foreign(weights, "INITIAL_WEIGHTS"):
         model.start_from(weights)
@@ -149,10 +139,7 @@ def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
 
 
 def is_foreign(weights: str, constant: str) -> bool:
-    """Whether a constant names a file, which is somebody else's, and not a folder, which is this project's.
-
-    InputError when it names neither.
-    """
+    """Whether a constant names a file, somebody else's, or a folder, this project's; InputError if neither is there."""
     if os.path.isdir(weights) or os.path.isfile(weights):
         return os.path.isfile(weights)
     way_out = f"set {constant} to a folder (a trainer's RUN_DIR/best) or to an authors' .ckpt"
@@ -164,8 +151,7 @@ def is_foreign(weights: str, constant: str) -> bool:
 def read_tensors(path: str, *kinds: str) -> dict[str, torch.Tensor]:
     """The trained tensors of a file, by name, mapped into memory; prints what is loaded and what is skipped.
 
-    kinds: what it may be, of _KINDS. InputError when it is something else, when it has a name that belongs to no model,
-    when it is broken, or when it holds anything but plain data.
+    kinds: what it may be, of _KINDS. InputError for anything else, an unknown name, a broken file, or code in it.
     """
     state = _read_state(path)
     kind = _kind_of(state, path)
@@ -299,10 +285,8 @@ def _shapes(path, tensors, prefix):
 def _heads(path, width, head_width):
     """How many heads share a width, two or more; prints it, for the file does not say it."""
     if width % head_width or width == head_width:
-        raise InputError(
-            f"{path} has a width of {width}, which is not two or more attention heads of {head_width} channels: "
-            "convert it with `python -m models.weights --HEAD_WIDTH N`, N being the channels of its heads"
-        )
+        heads = f"which is not two or more attention heads of {head_width} channels"
+        raise InputError(f"{path} has a width of {width}, {heads}: use `python -m models.weights --HEAD_WIDTH N`")
     _say_heads(path, width // head_width, width)
     return width // head_width
 
@@ -314,9 +298,8 @@ def _say_heads(path, heads, width):
 def _fill(path, tensors, *places, copy=False):
     """Loads the tensors of a file into modules.
 
-    places: (module, function from a name in it to the names in the file whose tensors, joined, belong there).
-    copy: whether the modules keep their own memory, or take over the file's.
-    InputError unless each tensor has a place of its shape and each place its tensors, all of them finite.
+    places: (module, function from a name in it to the names in the file whose tensors, joined, belong there). copy: not
+    to take over the file's memory. InputError unless each tensor has a place of its shape, and is finite.
     """
     shapes = {}  # name in the file => the shape that belongs there
     for module, file_names in places:

@@ -13,10 +13,7 @@ from utils.seeds import keyed_seed
 
 
 class Examples(Dataset):
-    """A data set of training examples, dicts of tensors: `examples[position, seed]`.
-
-    All that is random in an example follows from its seed.
-    """
+    """A data set of dicts of tensors: `examples[position, seed]`; all that is random in one follows from its seed."""
 
     collate = staticmethod(default_collate)  # a list of examples => a batch
 
@@ -38,9 +35,6 @@ class Batches:
         self.passes, self.process, self.processes = accumulation, process, processes
         self.steps = range(first_step, last_step)
         self._epoch, self._order = -1, None
-
-    def __len__(self):
-        return len(self.steps) * self.passes
 
     def __iter__(self):
         share = self.batch_size // (self.passes * self.processes)

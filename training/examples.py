@@ -46,10 +46,7 @@ class Column:
 
 
 def _readable_rows(table, *features):
-    """The rows whose image every encoder could read, and a Column of them for each feature.
-
-    features: (cache, keys, readable), as `cache_moments` returns them. Prints how many rows are dropped.
-    """
+    """The rows whose image every encoder could read, and a Column for each of features, (cache, keys, readable)."""
     readable = np.logical_and.reduce([readable for _, _, readable in features])
     if not readable.all():
         say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
@@ -57,12 +54,6 @@ def _readable_rows(table, *features):
         raise InputError("not one image of the table can be read")
     columns = (Column(cache, [key for key, kept in zip(keys, readable) if kept]) for cache, keys, _ in features)
     return table[readable].reset_index(drop=True), *columns
-
-
-def set_aside(*models: torch.nn.Module) -> None:
-    """Moves frozen networks, whose features are cached, to the CPU: the training gets the GPU's memory."""
-    for model in models:
-        model.to("cpu")
 
 
 class _Rows(Examples):
@@ -91,6 +82,8 @@ class DiffusionFeatures:
         self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
         self.scaling_factor = vae.config.scaling_factor
         self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+        for model in (vae, text_encoder.model, reference_encoder.tower):
+            model.to("cpu")  # the training gets the GPU's memory
 
 
 def diffusion_shapes(vae, text_encoder, reference_encoder, image_size: int) -> dict[str, tuple[int, ...]]:
@@ -168,10 +161,7 @@ def reported_rows(table: pd.DataFrame, priors: str = "keep", what: str = "images
     emptied = (table["report"][~reported].str.strip() != "").sum()
     say(f"reports: {reported.sum()} of {len(table)} {what} have one; cleaning left no sentence of {emptied} others")
     if not reported.any():
-        raise InputError(
-            f"none of the {what} has a report; set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree "
-            "that has reports"
-        )
+        raise InputError(f"none of the {what} has a report; set REPORTS_ROOT to where the .txt files are")
     return table.assign(report=texts)[reported].reset_index(drop=True)
 
 
@@ -195,6 +185,8 @@ class PriorFeatures:
         self.scaling_factor = vae.config.scaling_factor
         bart = {"bart": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
         self.encoders = {"vae": weights_fingerprint(vae), **bart}
+        for model in (vae, autoencoder):
+            model.to("cpu")  # the training gets the GPU's memory
 
     def statistics(self, split: str = "train") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean and standard deviation of the report latents of one split, (D,) float32 each, and covariance, (D, D)."""
@@ -238,9 +230,8 @@ def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accele
 class PriorExamples(_Rows):
     """Training examples of one split, for a Prior, by whose statistics report latents are standardised.
 
-    An example of a flow also has FLOW_DRAWS draws of noise and time, and whether its image is dropped: in training,
-    with the probability DROP_IMAGE, which trains the prediction that guidance needs. One for a readout has the codes of
-    the findings. After `freeze` an example has, in place of its latents, the class token of a frozen transformer.
+    An example of a flow also has FLOW_DRAWS draws of noise and time, and whether its image is dropped, for guidance.
+    After `freeze` an example has, in place of its latents, the class token of a frozen transformer.
     """
 
     def __init__(self, features, split, prior):
@@ -322,10 +313,7 @@ class ReportExamples(Examples):
         return batch["attention_mask"].sum().item()
 
     def order(self, generator, head=0):
-        """The positions of an epoch, shuffled: within pools of POOL_BATCHES batches, batches hold similar lengths.
-
-        The first `head` are left as they were shuffled; a last batch that is not full stays last.
-        """
+        """The positions of an epoch, shuffled, by similar lengths in POOL_BATCHES batches; a last batch stays last."""
         shuffled = generator.permutation(len(self))
         batches = []
         for start in range(head, len(self), POOL_BATCHES * self.batch_size):

@@ -1,8 +1,7 @@
 """fit(): the training loop that all trainers share. training/run_folder.py describes what it writes.
 
-Data order and randomness follow from (SEED, step, position in the batch) alone: a resumed run, or a run on another
-number of processes, uses the same batches and the same noise. Only BART's dropout depends on the process count; its
-seed is (SEED, step, process).
+Data order and randomness follow from (SEED, step, position in the batch) alone, whether a run is resumed or has several
+processes. Only dropout depends on the process count; its seed is (SEED, step, process).
 """
 
 import json
@@ -56,8 +55,7 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
         examples, validation: training.batches.Examples.
         compute_loss: (model, batch) => scalar, a mean over the batch's terms (`Examples.count_terms`). A step's loss is
             the mean over the terms of all of its passes and processes.
-        constants: the script's constants, of which fit reads FIT_CONSTANTS and DEFAULTS. BATCH_SIZE counts the examples
-            of one optimiser step over all processes; ACCUMULATION splits a process's share into passes.
+        constants: the script's, of which fit reads FIT_CONSTANTS and DEFAULTS.
         preview: (model, path without suffix) => None; writes what the averaged model generates. Main process only.
         facts: a dict kept in every checkpoint's training.json, e.g. fingerprints of frozen encoders.
     """
@@ -139,10 +137,11 @@ class _Run:
                     elif log:
                         log.add(row)
                     accelerator.log({name: value for name, value in row.items() if value is not None}, self.step)
-                    shown = {"loss": f"{row['loss']:.4f}", "validation": f"{self.validation_loss:.4f}"}
-                    progress.set_postfix(shown, per_s=f"{row['examples_per_second']:.0f}")
+                    progress.set_postfix(loss=row["loss"], validation=self.validation_loss)
                     since = time.perf_counter()
-                if self.step < self.total_steps and self._has_to_stop(stop_requested()):
+                # of several processes, all stop if one was told to before the step began
+                told = stop_requested() if accelerator.num_processes == 1 else self.stop_requests.item() > 0
+                if told and self.step < self.total_steps:
                     self._stop(saved=at_checkpoint)
         progress.close()
         say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
@@ -178,10 +177,7 @@ class _Run:
         self._read_steps(leave=1 if accelerator.device.type == "cuda" else 0)
 
     def _apply_gradient(self, norm):
-        """Takes the optimiser's step if the gradient's norm is finite => whether it was taken, a bool or a tensor.
-
-        With fp16 the gradient scaler decides that, and lowers its scale.
-        """
+        """Takes the optimiser's step if the gradient's norm is finite (fp16: as its scaler says) => whether it did."""
         applied = torch.isfinite(norm)
         if self.accelerator.scaler is None:
             self.optimizer.optimizer.found_inf = (~applied).float()  # read by the optimiser itself, on its device
@@ -206,15 +202,11 @@ class _Run:
         """Prints that a step was not applied; InputError after BAD_STEPS of them."""
         say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row)")
         if self.skipped == BAD_STEPS:
-            raise InputError(
-                f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite; {self._way_out()}"
-            )
+            self._give_up(f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite")
 
-    def _way_out(self):
-        return (
-            f"the last good checkpoint is kept in {self.folder}: lower LEARNING_RATE or set PRECISION to 'no', and run "
-            "the same command again"
-        )
+    def _give_up(self, why):
+        way_out = "lower LEARNING_RATE or set PRECISION to 'no', and run the same command again"
+        raise InputError(f"{why}; the last good checkpoint is kept in {self.folder}: {way_out}")
 
     def _measure(self, seconds):
         """A row of metrics.csv: means over the steps since the last row."""
@@ -233,10 +225,6 @@ class _Run:
             "peak_gpu_mib": _peak_gpu_memory(self.accelerator.device),
         }
 
-    def _has_to_stop(self, requested):
-        """Of several processes: whether any of them had received SIGTERM when the step began, so that all agree."""
-        return requested if self.accelerator.num_processes == 1 else self.stop_requests.item() > 0
-
     def _stop(self, saved):
         self._read_steps()
         if not saved and self.accelerator.is_main_process:
@@ -250,7 +238,7 @@ class _Run:
         return make_loader(data, batches, self.settings["NUM_WORKERS"], self.accelerator.device, self.ended)
 
     def _sum_over_processes(self, *values):
-        """The sums of numbers over all processes: tensors with several processes, so that nothing waits for a GPU."""
+        """The sums of numbers over all processes: with several, tensors, so that nothing waits for a GPU."""
         if self.accelerator.num_processes == 1:
             return values
         device = self.accelerator.device
@@ -265,10 +253,7 @@ class _Run:
             self.validation_loss = self._validate()
         weights = [*self.parameters, *self.average.shadow_params]
         if not (math.isfinite(self.validation_loss) and all(tensor.isfinite().all() for tensor in weights)):
-            raise InputError(
-                f"after step {self.step} the validation loss is {self.validation_loss}, or a weight is not finite: "
-                f"this step is not saved, and {self._way_out()}"
-            )
+            self._give_up(f"after step {self.step} the validation loss is {self.validation_loss}, or a weight infinite")
         improved = self.validation_loss < self.best
         self.best = min(self.best, self.validation_loss)
         row["validation_loss"] = self.validation_loss
@@ -347,10 +332,8 @@ class _Run:
             state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
             self._load_progress(training, state)
         except Exception as error:  # a damaged file, or one that holds code, can fail anywhere
-            raise InputError(
-                f"{checkpoint} cannot be resumed: its optimizer.pt or training.json is damaged ({reason(error)}): "
-                "restore it, or change RUN_DIR; nothing was changed"
-            ) from error
+            damage = f"its optimizer.pt or training.json is damaged ({reason(error)})"
+            raise InputError(f"{checkpoint} cannot be resumed, {damage}: restore it, or change RUN_DIR") from error
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
         self.average.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
@@ -374,10 +357,8 @@ class _Run:
         """InputError unless all processes begin at one step: RUN_DIR may be another folder on another machine."""
         steps = gather_object([self.step])
         if len({*steps}) > 1:
-            raise InputError(
-                f"the processes would go on from steps {steps}: put RUN_DIR {self.folder} onto storage that all "
-                "machines share, and run the same command again"
-            )
+            way_out = f"put RUN_DIR {self.folder} onto storage that all machines share"
+            raise InputError(f"the processes would go on from steps {steps}: {way_out}")
 
 
 class Average(EMAModel):

@@ -24,9 +24,8 @@ def is_report_list(path: str | Path) -> bool:
 def read_report_list(path: str | Path) -> pd.DataFrame:
     """Reports without images => columns subject_id, study_id, split, report.
 
-    path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
-    reports, which are split by `_splits_by_hash`. Or with split and text, as the authors trained BART on; rows with a
-    blank split are dropped. Each row counts as a patient, and no patient group can be held out.
+    path: a CSV, a row a study, with uid, findings and impression, such as Indiana University's open reports, split by
+    `_splits_by_hash`; or with split and text, as the authors trained BART on. Each row counts as a patient.
     """
     if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))

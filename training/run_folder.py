@@ -43,10 +43,8 @@ def find_checkpoint(folder: Path) -> Path | None:
             return folder / name
     names = [name for name in ("last", "last.old", "best") if (folder / name).exists()]
     if names:
-        raise InputError(
-            f"{folder} holds weights ({', '.join(names)}) but no last/optimizer.pt to resume from: put that file "
-            "back, or change RUN_DIR; nothing was changed"
-        )
+        lacks = f"weights ({', '.join(names)}) but no last/optimizer.pt to resume from"
+        raise InputError(f"{folder} holds {lacks}: put that file back, or change RUN_DIR")
     return None
 
 
