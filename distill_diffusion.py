@@ -99,11 +99,11 @@ def main():
     teacher = Teacher(model.to(device), null_text, guidance, STUDENT_STEPS, TEACHER_STEPS)
     student = begin_student(CHECKPOINT)
 
-    image_size, cache_dir = constants["IMAGE_SIZE"], constants["CACHE_DIR"]
+    image_size = constants["IMAGE_SIZE"]
     loss = partial(distillation_loss, teacher=teacher)
     make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
     try_training(student, loss, make_batch, table, constants, accelerator)
-    features = DiffusionFeatures(table, *encoders, image_size, cache_dir, NUM_WORKERS, accelerator)
+    features = DiffusionFeatures(table, *encoders, image_size, constants["CACHE_DIR"], NUM_WORKERS, accelerator)
 
     # the "timesteps" of an example are the student's steps
     examples = DiffusionExamples(features, "train", STUDENT_STEPS, PROMPT_DROPOUT)

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models.flow import ReportFlow
-from utils.checkpoints import load_strictly, load_weights
+from utils.checkpoints import load_weights
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
 from utils.seeds import keyed_generator
@@ -163,10 +163,6 @@ class Prior(ModelMixin, ConfigMixin):
     def standardise(self, report_latents: torch.Tensor) -> torch.Tensor:
         """(..., D) => (..., D), mean 0 and standard deviation 1 in each dimension over the training rows."""
         return (report_latents.to(self.device) - self.report_mean) / self.report_std
-
-    def start_from(self, folder: str | Path) -> None:
-        """Starts from the weights of another prior's checkpoint folder, as `take` does."""
-        self.take(load_strictly(type(self), folder), folder)
 
     @torch.no_grad()
     def take(self, other: "Prior", source: str | Path) -> None:

@@ -119,11 +119,13 @@ def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
 
     A U-ViT may start from an official one too; the fusion then stays as it is.
     """
-    if not is_foreign(weights, "INITIAL_WEIGHTS"):
-        model.start_from(weights)
-        return
+    foreign = is_foreign(weights, "INITIAL_WEIGHTS")
     if isinstance(model, Prior):
-        model.take(_prior(weights, model.config.embed_dim // model.config.num_heads), weights)
+        head_width = model.config.embed_dim // model.config.num_heads
+        model.take(_prior(weights, head_width) if foreign else load_strictly(Prior, weights), weights)
+        return
+    if not foreign:
+        model.start_from(weights)
         return
     if isinstance(model.denoiser, UNet2DConditionModel):
         _fill(weights, read_tensors(weights, "unet"), (model.denoiser, _prefixed("unet.")), copy=True)
@@ -373,7 +375,7 @@ def main():
     with writing("the checkpoint", OUTPUT), replacing(OUTPUT) as temporary:
         model.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n")
-    say(f"{OUTPUT}: written; name it as {'BART_CHECKPOINT' if kind == 'bart' else 'CHECKPOINT'}")
+    say(f"{OUTPUT}: written")
 
 
 if __name__ == "__main__":
