@@ -94,7 +94,7 @@ def test_pretrained_weights_in_a_folder_of_timms(tmp_path):
 
 def test_pretrained_weights_that_cannot_be_had(tmp_path):
     for name in ("vit_tiny_patch16_224", f"local-dir:{tmp_path}"):
-        with pytest.raises(InputError, match=f"PRETRAINED '{name}'.*; set PRETRAINED to local-dir:FOLDER"):
+        with pytest.raises(InputError, match=f"PRETRAINED '{name}'.*; set it to local-dir:FOLDER"):
             Prior(latent_side=8, embed_dim=192, num_heads=3).load_pretrained(name)
 
 
