@@ -18,7 +18,7 @@ from functools import partial
 
 from models.diffusion import Guidance, PromptedDenoiser
 from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
 from training.loop import fit
 from training.preview import Preview
 from training.trial import random_batch, try_training
@@ -51,7 +51,6 @@ BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a m
 ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 2  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # of the weights (adamw or muon)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
 LR_SCHEDULE = "cosine"  # of the learning rate (constant_with_warmup, linear or cosine)
 WARMUP_STEPS = 100  # optimiser steps of linear warm-up (0 or more)
@@ -61,6 +60,7 @@ SEED = 1234  # of data order, noise, references and dropout (0 or more)
 # running
 RUN_DIR = "runs/student"  # checkpoints, metrics and pictures; a run in it is resumed (a folder to write)
 CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
+LOG_WITH = ""  # a tracker beside metrics.csv (empty, tensorboard, wandb, mlflow or comet_ml; empty: none)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
@@ -72,7 +72,7 @@ _OF_THE_TEACHER = (
 
 def main():
     constants = override_constants(globals())
-    accelerator = make_accelerator(DEVICE, PRECISION)
+    accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
     device = accelerator.device
     check_dropout(PROMPT_DROPOUT)
 
@@ -99,12 +99,11 @@ def main():
     teacher = Teacher(model.to(device), null_text, guidance, STUDENT_STEPS, TEACHER_STEPS)
     student = begin_student(CHECKPOINT)
 
-    image_size, cache_dir = constants["IMAGE_SIZE"], constants["CACHE_DIR"]
+    image_size = constants["IMAGE_SIZE"]
     loss = partial(distillation_loss, teacher=teacher)
     make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
     try_training(student, loss, make_batch, table, constants, accelerator)
-    features = DiffusionFeatures(table, *encoders, image_size, cache_dir, NUM_WORKERS, accelerator)
-    set_aside(vae, text_encoder.model, reference_encoder.tower)
+    features = DiffusionFeatures(table, *encoders, image_size, constants["CACHE_DIR"], NUM_WORKERS, accelerator)
 
     # the "timesteps" of an example are the student's steps
     examples = DiffusionExamples(features, "train", STUDENT_STEPS, PROMPT_DROPOUT)

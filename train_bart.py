@@ -44,7 +44,6 @@ BATCH_SIZE = 8  # reports an optimiser step, over all processes (1 to 65536; a m
 ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 20  # passes over the training reports (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # of the weights (adamw or muon; paper: adamw)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
 WEIGHT_DECAY = 0.01  # of the optimiser (0 or more)
 LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
@@ -57,6 +56,7 @@ RUN_DIR = "runs/bart"  # checkpoints, metrics and examples; a run in it is resum
 CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
 VALIDATION_ROWS = 1000  # validation reports a validation (0 or more; 0: all of them)
 EVALUATION_REPORTS = 300  # test reports reconstructed at the end, and scored (0 or more; 0: none)
+LOG_WITH = ""  # a tracker beside metrics.csv (empty, tensorboard, wandb, mlflow or comet_ml; empty: none)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so 0 is fast enough (0 to 256)
 
@@ -98,7 +98,7 @@ def evaluate(autoencoder, reports, training_reports, batch_size, run_dir):
 
 def main():
     constants = override_constants(globals())
-    accelerator = make_accelerator(DEVICE, PRECISION)
+    accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
 
     if is_report_list(DATA_ROOT):
         table = read_report_list(DATA_ROOT)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from models.diffusion import PromptedDenoiser, noise_schedule, training_target
 from models.graphs import compiling
 from models.weights import start_from
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes, set_aside
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
 from training.loop import fit
 from training.preview import Preview
 from training.trial import random_batch, try_training
@@ -58,7 +58,6 @@ BATCH_SIZE = 32  # images an optimiser step, over all processes (1 to 65536; a m
 ACCUMULATION = 1  # passes an optimiser step: more passes need less memory (1 to 65536)
 EPOCHS = 10  # passes over the training rows (1 to 1000000)
 MAX_STEPS = 0  # optimiser steps at most (0 or more; 0: as EPOCHS says)
-OPTIMIZER = "adamw"  # muon needs half the steps from random weights (adamw or muon; paper: adamw)
 LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
 LR_SCHEDULE = "constant_with_warmup"  # of the learning rate (constant_with_warmup, linear or cosine; paper: constant)
 WARMUP_STEPS = 500  # optimiser steps of linear warm-up (0 or more; paper: 0)
@@ -68,6 +67,7 @@ SEED = 1234  # of data order, noise, references and dropout (0 or more)
 # running
 RUN_DIR = "runs/clipUViT"  # checkpoints, metrics and pictures; a run in it is resumed (a folder to write)
 CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
+LOG_WITH = ""  # a tracker beside metrics.csv (empty, tensorboard, wandb, mlflow or comet_ml; empty: none)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 
@@ -85,13 +85,12 @@ def compute_loss(model, batch, schedule):
 
 def main():
     constants = override_constants(globals())
-    accelerator = make_accelerator(DEVICE, PRECISION)
+    accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
     device = accelerator.device
     check_dropout(PROMPT_DROPOUT)
 
-    reads_reports = PROMPT == "impression"
-    table = read_table(DATA_ROOT, "", VIEWS, ("train", "validate"), HOLD_OUT, with_reports=reads_reports)
-    table = with_prompts(table, PROMPT)
+    splits, reads_reports = ("train", "validate"), PROMPT == "impression"
+    table = with_prompts(read_table(DATA_ROOT, "", VIEWS, splits, HOLD_OUT, with_reports=reads_reports), PROMPT)
     vae = load_vae(BASE_MODEL, device)
     text_encoder = TextEncoder(BASE_MODEL, pooled=True, device=device, name=TEXT_ENCODER)
     reference_encoder = ReferenceEncoder(REFERENCE_ENCODER, device)
@@ -113,7 +112,6 @@ def main():
     make_batch = partial(random_batch, diffusion_shapes(*encoders, IMAGE_SIZE))
     try_training(model, loss, make_batch, table, constants, accelerator)
     features = DiffusionFeatures(table, *encoders, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
-    set_aside(vae, text_encoder.model, reference_encoder.tower)
 
     timesteps = schedule.config.num_train_timesteps
     examples = DiffusionExamples(features, "train", timesteps, PROMPT_DROPOUT, TIMESTEPS)

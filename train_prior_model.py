@@ -25,7 +25,7 @@ from evaluation.metrics import constant_report, rouge_l
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from
-from training.examples import PriorExamples, PriorFeatures, prior_shapes, reported_rows, set_aside
+from training.examples import PriorExamples, PriorFeatures, prior_shapes, reported_rows
 from training.loop import fit
 from training.trial import random_batch, try_training
 from utils.checkpoints import check_hold_out, read_training
@@ -182,7 +182,6 @@ def main():
     make_batch = partial(random_batch, prior_shapes(vae, autoencoder, IMAGE_SIZE, flow, reads_findings))
     try_training(model, loss, make_batch, table, constants, accelerator)
     features = PriorFeatures(table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
-    set_aside(vae, autoencoder)
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)  # once more: the head depends on the statistics

@@ -49,7 +49,6 @@ from models.graphs import replay
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import start_from
 from training.loop import DEFAULTS, Average
-from training.muon import make_optimizer
 from training.trial import random_batch
 from utils.constants import REPOSITORY, override_constants
 from utils.devices import make_accelerator
@@ -231,7 +230,7 @@ class Trainer:
         names = ("lr", "LEARNING_RATE"), ("betas", "BETAS"), ("weight_decay", "WEIGHT_DECAY")
         settings = {setting: constants[name] for setting, name in names}
         self.naive_optimizer = torch.optim.AdamW(self.trained, **settings)
-        self.our_optimizer = make_optimizer(constants["OPTIMIZER"], self.model, **settings)
+        self.our_optimizer = torch.optim.AdamW(self.trained, fused=True, **settings)
         self.average = Average(self.trained, decay=constants["EMA_DECAY"])
         self.clip_norm = constants["CLIP_NORM"] or math.inf
         self.raw = self._draw(self.batch_size)

@@ -28,14 +28,11 @@ UNUSABLE_SCHEDULERS = {  # of those that diffusers calls compatible
 
 
 def noise_schedule(base_model: str, prediction_type: str = "") -> DDPMScheduler:
-    """The noise schedule of `<base_model>/scheduler`, for training.
+    """The noise schedule of `<base_model>/scheduler`; SD v1.4's: betas scaled-linear, 0.00085 to 0.012, 1000 steps.
 
-    SD v1.4's: betas scaled-linear from 0.00085 to 0.012, 1000 steps. prediction_type: "epsilon" (the paper's: the
-    network predicts the noise), "v_prediction" (Salimans & Ho 2022: the velocity), or "": the base model's. Prints a
-    prediction_type that is not the base model's.
+    prediction_type: "epsilon" (the paper's: the noise), "v_prediction" (Salimans & Ho 2022: the velocity), or "": the
+    base model's. Prints one that is not the base model's.
     """
-    if prediction_type not in ("", *PREDICTIONS):
-        raise InputError(f"PREDICTION {prediction_type!r} is neither 'epsilon' nor 'v_prediction'")
     schedule = _load_schedule(base_model, clip_sample=False)
     if not prediction_type:
         return schedule
@@ -57,10 +54,8 @@ def _load_schedule(folder, **options):
     except Exception as error:  # impossible values fail in whatever uses them
         raise InputError(f"no scheduler in {str(folder)!r}: {why_unloaded(folder, error)}") from error
     if schedule.config.prediction_type not in PREDICTIONS:
-        raise InputError(
-            f"the scheduler in {str(folder)!r} has the prediction_type {schedule.config.prediction_type!r}; it has to "
-            "be epsilon or v_prediction"
-        )
+        prediction = schedule.config.prediction_type
+        raise InputError(f"the scheduler in {str(folder)!r} predicts {prediction!r}, not epsilon or v_prediction")
     return schedule
 
 
@@ -74,10 +69,7 @@ def training_target(
 
 
 def noise_level(schedule: DDPMScheduler, timestep: torch.Tensor | float) -> float:
-    """sigma / alpha at a timestep: the noise's standard deviation in units of the image's.
-
-    Between two timesteps of the schedule it is interpolated linearly, as diffusers' schedulers do.
-    """
+    """sigma / alpha, the noise's standard deviation in units of the image's, linear between two timesteps."""
     levels = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
     return float(np.interp(float(timestep), np.arange(len(levels)), levels))
 
@@ -85,8 +77,8 @@ def noise_level(schedule: DDPMScheduler, timestep: torch.Tensor | float) -> floa
 class PromptedDenoiser(nn.Module):
     """A denoiser and the fusion that makes its prompt tokens: everything that the vision module trains.
 
-    As a folder: the denoiser as diffusers saves it, so that plain diffusers opens the folder; the fusion in `fusion/`,
-    the noise schedule in `scheduler/`.
+    Its folder is the denoiser's, which plain diffusers opens, with the fusion in `fusion/` and the noise schedule in
+    `scheduler/`.
     """
 
     def __init__(
@@ -104,21 +96,16 @@ class PromptedDenoiser(nn.Module):
 
     def check_fits(self, text_width: int, shape: tuple[int, int, int]) -> None:
         """InputError unless texts of this width and latents of this shape, (C, h, w), are what it was trained with."""
-        if text_width != self.fusion.config.text_dim:
-            raise InputError(
-                f"the checkpoint was trained with texts of width {self.fusion.config.text_dim}, and this text encoder "
-                f"makes {text_width}: set BASE_MODEL and TEXT_ENCODER to those it was trained with"
-            )
         config = self.denoiser.config
         if isinstance(self.denoiser, UViT):
             wanted = (config.in_chans, config.img_size, config.img_size)
         else:
             wanted = (config.in_channels, *shape[1:])
-        if tuple(shape) != wanted:
-            raise InputError(
-                f"the checkpoint was trained on latents of the shape {wanted}, and the VAE of BASE_MODEL makes "
-                f"{tuple(shape)} of its images: set BASE_MODEL to the one it was trained with"
-            )
+        widths, shapes = (self.fusion.config.text_dim, text_width), (wanted, tuple(shape))
+        for what, (own, other) in {"texts of width": widths, "latents of the shape": shapes}.items():
+            if own != other:
+                made = f"{what} {own}, and BASE_MODEL or TEXT_ENCODER makes {other}"
+                raise InputError(f"the checkpoint was trained with {made}: set them to those it was trained with")
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.denoiser.save_pretrained(folder)
@@ -126,10 +113,7 @@ class PromptedDenoiser(nn.Module):
         self.schedule.save_pretrained(Path(folder) / "scheduler")
 
     def start_from(self, folder: str | Path) -> None:
-        """Loads the weights of another checkpoint folder: the denoiser's and, where there are any, the fusion's.
-
-        InputError when its architecture is another one.
-        """
+        """Loads a folder's denoiser and, where there is one, its fusion; InputError for another architecture."""
         folder = Path(folder)
         _load_part(self.denoiser, folder)
         if (folder / "scheduler").exists():
@@ -140,13 +124,8 @@ class PromptedDenoiser(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, denoiser: str = "") -> "PromptedDenoiser":
-        """Loads a folder that `save_pretrained` wrote; denoiser: the class name it has to be of (empty: either).
-
-        InputError when it is no such folder, of another denoiser, or when its weights do not fit its configuration.
-        """
+        """Loads a folder of `save_pretrained`, or raises an InputError; denoiser: its class name (empty: either)."""
         folder = Path(folder)
-        if not folder.exists():
-            raise InputError(f"there is no checkpoint {folder}: set CHECKPOINT to a folder such as runs/clipUViT/best")
         name = _class_name(folder, DENOISERS)
         if denoiser and name != denoiser:
             raise InputError(f"the checkpoint {folder} is a {name}, not a {denoiser}: use the scripts of that backbone")
@@ -171,29 +150,24 @@ def _class_name(folder, known):
         name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):  # absent, no JSON, or JSON of another form
         name = None
-    if not isinstance(name, str) or name not in known:
-        raise InputError(
-            f"{folder} is no checkpoint of this project (no config.json of a {' or '.join(known)} in it): "
-            "set CHECKPOINT to a folder such as runs/clipUViT/best"
-        )
+    if name not in [*known]:  # a list: the file may name anything
+        lacks = f"no config.json of a {' or '.join(known)} in it"
+        raise InputError(f"{folder} is no checkpoint ({lacks}): set CHECKPOINT to one such as runs/clipUViT/best")
     return name
 
 
 def load_unet(base_model: str, text_width: int, text_encoder: str = "") -> UNet2DConditionModel:
-    """The U-Net of a Stable-Diffusion-like folder or hub id.
+    """The U-Net of a Stable-Diffusion-like folder or hub id; InputError unless it attends to texts of text_width.
 
-    InputError unless it attends to texts of text_width. With another text_encoder (TEXT_ENCODER) the widths may
-    differ: the fusion then learns a projection.
+    With another text_encoder (TEXT_ENCODER) the widths may differ: the fusion then learns a projection.
     """
     unet = load_strictly(UNet2DConditionModel, base_model, subfolder="unet")
     attended = unet.config.cross_attention_dim
     if attended == text_width:
         return unet
     if not text_encoder or not isinstance(attended, int):
-        raise InputError(
-            f"the U-Net of BASE_MODEL {base_model!r} attends to tokens of width {attended}, but its text encoder makes "
-            f"{text_width}: they are not of one model"
-        )
+        widths = f"attends to tokens of width {attended}, but its text encoder makes {text_width}"
+        raise InputError(f"the U-Net of BASE_MODEL {base_model!r} {widths}: they are not of one model")
     say(f"texts of width {text_width} are projected to {attended}, the U-Net's width, by a layer that is learned")
     return unet
 
@@ -219,10 +193,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance scales of text and reference (1: no guidance), and the noise levels, low to high, at which they apply.
-
-    Outside of these levels there is no guidance (Kynkäänniemi et al. 2024).
-    """
+    """Scales of text and reference (1: none), and the noise levels at which they apply (Kynkäänniemi et al. 2024)."""
 
     text: float = 1.0
     reference: float = 1.0
@@ -231,18 +202,15 @@ class Guidance:
 
 
 def sampling_scheduler(name: str, schedule: DDPMScheduler) -> diffusers.SchedulerMixin:
-    """A diffusers scheduler by name, with or without "Scheduler" at its end, for a noise schedule.
+    """A diffusers scheduler by name, with or without "Scheduler" at its end; InputError if it cannot use the schedule.
 
-    "DPMSolverMultistep" is DPM-Solver++ 2M; "PNDM" is the paper's. InputError for a scheduler that does not sample
-    with such a schedule.
+    "DPMSolverMultistep" is DPM-Solver++ 2M; "PNDM" is the paper's.
     """
     compatible = {kind.__name__.removesuffix("Scheduler"): kind for kind in schedule.compatibles}
     usable = {kind: compatible[kind] for kind in compatible.keys() - UNUSABLE_SCHEDULERS}
     kind = usable.get(name.removesuffix("Scheduler"))
     if kind is None:
-        raise InputError(
-            f"SCHEDULER {name!r} cannot sample what this model predicts; choose from {', '.join(sorted(usable))}"
-        )
+        raise InputError(f"SCHEDULER {name!r} cannot sample from this model; choose from {', '.join(sorted(usable))}")
     config = dict(schedule.config)
     if config["timestep_spacing"] == "leading":  # a training schedule's default; each sampler has its own
         del config["timestep_spacing"]
@@ -290,8 +258,7 @@ def sample_latents(
 ) -> torch.Tensor:  # fmt: skip
     """Draws latents (B, C, h, w), unit variance, on the model's device; an image's noise comes from its own seed alone.
 
-    scheduler: from `sampling_scheduler`. seeds: one for each of the B prompts. shape: (C, h, w) of the latents.
-    InputError for steps that the scheduler cannot do, and when the network predicts NaN or infinity.
+    shape: (C, h, w). InputError for steps that the scheduler cannot do, and when the network predicts NaN or infinity.
     """
     device = next(model.parameters()).device
     prompts = prompts.to(device)
@@ -313,9 +280,6 @@ def sample_latents(
         prediction = guided_prediction(model, inputs, timestep, prompts, *scales)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
         if not torch.isfinite(latents).all():
-            raise InputError(
-                f"sampling made NaN or infinity at timestep {int(timestep)}: the weights are damaged, the guidances "
-                f"{guidance.text} and {guidance.reference} are too high, STEPS {steps} too many for this scheduler, or "
-                "PRECISION has to be 'no'"
-            )
+            way_out = f"lower the guidances {guidance.text} and {guidance.reference}, or set PRECISION to 'no'"
+            raise InputError(f"sampling made NaN or infinity at timestep {int(timestep)} of STEPS {steps}: {way_out}")
     return latents

@@ -34,10 +34,7 @@ def begin_student(folder: str | Path) -> PromptedDenoiser:
 
 
 def student_settings(training: dict) -> dict:
-    """The sampler's settings that a student needs, to replace others; {} for any other checkpoint.
-
-    training: the checkpoint's training.json.
-    """
+    """The sampler's settings that a student needs, by its training.json; {} for any other checkpoint."""
     if "student" not in training:
         return {}
     facts = training["student"]
@@ -55,17 +52,12 @@ class Teacher:
         self, model: PromptedDenoiser, null_text: torch.Tensor, guidance: Guidance, student_steps: int,
         teacher_steps: int,
     ):  # fmt: skip
-        """model: on its device; null_text: the empty prompt's encoding, (D,) or (77, D).
-
-        student_steps: segments of the schedule; teacher_steps: steps of the teacher in each of them.
-        """
+        """null_text: (D,) or (77, D); student_steps: segments of the schedule; teacher_steps: in each of them."""
         self.schedule = model.schedule
         longest = self.schedule.config.num_train_timesteps
         if student_steps * teacher_steps > longest:
-            raise InputError(
-                f"STUDENT_STEPS {student_steps} x TEACHER_STEPS {teacher_steps} are more than the {longest} steps of "
-                "the noise schedule: lower one of them"
-            )
+            product = f"STUDENT_STEPS {student_steps} x TEACHER_STEPS {teacher_steps}"
+            raise InputError(f"{product} are more than the {longest} steps of the noise schedule: lower one of them")
         self.model, self.guidance = model.eval().requires_grad_(False), guidance
         self.student_steps, self.teacher_steps = student_steps, teacher_steps
         device = next(model.parameters()).device
@@ -100,7 +92,6 @@ class Teacher:
             return alpha * noisy - sigma * prediction
         return (noisy - sigma * prediction) / alpha
 
-    @torch.no_grad()
     def predict_x0(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """The teacher's guided prediction of the clean latents, (B, C, h, w)."""
         noise_levels = (self.sigma / self.alpha)[timesteps].clamp(max=ALL_NOISE)

@@ -68,8 +68,7 @@ class ReportFlow(nn.Module):
     ) -> torch.Tensor:
         """Class tokens (B, E), x_t (B, K, D), times (B, K) in [0, 1], dropped (B,) bool => velocities (B, K, D).
 
-        dropped: which rows get `no_image` in place of their token. In float32 whatever the precision: near t = 1 small
-        errors of x_t matter.
+        dropped: which rows get `no_image`. In float32 whatever the precision: near t = 1 small errors of x_t matter.
         """
         with torch.autocast(noisy.device.type, enabled=False):
             return self._velocity(tokens.float(), noisy.float(), times.float(), dropped)
@@ -92,8 +91,7 @@ class ReportFlow(nn.Module):
     def draw(self, tokens: torch.Tensor, noise: torch.Tensor, steps: int, guidance: float = 1.0) -> torch.Tensor:
         """Class tokens (B, E), noise (B, D) of unit variance or less => standardised report latents (B, D).
 
-        steps: of Euler's method. guidance: classifier-free (Ho & Salimans 2022), 1 for none; above 1 reports follow the
-        image more closely and vary less.
+        steps: of Euler's method. guidance: classifier-free (Ho & Salimans 2022), 1 for none.
         """
         with_image = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         x = noise[:, None]  # (B, 1, D)

@@ -1,8 +1,4 @@
-"""CUDA graphs: a network's kernels are recorded once, and then launched together by one call.
-
-A training step of 32 images launches 1,700 kernels on an H200 for a U-ViT-L/2 and 5,400 for Stable Diffusion's U-Net.
-Most run for less time than Python needs to launch one, and they are the same at each step.
-"""
+"""CUDA graphs: a network's kernels are recorded once, and then launched together by one call."""
 
 from collections.abc import Callable
 
@@ -17,9 +13,8 @@ WARM_UPS = 2  # calls before a recording: the first ones choose algorithms and a
 def compiling(denoiser: nn.Module, passes: int, accelerator: Accelerator) -> dict:
     """The arguments of torch.compile for training a denoiser.
 
-    Elementwise operations are fused, a U-Net's convolutions get the fastest memory layout, and on a GPU the forward and
-    the backward pass become one CUDA graph each. passes: of an optimiser step. With several passes or processes there
-    are no graphs: a graph's gradients are overwritten by its next replay, before they could be summed.
+    A U-Net's convolutions get the fastest memory layout; on a GPU forward and backward become a CUDA graph each, unless
+    gradients are summed over several passes or processes: a graph's next replay would overwrite them.
     """
     graphs = accelerator.device.type == "cuda" and passes == 1 and accelerator.num_processes == 1
     convolutions = isinstance(denoiser, UNet2DConditionModel)
@@ -27,10 +22,9 @@ def compiling(denoiser: nn.Module, passes: int, accelerator: Accelerator) -> dic
 
 
 class Replay:
-    """Replaces the `forward` of a network by CUDA graphs, one for each combination of input shapes.
+    """Replaces the `forward` of a network that is not trained by CUDA graphs, one for each combination of input shapes.
 
-    The network must not be trained: a graph reads the weights where they lay when it was recorded. Results are copies.
-    The first result for a shape comes from its graph, too, so that no image depends on the images before it.
+    Results are copies, the first one of a shape too, so that no image depends on the images before it.
     """
 
     def __init__(self, forward: Callable[..., torch.Tensor]):
@@ -66,11 +60,7 @@ class Replay:
 
 
 def replay(model: nn.Module, accelerator: Accelerator) -> None:
-    """Makes a network that is not trained run by CUDA graphs; on other devices than a GPU it stays as it is.
-
-    Linear and convolution weights are cast to the accelerator's precision once; autocast would cast them at each call,
-    with the same results.
-    """
+    """Makes a network that is not trained run by CUDA graphs, its weights cast once; on other devices: nothing."""
     if accelerator.device.type != "cuda" or isinstance(model.forward, Replay):
         return
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)

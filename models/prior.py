@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models.flow import ReportFlow
-from utils.checkpoints import load_strictly, load_weights
+from utils.checkpoints import load_weights
 from utils.errors import InputError, reason, say
 from utils.findings import FINDINGS
 from utils.seeds import keyed_generator
@@ -68,10 +68,8 @@ class Prior(ModelMixin, ConfigMixin):
     ):  # fmt: skip
         super().__init__()
         if latent_side % patch_size or embed_dim % num_heads:
-            raise InputError(
-                f"PATCH_SIZE {patch_size} has to divide the latents' side {latent_side}, and NUM_HEADS {num_heads} "
-                f"EMBED_DIM {embed_dim}"
-            )
+            sides = f"PATCH_SIZE {patch_size} has to divide the latents' side {latent_side}"
+            raise InputError(f"{sides}, and NUM_HEADS {num_heads} EMBED_DIM {embed_dim}")
         self.vit = VisionTransformer(
             img_size=latent_side, patch_size=patch_size, in_chans=latent_channels, embed_dim=embed_dim, depth=depth,
             num_heads=num_heads, mlp_ratio=mlp_ratio, num_classes=0,
@@ -114,9 +112,8 @@ class Prior(ModelMixin, ConfigMixin):
     def predict(self, latents: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         """Of a regression: latents (B, C, h, w), unit variance => report latents (B, D), ready for BART's decoder.
 
-        gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, a mean over
-        all reports that the image allows: it varies less than the latents of real reports, and BART reads it as a
-        report that says little. 1 / (spread of the predictions) makes up for that. InputError for NaN or infinity.
+        gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, which
+        varies less than reports do; 1 / (spread of the predictions) makes up for that. InputError for NaN or infinity.
         """
         predicted = gain * self(latents.to(self.device, self.dtype)).prediction.float()
         return self._report_latents(predicted, f"LATENT_GAIN {gain}")
@@ -127,8 +124,7 @@ class Prior(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Of a flow: latents (B, C, h, w), unit variance, and a seed for each => report latents (B, D), one draw each.
 
-        guidance: of the image, 1 for none. temperature: what the noise that a draw begins with is multiplied with;
-        below 1 reports vary less, and name their findings more reliably. InputError for NaN or infinity.
+        guidance: of the image, 1 for none. temperature: of the noise; below 1 reports vary less. InputError for NaN.
         """
         generators = (keyed_generator("report latent", seed) for seed in seeds)
         noise = [torch.randn(self.config.report_dim, generator=generator) for generator in generators]
@@ -153,10 +149,7 @@ class Prior(ModelMixin, ConfigMixin):
     def _report_latents(self, standardised, strength):
         report_latents = standardised * self.report_std.float() + self.report_mean.float()
         if not torch.isfinite(report_latents).all():
-            raise InputError(
-                f"the prior predicts NaN or infinity with {strength}: its weights are damaged, that is too high, or "
-                "PRECISION has to be 'no'"
-            )
+            raise InputError(f"the prior predicts NaN or infinity: lower {strength}, or set PRECISION to 'no'")
         return report_latents
 
     def set_statistics(self, mean, std, covariance=None) -> None:
@@ -171,16 +164,12 @@ class Prior(ModelMixin, ConfigMixin):
         """(..., D) => (..., D), mean 0 and standard deviation 1 in each dimension over the training rows."""
         return (report_latents.to(self.device) - self.report_mean) / self.report_std
 
-    def start_from(self, folder: str | Path) -> None:
-        """Starts from the weights of another prior's checkpoint folder, as `take` does."""
-        self.take(load_strictly(type(self), folder), folder)
-
     @torch.no_grad()
     def take(self, other: "Prior", source: str | Path) -> None:
         """Takes the weights of another prior and then predicts the same report latents. Set the statistics first.
 
-        A regression's head is converted from the other's statistics to this one's; a tanh head, as the authors' has,
-        becomes its tangent at the mean report. source: names the other. InputError when the sizes differ.
+        A regression's head is converted to this one's statistics; the authors' tanh becomes its tangent at the mean
+        report. source: names the other. InputError when the sizes differ.
         """
         wrong = [name for name in SIZES if self.config[name] != other.config[name]]
         if wrong:
@@ -206,24 +195,17 @@ class Prior(ModelMixin, ConfigMixin):
         say(f"prior: started from {source}; its head fits the report latents of the BART it was trained with")
 
     def load_pretrained(self, name: str) -> None:
-        """Starts the transformer from a timm ViT's weights, resampled by timm to this patch, side and channels.
+        """Starts the transformer from a timm ViT, "vit_base_patch16_224" or "local-dir:FOLDER", resampled by timm.
 
-        name: a timm model such as "vit_base_patch16_224" (from the hub) or "local-dir:FOLDER". The head stays as it is.
-        InputError when it cannot be loaded, or is of another size.
+        InputError if it does not load or fit.
         """
         config = self.config
         sizes = {"img_size": config.latent_side, "patch_size": config.patch_size, "in_chans": config.latent_channels}
         try:
             source = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
         except Exception as error:  # timm and the hub raise whatever their network layer does
-            raise InputError(
-                f"cannot load PRETRAINED {name!r} ({type(error).__name__}: {reason(error)}); set PRETRAINED to "
-                "local-dir:FOLDER, a copy on disk, or to '' for random weights"
-            ) from error
-        weights, side = source.state_dict(), config.latent_side // config.patch_size
+            failed = f"cannot load PRETRAINED {name!r} ({type(error).__name__}: {reason(error)})"
+            raise InputError(f"{failed}; set it to local-dir:FOLDER, or to '' for random weights") from error
+        weights = source.state_dict()
         load_weights(self.vit, weights, f"PRETRAINED {name!r}", "set EMBED_DIM, DEPTH and NUM_HEADS to its sizes")
-        say(
-            f"prior: {len(weights)} tensors of the transformer loaded from {name}, patches resampled to "
-            f"{config.patch_size} x {config.patch_size} x {config.latent_channels} and positions to {side} x {side}; "
-            "the head is new"
-        )
+        say(f"prior: {len(weights)} tensors of the transformer from {name}, resampled to {sizes}; the head is new")

@@ -56,27 +56,20 @@ class ReportAutoencoder(nn.Module):
     def from_pretrained(cls, folder: str | Path, pooling: str = "") -> "ReportAutoencoder":
         """Loads BART and its tokenizer from a folder or a hub id.
 
-        pooling: "" for the one in its config, which a folder written by `save_pretrained` has. InputError when there
-        is none, when the folder holds no BART, or when its weights do not fit its config.
+        pooling: "" for the one that `save_pretrained` has put into its config. InputError if anything does not fit.
         """
         try:
             check_config(folder)
-            bart, info = BartForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
+            options = {"dtype": torch.float32, "output_loading_info": True}
+            bart, info = BartForConditionalGeneration.from_pretrained(folder, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # a broken file fails in whatever reads it
-            raise InputError(
-                f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}; "
-                "name a folder such as runs/bart/best"
-            ) from error
+            failed = f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}"
+            raise InputError(f"{failed}; name a folder such as runs/bart/best") from error
         check_loaded(bart, info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
-            raise InputError(
-                f"{str(folder)!r} is a BART that was not trained as a report autoencoder (no pooling in its config); "
-                "train it with train_bart.py, and name its RUN_DIR/best"
-            )
+            raise InputError(f"{str(folder)!r} is no report autoencoder (no pooling in its config): run train_bart.py")
         return cls(bart, tokenizer, pooling)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -124,9 +117,8 @@ class ReportAutoencoder(nn.Module):
     ) -> list[str]:  # fmt: skip
         """Latents (B, D) => B reports. A report ends at its </s>, or after max_tokens tokens.
 
-        decoding: "greedy"; "beam", the best of `beams`; or "nucleus", a draw among the likeliest tokens that hold top_p
-        of the probability (Holtzman et al. 2020), with one seed a report in `seeds`, so that no report depends on the
-        others of its batch.
+        decoding: "greedy"; "beam", the best of `beams`; or "nucleus", draws among the likeliest tokens that hold top_p
+        of the probability (Holtzman et al. 2020), by a seed for each report.
         """
         processors = [_SeededNucleus(seeds, top_p, temperature)] if decoding == "nucleus" else []
         latents = latents.to(self.bart.device, self.bart.dtype)
@@ -147,9 +139,8 @@ class ReportAutoencoder(nn.Module):
 def blur(latents: torch.Tensor, noise: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Latents (B, D) plus noise (B, D), in units of each dimension's standard deviation over the reports.
 
-    So the encoder cannot evade the noise by larger latents; noise of 0.5 stands for a prior that explains 3/4 of the
-    variance. others (B, D): the latents of another report for each, drawn at random: half the squared difference of two
-    reports is on average the variance. The batch's own variance would depend on the batch size and on the process.
+    So the encoder cannot evade the noise by larger latents. others (B, D): of a random other report for each: half the
+    squared difference of two reports is on average the variance, whatever the batch.
     """
     return latents + noise * (latents.detach() - others) / 2**0.5
 
@@ -162,10 +153,8 @@ def _check_tokenizer(tokenizer, config):
     ends = ids[0], ids[-1], tokenizer.pad_token_id
     expected = config.bos_token_id, config.eos_token_id, config.pad_token_id
     if set(ids[1:-1]) <= {tokenizer.unk_token_id} or ends != expected:
-        raise InputError(
-            f"the tokenizer is not BART's (its <s>, </s> and padding are {ends}, BART's {expected}): copy the "
-            "tokenizer that BART was trained with into its folder"
-        )
+        codes = f"its <s>, </s> and padding are {ends}, BART's {expected}"
+        raise InputError(f"the tokenizer is not BART's ({codes}): copy the one of BART's training into its folder")
 
 
 class _SeededNucleus(LogitsProcessor):

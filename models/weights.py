@@ -5,12 +5,10 @@
 Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
 
-A folder is a checkpoint of this project, which its network opens itself; a file is somebody else's, and is read here.
-What a file is follows from the names of its tensors, see _KINDS. The frozen models that Lightning stored beside them
-are skipped; any other name stops the loading, and so does a missing or misshapen tensor, or a number that is not
-finite. Sizes follow from the shapes, a U-Net's from BASE_MODEL; only the number of attention heads is in no shape: it
-follows from HEAD_WIDTH. A file is mapped into memory, not read, and nothing in it is executed; a model is built without
-memory and takes over the mapped tensors, so that it is in memory once, if at all.
+A folder is a checkpoint of this project; a file is somebody else's, and what it is follows from the names of its
+tensors, see _KINDS. The frozen models that Lightning stored beside them are skipped; any other name stops the loading.
+Sizes follow from the shapes, a U-Net's from BASE_MODEL, the number of attention heads from HEAD_WIDTH. A file is mapped
+into memory, and nothing in it is executed; a model is built without memory and takes over the mapped tensors.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -70,12 +68,6 @@ _VIT_NAMES = (  # timm's names => Hugging Face's of 2023
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-_AUTHORS_PROMPTING = {
-    "UViT": "null prompt = 77 end tokens, pooled, not averaged with a reference; reference = the first training row "
-    "with the same labels, zeros where there is none",
-    "UNet2DConditionModel": "texts without padding to 77; null prompt = the empty text, as long as text and reference "
-    "together; reference = the first training row with the same labels, zeros where there is none",
-}
 _ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors trained BART and prior on every view and patient group
 
 
@@ -85,8 +77,8 @@ def load_vision(
 ) -> tuple[PromptedDenoiser, dict]:  # fmt: skip
     """A checkpoint folder, or an authors' file => (PromptedDenoiser, its training.json).
 
-    denoiser: the class name it has to be of. base_model, reference_encoder, text_encoder: where they are now, if not
-    where they were in training. head_width: channels an attention head of a U-ViT's file.
+    denoiser: its class name. base_model, reference_encoder, text_encoder: where they are now, if not where they were in
+    training. head_width: channels an attention head of a U-ViT's file.
     """
     if not is_foreign(checkpoint, "CHECKPOINT"):
         model, training = PromptedDenoiser.from_pretrained(checkpoint, denoiser), read_training(checkpoint)
@@ -100,7 +92,7 @@ def load_vision(
     if model.fusion.config.prompting == "authors":
         if constants["TEXT_ENCODER"]:
             raise InputError(f"{checkpoint} was trained on the texts of BASE_MODEL's encoder: leave TEXT_ENCODER empty")
-        say(f"{checkpoint} samples as its authors trained it: {_AUTHORS_PROMPTING[denoiser]}")
+        say(f"{checkpoint} samples as its authors trained it: texts, null prompt and references as in utils/prompts.py")
     return model, training
 
 
@@ -123,16 +115,17 @@ def load_autoencoder(checkpoint: str, pooling: str, tokenizer: str, head_width: 
 
 
 def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
-    """Starts a model from a checkpoint folder or an authors' file, and prints what was loaded.
+    """Starts a model from a checkpoint folder or an authors' file, with its own number of attention heads.
 
-    A U-ViT may start from an official one too; the fusion then stays as it is. A file does not say the number of
-    attention heads: the model's own is used.
+    A U-ViT may start from an official one too; the fusion then stays as it is.
     """
-    if not is_foreign(weights, "INITIAL_WEIGHTS"):
-        model.start_from(weights)
-        return
+    foreign = is_foreign(weights, "INITIAL_WEIGHTS")
     if isinstance(model, Prior):
-        model.take(_prior(weights, model.config.embed_dim // model.config.num_heads), weights)
+        head_width = model.config.embed_dim // model.config.num_heads
+        model.take(_prior(weights, head_width) if foreign else load_strictly(Prior, weights), weights)
+        return
+    if not foreign:
+        model.start_from(weights)
         return
     if isinstance(model.denoiser, UNet2DConditionModel):
         _fill(weights, read_tensors(weights, "unet"), (model.denoiser, _prefixed("unet.")), copy=True)
@@ -148,26 +141,19 @@ def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
 
 
 def is_foreign(weights: str, constant: str) -> bool:
-    """Whether a constant names a file, which is somebody else's, and not a folder, which is this project's.
-
-    InputError when it names neither.
-    """
+    """Whether a constant names a file, somebody else's, or a folder, this project's; InputError if neither is there."""
     if os.path.isdir(weights) or os.path.isfile(weights):
         return os.path.isfile(weights)
     way_out = f"set {constant} to a folder (a trainer's RUN_DIR/best) or to an authors' .ckpt"
     if Path(weights).name == _OFFICIAL_START:
-        way_out = (
-            "it is ImageNet's U-ViT-L/2 at 256 x 256, from the table of pretrained models in the README of "
-            f"https://github.com/baofff/U-ViT; set {constant} to its path, or to '' for random weights"
-        )
+        way_out = f"get it from https://github.com/baofff/U-ViT; set {constant} to its path, or '' for random weights"
     raise InputError(f"there is no checkpoint {weights}: {way_out}")
 
 
 def read_tensors(path: str, *kinds: str) -> dict[str, torch.Tensor]:
     """The trained tensors of a file, by name, mapped into memory; prints what is loaded and what is skipped.
 
-    kinds: what it may be, of _KINDS. InputError when it is something else, when it has a name that belongs to no model,
-    when it is broken, or when it holds anything but plain data.
+    kinds: what it may be, of _KINDS. InputError for anything else, an unknown name, a broken file, or code in it.
     """
     state = _read_state(path)
     kind = _kind_of(state, path)
@@ -180,11 +166,10 @@ def read_tensors(path: str, *kinds: str) -> dict[str, torch.Tensor]:
     unknown = [name for name in state if name not in tensors and name not in frozen]
     if unknown:
         raise InputError(f"{path} holds {what} and {_few(unknown)} that belong to no model known here")
-    line = f"{path}: {what}, {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
-    if frozen:
-        models = sorted({name.split(".")[0] for name in frozen})
-        line += f"; {len(frozen)} tensors of frozen models ({', '.join(models)}) skipped"
-    say(line)
+    models = ", ".join(sorted({name.split(".")[0] for name in frozen}))
+    skipped = f"; {len(frozen)} tensors of frozen models ({models}) skipped" if frozen else ""
+    count = sum(tensor.numel() for tensor in tensors.values())
+    say(f"{path}: {what}, {len(tensors)} tensors, {count:,} parameters{skipped}")
     return tensors
 
 
@@ -194,9 +179,8 @@ def _read_state(path):
         # only the zip files that torch has written since 2020 can be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken or foreign file fails in whatever reads it
-        raise InputError(
-            f"cannot read {path}: {why_unloaded(path, error)}; get the file from its authors again"
-        ) from error
+        message = f"cannot read {path}: {why_unloaded(path, error)}; get the file from its authors again"
+        raise InputError(message) from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -208,23 +192,21 @@ def _kind_of(state, path):
     for kind, (prefixes, _, _) in _KINDS.items():
         if any(name.startswith(prefixes) for name in state):
             return kind
-    raise InputError(
-        f"{path} is none of the authors' four files and no official U-ViT: its tensors are {_few(state) or 'none'}"
-    )
+    raise InputError(f"{path} is none of the authors' four files and no official U-ViT: it has {_few(state)}")
 
 
 def _uvit(path, base_model, head_width):
     tensors = read_tensors(path, "uvit")
-    shapes = _Shapes(path, tensors, "uvit.uvit.")
-    _, tokens, width = shapes.of("pos_embed", 3)
-    _, channels, patch, _ = shapes.of("patch_embed.proj.weight", 4)
-    text_width = _Shapes(path, tensors, "uvit.").of("text_embed.weight", 2)[1]
+    shape, count = _shapes(path, tensors, "uvit.uvit.")
+    _, tokens, width = shape("pos_embed", 3)
+    _, channels, patch, _ = shape("patch_embed.proj.weight", 4)
+    text_width = _shapes(path, tensors, "uvit.")[0]("text_embed.weight", 2)[1]
     with torch.device("meta"):
         side = round((tokens - 2) ** 0.5) * patch  # without the prompt's token and the time's
         uvit = UViT(
-            side, patch, channels, width, depth=2 * shapes.count("in_blocks."),
+            side, patch, channels, width, depth=2 * count("in_blocks."),
             num_heads=_heads(path, width, head_width),
-            mlp_ratio=shapes.of("mid_block.mlp.fc1.weight", 2)[0] / width,
+            mlp_ratio=shape("mid_block.mlp.fc1.weight", 2)[0] / width,
             mlp_time_embed="uvit.uvit.time_embed.0.weight" in tensors,
         )  # fmt: skip
         fusion = PooledFusion(text_width, text_width, width, prompting="authors")
@@ -247,16 +229,16 @@ def _unet(path, base_model):
 
 def _prior(path, head_width):
     tensors = read_tensors(path, "prior")
-    shapes = _Shapes(path, tensors, "prior_model.")
-    _, tokens, width = shapes.of("embeddings.position_embeddings", 3)
-    _, channels, patch, _ = shapes.of("embeddings.patch_embeddings.projection.weight", 4)
-    report_width, _ = shapes.of("pooler.dense.weight", 2)
+    shape, count = _shapes(path, tensors, "prior_model.")
+    _, tokens, width = shape("embeddings.position_embeddings", 3)
+    _, channels, patch, _ = shape("embeddings.patch_embeddings.projection.weight", 4)
+    report_width, _ = shape("pooler.dense.weight", 2)
     with torch.device("meta"):
         side = round((tokens - 1) ** 0.5) * patch  # without the class token
         prior = Prior(
-            channels, side, patch, width, depth=shapes.count("encoder.layer."),
+            channels, side, patch, width, depth=count("encoder.layer."),
             num_heads=_heads(path, width, head_width), report_dim=report_width, pooler="tanh", layer_norm_epsilon=1e-12,
-            mlp_ratio=shapes.of("encoder.layer.0.intermediate.dense.weight", 2)[0] / width,
+            mlp_ratio=shape("encoder.layer.0.intermediate.dense.weight", 2)[0] / width,
         )  # fmt: skip
     statistics = {"report_mean": torch.zeros(report_width), "report_std": torch.ones(report_width)}
     _fill(path, tensors | statistics, (prior, _vit_names))
@@ -265,15 +247,15 @@ def _prior(path, head_width):
 
 def _bart(path, pooling, tokenizer, head_width):
     tensors = read_tensors(path, "bart")
-    shapes = _Shapes(path, tensors, "model.model.")
-    vocabulary, width = shapes.of("shared.weight", 2)
+    shape, count = _shapes(path, tensors, "model.model.")
+    vocabulary, width = shape("shared.weight", 2)
     heads = _heads(path, width, head_width)
     config = BartConfig(  # the rest of bart-base's configuration is the default
         vocab_size=vocabulary, d_model=width, encoder_attention_heads=heads, decoder_attention_heads=heads,
-        max_position_embeddings=shapes.of("encoder.embed_positions.weight", 2)[0] - 2,  # BART skips the first two
-        encoder_layers=shapes.count("encoder.layers."), decoder_layers=shapes.count("decoder.layers."),
-        encoder_ffn_dim=shapes.of("encoder.layers.0.fc1.weight", 2)[0],
-        decoder_ffn_dim=shapes.of("decoder.layers.0.fc1.weight", 2)[0], attention_dropout=0.1, activation_dropout=0.1,
+        max_position_embeddings=shape("encoder.embed_positions.weight", 2)[0] - 2,  # BART skips the first two
+        encoder_layers=count("encoder.layers."), decoder_layers=count("decoder.layers."),
+        encoder_ffn_dim=shape("encoder.layers.0.fc1.weight", 2)[0],
+        decoder_ffn_dim=shape("decoder.layers.0.fc1.weight", 2)[0], attention_dropout=0.1, activation_dropout=0.1,
     )  # fmt: skip
     with torch.device("meta"):
         bart = BartForConditionalGeneration(config)
@@ -287,34 +269,26 @@ def _bart(path, pooling, tokenizer, head_width):
     return ReportAutoencoder(bart, tokenizer_of_bart, pooling)
 
 
-class _Shapes:
-    """The shapes of a file's tensors, by what stands behind a prefix in their names."""
+def _shapes(path, tensors, prefix):
+    """Two functions: a name behind the prefix and its dimensions => the shape; what precedes a number => how many."""
 
-    def __init__(self, path, tensors, prefix):
-        self.path, self.tensors, self.prefix = path, tensors, prefix
+    def shape(name, dimensions):
+        if prefix + name not in tensors or tensors[prefix + name].ndim != dimensions:
+            raise InputError(f"{path} is incomplete: it has no {prefix}{name} of {dimensions} dimensions")
+        return tuple(tensors[prefix + name].shape)
 
-    def of(self, name, dimensions):
-        """The shape of a tensor; InputError unless it is there and has so many dimensions."""
-        if self.prefix + name not in self.tensors:
-            raise InputError(f"{self.path} is incomplete: {self.prefix}{name} is missing")
-        shape = tuple(self.tensors[self.prefix + name].shape)
-        if len(shape) != dimensions:
-            raise InputError(f"{self.path}: {self.prefix}{name} has the shape {shape}, not {dimensions} dimensions")
-        return shape
+    def count(name):
+        start = prefix + name
+        return len({key[len(start) :].split(".")[0] for key in tensors if key.startswith(start)})
 
-    def count(self, name):
-        """How many numbered parts there are; name: what stands before the number."""
-        start = self.prefix + name
-        return len({key[len(start) :].split(".")[0] for key in self.tensors if key.startswith(start)})
+    return shape, count
 
 
 def _heads(path, width, head_width):
     """How many heads share a width, two or more; prints it, for the file does not say it."""
     if width % head_width or width == head_width:
-        raise InputError(
-            f"{path} has a width of {width}, which is not two or more attention heads of {head_width} channels: "
-            "convert it with `python -m models.weights --HEAD_WIDTH N`, N being the channels of its heads"
-        )
+        heads = f"which is not two or more attention heads of {head_width} channels"
+        raise InputError(f"{path} has a width of {width}, {heads}: use `python -m models.weights --HEAD_WIDTH N`")
     _say_heads(path, width // head_width, width)
     return width // head_width
 
@@ -326,9 +300,8 @@ def _say_heads(path, heads, width):
 def _fill(path, tensors, *places, copy=False):
     """Loads the tensors of a file into modules.
 
-    places: (module, function from a name in it to the names in the file whose tensors, joined, belong there).
-    copy: whether the modules keep their own memory, or take over the file's.
-    InputError unless each tensor has a place of its shape and each place its tensors, all of them finite.
+    places: (module, function from a name in it to the names in the file whose tensors, joined, belong there). copy: not
+    to take over the file's memory. InputError unless each tensor has a place of its shape, and is finite.
     """
     shapes = {}  # name in the file => the shape that belongs there
     for module, file_names in places:
@@ -336,19 +309,14 @@ def _fill(path, tensors, *places, copy=False):
             parts = file_names(name)
             shapes |= dict.fromkeys(parts, (own.shape[0] // len(parts), *own.shape[1:]))
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = {
-        "missing": [name for name in shapes if name not in found],
-        "left over": [name for name in found if name not in shapes],
-        "misshapen": [
-            f"{name} {found[name]} instead of {shape}"
-            for name, shape in shapes.items()
-            if found.get(name, shape) != shape
-        ],
-    }
-    sentence = "; ".join(f"{_few(names)} {problem}" for problem, names in problems.items() if names)
-    if sentence:
+    problems = [
+        f"{name} is {found.get(name, 'missing')} instead of {shapes.get(name, 'absent')}"
+        for name in {**shapes, **found}
+        if found.get(name) != shapes.get(name)
+    ]
+    if problems:
         way_out = "; set the sizes in the script's constants to the file's" if copy else ""
-        raise InputError(f"{path} does not fit this architecture: {sentence}{way_out}")
+        raise InputError(f"{path} does not fit this architecture: {_few(problems)}{way_out}")
 
     for module, file_names in places:
         state = {}
@@ -395,23 +363,19 @@ def main():
         raise InputError("set CHECKPOINT to one of the authors' files, and OUTPUT to the folder to write")
     if Path(OUTPUT).exists() and any(Path(OUTPUT).iterdir()):
         raise InputError(f"OUTPUT {OUTPUT} has files in it already: name a new folder")
-    if not is_foreign(CHECKPOINT, "CHECKPOINT"):
-        raise InputError(f"CHECKPOINT {CHECKPOINT} is a folder, and not one of the authors' files")
     kind = _kind_of(_read_state(CHECKPOINT), CHECKPOINT)
-    if kind == "official":
-        raise InputError(f"{CHECKPOINT} is an official U-ViT: it needs no conversion, so name it as INITIAL_WEIGHTS")
     if kind == "bart":
         model = load_autoencoder(CHECKPOINT, POOLING, TOKENIZER, HEAD_WIDTH)
         training = _training(CHECKPOINT, **_ALL_ROWS)
     elif kind == "prior":
         model, training = load_prior(CHECKPOINT, BART_CHECKPOINT, HEAD_WIDTH)
     else:
-        denoiser = {"uvit": "UViT", "unet": "UNet2DConditionModel"}[kind]
+        denoiser = "UNet2DConditionModel" if kind == "unet" else "UViT"
         model, training = load_vision(CHECKPOINT, denoiser, BASE_MODEL, REFERENCE_ENCODER, head_width=HEAD_WIDTH)
     with writing("the checkpoint", OUTPUT), replacing(OUTPUT) as temporary:
         model.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n")
-    say(f"{OUTPUT}: written; name it as {'BART_CHECKPOINT' if kind == 'bart' else 'CHECKPOINT'}")
+    say(f"{OUTPUT}: written")
 
 
 if __name__ == "__main__":

@@ -13,16 +13,9 @@ from utils.seeds import keyed_seed
 
 
 class Examples(Dataset):
-    """A data set of training examples, dicts of tensors: `examples[position, seed]`.
-
-    All that is random in an example follows from its seed.
-    """
+    """A data set of dicts of tensors: `examples[position, seed]`; all that is random in one follows from its seed."""
 
     collate = staticmethod(default_collate)  # a list of examples => a batch
-
-    def name(self, position: int) -> str:
-        """What a message calls an example."""
-        return str(position)
 
     def order(self, generator: np.random.Generator, head: int) -> np.ndarray:
         """The positions of one epoch, shuffled. The first `head` of them complete the last epoch's last batch."""
@@ -42,9 +35,6 @@ class Batches:
         self.passes, self.process, self.processes = accumulation, process, processes
         self.steps = range(first_step, last_step)
         self._epoch, self._order = -1, None
-
-    def __len__(self):
-        return len(self.steps) * self.passes
 
     def __iter__(self):
         share = self.batch_size // (self.passes * self.processes)
@@ -73,10 +63,8 @@ class Batches:
 
 def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None:
     if batch_size % (accumulation * processes):
-        raise InputError(
-            f"BATCH_SIZE {batch_size} cannot be shared by {processes} processes x ACCUMULATION {accumulation}; "
-            "make it a multiple of their product"
-        )
+        shares = f"{processes} processes x ACCUMULATION {accumulation}"
+        raise InputError(f"BATCH_SIZE {batch_size} cannot be shared by {shares}; make it a multiple of their product")
 
 
 def make_loader(data: Examples, batches, workers: int, device: torch.device, ended) -> DataLoader:
@@ -92,12 +80,5 @@ def make_loader(data: Examples, batches, workers: int, device: torch.device, end
 
 
 def _ignore_sigterm(ended, _):
-    """A job's SIGTERM reaches the processes that load batches, too, but the current step still needs their batches.
-
-    Once the run has ended, SIGTERM comes from the run itself and ends the process.
-    """
+    """A job's SIGTERM reaches the loaders, too, whose batches the step still needs; after the run it ends them."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ended.is_set() else None)
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -30,7 +30,6 @@ DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for I
 FLOW_DRAWS = 4  # of noise and time for each example of a flow
 STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
 POOL_BATCHES = 50  # batches of reports that are sorted by length together
-_WHERE_REPORTS_ARE = "set REPORTS_ROOT to where the .txt files are, or DATA_ROOT to a tree that has reports"
 
 
 class Column:
@@ -47,10 +46,7 @@ class Column:
 
 
 def _readable_rows(table, *features):
-    """The rows whose image every encoder could read, and a Column of them for each feature.
-
-    features: (cache, keys, readable), as `cache_moments` returns them. Prints how many rows are dropped.
-    """
+    """The rows whose image every encoder could read, and a Column for each of features, (cache, keys, readable)."""
     readable = np.logical_and.reduce([readable for _, _, readable in features])
     if not readable.all():
         say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
@@ -58,12 +54,6 @@ def _readable_rows(table, *features):
         raise InputError("not one image of the table can be read")
     columns = (Column(cache, [key for key, kept in zip(keys, readable) if kept]) for cache, keys, _ in features)
     return table[readable].reset_index(drop=True), *columns
-
-
-def set_aside(*models: torch.nn.Module) -> None:
-    """Moves frozen networks, whose features are cached, to the CPU: the training gets the GPU's memory."""
-    for model in models:
-        model.to("cpu")
 
 
 class _Rows(Examples):
@@ -74,10 +64,6 @@ class _Rows(Examples):
 
     def __len__(self):
         return len(self.rows)
-
-    def name(self, position):
-        """The dicom_id of an example."""
-        return self.features.table["dicom_id"].iloc[self.rows[position]]
 
 
 class DiffusionFeatures:
@@ -96,6 +82,8 @@ class DiffusionFeatures:
         self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
         self.scaling_factor = vae.config.scaling_factor
         self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+        for model in (vae, text_encoder.model, reference_encoder.tower):
+            model.to("cpu")  # the training gets the GPU's memory
 
 
 def diffusion_shapes(vae, text_encoder, reference_encoder, image_size: int) -> dict[str, tuple[int, ...]]:
@@ -108,10 +96,8 @@ def diffusion_shapes(vae, text_encoder, reference_encoder, image_size: int) -> d
 def check_dropout(prompt_dropout: tuple[float, ...]) -> None:
     """InputError unless a PROMPT_DROPOUT is three probabilities that DiffusionExamples can use."""
     if len(prompt_dropout) != 3 or sum(prompt_dropout) > 1:
-        raise InputError(
-            f"PROMPT_DROPOUT {prompt_dropout} has to be three probabilities, of no text, no reference and neither, "
-            "that sum up to 1 at most"
-        )
+        form = "three probabilities, of no text, no reference and neither, that sum up to 1 at most"
+        raise InputError(f"PROMPT_DROPOUT {prompt_dropout} has to be {form}")
 
 
 class DiffusionExamples(_Rows):
@@ -161,27 +147,28 @@ class DiffusionExamples(_Rows):
         return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
-def training_texts(reports: pd.Series, priors: str) -> pd.Series:
-    """Reports without de-identification marks; priors "drop": also without comparisons with earlier films, counted."""
-    texts = reports.map(clean_report)
+def reported_rows(table: pd.DataFrame, priors: str = "keep", what: str = "images") -> pd.DataFrame:
+    """The rows of a table that have a report, without de-identification marks; InputError if none has one.
+
+    priors: "drop" for reports without comparisons with earlier films. what: the rows are. Prints what was dropped.
+    """
+    texts = table["report"].map(clean_report)
     if priors == "drop":
         results = texts.map(drop_comparisons)
         texts, compared = results.str[0], results.str[1]
         say(f"comparisons with earlier films: {compared.sum()} dropped or restated, in {(compared > 0).sum()} reports")
-    return texts
-
-
-def reported_rows(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
-    """The rows of a table that have a report, cleaned by `training_texts`; InputError if none has one.
-
-    Prints what was dropped.
-    """
-    table = table.assign(report=training_texts(table["report"], priors))
-    reported = table["report"] != ""
-    say(f"reports: {reported.sum()} of {len(table)} images have one; the others are dropped")
+    reported = texts != ""
+    emptied = (table["report"][~reported].str.strip() != "").sum()
+    say(f"reports: {reported.sum()} of {len(table)} {what} have one; cleaning left no sentence of {emptied} others")
     if not reported.any():
-        raise InputError(f"not one image has a report; {_WHERE_REPORTS_ARE}")
-    return table[reported].reset_index(drop=True)
+        raise InputError(f"none of the {what} has a report; set REPORTS_ROOT to where the .txt files are")
+    return table.assign(report=texts)[reported].reset_index(drop=True)
+
+
+def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
+    """The `reported_rows` of a table's distinct studies => columns subject_id, study_id, split, report."""
+    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
+    return reported_rows(studies, priors, "studies")
 
 
 class PriorFeatures:
@@ -198,6 +185,8 @@ class PriorFeatures:
         self.scaling_factor = vae.config.scaling_factor
         bart = {"bart": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
         self.encoders = {"vae": weights_fingerprint(vae), **bart}
+        for model in (vae, autoencoder):
+            model.to("cpu")  # the training gets the GPU's memory
 
     def statistics(self, split: str = "train") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean and standard deviation of the report latents of one split, (D,) float32 each, and covariance, (D, D)."""
@@ -228,14 +217,11 @@ def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accele
     fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
     cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
     keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
-    served = cache.fill(
-        keys,
-        lambda row: reports[row],
-        lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
-        ENCODE_BATCH_SIZE,
-        accelerator,
-        "report latents",
-    )
+
+    def encode(batch):
+        return autoencoder.encode_reports(batch).float().cpu().numpy()
+
+    served = cache.fill(keys, reports.__getitem__, encode, ENCODE_BATCH_SIZE, accelerator, "report latents")
     if not served.all():
         raise InputError(f"the latents of {(~served).sum()} reports are not finite: take another BART_CHECKPOINT")
     return Column(cache, keys)
@@ -244,9 +230,8 @@ def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accele
 class PriorExamples(_Rows):
     """Training examples of one split, for a Prior, by whose statistics report latents are standardised.
 
-    An example of a flow also has FLOW_DRAWS draws of noise and time, and whether its image is dropped: in training,
-    with the probability DROP_IMAGE, which trains the prediction that guidance needs. One for a readout has the codes of
-    the findings. After `freeze` an example has, in place of its latents, the class token of a frozen transformer.
+    An example of a flow also has FLOW_DRAWS draws of noise and time, and whether its image is dropped, for guidance.
+    After `freeze` an example has, in place of its latents, the class token of a frozen transformer.
     """
 
     def __init__(self, features, split, prior):
@@ -288,25 +273,6 @@ class PriorExamples(_Rows):
         self.tokens = torch.cat(tokens)  # (n, E)
 
 
-def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
-    """The distinct studies of a table with their reports => columns subject_id, study_id, split, report.
-
-    The reports are cleaned by `training_texts`. Prints what was dropped; InputError if no study has a report.
-    """
-    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
-    without = (studies["report"].str.strip() == "").sum()
-    studies = studies.assign(report=training_texts(studies["report"], priors))
-    kept = studies[studies["report"] != ""].reset_index(drop=True)
-    emptied = len(studies) - without - len(kept)
-    say(
-        f"reports: {len(kept)} of {len(studies)} studies; dropped {without} studies without a report and {emptied} of "
-        "which cleaning left no sentence"
-    )
-    if kept.empty:
-        raise InputError(f"not one study has a report; {_WHERE_REPORTS_ARE}")
-    return kept
-
-
 class ReportExamples(Examples):
     """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length."""
 
@@ -315,10 +281,8 @@ class ReportExamples(Examples):
         self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
         self.lengths = np.array([len(ids) for ids in self.tokens])
         self.batch_size, self.width, self.tokenizer = batch_size, autoencoder.width, autoencoder.tokenizer
-        say(
-            f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; "
-            f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
-        )
+        cuts = f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
+        say(f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; {cuts}")
 
     def __len__(self):
         return len(self.tokens)
@@ -349,10 +313,7 @@ class ReportExamples(Examples):
         return batch["attention_mask"].sum().item()
 
     def order(self, generator, head=0):
-        """The positions of an epoch, shuffled: within pools of POOL_BATCHES batches, batches hold similar lengths.
-
-        The first `head` are left as they were shuffled; a last batch that is not full stays last.
-        """
+        """The positions of an epoch, shuffled, by similar lengths in POOL_BATCHES batches; a last batch stays last."""
         shuffled = generator.permutation(len(self))
         batches = []
         for start in range(head, len(self), POOL_BATCHES * self.batch_size):

@@ -1,8 +1,7 @@
 """fit(): the training loop that all trainers share. training/run_folder.py describes what it writes.
 
-Data order and randomness follow from (SEED, step, position in the batch) alone: a resumed run, or a run on another
-number of processes, uses the same batches and the same noise. Only BART's dropout depends on the process count; its
-seed is (SEED, step, process).
+Data order and randomness follow from (SEED, step, position in the batch) alone, whether a run is resumed or has several
+processes. Only dropout depends on the process count; its seed is (SEED, step, process).
 """
 
 import json
@@ -15,14 +14,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from training.batches import Batches, make_loader, to_device
-from training.muon import make_optimizer
+from training.batches import Batches, make_loader
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
@@ -36,7 +34,6 @@ FIT_CONSTANTS = (  # fit() reads these of a script's constants
 )  # fmt: skip
 DEFAULTS = {  # and these, where a script has them
     "ACCUMULATION": 1,  # passes an optimiser step
-    "OPTIMIZER": "adamw",
     "BETAS": (0.9, 0.999),  # of AdamW; the paper's
     "WEIGHT_DECAY": 0.01,  # the paper's
     "CLIP_NORM": 1.0,  # largest norm of the gradient; 0: not clipped, as in the paper
@@ -44,24 +41,21 @@ DEFAULTS = {  # and these, where a script has them
     "VALIDATION_ROWS": 1000,  # examples a validation; 0: all of them
 }
 BAD_STEPS = 20  # consecutive steps without a finite gradient after which a run ends
-NAMED_EXAMPLES = 8  # examples of such a step that a message names
 
 
 def fit(model, examples, validation, compute_loss, constants, accelerator, preview=None, facts=None) -> None:
     """Trains a model and writes its checkpoints, metrics and pictures to RUN_DIR.
 
-    A second call resumes from RUN_DIR/last; the optimisation follows the constants of the second call, and a changed
-    experiment is refused. After SIGTERM the current step is finished and saved; the resumed run equals an uninterrupted
-    one bit for bit. The CPU waits for a GPU only at a row of metrics.csv: whether a step's gradient was finite is read
-    one step later.
+    A second call resumes from RUN_DIR/last with its own constants of the optimisation; a changed experiment is refused.
+    After SIGTERM the current step is finished and saved; the resumed run equals an uninterrupted one bit for bit. The
+    CPU waits for a GPU only at a row of metrics.csv: whether a step's gradient was finite is read one step later.
 
     Args:
         model: nn.Module with save_pretrained(folder) and a class method from_pretrained(folder).
         examples, validation: training.batches.Examples.
         compute_loss: (model, batch) => scalar, a mean over the batch's terms (`Examples.count_terms`). A step's loss is
             the mean over the terms of all of its passes and processes.
-        constants: the script's constants, of which fit reads FIT_CONSTANTS and DEFAULTS. BATCH_SIZE counts the examples
-            of one optimiser step over all processes; ACCUMULATION splits a process's share into passes.
+        constants: the script's, of which fit reads FIT_CONSTANTS and DEFAULTS.
         preview: (model, path without suffix) => None; writes what the averaged model generates. Main process only.
         facts: a dict kept in every checkpoint's training.json, e.g. fingerprints of frozen encoders.
     """
@@ -82,6 +76,8 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
             run.train()
         finally:
             run.ended.set()
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 
 class _Run:
@@ -98,10 +94,7 @@ class _Run:
 
         self.raw_model = model.to(accelerator.device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(
-            settings["OPTIMIZER"], model, lr=settings["LEARNING_RATE"], betas=settings["BETAS"],
-            weight_decay=settings["WEIGHT_DECAY"],
-        )  # fmt: skip
+        optimizer = torch.optim.AdamW(self.parameters, fused=True)  # its settings follow at each step
         schedule = get_scheduler(settings["LR_SCHEDULE"], optimizer, None, settings["WARMUP_STEPS"], self.total_steps)
         self.rate_at = schedule.lr_lambdas[0]  # step => factor of LEARNING_RATE
         self.average = Average(self.parameters, decay=settings["EMA_DECAY"])
@@ -123,8 +116,12 @@ class _Run:
             f"training and {len(self.validation)} validation examples, steps {self.step} to {self.total_steps} on "
             f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
         )
-        loader = iter(self._loader(self.examples, self._batches()))
+        own_share = accelerator.process_index, accelerator.num_processes
+        sizes = (settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
+        batches = Batches(self.examples, *sizes, self.step, self.total_steps, *own_share)
+        loader = iter(self._loader(self.examples, batches))
         log = MetricsLog(self.folder, self.step) if main else None
+        accelerator.init_trackers(self.folder.name)
         progress = tqdm(total=self.total_steps, initial=self.step, desc="training", disable=not main)
         since = time.perf_counter()
         with stoppable() as stop_requested:
@@ -139,10 +136,12 @@ class _Run:
                         self._checkpoint(row, log)
                     elif log:
                         log.add(row)
-                    shown = {"loss": f"{row['loss']:.4f}", "validation": f"{self.validation_loss:.4f}"}
-                    progress.set_postfix(shown, per_s=f"{row['examples_per_second']:.0f}")
+                    accelerator.log({name: value for name, value in row.items() if value is not None}, self.step)
+                    progress.set_postfix(loss=row["loss"], validation=self.validation_loss)
                     since = time.perf_counter()
-                if self.step < self.total_steps and self._has_to_stop(stop_requested()):
+                # of several processes, all stop if one was told to before the step began
+                told = stop_requested() if accelerator.num_processes == 1 else self.stop_requests.item() > 0
+                if told and self.step < self.total_steps:
                     self._stop(saved=at_checkpoint)
         progress.close()
         say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
@@ -165,7 +164,10 @@ class _Run:
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, hence the factor num_processes
                     weight = terms[part] * accelerator.num_processes / all_terms
-                    loss = self.compute_loss(self.model, to_device(batch, accelerator.device)) * weight
+                    loss = (
+                        self.compute_loss(self.model, send_to_device(batch, accelerator.device, non_blocking=True))
+                        * weight
+                    )
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, settings["CLIP_NORM"] or math.inf))
@@ -175,10 +177,7 @@ class _Run:
         self._read_steps(leave=1 if accelerator.device.type == "cuda" else 0)
 
     def _apply_gradient(self, norm):
-        """Takes the optimiser's step if the gradient's norm is finite => whether it was taken, a bool or a tensor.
-
-        With fp16 the gradient scaler decides that, and lowers its scale.
-        """
+        """Takes the optimiser's step if the gradient's norm is finite (fp16: as its scaler says) => whether it did."""
         applied = torch.isfinite(norm)
         if self.accelerator.scaler is None:
             self.optimizer.optimizer.found_inf = (~applied).float()  # read by the optimiser itself, on its device
@@ -200,17 +199,14 @@ class _Run:
                 self._report_bad_step(step, norm.item())
 
     def _report_bad_step(self, step, norm):
-        """Names the examples of a step that was not applied; InputError after BAD_STEPS of them."""
-        names = [self.examples.name(position) for position, _ in self._batches().step(step)]
-        more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
-        shown = ", ".join(names[:NAMED_EXAMPLES]) + more
-        say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row); its examples: {shown}")
+        """Prints that a step was not applied; InputError after BAD_STEPS of them."""
+        say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row)")
         if self.skipped == BAD_STEPS:
-            raise InputError(
-                f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite; the last good "
-                f"checkpoint is kept in {self.folder}: lower LEARNING_RATE or set PRECISION to 'no', and run the same "
-                "command again"
-            )
+            self._give_up(f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite")
+
+    def _give_up(self, why):
+        way_out = "lower LEARNING_RATE or set PRECISION to 'no', and run the same command again"
+        raise InputError(f"{why}; the last good checkpoint is kept in {self.folder}: {way_out}")
 
     def _measure(self, seconds):
         """A row of metrics.csv: means over the steps since the last row."""
@@ -229,10 +225,6 @@ class _Run:
             "peak_gpu_mib": _peak_gpu_memory(self.accelerator.device),
         }
 
-    def _has_to_stop(self, requested):
-        """Of several processes: whether any of them had received SIGTERM when the step began, so that all agree."""
-        return requested if self.accelerator.num_processes == 1 else self.stop_requests.item() > 0
-
     def _stop(self, saved):
         self._read_steps()
         if not saved and self.accelerator.is_main_process:
@@ -242,17 +234,11 @@ class _Run:
         self.accelerator.wait_for_everyone()
         raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
 
-    def _batches(self):
-        batch_size, accumulation, seed = (self.settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        steps = self.step, self.total_steps
-        return Batches(self.examples, batch_size, accumulation, seed, *steps, process, processes)
-
     def _loader(self, data, batches):
         return make_loader(data, batches, self.settings["NUM_WORKERS"], self.accelerator.device, self.ended)
 
     def _sum_over_processes(self, *values):
-        """The sums of numbers over all processes: tensors with several processes, so that nothing waits for a GPU."""
+        """The sums of numbers over all processes: with several, tensors, so that nothing waits for a GPU."""
         if self.accelerator.num_processes == 1:
             return values
         device = self.accelerator.device
@@ -262,17 +248,12 @@ class _Run:
     @torch.compiler.set_stance("force_eager")  # compiling validation and preview would take longer than running them
     def _checkpoint(self, row, log):
         """Validates, saves and draws with the averaged weights. row: of metrics.csv; log: MetricsLog, main process."""
-        self._check_processes_agree()
         self.model.eval()
         with self._averaged_weights():
             self.validation_loss = self._validate()
         weights = [*self.parameters, *self.average.shadow_params]
         if not (math.isfinite(self.validation_loss) and all(tensor.isfinite().all() for tensor in weights)):
-            raise InputError(
-                f"after step {self.step} the validation loss is {self.validation_loss}, or a weight is not finite: "
-                f"this step is not saved, and the last good checkpoint is kept in {self.folder}; lower LEARNING_RATE "
-                "or set PRECISION to 'no', and run the same command again"
-            )
+            self._give_up(f"after step {self.step} the validation loss is {self.validation_loss}, or a weight infinite")
         improved = self.validation_loss < self.best
         self.best = min(self.best, self.validation_loss)
         row["validation_loss"] = self.validation_loss
@@ -294,21 +275,6 @@ class _Run:
         yield
         self.average.restore(self.parameters)
 
-    def _check_processes_agree(self):
-        """InputError unless all processes have the same weights, as the same gradients make them."""
-        accelerator = self.accelerator
-        if accelerator.num_processes == 1:
-            return
-        sums = torch.stack([parameter.detach().sum(dtype=torch.float32) for parameter in self.parameters])
-        rows = accelerator.gather(sums[None]).nan_to_num()  # (processes, tensors)
-        others = [number for number, row in enumerate(rows) if not torch.equal(row, rows[0])]
-        if others:
-            raise InputError(
-                f"after step {self.step} the weights of process {others[0]} differ from those of process 0: a device "
-                "or the link between them computes wrongly; this step is not saved, and the last good checkpoint is "
-                f"kept in {self.folder}; run the same command again, without that device if it happens again"
-            )
-
     def _draw_preview(self):
         if self.preview:
             (self.folder / "previews").mkdir(exist_ok=True)
@@ -329,7 +295,9 @@ class _Run:
         for batch in self._loader(self.validation, batches):
             terms.append(self.validation.count_terms(batch))
             with accelerator.autocast():
-                losses.append(self.compute_loss(self.raw_model, to_device(batch, accelerator.device)))
+                losses.append(
+                    self.compute_loss(self.raw_model, send_to_device(batch, accelerator.device, non_blocking=True))
+                )
         sums = [sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), terms)), sum(terms)]
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")
@@ -364,10 +332,8 @@ class _Run:
             state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
             self._load_progress(training, state)
         except Exception as error:  # a damaged file, or one that holds code, can fail anywhere
-            raise InputError(
-                f"{checkpoint} cannot be resumed: its optimizer.pt or training.json is damaged or foreign "
-                f"({reason(error)}): restore it, or change RUN_DIR; nothing was changed"
-            ) from error
+            damage = f"its optimizer.pt or training.json is damaged ({reason(error)})"
+            raise InputError(f"{checkpoint} cannot be resumed, {damage}: restore it, or change RUN_DIR") from error
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
         self.average.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
@@ -390,12 +356,9 @@ class _Run:
     def check_same_start(self):
         """InputError unless all processes begin at one step: RUN_DIR may be another folder on another machine."""
         steps = gather_object([self.step])
-        others = [number for number, step in enumerate(steps) if step != steps[0]]
-        if others:
-            raise InputError(
-                f"process {others[0]} would go on from step {steps[others[0]]}, and process 0 from step {steps[0]}: "
-                f"put RUN_DIR {self.folder} onto storage that all machines share, and run the same command again"
-            )
+        if len({*steps}) > 1:
+            way_out = f"put RUN_DIR {self.folder} onto storage that all machines share"
+            raise InputError(f"the processes would go on from steps {steps}: {way_out}")
 
 
 class Average(EMAModel):

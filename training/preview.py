@@ -17,10 +17,7 @@ GUIDANCE = 3.0  # of text and reference
 
 
 class Preview:
-    """A picture at each checkpoint: real validation images above, images generated for their prompts below.
-
-    Prompts, references and noise are the same each time, so that the pictures can be compared.
-    """
+    """A picture at each checkpoint: real validation images above, images for their prompts below, of the same noise."""
 
     def __init__(self, validation, vae, schedule, seed, steps=STEPS, guidance=GUIDANCE, scheduler="DPMSolverMultistep"):
         self.vae, self.schedule, self.scheduler = vae, schedule, scheduler

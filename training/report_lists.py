@@ -5,16 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.csv_files import (
-    check_splits,
-    check_unique,
-    count_values,
-    csv_header,
-    drop_blank,
-    join_numbers,
-    read_csv,
-    stated_reports,
-)
+from utils import csv_files
+from utils.csv_files import check_splits, csv_header, read_csv
 from utils.errors import InputError, say
 from utils.report_cleaning import MARK
 from utils.report_text import join_sections, report_text
@@ -32,24 +24,24 @@ def is_report_list(path: str | Path) -> bool:
 def read_report_list(path: str | Path) -> pd.DataFrame:
     """Reports without images => columns subject_id, study_id, split, report.
 
-    path: a CSV, a row a study. Either with the columns uid, findings and impression, such as Indiana University's open
-    reports, which are split by `_splits_by_hash`. Or with split and text, as the authors trained BART on; rows with a
-    blank split are dropped. Each row counts as a patient, and no patient group can be held out.
+    path: a CSV, a row a study, with uid, findings and impression, such as Indiana University's open reports, split by
+    `_splits_by_hash`; or with split and text, as the authors trained BART on. Each row counts as a patient.
     """
     if csv_header(path) >= {"findings", "impression"}:
         frame = read_csv(path, ["uid", "findings", "impression"], texts=("uid", "findings", "impression"))
-        check_unique(frame, ["uid"], path)
+        csv_files.check_unique(frame, ["uid"], path)
         reports = [join_sections(*sections) for sections in zip(frame["findings"], frame["impression"])]
         split = _splits_by_hash(frame, path)
     else:
-        frame = drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
+        frame = csv_files.drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
         check_splits(frame, path)
-        split, reports = [*frame["split"]], [report_text(raw) for raw in stated_reports(frame["text"])]
+        split, reports = [*frame["split"]], [report_text(raw) for raw in csv_files.stated_reports(frame["text"])]
     if frame.empty:
         raise InputError(f"{path} has no rows")
     numbers = range(len(frame))
     table = pd.DataFrame({"subject_id": numbers, "study_id": numbers, "split": split, "report": reports})
-    say(f"{path}: {count_values(table['split'])} reports; it names no view and no patient, so none is held out")
+    counts = csv_files.count_values(table["split"])
+    say(f"{path}: {counts} reports; it names no view and no patient, so none is held out")
     return table
 
 
@@ -61,13 +53,11 @@ def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
     tenth of the list is "train".
     """
     patients, names = pd.factorize(frame["uid"].map(_group_of))
-    if len(names) < len(frame):
-        say(f"{path}: {len(frame)} reports of {len(names)} patients or studies, by the paths in uid")
     texts = (frame["findings"] + " " + frame["impression"]).str.replace(MARK, " ", regex=True).str.lower()
     words = texts.str.findall("[a-z]+")
     texts = words.str.join(" ").where(words.str.len() >= COPY_WORDS, frame["uid"])
     patients = pd.Series(patients, frame.index)
-    groups = join_numbers(patients, texts)
+    groups = csv_files.join_numbers(patients, texts)
     if texts.duplicated().any():
         say(f"{path}: {texts.duplicated().sum()} reports are near-copies of another; copies are in one split")
     of_group = groups.groupby(groups)

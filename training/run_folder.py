@@ -10,7 +10,6 @@ constants.json                  the resolved constants of the script
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -25,11 +24,12 @@ MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation,
     "RUN_DIR", "CACHE_DIR", "DATA_ROOT", "REPORTS_ROOT", "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER",
     "BART_CHECKPOINT", "CHECKPOINT", "INITIAL_WEIGHTS", "PRETRAINED", "ACCUMULATION", "EPOCHS", "MAX_STEPS",
     "LEARNING_RATE", "BETAS", "WEIGHT_DECAY", "LR_SCHEDULE", "WARMUP_STEPS", "CLIP_NORM", "EMA_DECAY", "PRECISION",
-    "COMPILE", "CHECKPOINT_EVERY", "VALIDATION_ROWS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LOG_EVERY", "DEVICE",
-    "NUM_WORKERS",
+    "COMPILE", "CHECKPOINT_EVERY", "VALIDATION_ROWS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LOG_EVERY",
+    "LOG_WITH", "DEVICE", "NUM_WORKERS",
 }  # fmt: skip
 FIXED = {  # constants that scripts had before, with the values that are fixed in the code now
     "PATCH_SIZE": 2, "TIMESTEP_MEAN": -0.7, "COSINE_WEIGHT": 0.01, "FLOW_DEPTH": 3, "FLOW_DRAWS": 4, "DROP_IMAGE": 0.1,
+    "OPTIMIZER": "adamw",
 }  # fmt: skip
 
 
@@ -42,12 +42,9 @@ def find_checkpoint(folder: Path) -> Path | None:
         if (folder / name / "optimizer.pt").is_file():
             return folder / name
     names = [name for name in ("last", "last.old", "best") if (folder / name).exists()]
-    names += sorted(path.name for path in folder.glob("step-*"))  # older versions kept checkpoints by their steps
     if names:
-        raise InputError(
-            f"{folder} holds weights ({', '.join(names)}) but no last/optimizer.pt to resume from: put that file "
-            "back, or change RUN_DIR; nothing was changed"
-        )
+        lacks = f"weights ({', '.join(names)}) but no last/optimizer.pt to resume from"
+        raise InputError(f"{folder} holds {lacks}: put that file back, or change RUN_DIR")
     return None
 
 
@@ -64,18 +61,14 @@ def compare_with(checkpoint: Path, training: dict, constants: dict, facts: dict)
         old["PROMPT_DROPOUT"] = [old["DROP_TEXT"], old["DROP_REFERENCE"], old.get("DROP_BOTH", 0.0)]
     for name, value in FIXED.items():
         if old.get(name, value) != value:
-            raise InputError(
-                f"{checkpoint} was trained with {name} = {old[name]!r}, which is now fixed at {value!r}: "
-                "change RUN_DIR, or resume it with the version of the scripts that began it"
-            )
+            fixed = f"{name} = {old[name]!r}, which is now fixed at {value!r}"
+            raise InputError(f"{checkpoint} was trained with {fixed}: change RUN_DIR, or use the older scripts")
     new = json.loads(json.dumps(constants))
     changes = [(name, old[name], value) for name, value in new.items() if old.get(name, value) != value]
     for name, before, now in changes:
         if name not in MAY_CHANGE:
-            raise InputError(
-                f"{checkpoint} was trained with {name} = {before!r}, this run has {now!r}: another experiment; set it "
-                "back, or change RUN_DIR"
-            )
+            changed = f"{name} = {before!r}, this run has {now!r}: another experiment"
+            raise InputError(f"{checkpoint} was trained with {changed}; set it back, or change RUN_DIR")
     return changes
 
 
@@ -89,14 +82,13 @@ def remove_unfinished(folder: Path, checkpoint: Path | None) -> None:
 def name_checkpoint(folder: Path, improved: bool) -> None:
     """Names the finished checkpoint `last.new`: `best` if it is improved, and `last`.
 
-    `last` is renamed after everything else of a step is written: a run that is killed before resumes from the
-    checkpoint before, and repeats all of it.
+    It is renamed after everything else of a step is written: a run that is killed before repeats all of that step.
     """
     new, last, old = (folder / name for name in ("last.new", "last", "last.old"))
     if improved:  # the same files, without the optimiser's state
         best, new_best = folder / "best", folder / "best.new"
         shutil.rmtree(new_best, ignore_errors=True)
-        shutil.copytree(new, new_best, copy_function=_link, ignore=shutil.ignore_patterns("optimizer.pt"))
+        shutil.copytree(new, new_best, ignore=shutil.ignore_patterns("optimizer.pt"))
         shutil.rmtree(best, ignore_errors=True)
         new_best.rename(best)
     if last.exists():
@@ -106,16 +98,8 @@ def name_checkpoint(folder: Path, improved: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _link(source, target):
-    """Hard-links a file, or copies it where that is not possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 class MetricsLog:
-    """metrics.csv, its plot loss.png, and TensorBoard where it is installed."""
+    """metrics.csv and its plot loss.png."""
 
     def __init__(self, folder: Path, step: int):
         """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
@@ -126,21 +110,11 @@ class MetricsLog:
                     self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
             except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
                 raise InputError(f"{self.path} is damaged ({reason(error)}): restore it, or remove it") from error
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=step)
-        except ImportError:
-            self.board = None
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
         with writing("metrics.csv", self.folder), replacing(self.path) as temporary:
             pd.DataFrame(self.rows, columns=METRICS).to_csv(temporary, index=False)
-        if self.board:
-            for name, value in row.items():
-                if value is not None:
-                    self.board.add_scalar(name, value, row["step"])
         if "validation_loss" in row:
             self._draw()
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
-from training.batches import check_batch_size, to_device
+from training.batches import check_batch_size
 from training.loop import DEFAULTS
 from training.run_folder import compare_with, find_checkpoint
 from utils.checkpoints import read_training
@@ -19,14 +20,11 @@ from utils.mimic_cxr import split_rows
 def try_training(
     model: nn.Module, compute_loss: Callable, make_batch: Callable, table: pd.DataFrame, constants: dict, accelerator
 ) -> None:
-    """Tries the first pass of a new run, or compares a resumed one with its checkpoint.
-
-    The model and the random states stay as they are. InputError for an empty split, a checkpoint in RUN_DIR that is of
-    another experiment, a loss that is not finite, and a RUN_DIR that cannot be written; torch's error for too little
-    memory.
+    """Tries the first pass of a new run, or compares a resumed one with its checkpoint. Changes nothing.
 
     make_batch: number of examples => a batch of so many. table: the rows to train on, with a column `split`. The others
-    are those of `fit`.
+    are those of `fit`. InputError for an empty split, a checkpoint in RUN_DIR that is of another experiment, a loss
+    that is not finite, and a RUN_DIR that cannot be written; torch's error for too little memory.
     """
     settings, folder = {**DEFAULTS, **constants}, Path(constants["RUN_DIR"])
     for split in ("train", "validate"):
@@ -39,15 +37,13 @@ def try_training(
         return
     device, tried = accelerator.device, copy.deepcopy(model)  # a copy is not compiled, which would take minutes
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        batch = to_device(make_batch(settings["BATCH_SIZE"] // parts), device)
+        batch = send_to_device(make_batch(settings["BATCH_SIZE"] // parts), device)
         tried.to(device).train()
         with accelerator.autocast():
             loss = compute_loss(tried, batch)
         loss.backward()
     if not torch.isfinite(loss):
-        raise InputError(
-            f"the loss of a first pass is {loss.item()}: take other INITIAL_WEIGHTS, or set PRECISION to 'no'"
-        )
+        raise InputError(f"the first loss is {loss.item()}: take other INITIAL_WEIGHTS, or set PRECISION to 'no'")
     with writing("checkpoints", folder):
         folder.mkdir(parents=True, exist_ok=True)
 

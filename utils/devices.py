@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from utils.errors import InputError, reason
@@ -12,12 +13,15 @@ from utils.errors import InputError, reason
 TIMEOUT = 60  # minutes that processes wait for another one, which may list a million images (NCCL's default: 10)
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
+def make_accelerator(device: str, precision: str, log_with: str = "", folder: str | None = None) -> Accelerator:
     """An Accelerator; InputError for a device on which torch cannot compute here.
 
     device: "" (the best there is), "cpu", "cuda:1" ...; precision: "no", "bf16", "fp16", or "auto" (bf16 where the
-    device supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32.
+    device supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32. log_with: one
+    of accelerate's trackers, or ""; folder: where it writes. InputError for a tracker that is not installed.
     """
+    if log_with and log_with not in map(str, get_available_trackers()):
+        raise InputError(f"LOG_WITH {log_with!r} is not installed here: install it, or leave LOG_WITH empty")
     if device not in ("", "cpu"):
         _check_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
@@ -28,7 +32,10 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = precision != "no"
     gradients = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # saves one copy of the gradients
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=TIMEOUT))
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[gradients, timeout])
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[gradients, timeout],
+        log_with=log_with or None, project_dir=folder,
+    )  # fmt: skip
 
 
 def _check_device(device: str) -> None:

@@ -94,7 +94,7 @@ def test_pretrained_weights_in_a_folder_of_timms(tmp_path):
 
 def test_pretrained_weights_that_cannot_be_had(tmp_path):
     for name in ("vit_tiny_patch16_224", f"local-dir:{tmp_path}"):
-        with pytest.raises(InputError, match=f"PRETRAINED '{name}'.*; set PRETRAINED to local-dir:FOLDER"):
+        with pytest.raises(InputError, match=f"PRETRAINED '{name}'.*; set it to local-dir:FOLDER"):
             Prior(latent_side=8, embed_dim=192, num_heads=3).load_pretrained(name)
 
 
@@ -165,7 +165,7 @@ def test_cached_report_latents_of_another_bart_are_refused(features, tokenizer):
 
 def test_a_tree_without_reports(features):
     _, table, _ = features
-    with pytest.raises(InputError, match="not one image has a report"):
+    with pytest.raises(InputError, match="none of the images has a report"):
         reported_rows(table.assign(report=""))
 
 

@@ -178,14 +178,11 @@ def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, 
 
 def test_what_is_no_teacher_is_refused(config, tmp_path):
     (tmp_path / "file.ckpt").write_bytes(b"nothing")
-    for place, words in (
-        (tmp_path / "absent", "there is no checkpoint"),
-        (tmp_path / "file.ckpt", "no checkpoint of this"),
-    ):
+    for place in (tmp_path / "absent", tmp_path / "file.ckpt"):
         message = run_script(
             "distill_diffusion", "--config", config, *flags(CHECKPOINT=place, RUN_DIR=tmp_path / "run")
         )
-        assert words in message and str(place) in message
+        assert f"{place} is no checkpoint" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -134,7 +134,7 @@ def test_studies_count_once_and_lose_what_is_empty(capsys):
     )
     studies = study_reports(table)
     assert studies["study_id"].tolist() == [10, 21]
-    assert "2 of 5 studies; dropped 2 studies without a report and 1 of which" in capsys.readouterr().out
+    assert "2 of 5 studies have one; cleaning left no sentence of 1" in capsys.readouterr().out
     with pytest.raises(InputError, match="REPORTS_ROOT"):
         study_reports(table[table["report"].str.strip() == ""])
 

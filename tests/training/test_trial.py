@@ -74,7 +74,7 @@ def test_what_cannot_work_is_refused(attempt, tmp_path):
         attempt(Network(), splits=["train", "train"])
     with pytest.raises(InputError, match="BATCH_SIZE 4 .*ACCUMULATION 3"):
         attempt(Network(), ACCUMULATION=3)
-    with pytest.raises(InputError, match="loss of a first pass is nan.*PRECISION"):
+    with pytest.raises(InputError, match="first loss is nan.*PRECISION"):
         attempt(Network(), lambda model, batch: squared(model, batch) * float("nan"))
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("")
