@@ -35,7 +35,6 @@ import difflib
 import json
 import math
 import operator
-import os
 import re
 import sys
 import tomllib
@@ -49,50 +48,25 @@ from utils.errors import InputError, reason, run, say, writing
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
 GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
-    "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
-    "BASE_MODEL": "this script needs no VAE; remove it",
-    "CHECK": "every run tries one step before its long work; remove it",
-    "HEAD_ROWS": "the prior's head starts from random weights; remove it",
     "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
     "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
     "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
-    "START": "images start from noise alone; remove it",
-    "CANDIDATES": "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
-    "KEEP": "images are chosen by select_pairs.py, which has it; remove it",
-    "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
-    "JUDGE_ONLY": "an evaluation of the images trains the judge; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
-    "SYNTHETIC_SPLIT": "a synthetic tree is evaluated whole, a real one by SPLIT; remove it",
-    "JUDGE_BATCH_SIZE": "it is 64; remove it. A judge of another size is trained again, with other figures",
+    **dict.fromkeys(
+        ("CANDIDATES", "KEEP", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "SELECTOR_IMAGE_SIZE"),
+        "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
+    ),
     **dict.fromkeys(("DROP_TEXT", "DROP_REFERENCE", "DROP_BOTH"), "set PROMPT_DROPOUT = [text, reference, both]"),
     **dict.fromkeys(("POOLING", "TOKENIZER"), "convert an authors' BART by `python -m models.weights` first"),
     **dict.fromkeys(("LATENT_GAIN", "IMAGE_GUIDANCE", "FLOW_TEMPERATURE"), "set it in sample_prior_model"),
     **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
 }
-_SETTLED = {  # former constant => its value now; any value given for it is refused, as one of GONE
-    "PATCH_SIZE": "2, the paper's", "TIMESTEP_MEAN": "-0.7", "WEIGHT_DECAY": "0.01 here, the paper's",
-    "BETAS": "(0.9, 0.999), the paper's", "CLIP_NORM": "1", "OPTIMIZER": "AdamW here", "ACCUMULATION": "1 here",
-    "ENCODE_BATCH_SIZE": "64", "COSINE_WEIGHT": "0.01, the paper's", "FLOW_WIDTH": "4 EMBED_DIM, 1024 at most",
-    "FLOW_DEPTH": "3", "FLOW_DRAWS": "4", "DROP_IMAGE": "0.1", "PAGE": "<SYNTHETIC>.html beside the tree",
-    "SELECTOR_BATCH_SIZE": "64",
+IGNORED = {  # former constants; a value given for one is ignored, with a note
+    "VALIDATION_ROWS", "LOG_EVERY", "KEEP_CHECKPOINTS", "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS",
+    "KEEP_LATENTS", "SAVE_EVERY", "NUM_WORKERS", "NEIGHBOURS", "DIVERSITY_PAIRS", "BOOTSTRAP", "CLOSEST", "PAGE_IMAGES",
+    "COPY_QUANTILE",
 }  # fmt: skip
-GONE |= {name: f"it is {value}; remove it" for name, value in _SETTLED.items()}
-GONE |= {
-    f"SELECTOR_{name}": f"images are chosen by select_pairs.py: set its JUDGE_{name}"
-    for name in ("MODEL", "STEPS", "LEARNING_RATE", "IMAGE_SIZE")
-}
-FIXED = {  # former constant => where its value is now; a value given for it is ignored, with a note
-    "VALIDATION_ROWS": "1000 rows, training/loop.py", "LOG_EVERY": "50 steps, training/loop.py",
-    "KEEP_CHECKPOINTS": "`best` and `last` are kept", "PREVIEW_STEPS": "25, training/preview.py",
-    "PREVIEW_GUIDANCE": "3.0, training/preview.py", "PREVIEW_REPORTS": "8, train_bart.py",
-    "KEEP_LATENTS": "latents are always kept", "SAVE_EVERY": "1000 reports, sample_prior_model.py",
-    "NUM_WORKERS": "4 threads, sampling/reference_pool.py, evaluation/images.py",
-    "NEIGHBOURS": "5, evaluation/sections.py", "DIVERSITY_PAIRS": "500, evaluation/sections.py",
-    "BOOTSTRAP": "1000, evaluation/metrics.py", "CLOSEST": "8, evaluation/report.py",
-    "PAGE_IMAGES": "5000, evaluation/report.py", "COPY_QUANTILE": "0.01, evaluation/copies.py",
-}  # fmt: skip
-GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 
 
 def check_command_line(name: str, file: str) -> None:
@@ -133,7 +107,7 @@ class _Parser(argparse.ArgumentParser):
 def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
     """The values of all constants of a script, {name: value}, after its config file and its command line.
 
-    Also returns a sentence for each ignored value of a constant that is now FIXED.
+    Also returns a sentence for each value that is IGNORED.
     """
     script, notes = read_script(path), []
     config_parser = _Parser(add_help=False, allow_abbrev=False)
@@ -153,7 +127,7 @@ def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
             origins[name] = f"--{name}"
             values[name] = _parse(text, script.defaults[name], origins[name])
         else:
-            notes.append(_ignored(f"--{name}", name))
+            notes.append(f"--{name} is ignored: it is no longer a constant; remove it")
     for name, value in values.items():
         stated = read_range(script.comments[name], script.defaults[name])
         if stated:
@@ -177,13 +151,9 @@ def _command_line_parser(script: "Script", values: dict) -> _Parser:
     for name, value in values.items():
         text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
         parser.add_argument(f"--{name}", metavar="VALUE", help=text)
-    for name in FIXED.keys() - values.keys():
+    for name in IGNORED - values.keys():
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser
-
-
-def _ignored(where: str, name: str) -> str:
-    return f"{where} is ignored: {name} is no longer a constant ({FIXED[name]}); remove it"
 
 
 def _unknown_constant(name: str, known: Iterable[str]) -> str:
@@ -223,9 +193,7 @@ def read_script(path: Path) -> Script:
             try:
                 defaults[target.id] = ast.literal_eval(node.value)
             except (ValueError, TypeError) as error:
-                raise InputError(
-                    f"{name}, {target.id}: a constant has to be a plain value, such as 3, 0.5, True or 'text'"
-                ) from error
+                raise InputError(f"{name}, {target.id}: a constant has to be a plain value, such as 3") from error
     comments = _read_comments(text)
     return Script(name, ast.get_docstring(tree) or "", defaults, {key: comments.get(key, "") for key in defaults})
 
@@ -252,25 +220,18 @@ def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]
     for table, entries in tables.items():
         if not isinstance(entries, dict):
             raise InputError(f"{path}: {table} = {entries!r} stands outside of a table; put it under [common]")
-        if table in GONE_TABLES:
-            raise InputError(f"{path}: the table [{table}] is now called [{GONE_TABLES[table]}]; rename it")
         if table != "common" and table not in scripts:
-            raise InputError(
-                f"{path}: the table [{table}] does not name a script{_suggestion(table, scripts)}; use [common] or a "
-                "script's name"
-            )
+            raise InputError(f"{path}: [{table}] does not name a script{_suggestion(table, scripts)}; use [common]")
     found = []
     for table in ("common", script.name):
         for name, value in tables.get(table, {}).items():
             if name in script.defaults:
                 where = f"{path}, [{table}], {name}"
                 found.append((name, _as_type_of(script.defaults[name], value, where), where))
-            elif table == "common" and any(
-                name in _read_comments(file.read_text("utf-8")) for file in scripts.values()
-            ):
+            elif table == "common" and any(name in _read_comments(file.read_text()) for file in scripts.values()):
                 continue  # another script's
-            elif name in FIXED:
-                notes.append(_ignored(f"{path}, [{table}], {name}", name))
+            elif name in IGNORED:
+                notes.append(f"{path}, [{table}]: {name} is ignored: it is no longer a constant; remove it")
             else:
                 raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
     return found
@@ -298,9 +259,7 @@ def _as_type_of(default: object, value: object, where: str) -> object:
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise InputError(
-            f"{where}: {reason(repr(value))} is not of the type of the default {default!r} ({type(default).__name__})"
-        )
+        raise InputError(f"{where}: {reason(repr(value))} is not of the type of the default, {default!r}")
     return value
 
 
@@ -381,14 +340,9 @@ def _problem_of_place(place: re.Match, value: str) -> str:
     if not value:
         return "" if place["empty"] else f"does not name a {place['kind']} to write"
     path = Path(value)
-    try:
-        if place["kind"] == "folder" and path.exists() and not path.is_dir():
-            return "is a file: name a folder"
-        if place["kind"] == "file" and path.is_dir():
-            return "is a folder: name a file"
-        for parent in path.parents:
-            if parent.exists() and not parent.is_dir():
-                return f"lies inside {parent}, which is a file: name another place"
-    except OSError as error:  # a name that is too long, a loop of links
-        return f"cannot be written: {os.strerror(error.errno).lower()}"
-    return ""
+    if place["kind"] == "folder" and path.is_file():
+        return "is a file: name a folder"
+    if place["kind"] == "file" and path.is_dir():
+        return "is a folder: name a file"
+    file = next(filter(Path.is_file, path.parents), None)
+    return f"lies inside {file}, which is a file: name another place" if file else ""
