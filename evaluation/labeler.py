@@ -269,13 +269,5 @@ def _predicate(sentence, sizes, place, code):
 def labels_of_prompt(text):
     """The label vector that a prompt asks for, (14,) int8: of a sentence of findings its own, else what the rules
     read."""
-    labels = labels_of_sentence(text)
+    labels = from_prompt(text)
     return label_report(text) if labels is None else labels
-
-
-def labels_of_sentence(text):
-    """The label vector whose sentence a text is, None where it is no such sentence."""
-    try:
-        return from_prompt(text)
-    except InputError:
-        return None
