@@ -5,8 +5,7 @@
     <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys, their shape and type, and the fingerprint's digest
 
 A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
-text the text. So a changed input has another key and its old value is never served, and a copy of the images has the
-same keys.
+text the text. So a changed input has another key, and a copy of the images has the same keys.
 Shards are only ever added: values first, keys last, each under a temporary name and then renamed; a shard without keys
 does not count. A killed run loses at most one shard a process, a stopped or interrupted one nothing.
 

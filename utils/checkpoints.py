@@ -14,12 +14,9 @@ from utils.errors import InputError, reason, say
 
 _ADDED_LATER = {"PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": ""}  # constants that older checkpoints lack
 _CONSTANTS = {  # frozen model => the constant that names it
-    "vae": "BASE_MODEL",
-    "text_encoder": "BASE_MODEL (or TEXT_ENCODER)",
-    "reference_encoder": "REFERENCE_ENCODER",
-    "bart": "BART_CHECKPOINT",
-    "pooling": "BART_CHECKPOINT",
-}
+    "vae": "BASE_MODEL", "text_encoder": "BASE_MODEL (or TEXT_ENCODER)", "reference_encoder": "REFERENCE_ENCODER",
+    "bart": "BART_CHECKPOINT", "pooling": "BART_CHECKPOINT",
+}  # fmt: skip
 
 
 def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module:
@@ -55,10 +52,7 @@ def why_unloaded(folder: str | Path, error: Exception) -> str:
 
 
 def check_config(folder: str | Path, subfolder: str = "", file: str = "config.json") -> None:
-    """InputError if a folder has no configuration, in whose place a library would use its own.
-
-    A folder that does not exist may be a hub id, and passes.
-    """
+    """InputError if a folder (a hub id passes) has no configuration, in whose place a library would use its own."""
     path = Path(folder) / subfolder / file
     if Path(folder).is_dir() and not path.is_file():
         raise InputError(f"there is no file {path}")

@@ -6,16 +6,13 @@ A constant is an UPPER_CASE name of the script's module. Three places set its va
     2. --config FILE.toml              the table [common], then the table named after the script
     3. --BATCH_SIZE 64                 on the command line
 
-A value has to have the type of the default: text stays text, an int may stand for a float, and a tuple of texts may be
-written `PA,AP`. The comment behind a constant is its help text. A parenthesis at its end states the range, which is
-checked wherever the value comes from:
+A value has to have the type of the default; an int may stand for a float, and `PA,AP` for a tuple of texts. The comment
+behind a constant is its help text. A parenthesis at its end states the range, which is checked wherever the value comes
+from:
 
     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
-    LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-    FEATURES = ("judge",)  # features that are compared (each judge, inception or rad-dino)
     DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
-    PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
 
     number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
     text     the choices, each of one or two words, the last after "or"; `empty` stands for "", the N of `cuda:N` for a
@@ -23,10 +20,8 @@ checked wherever the value comes from:
     path     `a folder to write` or `a file to write`, optionally followed by `or empty`
     tuple    the same for its values, after `each` (one value or more) or `both` (two values)
 
-The text after a semicolon is for readers only, except `a multiple of NAME`, which names another constant. Every number
-has to have a range (a test checks that); a text without one may be anything.
-
-The script's file is parsed and never executed, so that a script can answer --help before its slow imports.
+The text after a semicolon is for readers only, except `a multiple of NAME`, which names another constant. A script is
+parsed and never executed, so that it can answer --help before its slow imports.
 """
 
 import argparse
@@ -293,12 +288,9 @@ class Range:
     def check(self, value: object, where: str) -> None:
         """InputError, which begins with `where`, for a value out of the range."""
         values = value if self.count else (value,)
-        if self.count == "both" and len(values) != 2:
-            raise InputError(f"{where}: {value!r} has to have 2 values")
-        if not values:
-            raise InputError(f"{where}: {value!r} has to have 1 value or more")
-        for item in values:
-            problem = self.problem_of(item)
+        if not values or (self.count == "both" and len(values) != 2):
+            raise InputError(f"{where}: {value!r} has to have {'2 values' if self.count == 'both' else 'a value'}")
+        for item, problem in zip(values, map(self.problem_of, values)):
             if problem:
                 raise InputError(f"{where}: {reason(repr(item))} {problem}")
 

@@ -51,8 +51,7 @@ def read_csv(
     """The named columns of a CSV: `texts` as str ("" where blank), other *_id as integers, the rest as pandas has them.
 
     optional: further texts, "" where the file has no such column; key: columns in which no two rows may be the same.
-    InputError for a file that cannot be read, a missing column, ids against the contract in utils/mimic_cxr.py,
-    and repeated rows.
+    InputError for a file that cannot be read, a missing column, repeated rows, and ids against utils/mimic_cxr.py.
     """
     frame = parse_csv(
         path,

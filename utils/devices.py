@@ -18,8 +18,15 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     device: "" (the best there is), "cpu", "cuda:1" ...; precision: "no", "bf16", "fp16", or "auto" (bf16 where the
     device supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32.
     """
+    try:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("there is no CUDA device")
+        if device not in ("", "cpu", "cuda"):  # with "cuda" each process of a launch takes a GPU of its own later
+            torch.ones(1, device=device).item()
+    except Exception as error:  # each backend has errors of its own
+        why = f"torch {torch.__version__} cannot compute on it here: {reason(error)}"
+        raise InputError(f"DEVICE {device!r}: {why}; set DEVICE to 'cpu', 'cuda' or ''") from error
     if device not in ("", "cpu"):
-        _check_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     if precision == "auto":
         cuda = device != "cpu" and torch.cuda.is_available()
@@ -29,17 +36,3 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     gradients = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # saves one copy of the gradients
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=TIMEOUT))
     return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[gradients, timeout])
-
-
-def _check_device(device: str) -> None:
-    """InputError unless torch can compute on a device."""
-    try:
-        if device != "cuda":
-            torch.ones(1, device=device).item()
-        elif not torch.cuda.is_available():  # each process of a launch takes a GPU of its own later: none is used here
-            raise RuntimeError("there is no CUDA device")
-    except Exception as error:  # each backend has errors of its own
-        raise InputError(
-            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here: {reason(error)}; set DEVICE to "
-            "'cpu', 'cuda' or ''"
-        ) from error

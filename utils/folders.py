@@ -90,10 +90,7 @@ def making(
 
 
 def read_manifest(folder: str | Path, constant: str = "OUTPUT_ROOT") -> dict[str, dict]:
-    """The manifest of a folder, {part: settings}; {} if it has none. InputError if the file is damaged.
-
-    constant: the name of the constant that holds the folder, for the message.
-    """
+    """The manifest of a folder, {part: settings}; {} if it has none. InputError, with `constant`, for a damaged one."""
     path = Path(folder) / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -104,11 +101,6 @@ def read_manifest(folder: str | Path, constant: str = "OUTPUT_ROOT") -> dict[str
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({reason(error)}): name another {constant}") from error
     return manifest
-
-
-def is_same_folder(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to the same folder; False if one of them is empty."""
-    return bool(one) and bool(other) and Path(one).resolve() == Path(other).resolve()
 
 
 def _check_may_make(part: str, folder: Path, settings: dict, inside: str, constant: str) -> dict[str, dict]:

@@ -32,7 +32,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import load_strictly, weights_fingerprint
@@ -62,8 +62,6 @@ def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torc
             raise ValueError(f"it is blank: its pixels are all about {grey.mean():.0f} of 255")
     except InputError:
         raise
-    except UnidentifiedImageError as error:
-        raise ValueError(f"unreadable image {path}: it is not an image that Pillow reads") from error
     except Exception as error:  # decoders raise errors of any type for a broken file
         raise ValueError(f"unreadable image {path}: {reason(error)}") from error
     return torch.from_numpy(grey / 127.5 - 1).expand(3, size, size)  # 0..255 => [-1, 1]
@@ -204,10 +202,8 @@ def latent_shape(vae: AutoencoderKL, image_size: int, patch_size: int = 1) -> tu
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if image_size % (factor * patch_size):
-        patches = f" x PATCH_SIZE {patch_size}" if patch_size > 1 else ""
-        raise InputError(
-            f"IMAGE_SIZE {image_size} is not a multiple of {factor}, the VAE's downsampling factor{patches}"
-        )
+        of = f"{factor}, the VAE's downsampling factor, x patches of {patch_size} latent pixels"
+        raise InputError(f"IMAGE_SIZE {image_size} is not a multiple of {of}")
     return vae.config.latent_channels, image_size // factor, image_size // factor
 
 
@@ -256,9 +252,6 @@ def cache_moments(
         keys,
         lambda row: read_pixels(paths[row], image_size, refuse_blank=True),
         lambda images: encode_moments(vae, torch.stack(images)).cpu().numpy().astype(np.float16),
-        batch_size,
-        accelerator,
-        "VAE moments",
-        threads,
-    )
+        batch_size, accelerator, "VAE moments", threads,
+    )  # fmt: skip
     return cache, keys, readable

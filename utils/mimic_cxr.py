@@ -39,14 +39,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.csv_files import (
-    check_one_each,
-    check_splits,
-    count_values,
-    parse_csv,
-    read_authors_csv,
-    read_csv,
-)
+from utils.csv_files import check_one_each, check_splits, count_values, parse_csv, read_authors_csv, read_csv
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, codes_of_tree, to_physionet
 from utils.report_text import report_file, report_sections, report_text
@@ -366,11 +359,8 @@ def _replace_file(path: Path, content: bytes, root: Path) -> None:
 
 def _image_size(path: str) -> tuple[int, int]:
     """(width, height) in pixels, from the file's header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); write it before its row") from error
+    with Image.open(path) as image:
+        return image.size
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:

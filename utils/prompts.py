@@ -52,7 +52,10 @@ class TextEncoder:
         self.tokenizer, self.model = _load_text_model(name, base_model)
         self.model.eval().requires_grad_(False).to(device)
         self.width = self.model.config.hidden_size
+        self.is_clip = isinstance(self.model, CLIPTextModel)
+        self.longest = getattr(self.model.config, "max_position_embeddings", LONGEST)  # tokens, start and end included
         if name:
+            self.longest = min(self.longest, self.tokenizer.model_max_length, LONGEST)
             self._check_encodes()
 
     def _check_encodes(self) -> None:
@@ -65,16 +68,6 @@ class TextEncoder:
             raise _no_text_encoder(self.name, "", error) from error
         if self.pooled and not self.is_clip and getattr(self.model, "pooler", None) is None:
             say(f"{self.name} has no trained pooler: a text is the state of its first token")
-
-    @property
-    def is_clip(self) -> bool:
-        return isinstance(self.model, CLIPTextModel)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of a prompt at most, start and end included."""
-        positions = self.model.config.max_position_embeddings
-        return min(positions, self.tokenizer.model_max_length, LONGEST) if self.name else positions
 
     def encode(self, prompts: list[str], length: int = 0) -> torch.Tensor:
         """n prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
@@ -151,10 +144,8 @@ class TextEncoder:
             [_text_key(prompt) for prompt in distinct],
             lambda row: distinct[row],
             lambda batch: self.encode(batch).cpu().numpy(),
-            TEXT_BATCH,
-            accelerator,
-            "prompts",
-        )
+            TEXT_BATCH, accelerator, "prompts",
+        )  # fmt: skip
         if not served.all():
             raise InputError(f"the text encoder makes no finite features of {(~served).sum()} prompts (named above)")
         return TextFeatures(cache)
@@ -262,11 +253,8 @@ class ReferenceEncoder:
             keys,
             lambda row: read_pixels(paths[row], self.image_size, refuse_blank=True),
             lambda images: self.encode(torch.stack(images)).cpu().numpy().astype(np.float32),
-            batch_size,
-            accelerator,
-            "reference embeddings",
-            threads,
-        )
+            batch_size, accelerator, "reference embeddings", threads,
+        )  # fmt: skip
         return cache, keys, readable
 
     def fingerprint(self) -> str:

@@ -19,7 +19,6 @@ from utils.folders import (
     SYNTHETIC_TREE,
     WRITTEN_REPORTS,
     all_processes_agree,
-    is_same_folder,
     locked,
     making,
     read_manifest,
@@ -219,8 +218,3 @@ def test_what_a_run_leaves_before_its_manifest_does_not_block_the_next(tmp_path)
     (tmp_path / ".lock").write_text("")
     make(tmp_path)
     assert json.loads((tmp_path / MANIFEST_FILE).read_text()) == {SYNTHETIC_TREE: SETTINGS}
-
-
-def test_paths_of_one_folder(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert is_same_folder(tmp_path, f"{tmp_path}/link/") and not is_same_folder(tmp_path, tmp_path.parent)

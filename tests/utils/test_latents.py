@@ -154,7 +154,7 @@ def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
         "bomb.png": "exceeds limit", "pixel.png": "it has 1 x 1 pixels", "line.png": "it has 100 x 3 pixels",
         "film.gif": "it has 3 frames", "pages.tif": "it has 2 frames", "unknown.tif": "states no range",
         "unknown-whole.tif": "states no range",
-        "folder.jpg": "directory", "cut.png": "", "text.jpg": "not an image",
+        "folder.jpg": "directory", "cut.png": "", "text.jpg": "cannot identify image",
     }  # fmt: skip
     for name, words in said.items():
         with pytest.raises(ValueError, match=rf"^unreadable image .*{name}: .*{words}"):
@@ -209,7 +209,7 @@ def test_the_vaes_factor_divides_the_image_size(base_model):
     with pytest.raises(InputError, match="IMAGE_SIZE 30 is not a multiple of 4"):
         latent_shape(load_vae(base_model), 30)
     assert latent_shape(load_vae(base_model), 36) == (4, 9, 9)
-    with pytest.raises(InputError, match="IMAGE_SIZE 36 is not a multiple of 4, the VAE's .* x PATCH_SIZE 2"):
+    with pytest.raises(InputError, match="IMAGE_SIZE 36 is not a multiple of 4, the VAE's .* x patches of 2"):
         latent_shape(load_vae(base_model), 36, 2)
 
 

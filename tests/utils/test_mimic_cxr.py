@@ -506,11 +506,6 @@ def test_write_without_reports(tmp_path, rows):
     assert (read_table(tmp_path)["report"] == "").all()
 
 
-def test_write_needs_the_images(tmp_path, rows):
-    with pytest.raises(InputError, match=r"d5\.jpg cannot be read as an image"):
-        write_tree(tmp_path, rows)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
