@@ -25,7 +25,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from evaluation.labeler import contradictions
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
-from utils.report_cleaning import MARK, count_comparisons, without_marks
+from utils.report_cleaning import count_comparisons, has_marks, without_marks
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
@@ -368,7 +368,7 @@ def text_habits(reports: Sequence[str], labels: np.ndarray, subjects: Sequence[i
     same_text = count_pairs("report") - count_pairs("report", "subject")
     return {
         "N": len(table),
-        "marks": sum(MARK.search(report) is not None for report in reports),
+        "marks": sum(map(has_marks, reports)),
         "comparisons": sum(count_comparisons(text) > 0 for text in reports),
         "contradictions": sum(bool(contradictions(text)) for text in reports),
         "stuttering": sum(map(stutters, reports)),

@@ -90,9 +90,8 @@ class FeatureCache:
 
     A pickled cache (for a DataLoader's workers) holds the folder and the place of each key in it, and no values.
 
-    Args:
-        folder: where its shards lie; made if absent.
-        fingerprint: a flat dict of what makes the features. InputError if the folder has another fingerprint.
+    folder: where its shards lie, made if absent; fingerprint: a flat dict of what makes the features. InputError if the
+    folder has another fingerprint.
     """
 
     def __init__(self, folder: str | Path, fingerprint: dict):

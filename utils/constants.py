@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.errors import InputError, reason, run, say, writing
+from utils.errors import InputError, reason, replacing, run, say, writing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
@@ -56,6 +56,7 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     **dict.fromkeys(("POOLING", "TOKENIZER"), "convert an authors' BART by `python -m models.weights` first"),
     **dict.fromkeys(("LATENT_GAIN", "IMAGE_GUIDANCE", "FLOW_TEMPERATURE"), "set it in sample_prior_model"),
     **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
+    **dict.fromkeys(("BASE_MODEL", "CHECK", "DOWNSTREAM", "HEAD_ROWS", "START"), "this script needs none; remove it"),
 }
 IGNORED = {  # former constants; a value given for one is ignored, with a note
     "VALIDATION_ROWS", "LOG_EVERY", "KEEP_CHECKPOINTS", "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS",
@@ -88,10 +89,8 @@ def override_constants(namespace: dict, arguments: list[str] | None = None) -> d
 
 def save_constants(folder: str | Path, constants: dict) -> None:
     """Writes the resolved constants beside a result, as `<folder>/constants.json`."""
-    folder = Path(folder)
-    with writing("the constants", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "constants.json").write_text(json.dumps(constants, indent=2) + "\n")
+    with writing("the constants", folder), replacing(Path(folder, "constants.json")) as temporary:
+        temporary.write_text(json.dumps(constants, indent=2) + "\n")
 
 
 class _Parser(argparse.ArgumentParser):

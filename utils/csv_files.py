@@ -158,9 +158,7 @@ def check_one_each(
 
 def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     """The rows of the authors' CSV as columns of `read_table`; report is the raw text, "" without reports."""
-    columns = ["label", "ViewPosition", "split", "image_path"]
-    if with_reports:
-        columns.append("text")
+    columns = ["label", "ViewPosition", "split", "image_path", *(["text"] if with_reports else [])]
     frame = drop_blank(read_csv(path, columns, texts=columns), ["label", "split", "image_path"], path)
     if frame.empty:
         raise InputError(f"{path} has no rows")
@@ -199,8 +197,6 @@ def authors_codes(labels: pd.Series, path: str | Path) -> pd.DataFrame:
             codes.append(check_labels(ast.literal_eval(text)))
         except (InputError, ValueError, SyntaxError, TypeError):
             row = labels.index[(places == place).argmax()]
-            raise InputError(
-                f"{path}, data row {row + 1}: label {reason(text)!r} is no list of "
-                f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain) and 0 (not mentioned)"
-            ) from None
+            codes_are = f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain), 0 (not mentioned)"
+            raise InputError(f"{path}, data row {row + 1}: label {reason(text)!r} is no list of {codes_are}") from None
     return pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)
