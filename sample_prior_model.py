@@ -28,7 +28,7 @@ from sampling import reports
 from utils.checkpoints import check_encoders, check_hold_out
 from utils.devices import make_accelerator
 from utils.errors import InputError, replacing, run, say, writing
-from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, is_same_folder, making
+from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, making
 from utils.mimic_cxr import read_table
 from utils.seeds import keyed_seed
 
@@ -67,7 +67,7 @@ def main():
     accelerator = make_accelerator(DEVICE, PRECISION)
     device = accelerator.device
     output_root, tree = Path(OUTPUT_ROOT), DATA_ROOT or OUTPUT_ROOT
-    own = is_same_folder(tree, output_root)
+    own = Path(tree).resolve() == output_root.resolve()
     if own and RECONSTRUCT:
         raise InputError(
             f"the images of {tree} have no reports but those that are written here: set RECONSTRUCT to False, or name "

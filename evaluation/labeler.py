@@ -250,13 +250,5 @@ def _predicate(sentence, sizes, place, code):
 
 def labels_of_prompt(text):
     """The label vector that a prompt asks for, (14,) int8: a sentence of findings states it, else the rules read it."""
-    labels = labels_of_sentence(text)
+    labels = from_prompt(text)
     return label_report(text) if labels is None else labels
-
-
-def labels_of_sentence(text):
-    """The label vector whose sentence a text is, None where it is no such sentence."""
-    try:
-        return from_prompt(text)
-    except InputError:
-        return None

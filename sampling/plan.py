@@ -11,13 +11,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation.labeler import labels_of_prompt, labels_of_sentence
+from evaluation.labeler import labels_of_prompt
 from sampling.reference_pool import ReferencePool
 from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv
 from utils.errors import InputError, replacing, say, writing
-from utils.findings import FINDINGS, from_physionet, parse_findings, prompts_of
+from utils.findings import (
+    ABSENT,
+    FINDINGS,
+    NOT_MENTIONED,
+    PRESENT,
+    UNCERTAIN,
+    finding_index,
+    from_physionet,
+    from_prompt,
+    prompts_of,
+)
 from utils.mimic_cxr import image_files, read_table, split_rows
-from utils.prompt_text import check_prompt, shorten, with_prompts
+from utils.prompt_text import check_prompt, with_prompts
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_seed
 
@@ -33,6 +43,7 @@ SETTINGS = (  # columns of synthetic.csv from the tree's manifest, the same for 
 )  # fmt: skip
 SYNTHETIC_COLUMNS = (*PROVENANCE, *SETTINGS)  # of synthetic.csv
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
+_WORDS_OF_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
 
 
 def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bool) -> pd.DataFrame:
@@ -44,6 +55,25 @@ def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bo
     roots = data_root or trained["DATA_ROOT"], reports_root or trained["REPORTS_ROOT"]
     with_reports = with_prompts and trained["PROMPT"] != "findings"
     return read_table(*roots, views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=with_reports)
+
+
+def parse_findings(text: str) -> np.ndarray:
+    """Findings in plain words, comma-separated => a label vector, (14,) int8.
+
+    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent,
+    "uncertain" and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
+    """
+    labels = np.zeros(len(FINDINGS), dtype=np.int8)
+    for part in filter(None, (part.strip().lower() for part in text.split(","))):
+        first, _, rest = part.partition(" ")
+        if first in _WORDS_OF_CODES and part != "no finding":  # that is the name of a finding
+            code, index = _WORDS_OF_CODES[first], finding_index(rest)
+        else:
+            code, index = PRESENT, finding_index(part)
+        if labels[index] != NOT_MENTIONED:
+            raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
+        labels[index] = code
+    return labels
 
 
 def label_vectors(
@@ -127,10 +157,10 @@ def free_requests(texts: pd.Series, places: list[str], trained_on: str) -> pd.Da
     cleaned = texts.map(clean_report)
     for place, original, text in zip(places, texts, cleaned):
         if not text:
-            raise InputError(f"{place}: {shorten(original)!r} has no word, so no image can be made of it")
-        if trained_on == "findings" and labels_of_sentence(text) is None:
+            raise InputError(f"{place}: {original[:60]!r} has no word, so no image can be made of it")
+        if trained_on == "findings" and from_prompt(text) is None:
             raise InputError(
-                f"{place}: {shorten(text)!r} is free text, and CHECKPOINT was trained on prompts of findings: set "
+                f"{place}: {text[:60]!r} is free text, and CHECKPOINT was trained on prompts of findings: set "
                 "FINDINGS instead, or take a checkpoint that was trained with PROMPT impression"
             )
     changed = (cleaned != texts.str.split().str.join(" ")).sum()

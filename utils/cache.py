@@ -5,8 +5,7 @@
     <CACHE_DIR>/<feature>/<shard>.keys.json      their n keys, their shape and type, and the fingerprint's digest
 
 A key names the *content* of an input: for an image its dicom_id, file size and a digest of parts of the file; for a
-text the text. So a changed input has another key and its old value is never served, and a copy of the images has the
-same keys.
+text the text. So a changed input has another key, and a copy of the images has the same keys.
 Shards are only ever added: values first, keys last, each under a temporary name and then renamed; a shard without keys
 does not count. A killed run loses at most one shard a process, a stopped or interrupted one nothing.
 
@@ -91,9 +90,8 @@ class FeatureCache:
 
     A pickled cache (for a DataLoader's workers) holds the folder and the place of each key in it, and no values.
 
-    Args:
-        folder: where its shards lie; made if absent.
-        fingerprint: a flat dict of what makes the features. InputError if the folder has another fingerprint.
+    folder: where its shards lie, made if absent; fingerprint: a flat dict of what makes the features. InputError if the
+    folder has another fingerprint.
     """
 
     def __init__(self, folder: str | Path, fingerprint: dict):
@@ -101,25 +99,20 @@ class FeatureCache:
         self._digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
         self._places = {}  # key => (shard, row)
         self._known_shards = set()  # shards that are served, or that were found damaged
-        with writing("the feature cache", self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "fingerprint.json"
-            is_new = not path.exists()
-            if not is_new:
-                self._check_fingerprint(path, fingerprint)
-            self.refresh()
-            if is_new:
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(fingerprint, indent=2))
+        path = self.folder / "fingerprint.json"
+        if path.exists():
+            self._check_fingerprint(path, fingerprint)
+        self.refresh()
+        if not path.exists():
+            with writing("the feature cache", self.folder), replacing(path) as temporary:
+                temporary.write_text(json.dumps(fingerprint, indent=2))
 
     def _check_fingerprint(self, path: Path, fingerprint: dict) -> None:
         """InputError if the folder has another fingerprint."""
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot read {path}: {reason(error)}; remove it, or set CACHE_DIR to another folder"
-            ) from error
+            raise InputError(f"cannot read {path}: {reason(error)}; remove it, or set another CACHE_DIR") from error
         for name in sorted(found.keys() | fingerprint.keys()):
             if found.get(name) != fingerprint.get(name):
                 raise InputError(
@@ -136,16 +129,16 @@ class FeatureCache:
             self._known_shards.add(shard)
             try:
                 keys = self._read_keys(shard)
-            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            except InputError:
+                raise
+            except Exception as error:  # numpy has errors of many types for a broken header
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise InputError(f"cannot read the cache {self.folder}: {reason(error)}") from error
                 if keys_file.exists():  # otherwise another process has just removed it
-                    tqdm.write(
-                        f"{self.folder}: the shard {shard} is damaged ({reason(error)}): removed, and made again"
-                    )
+                    tqdm.write(f"{self.folder}: the shard {shard} is damaged ({reason(error)}): made again")
                     keys_file.unlink(missing_ok=True)
                     Path(self._path(shard)).unlink(missing_ok=True)
                 continue
-            except OSError as error:
-                raise InputError(f"cannot read the cache {self.folder}: {reason(error)}") from error
             for row, key in enumerate(keys):
                 self._places.setdefault(key, (shard, row))
 
@@ -158,12 +151,7 @@ class FeatureCache:
                 f"the cache {self.folder} holds features that were made otherwise than this run makes them (shard "
                 f"{shard}); set CACHE_DIR to another folder, or delete this one"
             )
-        try:
-            values = np.lib.format.open_memmap(self._path(shard), mode="r")
-        except OSError:
-            raise
-        except Exception as error:  # numpy has errors of many types for a broken header
-            raise ValueError(reason(error)) from error
+        values = np.lib.format.open_memmap(self._path(shard), mode="r")
         found = [list(values.shape), values.dtype.str]
         if found != [about["shape"], about["dtype"]] or len(values) != len(keys):
             raise ValueError(f"it has values of shape and type {found} for {len(keys)} keys")
@@ -228,7 +216,8 @@ class FeatureCache:
                 f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and "
                 "CACHE_DIR onto storage that all machines share, or a copy of one filled cache onto each"
             )
-        return self._serves(keys)
+        self.refresh()
+        return np.array([key in self for key in keys], dtype=bool)
 
     def _compute(self, missing, load, encode, batch_size, threads, progress, stopped) -> None:
         """Computes the features of (key, row) pairs and writes them, shard after shard, until `stopped()`."""
@@ -253,13 +242,10 @@ class FeatureCache:
                     if keys:
                         self.append(keys, np.concatenate(values))
 
-    def _serves(self, keys: Sequence[str | None]) -> np.ndarray:
-        self.refresh()
-        return np.array([key in self for key in keys], dtype=bool)
-
     def _digest_of(self, keys: Sequence[str | None]) -> str:
         """Differs between processes that have other keys, or that find other features of them in the cache."""
-        return hashlib.sha256(repr(keys).encode() + self._serves(keys).tobytes()).hexdigest()
+        self.refresh()
+        return hashlib.sha256(repr([(key, key in self) for key in keys]).encode()).hexdigest()
 
 
 def _which_are_finite(keys: list[str], features: np.ndarray) -> np.ndarray:

@@ -13,13 +13,10 @@ from torch import nn
 from utils.errors import InputError, reason, say
 
 _ADDED_LATER = {"PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": ""}  # constants that older checkpoints lack
-_WAYS_OUT = {  # frozen model => what to do if it is not the one that the checkpoint was trained with
-    "vae": "set BASE_MODEL to the one it was trained with",
-    "text_encoder": "set BASE_MODEL, or TEXT_ENCODER where it was trained with one, to the one it was trained with",
-    "reference_encoder": "set REFERENCE_ENCODER to the one it was trained with",
-    "bart": "set BART_CHECKPOINT to the one it was trained with, or train the prior again",
-    "pooling": "set BART_CHECKPOINT to the one it was trained with",
-}
+_CONSTANTS = {  # frozen model => the constant that names it
+    "vae": "BASE_MODEL", "text_encoder": "BASE_MODEL (or TEXT_ENCODER)", "reference_encoder": "REFERENCE_ENCODER",
+    "bart": "BART_CHECKPOINT", "pooling": "BART_CHECKPOINT",
+}  # fmt: skip
 
 
 def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module:
@@ -34,9 +31,8 @@ def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=Path(folder).exists(), **options
         )
     except Exception as error:  # libraries raise errors of any type for a broken file
-        raise InputError(
-            f"cannot load a {model_class.__name__} from {folder}: {why_unloaded(folder, error)}"
-        ) from error
+        what = f"a {model_class.__name__} from {folder}"
+        raise InputError(f"cannot load {what}: {why_unloaded(folder, error)}") from error
     check_loaded(model, info, folder)
     return model
 
@@ -56,10 +52,7 @@ def why_unloaded(folder: str | Path, error: Exception) -> str:
 
 
 def check_config(folder: str | Path, subfolder: str = "", file: str = "config.json") -> None:
-    """InputError if a folder has no configuration, in whose place a library would use its own.
-
-    A folder that does not exist may be a hub id, and passes.
-    """
+    """InputError if a folder (a hub id passes) has no configuration, in whose place a library would use its own."""
     path = Path(folder) / subfolder / file
     if Path(folder).is_dir() and not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -73,10 +66,8 @@ def check_finite(module: nn.Module, where: str | Path) -> None:
         if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all()
     ]
     if broken:
-        raise InputError(
-            f"the weights in {where} are damaged: {len(broken)} tensors hold NaN or infinity, e.g. {broken[0]}; take "
-            "another checkpoint"
-        )
+        what = f"{len(broken)} tensors hold NaN or infinity, e.g. {broken[0]}"
+        raise InputError(f"the weights in {where} are damaged: {what}; take another checkpoint")
 
 
 def check_loaded(model: nn.Module, info: dict, folder: str | Path) -> None:
@@ -99,34 +90,16 @@ def load_weights(module: nn.Module, state: dict, what: str, way_out: str) -> Non
 
 
 def read_training(checkpoint: str | Path) -> dict:
-    """The training.json of a checkpoint: step, losses, constants and facts. InputError if it is absent or damaged.
-
-    Reading one of its constants that is not there raises an InputError, too.
-    """
-    path = Path(checkpoint) / "training.json"
+    """The training.json of a checkpoint: step, losses, constants and facts. InputError if it is absent or damaged."""
+    way_out = "set CHECKPOINT to a folder such as runs/clipUViT/best"
     if not Path(checkpoint).exists():
-        raise InputError(f"there is no checkpoint {checkpoint}: set CHECKPOINT to a folder such as runs/clipUViT/best")
+        raise InputError(f"there is no checkpoint {checkpoint}: {way_out}")
     try:
-        training = json.loads(path.read_text())
+        training = json.loads(Path(checkpoint, "training.json").read_text())
         constants = dict(training["constants"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{checkpoint} is no checkpoint of this project (no readable training.json in it: {reason(error)}): "
-            "set CHECKPOINT to a folder such as runs/clipUViT/best"
-        ) from error
-    training["constants"] = _TrainingConstants(path, {**_ADDED_LATER, **constants})
-    return training
-
-
-class _TrainingConstants(dict):
-    """The constants of a training; InputError for one that training.json does not have."""
-
-    def __init__(self, path: Path, constants: dict):
-        super().__init__(constants)
-        self.path = path
-
-    def __missing__(self, name):
-        raise InputError(f"{self.path} does not say {name}: set {name}, or take another checkpoint")
+        raise InputError(f"{checkpoint} has no readable training.json ({reason(error)}): {way_out}") from error
+    return {**training, "constants": {**_ADDED_LATER, **constants}}
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -157,21 +130,17 @@ def encoder_fingerprints(vae: nn.Module, text_encoder, reference_encoder) -> dic
 def check_encoders(training: dict, **fingerprints: str) -> None:
     """InputError unless the frozen models are those that a checkpoint was trained with.
 
-    training: its training.json; fingerprints: by the names of the loaded frozen models (those of _WAYS_OUT).
+    training: its training.json; fingerprints: by the names of the loaded frozen models (those of _CONSTANTS).
     """
     if "source" in training:  # an authors' file
         say(f"{training['source']} does not say what it was trained with: {', '.join(fingerprints)} taken unchecked")
         return
     for name, fingerprint in fingerprints.items():
-        expected = training.get("encoders", {}).get(name)
-        if expected is None:
-            raise InputError(
-                f"the checkpoint's training.json does not say which {name} it was trained with; take another checkpoint"
-            )
+        expected = str(training.get("encoders", {}).get(name))
         if expected != fingerprint:
             raise InputError(
                 f"the checkpoint was trained with another {name} (fingerprint {expected[:12]}, this one has "
-                f"{fingerprint[:12]}): {_WAYS_OUT[name]}"
+                f"{fingerprint[:12]}): set {_CONSTANTS[name]} to the one it was trained with"
             )
 
 
@@ -189,7 +158,6 @@ def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None
             say(f"{name} {checkpoint} does not say which patient groups were held out of its training: taken unchecked")
         elif {*found} != {*hold_out}:
             raise InputError(
-                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out, so "
-                "that test patients of one were training patients of the other: set HOLD_OUT to "
-                f"{tuple(found)}, or train again"
+                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out: set "
+                f"HOLD_OUT to {tuple(found)}, or train again"
             )

@@ -6,16 +6,13 @@ A constant is an UPPER_CASE name of the script's module. Three places set its va
     2. --config FILE.toml              the table [common], then the table named after the script
     3. --BATCH_SIZE 64                 on the command line
 
-A value has to have the type of the default: text stays text, an int may stand for a float, and a tuple of texts may be
-written `PA,AP`. The comment behind a constant is its help text. A parenthesis at its end states the range, which is
-checked wherever the value comes from:
+A value has to have the type of the default; an int may stand for a float, and `PA,AP` for a tuple of texts. The comment
+behind a constant is its help text. A parenthesis at its end states the range, which is checked wherever the value comes
+from:
 
     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
-    LEARNING_RATE = 5e-5  # after the warm-up (above 0, 1 at most)
     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
-    FEATURES = ("judge",)  # features that are compared (each judge, inception or rad-dino)
     DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
-    PAGE = ""  # the gallery page (a file to write or empty; empty: beside the tree)
 
     number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
     text     the choices, each of one or two words, the last after "or"; `empty` stands for "", the N of `cuda:N` for a
@@ -23,10 +20,8 @@ checked wherever the value comes from:
     path     `a folder to write` or `a file to write`, optionally followed by `or empty`
     tuple    the same for its values, after `each` (one value or more) or `both` (two values)
 
-The text after a semicolon is for readers only, except `a multiple of NAME`, which names another constant. Every number
-has to have a range (a test checks that); a text without one may be anything.
-
-The script's file is parsed and never executed, so that a script can answer --help before its slow imports.
+The text after a semicolon is for readers only, except `a multiple of NAME`, which names another constant. A script is
+parsed and never executed, so that it can answer --help before its slow imports.
 """
 
 import argparse
@@ -35,7 +30,6 @@ import difflib
 import json
 import math
 import operator
-import os
 import re
 import sys
 import tomllib
@@ -44,55 +38,31 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.errors import InputError, reason, run, say, writing
+from utils.errors import InputError, reason, replacing, run, say, writing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
 GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
-    "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
-    "BASE_MODEL": "this script needs no VAE; remove it",
-    "CHECK": "every run tries one step before its long work; remove it",
-    "HEAD_ROWS": "the prior's head starts from random weights; remove it",
     "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
     "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
     "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
-    "START": "images start from noise alone; remove it",
-    "CANDIDATES": "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
-    "KEEP": "images are chosen by select_pairs.py, which has it; remove it",
-    "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
-    "JUDGE_ONLY": "an evaluation of the images trains the judge; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
-    "SYNTHETIC_SPLIT": "a synthetic tree is evaluated whole, a real one by SPLIT; remove it",
-    "JUDGE_BATCH_SIZE": "it is 64; remove it. A judge of another size is trained again, with other figures",
+    **dict.fromkeys(
+        ("CANDIDATES", "KEEP", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "SELECTOR_IMAGE_SIZE"),
+        "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
+    ),
     **dict.fromkeys(("DROP_TEXT", "DROP_REFERENCE", "DROP_BOTH"), "set PROMPT_DROPOUT = [text, reference, both]"),
     **dict.fromkeys(("POOLING", "TOKENIZER"), "convert an authors' BART by `python -m models.weights` first"),
     **dict.fromkeys(("LATENT_GAIN", "IMAGE_GUIDANCE", "FLOW_TEMPERATURE"), "set it in sample_prior_model"),
     **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
+    **dict.fromkeys(("BASE_MODEL", "CHECK", "DOWNSTREAM", "HEAD_ROWS", "START"), "this script needs none; remove it"),
 }
-_SETTLED = {  # former constant => its value now; any value given for it is refused, as one of GONE
-    "PATCH_SIZE": "2, the paper's", "TIMESTEP_MEAN": "-0.7", "WEIGHT_DECAY": "0.01 here, the paper's",
-    "BETAS": "(0.9, 0.999), the paper's", "CLIP_NORM": "1", "OPTIMIZER": "AdamW here", "ACCUMULATION": "1 here",
-    "ENCODE_BATCH_SIZE": "64", "COSINE_WEIGHT": "0.01, the paper's", "FLOW_WIDTH": "4 EMBED_DIM, 1024 at most",
-    "FLOW_DEPTH": "3", "FLOW_DRAWS": "4", "DROP_IMAGE": "0.1", "PAGE": "<SYNTHETIC>.html beside the tree",
-    "SELECTOR_BATCH_SIZE": "64",
+IGNORED = {  # former constants; a value given for one is ignored, with a note
+    "VALIDATION_ROWS", "LOG_EVERY", "KEEP_CHECKPOINTS", "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS",
+    "KEEP_LATENTS", "SAVE_EVERY", "NUM_WORKERS", "NEIGHBOURS", "DIVERSITY_PAIRS", "BOOTSTRAP", "CLOSEST", "PAGE_IMAGES",
+    "COPY_QUANTILE",
 }  # fmt: skip
-GONE |= {name: f"it is {value}; remove it" for name, value in _SETTLED.items()}
-GONE |= {
-    f"SELECTOR_{name}": f"images are chosen by select_pairs.py: set its JUDGE_{name}"
-    for name in ("MODEL", "STEPS", "LEARNING_RATE", "IMAGE_SIZE")
-}
-FIXED = {  # former constant => where its value is now; a value given for it is ignored, with a note
-    "VALIDATION_ROWS": "1000 rows, training/loop.py", "LOG_EVERY": "50 steps, training/loop.py",
-    "KEEP_CHECKPOINTS": "`best` and `last` are kept", "PREVIEW_STEPS": "25, training/preview.py",
-    "PREVIEW_GUIDANCE": "3.0, training/preview.py", "PREVIEW_REPORTS": "8, train_bart.py",
-    "KEEP_LATENTS": "latents are always kept", "SAVE_EVERY": "1000 reports, sample_prior_model.py",
-    "NUM_WORKERS": "4 threads, sampling/reference_pool.py, evaluation/images.py",
-    "NEIGHBOURS": "5, evaluation/sections.py", "DIVERSITY_PAIRS": "500, evaluation/sections.py",
-    "BOOTSTRAP": "1000, evaluation/metrics.py", "CLOSEST": "8, evaluation/report.py",
-    "PAGE_IMAGES": "5000, evaluation/report.py", "COPY_QUANTILE": "0.01, evaluation/copies.py",
-}  # fmt: skip
-GONE_TABLES = {"open_cxr": "open_data"}  # former table of a TOML file => its name now
 
 
 def check_command_line(name: str, file: str) -> None:
@@ -119,10 +89,8 @@ def override_constants(namespace: dict, arguments: list[str] | None = None) -> d
 
 def save_constants(folder: str | Path, constants: dict) -> None:
     """Writes the resolved constants beside a result, as `<folder>/constants.json`."""
-    folder = Path(folder)
-    with writing("the constants", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "constants.json").write_text(json.dumps(constants, indent=2) + "\n")
+    with writing("the constants", folder), replacing(Path(folder, "constants.json")) as temporary:
+        temporary.write_text(json.dumps(constants, indent=2) + "\n")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
 def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
     """The values of all constants of a script, {name: value}, after its config file and its command line.
 
-    Also returns a sentence for each ignored value of a constant that is now FIXED.
+    Also returns a sentence for each value that is IGNORED.
     """
     script, notes = read_script(path), []
     config_parser = _Parser(add_help=False, allow_abbrev=False)
@@ -153,7 +121,7 @@ def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
             origins[name] = f"--{name}"
             values[name] = _parse(text, script.defaults[name], origins[name])
         else:
-            notes.append(_ignored(f"--{name}", name))
+            notes.append(f"--{name} is ignored: it is no longer a constant; remove it")
     for name, value in values.items():
         stated = read_range(script.comments[name], script.defaults[name])
         if stated:
@@ -177,13 +145,9 @@ def _command_line_parser(script: "Script", values: dict) -> _Parser:
     for name, value in values.items():
         text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
         parser.add_argument(f"--{name}", metavar="VALUE", help=text)
-    for name in FIXED.keys() - values.keys():
+    for name in IGNORED - values.keys():
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser
-
-
-def _ignored(where: str, name: str) -> str:
-    return f"{where} is ignored: {name} is no longer a constant ({FIXED[name]}); remove it"
 
 
 def _unknown_constant(name: str, known: Iterable[str]) -> str:
@@ -223,9 +187,7 @@ def read_script(path: Path) -> Script:
             try:
                 defaults[target.id] = ast.literal_eval(node.value)
             except (ValueError, TypeError) as error:
-                raise InputError(
-                    f"{name}, {target.id}: a constant has to be a plain value, such as 3, 0.5, True or 'text'"
-                ) from error
+                raise InputError(f"{name}, {target.id}: a constant has to be a plain value, such as 3") from error
     comments = _read_comments(text)
     return Script(name, ast.get_docstring(tree) or "", defaults, {key: comments.get(key, "") for key in defaults})
 
@@ -252,25 +214,18 @@ def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]
     for table, entries in tables.items():
         if not isinstance(entries, dict):
             raise InputError(f"{path}: {table} = {entries!r} stands outside of a table; put it under [common]")
-        if table in GONE_TABLES:
-            raise InputError(f"{path}: the table [{table}] is now called [{GONE_TABLES[table]}]; rename it")
         if table != "common" and table not in scripts:
-            raise InputError(
-                f"{path}: the table [{table}] does not name a script{_suggestion(table, scripts)}; use [common] or a "
-                "script's name"
-            )
+            raise InputError(f"{path}: [{table}] does not name a script{_suggestion(table, scripts)}; use [common]")
     found = []
     for table in ("common", script.name):
         for name, value in tables.get(table, {}).items():
             if name in script.defaults:
                 where = f"{path}, [{table}], {name}"
                 found.append((name, _as_type_of(script.defaults[name], value, where), where))
-            elif table == "common" and any(
-                name in _read_comments(file.read_text("utf-8")) for file in scripts.values()
-            ):
+            elif table == "common" and any(name in _read_comments(file.read_text()) for file in scripts.values()):
                 continue  # another script's
-            elif name in FIXED:
-                notes.append(_ignored(f"{path}, [{table}], {name}", name))
+            elif name in IGNORED:
+                notes.append(f"{path}, [{table}]: {name} is ignored: it is no longer a constant; remove it")
             else:
                 raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
     return found
@@ -298,9 +253,7 @@ def _as_type_of(default: object, value: object, where: str) -> object:
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise InputError(
-            f"{where}: {reason(repr(value))} is not of the type of the default {default!r} ({type(default).__name__})"
-        )
+        raise InputError(f"{where}: {reason(repr(value))} is not of the type of the default, {default!r}")
     return value
 
 
@@ -334,12 +287,9 @@ class Range:
     def check(self, value: object, where: str) -> None:
         """InputError, which begins with `where`, for a value out of the range."""
         values = value if self.count else (value,)
-        if self.count == "both" and len(values) != 2:
-            raise InputError(f"{where}: {value!r} has to have 2 values")
-        if not values:
-            raise InputError(f"{where}: {value!r} has to have 1 value or more")
-        for item in values:
-            problem = self.problem_of(item)
+        if not values or (self.count == "both" and len(values) != 2):
+            raise InputError(f"{where}: {value!r} has to have {'2 values' if self.count == 'both' else 'a value'}")
+        for item, problem in zip(values, map(self.problem_of, values)):
             if problem:
                 raise InputError(f"{where}: {reason(repr(item))} {problem}")
 
@@ -381,14 +331,9 @@ def _problem_of_place(place: re.Match, value: str) -> str:
     if not value:
         return "" if place["empty"] else f"does not name a {place['kind']} to write"
     path = Path(value)
-    try:
-        if place["kind"] == "folder" and path.exists() and not path.is_dir():
-            return "is a file: name a folder"
-        if place["kind"] == "file" and path.is_dir():
-            return "is a folder: name a file"
-        for parent in path.parents:
-            if parent.exists() and not parent.is_dir():
-                return f"lies inside {parent}, which is a file: name another place"
-    except OSError as error:  # a name that is too long, a loop of links
-        return f"cannot be written: {os.strerror(error.errno).lower()}"
-    return ""
+    if place["kind"] == "folder" and path.is_file():
+        return "is a file: name a folder"
+    if place["kind"] == "file" and path.is_dir():
+        return "is a folder: name a file"
+    file = next(filter(Path.is_file, path.parents), None)
+    return f"lies inside {file}, which is a file: name another place" if file else ""

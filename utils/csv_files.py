@@ -26,8 +26,8 @@ def csv_header(path: str | Path) -> set[str]:
     if not str(path).endswith((".csv", ".csv.gz")):
         return set()
     try:
-        return {*pd.read_csv(path, nrows=0).columns}
-    except (ValueError, OSError, EOFError, zlib.error):
+        return {*parse_csv(path, nrows=0).columns}
+    except InputError:
         return set()
 
 
@@ -35,7 +35,7 @@ def parse_csv(path, **options) -> pd.DataFrame:
     """`pandas.read_csv`, but an InputError that names the file if it cannot be read."""
     try:
         frame = pd.read_csv(path, **options)
-        if not isinstance(frame.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
+        if len(frame) and not isinstance(frame.index, pd.RangeIndex):  # the first column was taken for names of rows
             raise ValueError("its rows have more cells than its header")
         return frame
     except FileNotFoundError:
@@ -45,12 +45,13 @@ def parse_csv(path, **options) -> pd.DataFrame:
 
 
 def read_csv(
-    path: str | Path, columns: Sequence[str], texts: Sequence[str] = (), optional: Sequence[str] = ()
-) -> pd.DataFrame:
+    path: str | Path, columns: Sequence[str], texts: Sequence[str] = (), optional: Sequence[str] = (),
+    key: Sequence[str] = (),
+) -> pd.DataFrame:  # fmt: skip
     """The named columns of a CSV: `texts` as str ("" where blank), other *_id as integers, the rest as pandas has them.
 
-    optional: further texts, "" where the file has no such column. InputError for a file that cannot be read, a missing
-    column, and ids against the contract in utils/mimic_cxr.py.
+    optional: further texts, "" where the file has no such column; key: columns in which no two rows may be the same.
+    InputError for a file that cannot be read, a missing column, repeated rows, and ids against utils/mimic_cxr.py.
     """
     frame = parse_csv(
         path,
@@ -69,6 +70,8 @@ def read_csv(
             frame[name] = whole_numbers(frame[name], path)
     if "dicom_id" in frame:
         check_dicom_ids(frame["dicom_id"], path)
+    if key:
+        check_unique(frame, key, path)
     return frame
 
 
@@ -155,22 +158,16 @@ def check_one_each(
 
 def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     """The rows of the authors' CSV as columns of `read_table`; report is the raw text, "" without reports."""
-    columns = ["label", "ViewPosition", "split", "image_path"]
-    if with_reports:
-        columns.append("text")
+    columns = ["label", "ViewPosition", "split", "image_path", *(["text"] if with_reports else [])]
     frame = drop_blank(read_csv(path, columns, texts=columns), ["label", "split", "image_path"], path)
     if frame.empty:
         raise InputError(f"{path} has no rows")
     check_splits(frame, path)
-    raw = frame["image_path"]
-    names = raw.str.lstrip("/").map(os.path.normpath).str.replace(r"\.dcm$", ".jpg", case=False, regex=True)
-    inside = ~names.str.match(r"\.\.(?:/|$)")
-    check_rows(
-        raw, inside, path, "image_path {!r} leaves the CSV's folder; it has to be relative to that and inside it"
-    )
-    ids = names.str.extract(r"p(?P<subject_id>\d+)/s(?P<study_id>\d+)/(?P<dicom_id>[^/]+)\.\w+$")
-    wrong = "{!r} names no patient, study and image; it has to end like p10000032/s50414267/<dicom_id>.jpg"
-    check_rows(raw, ids.notna().all(axis=1), path, f"image_path {wrong}")
+    names = frame["image_path"].str.lstrip("/").map(os.path.normpath)
+    names = names.str.replace(r"\.dcm$", ".jpg", case=False, regex=True)
+    ids = names.str.extract(r"^(?!\.\.(?:/|$)).*p(?P<subject_id>\d+)/s(?P<study_id>\d+)/(?P<dicom_id>[^/]+)\.\w+$")
+    wrong = "{!r} has to lie in the CSV's folder and to end like p10000032/s50414267/<dicom_id>.jpg"
+    check_rows(frame["image_path"], ids.notna().all(axis=1), path, f"image_path {wrong}")
     check_dicom_ids(ids["dicom_id"], path)
     table = ids.assign(
         subject_id=whole_numbers(ids["subject_id"], path),
@@ -200,8 +197,6 @@ def authors_codes(labels: pd.Series, path: str | Path) -> pd.DataFrame:
             codes.append(check_labels(ast.literal_eval(text)))
         except (InputError, ValueError, SyntaxError, TypeError):
             row = labels.index[(places == place).argmax()]
-            raise InputError(
-                f"{path}, data row {row + 1}: label {reason(text)!r} is no list of "
-                f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain) and 0 (not mentioned)"
-            ) from None
+            codes_are = f"{len(FINDINGS)} codes out of 1 (present), -1 (absent), -2 (uncertain), 0 (not mentioned)"
+            raise InputError(f"{path}, data row {row + 1}: label {reason(text)!r} is no list of {codes_are}") from None
     return pd.DataFrame(codes, columns=list(FINDINGS)).take(places).reset_index(drop=True)

@@ -20,10 +20,17 @@ def make_accelerator(device: str, precision: str, log_with: str = "", folder: st
     device supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32. log_with: one
     of accelerate's trackers, or ""; folder: where it writes. InputError for a tracker that is not installed.
     """
+    try:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("there is no CUDA device")
+        if device not in ("", "cpu", "cuda"):  # with "cuda" each process of a launch takes a GPU of its own later
+            torch.ones(1, device=device).item()
+    except Exception as error:  # each backend has errors of its own
+        why = f"torch {torch.__version__} cannot compute on it here: {reason(error)}"
+        raise InputError(f"DEVICE {device!r}: {why}; set DEVICE to 'cpu', 'cuda' or ''") from error
     if log_with and log_with not in map(str, get_available_trackers()):
         raise InputError(f"LOG_WITH {log_with!r} is not installed here: install it, or leave LOG_WITH empty")
     if device not in ("", "cpu"):
-        _check_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     if precision == "auto":
         cuda = device != "cpu" and torch.cuda.is_available()
@@ -36,17 +43,3 @@ def make_accelerator(device: str, precision: str, log_with: str = "", folder: st
         cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[gradients, timeout],
         log_with=log_with or None, project_dir=folder,
     )  # fmt: skip
-
-
-def _check_device(device: str) -> None:
-    """InputError unless torch can compute on a device."""
-    try:
-        if device != "cuda":
-            torch.ones(1, device=device).item()
-        elif not torch.cuda.is_available():  # each process of a launch takes a GPU of its own later: none is used here
-            raise RuntimeError("there is no CUDA device")
-    except Exception as error:  # each backend has errors of its own
-        raise InputError(
-            f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here: {reason(error)}; set DEVICE to "
-            "'cpu', 'cuda' or ''"
-        ) from error

@@ -122,10 +122,8 @@ def run(main: Callable[[], object]) -> None:
                 sys.exit(f"{_program()}: {error}")
             of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
             if isinstance(error, MemoryError) or of_torch:
-                sys.exit(
-                    f"{_program()}: not enough memory ({reason(error)}); lower BATCH_SIZE (or raise ACCUMULATION), the "
-                    "sizes of images or of the network, or NUM_WORKERS; what was written is kept"
-                )
+                way_out = "lower BATCH_SIZE (or raise ACCUMULATION), the sizes of images or network, or NUM_WORKERS"
+                sys.exit(f"{_program()}: not enough memory ({reason(error)}); {way_out}; what was written is kept")
             raise
 
 

@@ -17,21 +17,9 @@ import pandas as pd
 from utils.errors import InputError
 
 FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
+    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
 
 PROMPT_START = "A chest X ray image"
@@ -40,7 +28,6 @@ PROMPT_PARTS = (  # (code, words before its findings), in the order of a prompt
     (ABSENT, ", without "),
     (UNCERTAIN, ", and with uncertain "),
 )
-WORDS_OF_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
 
 _INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}
 _PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
@@ -72,39 +59,17 @@ def prompts_of(table: pd.DataFrame) -> list[str]:
     return [prompts[index] for index in inverse.ravel()]
 
 
-def from_prompt(prompt: str) -> np.ndarray:
-    """The label vector, (14,) int8, for which `to_prompt` returns this prompt; InputError if there is none."""
+def from_prompt(prompt: str) -> np.ndarray | None:
+    """The label vector, (14,) int8, for which `to_prompt` returns this prompt; None if there is none."""
     labels = np.zeros(len(FINDINGS), dtype=np.int8)
     rest = prompt.strip()
-    if not rest.startswith(PROMPT_START):
-        raise InputError(f"{prompt!r} is not a prompt for findings: it has to start with {PROMPT_START!r}")
-    rest = rest[len(PROMPT_START) :]
     for code, words in reversed(PROMPT_PARTS):
         rest, found, names = rest.partition(words)
         for name in names.split(" and ") if found else ():
-            labels[finding_index(name)] = code
-    if to_prompt(labels) != prompt.strip():
-        raise InputError(f"{prompt!r} is not a prompt for findings; write {to_prompt(labels)!r}")
-    return labels
-
-
-def parse_findings(text: str) -> np.ndarray:
-    """Findings in plain words, comma-separated => a label vector, (14,) int8.
-
-    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent,
-    "uncertain" and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
-    """
-    labels = np.zeros(len(FINDINGS), dtype=np.int8)
-    for part in filter(None, (part.strip().lower() for part in text.split(","))):
-        first, _, rest = part.partition(" ")
-        if first in WORDS_OF_CODES and part not in _INDEX:  # "no finding" is the name of a finding
-            code, index = WORDS_OF_CODES[first], finding_index(rest)
-        else:
-            code, index = PRESENT, finding_index(part)
-        if labels[index] != NOT_MENTIONED:
-            raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
-        labels[index] = code
-    return labels
+            if name not in _INDEX:
+                return None
+            labels[_INDEX[name]] = code
+    return labels if to_prompt(labels) == prompt.strip() else None
 
 
 def finding_index(name: str) -> int:

@@ -90,10 +90,7 @@ def making(
 
 
 def read_manifest(folder: str | Path, constant: str = "OUTPUT_ROOT") -> dict[str, dict]:
-    """The manifest of a folder, {part: settings}; {} if it has none. InputError if the file is damaged.
-
-    constant: the name of the constant that holds the folder, for the message.
-    """
+    """The manifest of a folder, {part: settings}; {} if it has none. InputError, with `constant`, for a damaged one."""
     path = Path(folder) / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -102,34 +99,25 @@ def read_manifest(folder: str | Path, constant: str = "OUTPUT_ROOT") -> dict[str
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged ({reason(error)}), so the contents of the folder are unknown: name another {constant}"
-        ) from error
+        raise InputError(f"{path} is damaged ({reason(error)}): name another {constant}") from error
     return manifest
-
-
-def is_same_folder(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to the same folder; False if one of them is empty."""
-    return bool(one) and bool(other) and _resolve(one) == _resolve(other)
 
 
 def _check_may_make(part: str, folder: Path, settings: dict, inside: str, constant: str) -> dict[str, dict]:
     """The manifest of a folder in which a part may be made; InputError for any other folder."""
-    resolved = _resolve(folder)
+    resolved = folder.resolve()
     if resolved.exists() and not resolved.is_dir():
         raise InputError(f"{folder} is not a folder: name another {constant}")
     for parent in resolved.parents:
         if any(parent.glob("mimic-cxr-2.*-metadata.csv*")):
-            raise InputError(
-                f"{folder} lies inside the CXR tree {parent}, into which nothing is written: name a folder outside as "
-                f"{constant}"
-            )
+            raise InputError(f"{folder} lies inside the CXR tree {parent}: name a folder outside as {constant}")
     manifest = read_manifest(folder, constant)
-    has_files = any(name != MANIFEST_FILE for name in _file_names(folder))
+    files = [path for path in folder.iterdir() if path.name not in (MANIFEST_FILE, ".lock")] if folder.exists() else []
+    has_files = any(path.suffix != ".tmp" for path in files)  # a run may leave these before its manifest
     if has_files and not manifest:
         raise InputError(
-            f"{folder} is not empty and has no {MANIFEST_FILE}, so this version of the scripts did not begin it and "
-            f"writes nothing into it: name a new folder as {constant} (DATA_ROOT may still be this one)"
+            f"{folder} is not empty and has no {MANIFEST_FILE}, so nothing is written into it: name a new folder as "
+            f"{constant} (DATA_ROOT may still be this one)"
         )
     if inside and inside not in manifest:
         raise InputError(f"{folder} is not a {inside}, so it has no images for the {part}: set DATA_ROOT to their tree")
@@ -143,21 +131,3 @@ def _check_may_make(part: str, folder: Path, settings: dict, inside: str, consta
                 f"{settings.get(name)!r}; set {constant} to another folder"
             )
     return manifest
-
-
-def _resolve(path: str | Path) -> Path:
-    try:
-        return Path(path).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
-        raise InputError(f"{path} does not lead to a folder: {reason(error)}") from error
-
-
-def _file_names(folder: Path) -> list[str]:
-    """What lies in a folder, without the temporary files and the lock that a run leaves before its manifest."""
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"{folder} cannot be listed: {reason(error)}") from error
-    return [name for name in names if not (name.startswith(".") and name.endswith((".tmp", ".lock")))]

@@ -14,8 +14,7 @@ An image file holds a single picture in any format that Pillow reads, at least S
     16 bits, grey             black to white are 0 to the largest number of the fewest bits that hold all values (a
                               12-bit film: 4095)
     32 bits                   refused, since its black and white cannot be known
-    white is zero             inverted where a TIFF states it (PhotometricInterpretation 0); a PNG or JPEG cannot state
-                              it, so that an X-ray exported with MONOCHROME1's values is read as a negative
+    white is zero             not known here: an X-ray exported with MONOCHROME1's values is read as a negative
     DICOM (.dcm)              by pydicom, as its modality LUT and its VOI LUT or (first) window show it, or else by the
                               range of its stored bits; MONOCHROME1 inverted; overlays are not drawn
 
@@ -33,11 +32,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import load_strictly, weights_fingerprint
-from utils.errors import InputError, reason, say
+from utils.errors import InputError, reason
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
 SMALLEST_SIDE = 8  # pixels; a smaller image is not an X-ray
@@ -46,8 +45,6 @@ PREPROCESSING = (
     f"grey as RGB by its own value range, upright, JPEG reduced to >= {REDUCED_DECODING}x, bilinear, [-1, 1]"
 )
 PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
-_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF's PhotometricInterpretation
-_DEEP_MODES = ("I", "F")  # the first letters of Pillow's modes of grey beyond 8 bits, such as I;16
 
 
 def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torch.Tensor:
@@ -59,14 +56,12 @@ def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torc
         with open_image(path) as image:
             _check_picture(image)
             image.draft("L", (REDUCED_DECODING * size, REDUCED_DECODING * size))
-            small = _upright(to_grey(image).resize((size, size), Image.Resampling.BILINEAR))
+            small = ImageOps.exif_transpose(to_grey(image).resize((size, size), Image.Resampling.BILINEAR))
         grey = np.asarray(small, dtype=np.float32)  # 0..255
         if refuse_blank and np.ptp(np.percentile(grey, (1, 99))) <= BLANK_RANGE:
             raise ValueError(f"it is blank: its pixels are all about {grey.mean():.0f} of 255")
     except InputError:
         raise
-    except UnidentifiedImageError as error:
-        raise ValueError(f"unreadable image {path}: it is not an image that Pillow reads") from error
     except Exception as error:  # decoders raise errors of any type for a broken file
         raise ValueError(f"unreadable image {path}: {reason(error)}") from error
     return torch.from_numpy(grey / 127.5 - 1).expand(3, size, size)  # 0..255 => [-1, 1]
@@ -105,18 +100,13 @@ def _check_picture(image: Image.Image) -> None:
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """An open image of any mode => mode L, or F from 0 (black) to 255 (white); transparency is ignored."""
-    return _deep_grey(image) if image.mode.startswith(_DEEP_MODES) else image.convert("L")
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """An image of more than 8 bits => mode F, 0 (black) to 255 (white, see `white_of`)."""
+    """An open image of any mode => mode L, or F from 0 (black) to 255 (white, see `white_of`) of more than 8 bits."""
+    if image.mode[0] not in "IF":
+        return image.convert("L")
     if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     values = np.asarray(image, dtype=np.float32)
-    grey = (values * (255 / white_of(values))).clip(0, 255)
-    is_negative = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
-    picture = Image.fromarray(255 - grey if is_negative else grey)
+    picture = Image.fromarray((values * (255 / white_of(values))).clip(0, 255))
     picture.info = image.info  # with its EXIF
     return picture
 
@@ -126,16 +116,7 @@ def white_of(values: np.ndarray) -> int:
     return 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # a damaged EXIF block: the pixels may still be right
-        return picture
-
-
 # ---- DICOM ---------------------------------------------------------------------------------------------------------
-
-_burned_in = set()  # the DICOM files read by this process that state that writing is part of their pixels
 
 
 def _read_dicom(path: str | Path) -> Image.Image:
@@ -146,19 +127,14 @@ def _read_dicom(path: str | Path) -> Image.Image:
         raise InputError(f'{path} is a DICOM file, which pydicom reads: pip install -e ".[dicom]"') from None
     dicom = pydicom.dcmread(path)
     photometric, bits, frames = dicom.PhotometricInterpretation, dicom.BitsStored, int(dicom.get("NumberOfFrames") or 1)
-    if frames > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(f"it has {frames} frames in {photometric}; a film is one, in MONOCHROME1 or MONOCHROME2")
-    if bits > 16:
-        raise ValueError(f"it has {bits} bits a pixel; a film has 16 at most")
+    if frames > 1 or bits > 16 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(
+            f"it has {frames} frames in {photometric} of {bits} bits; a film is one, in grey of 16 at most"
+        )
     grey = _grey_of_codes(dicom)
     if photometric == "MONOCHROME1":
         grey = 255 - grey
-    try:
-        codes = dicom.pixel_array.astype(np.uint16) & (2**bits - 1)  # higher bits may hold an overlay
-    except RuntimeError as error:  # no decoder for its transfer syntax
-        raise ValueError(f"it needs a decoder (pip install 'pylibjpeg[all]'): {error}") from error
-    if dicom.get("BurnedInAnnotation") == "YES":
-        _burned_in.add(str(path))
+    codes = dicom.pixel_array.astype(np.uint16) & (2**bits - 1)  # higher bits may hold an overlay
     picture = Image.fromarray(grey[codes])
     picture.format = "DICOM"
     return picture
@@ -226,10 +202,8 @@ def latent_shape(vae: AutoencoderKL, image_size: int, patch_size: int = 1) -> tu
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if image_size % (factor * patch_size):
-        patches = f" x PATCH_SIZE {patch_size}" if patch_size > 1 else ""
-        raise InputError(
-            f"IMAGE_SIZE {image_size} is not a multiple of {factor}, the VAE's downsampling factor{patches}"
-        )
+        of = f"{factor}, the VAE's downsampling factor, x patches of {patch_size} latent pixels"
+        raise InputError(f"IMAGE_SIZE {image_size} is not a multiple of {of}")
     return vae.config.latent_channels, image_size // factor, image_size // factor
 
 
@@ -260,36 +234,24 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> np.ndarray:
 
 
 def cache_moments(
-    table: pd.DataFrame,
-    vae: AutoencoderKL,
-    image_size: int,
-    cache_dir: str | Path,
-    batch_size: int,
-    accelerator: Accelerator,
-    threads: int,
-    keys: list[str | None] | None = None,
-) -> tuple[FeatureCache, list[str | None], np.ndarray]:
+    table: pd.DataFrame, vae: AutoencoderKL, image_size: int, cache_dir: str | Path, batch_size: int,
+    accelerator: Accelerator, threads: int, keys: list[str | None] | None = None,
+) -> tuple[FeatureCache, list[str | None], np.ndarray]:  # fmt: skip
     """The moments of every image of a table, encoded once => (cache, keys, readable).
 
     keys: the table's `image_keys` if they are known; readable: (len(table),) bool, False for images that cannot be
     decoded (each was named).
     """
     fingerprint = {
-        "feature": "VAE moments, float16",
-        "encoder": weights_fingerprint(vae),
-        "image_size": image_size,
-        "preprocessing": PREPROCESSING,
-    }
+        "feature": "VAE moments, float16", "encoder": weights_fingerprint(vae),
+        "image_size": image_size, "preprocessing": PREPROCESSING,
+    }  # fmt: skip
     cache = FeatureCache(f"{cache_dir}/moments", fingerprint)
     keys, paths = keys or image_keys(table), table.image_path.tolist()
-
-    def load(row):
-        return read_pixels(paths[row], image_size, refuse_blank=True)
-
-    def encode(images):
-        return encode_moments(vae, torch.stack(images)).cpu().numpy().astype(np.float16)
-
-    readable = cache.fill(keys, load, encode, batch_size, accelerator, "VAE moments", threads)
-    if _burned_in:
-        say(f"images: {len(_burned_in)} state burned-in writing, which is read with them, e.g. {min(_burned_in)}")
+    readable = cache.fill(
+        keys,
+        lambda row: read_pixels(paths[row], image_size, refuse_blank=True),
+        lambda images: encode_moments(vae, torch.stack(images)).cpu().numpy().astype(np.float16),
+        batch_size, accelerator, "VAE moments", threads,
+    )  # fmt: skip
     return cache, keys, readable

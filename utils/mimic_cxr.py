@@ -39,15 +39,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.csv_files import (
-    check_one_each,
-    check_splits,
-    check_unique,
-    count_values,
-    parse_csv,
-    read_authors_csv,
-    read_csv,
-)
+from utils.csv_files import check_one_each, check_splits, count_values, parse_csv, read_authors_csv, read_csv
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, codes_of_tree, to_physionet
 from utils.report_text import report_file, report_sections, report_text
@@ -121,9 +113,9 @@ def split_rows(table: pd.DataFrame, split: str, root: str | Path = "") -> np.nda
     """The row numbers of one split of a table; InputError if there are none; root: what the table was read from."""
     rows = np.flatnonzero(table["split"] == split)
     if not len(rows):
+        there = count_values(table["split"]) or "none at all"
         raise InputError(
-            f"no rows in the split {split!r}{f' of {root}' if root else ''} after the filters; there are "
-            f"{count_values(table['split']) or 'none at all'}"
+            f"no rows in the split {split!r} of {root or 'the table'} after the filters; there are {there}"
         )
     return rows
 
@@ -157,12 +149,10 @@ def _read_tree(root: Path) -> pd.DataFrame:
     (of_metadata, *_), (of_labels, *_), (of_split, *_) = files.values()
 
     ids = ["subject_id", "study_id"]
-    metadata = read_csv(of_metadata, ("dicom_id", *ids, "ViewPosition"), texts=("dicom_id", "ViewPosition"))
-    chexpert = read_csv(of_labels, (*ids, *FINDINGS), optional=("coding",))
-    split = read_csv(of_split, ("dicom_id", "split"), texts=("dicom_id", "split"))
-    check_unique(metadata, ["dicom_id"], of_metadata)
-    check_unique(chexpert, ids, of_labels)
-    check_unique(split, ["dicom_id"], of_split)
+    of_image, of_division = ("dicom_id", "ViewPosition"), ("dicom_id", "split")
+    metadata = read_csv(of_metadata, (*ids, *of_image), texts=of_image, key=["dicom_id"])
+    chexpert = read_csv(of_labels, (*ids, *FINDINGS), optional=("coding",), key=ids)
+    split = read_csv(of_split, of_division, texts=of_division, key=["dicom_id"])
     check_splits(split, of_split)
 
     codes = pd.concat([chexpert[ids], codes_of_tree(chexpert, of_labels)], axis=1)
@@ -198,13 +188,10 @@ def _keep_names(table: pd.DataFrame, column: str, names: Sequence[str], root: Pa
         return table
     mask = table[column].isin(names)
     if not mask.any():
-        raise InputError(
-            f"{column}s {', '.join(names)}: empty, no image of {root} is left; there are {count_values(table[column])}"
-        )
-    why = f"of other {column}s dropped"
-    if not mask.all():
-        why += f": {count_values(table.loc[~mask, column])}"
-    _say_kept(f"{column}s {', '.join(names)}", mask, why)
+        there = count_values(table[column])
+        raise InputError(f"{column}s {', '.join(names)}: empty, no image of {root} is left; there are {there}")
+    others = f": {count_values(table.loc[~mask, column])}" if not mask.all() else ""
+    _say_kept(f"{column}s {', '.join(names)}", mask, f"of other {column}s dropped{others}")
     return table[mask].reset_index(drop=True)
 
 
@@ -227,16 +214,15 @@ def _keep_existing_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     dicoms = paths[~mask].str.replace(r"\.jpg$", ".dcm", regex=True)
     dicoms = dicoms[dicoms.map(os.path.isfile).astype(bool)]
     paths[dicoms.index], mask[dicoms.index] = dicoms, True
+    first = table["image_path"][mask.to_numpy().argmin()]  # of those that are not on disk
     if not mask.any():
-        first = table["image_path"].iloc[0]
         raise InputError(f"none of the {len(table)} images is on disk, e.g. {first}; is {root} complete?")
     if not mask.all():
-        first = table["image_path"][mask.to_numpy().argmin()]
         say(f"images: dropped {(~mask).sum()} of {len(table)} rows whose image is not on disk, e.g. {first}")
     table = table.assign(image_path=paths)[mask].reset_index(drop=True)
     count = table["image_path"].str.endswith(".dcm").sum()
     if count:
-        mixed = "; JPEGs of MIMIC-CXR-JPG are histogram-equalised, which these are not" if count < len(table) else ""
+        mixed = "; MIMIC-CXR-JPG's JPEGs are histogram-equalised, which these are not" if count < len(table) else ""
         say(f"images: {count} of {len(table)} are DICOM files, read through their windows{mixed}")
     return table
 
@@ -274,9 +260,7 @@ def _report_places(root: Path, reports_root: Path | None) -> list[Path | zipfile
                 archive = zipfile.ZipFile(path)
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise InputError(f"{path} cannot be read as a zip file: {reason(error)}; fetch it again") from error
-            # PhysioNet's members start with files/; a zip packed by hand may have another folder there, or none
-            matches = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt$").match, archive.namelist())
-            places.append(zipfile.Path(archive, next((match[1] for match in matches if match), "")))
+            places.append(zipfile.Path(archive, "files/"))
     return places
 
 
@@ -289,8 +273,7 @@ def _read_report(places: list[Path | zipfile.Path], study: str) -> str | None:
             continue
         except Exception as error:  # no permission, a failing disk; in a zip: damaged, encrypted, unknown compression
             raise InputError(
-                f"the report {study}.txt in {place} cannot be read ({reason(error)}); repair or remove it; if it is in "
-                "a zip, fetch that again, or unpack it and name the folder as REPORTS_ROOT"
+                f"the report {study}.txt in {place} cannot be read ({reason(error)}); repair it, or unpack its zip"
             ) from error
     return None
 
@@ -357,15 +340,14 @@ def _merge_csv(
     as_text = partial(parse_csv, dtype=str, keep_default_na=False)
     frame = as_text(io.StringIO(frame.to_csv(index=False)))
     columns = list(METADATA_COLUMNS) if defaults else list(frame.columns)
+    ids = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
     if path.exists():
-        ids = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
-        check_unique(read_csv(path, ids, texts=("dicom_id",)), keys, path)
+        read_csv(path, ids, texts=("dicom_id",), key=keys)  # InputError for a damaged file
         old = as_text(path)
         columns = list(dict.fromkeys([*old.columns, *columns]))
         frame = frame.set_index(keys).combine_first(old.set_index(keys)).reset_index()
     frame = frame.reindex(columns=columns).astype(object).fillna(defaults or {}).fillna("")
-    order = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
-    frame = frame.sort_values(order, key=lambda column: column.astype(int) if column.name != "dicom_id" else column)
+    frame = frame.sort_values(ids, key=lambda column: column.astype(int) if column.name != "dicom_id" else column)
     content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
     _replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, root)
 
@@ -377,16 +359,12 @@ def _replace_file(path: Path, content: bytes, root: Path) -> None:
 
 def _image_size(path: str) -> tuple[int, int]:
     """(width, height) in pixels, from the file's header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); write it before its row") from error
+    with Image.open(path) as image:
+        return image.size
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:
-    """SHA-256 (hex) of the columns of a table that a training reads: ids, splits, labels and reports, in their
-    order."""
+    """SHA-256 (hex) of the columns of a table that a training reads: ids, split, report and labels, in their order."""
     columns = [name for name in ("dicom_id", "study_id", "split", "report", *FINDINGS) if name in table]
     rows = pd.util.hash_pandas_object(table[columns].astype(str), index=False)
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()

@@ -15,7 +15,6 @@ from utils.report_cleaning import clean_report
 from utils.report_text import report_sections
 
 PROMPTS = ("findings", "impression")  # what a vision module may be trained on
-_SHOWN = 60  # characters of a text in a message
 
 
 def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
@@ -46,8 +45,3 @@ def check_prompt(prompt: str) -> None:
     """InputError for an unknown PROMPT, of a script or of a checkpoint."""
     if prompt not in PROMPTS:
         raise InputError(f"PROMPT {prompt!r} is none of {', '.join(PROMPTS)}")
-
-
-def shorten(text: str) -> str:
-    """A text, cut for a message."""
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + " …"

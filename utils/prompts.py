@@ -49,10 +49,13 @@ class TextEncoder:
 
     def __init__(self, base_model: str, pooled: bool, device: str | torch.device = "cpu", name: str = ""):
         self.pooled, self.name = pooled, name
-        self.tokenizer, self.model = _load_text_model(name) if name else _load_clip(base_model)
+        self.tokenizer, self.model = _load_text_model(name, base_model)
         self.model.eval().requires_grad_(False).to(device)
         self.width = self.model.config.hidden_size
+        self.is_clip = isinstance(self.model, CLIPTextModel)
+        self.longest = getattr(self.model.config, "max_position_embeddings", LONGEST)  # tokens, start and end included
         if name:
+            self.longest = min(self.longest, self.tokenizer.model_max_length, LONGEST)
             self._check_encodes()
 
     def _check_encodes(self) -> None:
@@ -62,19 +65,9 @@ class TextEncoder:
             if torch.allclose(text, null):
                 raise ValueError(f"it is a {type(self.model).__name__}, which encodes all texts alike")
         except Exception as error:  # models of other kinds raise errors of any type
-            raise _no_text_encoder(self.name, error) from error
+            raise _no_text_encoder(self.name, "", error) from error
         if self.pooled and not self.is_clip and getattr(self.model, "pooler", None) is None:
             say(f"{self.name} has no trained pooler: a text is the state of its first token")
-
-    @property
-    def is_clip(self) -> bool:
-        return isinstance(self.model, CLIPTextModel)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of a prompt at most, start and end included."""
-        positions = self.model.config.max_position_embeddings
-        return min(positions, self.tokenizer.model_max_length, LONGEST) if self.name else positions
 
     def encode(self, prompts: list[str], length: int = 0) -> torch.Tensor:
         """n prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""
@@ -93,16 +86,14 @@ class TextEncoder:
         followed_by_a_word = (ids[:, 1:] != end) & (ids[:, 1:] != padding)
         has_unknown = ((ids[:, :-1] == end) & followed_by_a_word).any(dim=1)
         for row in has_unknown.nonzero().ravel().tolist():
-            words, _ = self._known_ids(prompts[row])
-            words = [self.tokenizer.bos_token_id, *words[: length - 2], end]
+            words = [self.tokenizer.bos_token_id, *self._known_ids(prompts[row])[: length - 2], end]
             ids[row] = torch.tensor(words + [padding] * (length - len(words)))
         return ids, None
 
-    def _known_ids(self, prompt: str) -> tuple[list[int], int]:
-        """The ids of a text without start, end and unknown characters, and the number of unknown characters."""
+    def _known_ids(self, prompt: str) -> list[int]:
+        """The ids of a text without start, end and unknown characters."""
         ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        known = [number for number in ids if number != self.tokenizer.eos_token_id]
-        return known, len(ids) - len(known)
+        return [number for number in ids if number != self.tokenizer.eos_token_id]
 
     @torch.no_grad()
     def _encode_tokens(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -119,14 +110,10 @@ class TextEncoder:
         return [len(ids) for ids in tokens]
 
     def print_lengths(self, prompts: list[str]) -> None:
-        """Prints the number and length of the distinct prompts, how many of them are cut, and what is left out."""
-        words, unknown = zip(*(self._known_ids(prompt) for prompt in sorted({*prompts})))
-        lengths = np.array([len(ids) + 2 for ids in words])  # with start and end
-        left_out = f"; {sum(unknown)} characters that the tokenizer does not know left out" if any(unknown) else ""
-        say(
-            f"prompts: {len(lengths)} distinct, {lengths.mean():.0f} tokens on average; "
-            f"{(lengths > self.longest).sum()} of them cut at {self.longest}{left_out}"
-        )
+        """Prints the number and length of the distinct prompts, and how many of them are cut."""
+        lengths = np.array([len(self._known_ids(prompt)) + 2 for prompt in {*prompts}])  # with start and end
+        cut = f"{(lengths > self.longest).sum()} of them cut at {self.longest}"
+        say(f"prompts: {len(lengths)} distinct, {lengths.mean():.0f} tokens on average; {cut}")
 
     def null_prompt(self, prompting: str, length: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The prompt that guidance leads away from => text (D,) or (77, D), reference (D,), None for the zero vector.
@@ -157,10 +144,8 @@ class TextEncoder:
             [_text_key(prompt) for prompt in distinct],
             lambda row: distinct[row],
             lambda batch: self.encode(batch).cpu().numpy(),
-            TEXT_BATCH,
-            accelerator,
-            "prompts",
-        )
+            TEXT_BATCH, accelerator, "prompts",
+        )  # fmt: skip
         if not served.all():
             raise InputError(f"the text encoder makes no finite features of {(~served).sum()} prompts (named above)")
         return TextFeatures(cache)
@@ -186,60 +171,49 @@ def _text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load_clip(base_model: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The tokenizer and the CLIP text model of a Stable-Diffusion-like folder."""
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
-        check_config(base_model, "text_encoder")
-        model, info = CLIPTextModel.from_pretrained(
-            base_model, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
-        )
-        check_loaded(model, {**info, "unexpected_keys": []}, base_model)  # a whole CLIP has an image tower besides
-    except Exception as error:  # libraries raise errors of any type for a broken file
-        raise InputError(
-            f"no CLIP tokenizer and text_encoder in {base_model!r}: {why_unloaded(base_model, error)}; "
-            "set BASE_MODEL to a Stable Diffusion folder"
-        ) from error
-    return tokenizer, model
+def _load_text_model(name: str, base_model: str):
+    """The tokenizer and the text model of TEXT_ENCODER, any folder or hub id that transformers reads, or of base_model.
 
-
-def _load_text_model(name: str):
-    """The tokenizer and the text model of any folder or hub id that transformers reads; code that it contains is not
-    run.
-
-    A pooler without weights is removed, for it would be random. A model of an unknown kind whose name ends in "bert",
-    such as CXR-BERT, is read as a BERT; its further weights are left out.
+    Code in a folder is not run. A pooler without weights is removed, for it would be random. A model of an unknown kind
+    whose name ends in "bert", such as CXR-BERT, is read as a BERT. Further weights are left out.
     """
+    folder, of_model, of_tokenizer = (name, "", "") if name else (base_model, "text_encoder", "tokenizer")
     try:
-        check_config(name)
-        config, _ = transformers.PretrainedConfig.get_config_dict(name)
+        check_config(folder, of_model)
+        config, _ = transformers.PretrainedConfig.get_config_dict(folder, subfolder=of_model)
         kind, options = str(config.get("model_type")), {}
         model_class, tokenizer_class = transformers.AutoModel, transformers.AutoTokenizer
-        if kind in ("clip", "clip_text_model"):
-            model_class = CLIPTextModel
+        if not name or kind in ("clip", "clip_text_model"):
+            model_class, tokenizer_class = CLIPTextModel, tokenizer_class if name else CLIPTokenizer
         elif kind not in transformers.CONFIG_MAPPING and kind.endswith("bert"):
             model_class, tokenizer_class = transformers.BertModel, transformers.BertTokenizer
             options["config"] = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
-        tokenizer = tokenizer_class.from_pretrained(name, trust_remote_code=False)
+        tokenizer = tokenizer_class.from_pretrained(folder, subfolder=of_tokenizer, trust_remote_code=False)
         model, info = model_class.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
+            folder,
+            subfolder=of_model,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
-        check_loaded(model, {**info, "unexpected_keys": [], "missing_keys": missing}, name)
+        check_loaded(model, {**info, "unexpected_keys": [], "missing_keys": missing}, folder)
         if model_class is not CLIPTextModel:
             model = getattr(model, "text_model", model)  # of a model with two towers
         if len(missing) < len(info["missing_keys"]):
             model.pooler = None
     except Exception as error:  # a broken file or a model of another kind raises errors of any type
-        raise _no_text_encoder(name, error) from error
+        raise _no_text_encoder(name, base_model, error) from error
     return tokenizer, model
 
 
-def _no_text_encoder(name: str, error: Exception) -> InputError:
-    return InputError(
-        f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; name a folder or hub id of a CLIP "
-        "or of a BERT with its tokenizer, or leave it empty for BASE_MODEL's"
-    )
+def _no_text_encoder(name: str, base_model: str, error: Exception) -> InputError:
+    if name:
+        way_out = "name a CLIP or a BERT with its tokenizer, or leave it empty for BASE_MODEL's"
+        return InputError(f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; {way_out}")
+    why = f"{why_unloaded(base_model, error)}; set BASE_MODEL to a Stable Diffusion folder"
+    return InputError(f"no CLIP tokenizer and text_encoder in {base_model!r}: {why}")
 
 
 class ReferenceEncoder:
@@ -275,14 +249,12 @@ class ReferenceEncoder:
         }  # fmt: skip
         cache = FeatureCache(f"{cache_dir}/references", fingerprint)
         keys, paths = keys or image_keys(table), table.image_path.tolist()
-
-        def load(row):
-            return read_pixels(paths[row], self.image_size, refuse_blank=True)
-
-        def encode(images):
-            return self.encode(torch.stack(images)).cpu().numpy().astype(np.float32)
-
-        readable = cache.fill(keys, load, encode, batch_size, accelerator, "reference embeddings", threads)
+        readable = cache.fill(
+            keys,
+            lambda row: read_pixels(paths[row], self.image_size, refuse_blank=True),
+            lambda images: self.encode(torch.stack(images)).cpu().numpy().astype(np.float32),
+            batch_size, accelerator, "reference embeddings", threads,
+        )  # fmt: skip
         return cache, keys, readable
 
     def fingerprint(self) -> str:
@@ -296,8 +268,6 @@ def _load_image_tower(name: str) -> nn.Module:
         place = name.removeprefix("local-dir:")
     elif ":" not in name:
         architecture, _, weights = name.partition("/")
-        if not weights:
-            raise InputError(f"REFERENCE_ENCODER {name!r} names no weights: write it as architecture/weights")
     try:
         if place != ".":
             check_config(place, file="open_clip_config.json")
@@ -305,7 +275,7 @@ def _load_image_tower(name: str) -> nn.Module:
     except Exception as error:  # libraries raise errors of any type for a broken file
         raise InputError(
             f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(place, error)}; "
-            "it is an open_clip name such as 'ViT-B-32-quickgelu/openai' or 'local-dir:/a/folder'"
+            "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
         ) from error
 
 

@@ -137,7 +137,7 @@ def test_a_tree_is_evaluated_to_the_same_numbers_with_the_same_judge(archive, ru
         REAL="tree",
         SYNTHETIC="synthetic/clipUViT",
         OUTPUT="evaluation",
-        **{**EVALUATION, "BASE_MODEL": "base_model"},
+        **EVALUATION,
     )
     assert judges.items() <= contents("cache").items()
     wanted = json.loads((archive / "after" / "evaluation.json").read_text())

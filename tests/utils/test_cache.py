@@ -298,7 +298,7 @@ def test_a_lost_fingerprint_is_written_again_and_no_other_run_served(tmp_path):
 def test_a_damaged_fingerprint_is_one_sentence(tmp_path):
     fill(FeatureCache(tmp_path / "c", FINGERPRINT), ["1", "2"], Doubling())
     (tmp_path / "c" / "fingerprint.json").write_text('{"encoder": "a')
-    with pytest.raises(InputError, match=r"cannot read .*fingerprint.json: .*; remove it, or set CACHE_DIR"):
+    with pytest.raises(InputError, match=r"cannot read .*fingerprint.json: .*; remove it, or set another CACHE_DIR"):
         FeatureCache(tmp_path / "c", FINGERPRINT)
 
 

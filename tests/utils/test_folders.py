@@ -19,7 +19,6 @@ from utils.folders import (
     SYNTHETIC_TREE,
     WRITTEN_REPORTS,
     all_processes_agree,
-    is_same_folder,
     locked,
     making,
     read_manifest,
@@ -176,13 +175,10 @@ def test_drawing_over_another_tree_is_refused(tmp_path):
         draw_tree(tmp_path / "tree", studies=2, image_size=32)
 
 
-def test_a_file_a_loop_and_a_damaged_manifest_are_named(tmp_path):
+def test_a_file_and_a_damaged_manifest_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is not a folder"):
         make(tmp_path / "file")
-    (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(InputError, match="loop"):
-        make(tmp_path / "loop")
     for number, content in enumerate(["", "[]", '{"synthetic tree": 3}', "\xff"]):
         folder = tmp_path / str(number)
         make(folder)
@@ -222,8 +218,3 @@ def test_what_a_run_leaves_before_its_manifest_does_not_block_the_next(tmp_path)
     (tmp_path / ".lock").write_text("")
     make(tmp_path)
     assert json.loads((tmp_path / MANIFEST_FILE).read_text()) == {SYNTHETIC_TREE: SETTINGS}
-
-
-def test_paths_of_one_folder(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert is_same_folder(tmp_path, f"{tmp_path}/link/") and not is_same_folder(tmp_path, tmp_path.parent)

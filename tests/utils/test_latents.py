@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile
 
 from utils.errors import InputError
 from utils.latents import (
@@ -81,16 +81,6 @@ def test_a_truncated_jpeg_is_refused_by_name(tmp_path):
 
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, axis=0)  # dark on the left
-
-
-def tiff_tags(**values):
-    """Tags of a TIFF by their number."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    for number, value in values.items():
-        tags[int(number[1:])] = value
-    return tags
-
-
 DEEP = RAMP.astype(np.uint16) * 257
 PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "grey.png": (Image.fromarray(RAMP), {}),
@@ -101,7 +91,6 @@ PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "16-bit.tif": (Image.fromarray(DEEP), {}),
     "16-bit.jp2": (Image.fromarray(DEEP), {}),
     "12-bit.tif": (Image.fromarray(DEEP >> 4), {}),
-    "white-is-zero.tif": (Image.fromarray(65535 - DEEP), {"tiffinfo": tiff_tags(t262=0)}),
 }
 
 
@@ -144,11 +133,6 @@ def test_a_picture_is_turned_as_its_exif_says(kind, depth, tmp_path):
         assert np.abs(read_pixels(path, 16)[0].numpy() - expected).max() < 0.08, orientation
 
 
-def test_an_exif_block_of_noise_does_not_matter(tmp_path):
-    Image.fromarray(RAMP).save(tmp_path / "a.jpg", exif=b"Exif\0\0noise", quality=98)
-    assert (read_pixels(tmp_path / "a.jpg", 32)[0] - torch.linspace(-1, 1, 32)).abs().max() < 0.05
-
-
 def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
     """Each in one ValueError that names the file: what `fill` counts as unreadable."""
     grey = Image.fromarray(RAMP)
@@ -170,7 +154,7 @@ def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
         "bomb.png": "exceeds limit", "pixel.png": "it has 1 x 1 pixels", "line.png": "it has 100 x 3 pixels",
         "film.gif": "it has 3 frames", "pages.tif": "it has 2 frames", "unknown.tif": "states no range",
         "unknown-whole.tif": "states no range",
-        "folder.jpg": "directory", "cut.png": "", "text.jpg": "not an image",
+        "folder.jpg": "directory", "cut.png": "", "text.jpg": "cannot identify image",
     }  # fmt: skip
     for name, words in said.items():
         with pytest.raises(ValueError, match=rf"^unreadable image .*{name}: .*{words}"):
@@ -225,7 +209,7 @@ def test_the_vaes_factor_divides_the_image_size(base_model):
     with pytest.raises(InputError, match="IMAGE_SIZE 30 is not a multiple of 4"):
         latent_shape(load_vae(base_model), 30)
     assert latent_shape(load_vae(base_model), 36) == (4, 9, 9)
-    with pytest.raises(InputError, match="IMAGE_SIZE 36 is not a multiple of 4, the VAE's .* x PATCH_SIZE 2"):
+    with pytest.raises(InputError, match="IMAGE_SIZE 36 is not a multiple of 4, the VAE's .* x patches of 2"):
         latent_shape(load_vae(base_model), 36, 2)
 
 

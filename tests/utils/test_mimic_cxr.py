@@ -266,8 +266,8 @@ def test_authors_csv_gives_the_table_of_the_tree(tree, authors_csv):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("files/p11", "../p11", "data row 4: image_path .* leaves"),
-        ("s50000003/d3", "d3", "data row 4: image_path .* names no patient"),
+        ("files/p11", "../p11", "data row 4: image_path .* has to lie in the CSV"),
+        ("s50000003/d3", "d3", "data row 4: image_path .*to end like p10000032"),
         (",validate,", ",val,", "data row 4: unknown split 'val'"),
         ("image_path", "path", "has no column 'image_path'"),
         ('"[', '"[5, ', r"data row 1: label '\[5, .* is no list of 14 codes"),
@@ -322,7 +322,7 @@ def test_a_report_that_cannot_be_read(tree):
     path = tree / "files/p11/p11000003/s50000003.txt"
     path.unlink()
     path.mkdir()
-    with pytest.raises(InputError, match=r"s50000003.txt .*repair or remove it"):
+    with pytest.raises(InputError, match=r"s50000003.txt .*repair it"):
         read_table(tree)
     assert len(read_table(tree, with_reports=False)) == 5
 
@@ -339,7 +339,7 @@ def test_a_report_in_a_zip_that_cannot_be_read(tree, flags, method):
     for start in (6, central + 8):  # flags, then method, of the local and of the central header
         raw[start], raw[start + 2] = flags, method
     archive.write_bytes(raw)
-    with pytest.raises(InputError, match=r"s50000003.txt in .*cannot be read .*unpack it"):
+    with pytest.raises(InputError, match=r"s50000003.txt in .*cannot be read .*unpack its zip"):
         read_table(tree)
 
 
@@ -504,11 +504,6 @@ def test_write_without_reports(tmp_path, rows):
     write_tree(tmp_path, rows.assign(report=""))
     assert not list(tmp_path.rglob("*.txt"))
     assert (read_table(tmp_path)["report"] == "").all()
-
-
-def test_write_needs_the_images(tmp_path, rows):
-    with pytest.raises(InputError, match=r"d5\.jpg cannot be read as an image"):
-        write_tree(tmp_path, rows)
 
 
 @pytest.mark.parametrize(

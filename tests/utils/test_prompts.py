@@ -98,7 +98,7 @@ def test_reference_embeddings_are_cached_by_image(reference_encoder_name, make_t
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ViT-B-32", "names no weights"),
+        ("ViT-B-32", "cannot load REFERENCE_ENCODER .* it is architecture/weights"),
         ("local-dir:/absent/folder", "cannot load REFERENCE_ENCODER 'local-dir:/absent/folder'"),
         ("No-Such-Model/openai", "cannot load REFERENCE_ENCODER"),
         ("ViT-B-32/no-such-weights", "cannot load REFERENCE_ENCODER"),
