@@ -90,7 +90,7 @@ def measure_classifier(
     judge = Judge(model, settings, np.full(14, 0.5), np.ones(14, dtype=bool))
     pixels, keys, labels = examples(test)
     _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), accelerator.device, settings.batch_size)
-    return {"AUROC": float(auroc_table(labels, probabilities, replicates=0).loc["mean", "auroc"])}
+    return {"AUROC": float(auroc_table(labels, probabilities).loc["mean", "auroc"])}
 
 
 def measure_reports(

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from evaluation import metrics
-from evaluation.metrics import BOOTSTRAP, mean_or_nan, patient_weights
+from evaluation.metrics import mean_or_nan, patient_weights
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 
 
@@ -99,5 +99,5 @@ def share_interval(right: np.ndarray, counted: np.ndarray, subjects: np.ndarray,
         patients = len(np.unique(subjects))
         interval = binomtest(patients if right.any() else 0, patients).proportion_ci(0.95, "wilson")
         return interval.low, interval.high
-    weights = patient_weights(subjects, BOOTSTRAP, seed)
+    weights = patient_weights(subjects, seed)
     return tuple(np.quantile(weights @ right / (weights @ counted), (0.025, 0.975)).tolist())

@@ -263,8 +263,7 @@ def _reports(result):
             "Reports with a de-identification mark (`___`, `XXXX`); with a comparison to an earlier film; with a "
             "contradiction: one sentence calls a finding present and another absent, by rules that do not distinguish "
             "sides, so that some real reports count; with stuttering: a word or a few stand three times in a row. "
-            "`distinct`: the share of different texts, which falls with N; `different`: of the pairs of reports of two "
-            "patients with the same findings the share whose texts differ.",
+            "`distinct`: the share of different texts, which falls with N.",
             markdown(table.drop(columns="N")),
         ]
     return parts

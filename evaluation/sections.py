@@ -247,13 +247,7 @@ def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: in
     tables = {reports.name: reports.table for reports in all_reports}
     studies = reported(train_table).drop_duplicates("study_id")
     tables["real train"] = studies.iloc[draw_rows(len(studies), len(all_reports[0].table), seed, "texts")]
-    return [
-        {
-            "reports": name,
-            **metrics.text_habits(table["report"].tolist(), metrics.positives(table), table["subject_id"]),
-        }
-        for name, table in tables.items()
-    ]
+    return [{"reports": name, **metrics.text_habits(table["report"].tolist())} for name, table in tables.items()]
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_reports_as_texts_stand_beside_as_many_real_studies():
     assert [row["reports"] for row in rows] == ["synthetic", "written", "real train"]
     assert [row["N"] for row in rows] == [4, 2, 4]
     assert [rows[0][name] for name in ("marks", "contradictions", "distinct")] == [1, 1, 0.75]
-    assert rows[1]["distinct"] == 0.5 and rows[2]["distinct"] == rows[2]["different"] == 1
+    assert rows[1]["distinct"] == 0.5 and rows[2]["distinct"] == 1
     many = sections.report_texts([sections.Reports("synthetic", pd.concat([table] * 5), [])], train.table, seed=3)
     assert many[1]["N"] == 7  # one a study, none without a report
 
