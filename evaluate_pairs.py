@@ -61,7 +61,6 @@ IMAGE_SIZE = 256  # pixels at which images are compared, those of generated ones
 # clinical efficacy
 CLASSIFIER = "judge"  # of images (judge or torchxrayvision)
 TEXT_JUDGE = "tfidf"  # of reports (tfidf, rules or chexbert)
-RADGRAPH = False  # RadGraph F1 of reports, by the package radgraph
 # the image judge
 JUDGE_PATIENTS = "all"  # training patients of the judge (all or second half; the latter trained no selector)
 JUDGE_MODEL = "resnet18"  # any timm classifier, trained from random weights
@@ -183,7 +182,7 @@ def page_of(synthetic: str, output: Path) -> Path:
 
 
 def evaluate_reports(
-    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], radgraph: bool, output: Path
+    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], output: Path
 ) -> dict:
     """The parts of evaluation.json about reports; the reports are also written for RadEval and ReXrank.
 
@@ -196,7 +195,7 @@ def evaluate_reports(
     result = {"text_judge": text_judge.name, "constant_report": constant}
     for prefix, reports in all_reports.items():
         rows, f1_tables, conventions = sections.report_quality(
-            text_judge, reports, sets.train.table, constant, radgraph, sets.seed
+            text_judge, reports, sets.train.table, constant, sets.seed
         )
         result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables, f"{prefix}conventions": conventions}
         if sets.real.loading.accelerator.is_main_process:
@@ -250,8 +249,12 @@ def main() -> None:
     stopwatch.lap("clinical efficacy of images")
 
     text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
+    if sets.unseen is None:
+        notes.append(
+            f"no patient of {REAL} is unseen by the judge: the floor of FID and KID is of images that it knows"
+        )
     if text_judge:
-        result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH, output)
+        result |= evaluate_reports(text_judge, sets, tables.real_all, written, output)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")

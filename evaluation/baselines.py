@@ -7,6 +7,7 @@ texts      a report that only lists the labels, one report for all images, shuff
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,11 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["report"] != ""]
 
 
+def reported_studies(table: pd.DataFrame) -> pd.DataFrame:
+    """The first row with a report of each study."""
+    return reported(table).drop_duplicates("study_id")
+
+
 def constant_normal_report(train_table: pd.DataFrame) -> str:
     """The best single report for all images, out of those of training images without findings, else out of all."""
     table = reported(train_table)
@@ -132,9 +138,9 @@ def label_only_report(codes: np.ndarray) -> str:
     return f"{report} IMPRESSION: {' '.join(present)}" if present else report
 
 
-def shuffled(reports: list[str], seed: int) -> list[str]:
-    """The reports in another order, none in its own place."""
-    order = np.random.default_rng(seed).permutation(len(reports))
-    sources = np.empty(len(reports), dtype=int)
-    sources[order] = np.roll(order, 1)
-    return [reports[row] for row in sources]
+def shuffled(reports: Sequence[str], seed: int) -> list[str]:
+    """The reports in another order, none in its own place; "" stays where it is."""
+    moved = np.array(reports, dtype=object)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(moved != ""))
+    moved[order] = moved[np.roll(order, 1)]
+    return moved.tolist()

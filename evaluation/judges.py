@@ -470,14 +470,6 @@ class ChexbertJudge:
         return self.codes(reports) == PRESENT
 
 
-def radgraph_f1(references: list[str], candidates: list[str]) -> float:
-    """Mean RadGraph F1 (Jain et al. 2021, partial reward), by the package radgraph and its weights."""
-    with _loading("RadGraph, by radgraph,", "set RADGRAPH to False"):
-        from radgraph import F1RadGraph
-
-        return float(F1RadGraph(reward_level="partial")(refs=list(references), hyps=list(candidates))[0])
-
-
 SELECTOR_FILE = "selector.csv"  # in a synthetic tree: the training patients of its selector
 
 

@@ -95,7 +95,7 @@ def _image_numbers(result):
     rows = []
     for row in (row for row in result["image_quality"] if row["images"] == "synthetic"):
         real = _line(result["image_quality"], FLOOR, row["extractor"])
-        where = f"{row['extractor']}, N = {row['N']}" + (f"; {row['warning']}" if row["warning"] else "")
+        where = f"{row['extractor']}, N = {row['N']}"
         value, best = (f"{row['FID']:.2f}, {row['FID / floor']:.2f} times the ceiling", f"{real['FID']:.2f}")
         rows.append(_number(f"FID ({where})", value, ceiling=f"{best} ± {real['FID deviation']:.2f}"))
         best = f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"
@@ -228,7 +228,8 @@ def _images(result):
         "## Image quality",
         "Each row against the same real images. The floor: real images whose patients the judge does not know, with "
         f"the labels of the requests, {FLOOR_DRAWS} draws of the same N; `FID / floor` is the ratio to their mean. "
-        "Copying gives training images of the nearest labels, which the judge may know.",
+        "Copying gives training images of the nearest labels, which the judge may know. An FID of fewer than D images "
+        "says little.",
         markdown(result["image_quality"]),
         "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images), at as many "
         "of its five scales as fit into the image:",

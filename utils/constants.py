@@ -61,6 +61,7 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "CANDIDATES": "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
     "KEEP": "images are chosen by select_pairs.py, which has it; remove it",
     "MAX_REQUESTS": "requests are not replaced; raise IMAGES_PER_LABEL, or remove it",
+    "RADGRAPH": "RadEval computes it from the evaluation's radeval.csv; remove it",
     "JUDGE_ONLY": "an evaluation of the images trains the judge; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
     "SYNTHETIC_SPLIT": "a synthetic tree is evaluated whole, a real one by SPLIT; remove it",

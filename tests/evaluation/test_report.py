@@ -62,7 +62,6 @@ def result_of_an_evaluation():
             "KID deviation": 0.01,
             "recall": 1,
             "coverage": 0.5,
-            "warning": "",
         }
 
     def report_row(name, f1, rouge):
