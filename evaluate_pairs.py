@@ -26,7 +26,7 @@ from evaluation import baselines, detail_agreement, sections
 from evaluation.conventions import image_conventions
 from evaluation.foreign_pairs import is_foreign, read_pairs, write_for_others
 from evaluation.gallery import write_page
-from evaluation.images import THREADS, Images, ImageSets, Loading
+from evaluation.images import Images, ImageSets, Loading
 from evaluation.judges import (
     ChexbertJudge,
     JudgeSettings,
@@ -236,7 +236,7 @@ def main() -> None:
     stopwatch.lap("trees")
 
     judge_rows = sections.judge_rows(sets.train.table, JUDGE_PATIENTS)
-    judge = image_judge(sets.train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
+    judge = image_judge(sets.train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
 

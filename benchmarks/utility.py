@@ -82,7 +82,7 @@ def measure_classifier(
 
     def examples(table):
         pixels, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator)
-        return pixels, [key for key, kept in zip(keys, readable) if kept], positives(table)[readable]
+        return pixels, keys, positives(table)[readable]
 
     model = None
     for table in stages:

@@ -11,8 +11,6 @@ from evaluation.judges import Extractor, Judge, cache_pixels, extract, file_read
 from utils.errors import InputError, say
 from utils.findings import FINDINGS
 
-THREADS = 4  # that decode images
-
 
 @dataclass(frozen=True)
 class Loading:
@@ -33,12 +31,11 @@ class Images:
 
     def __init__(self, table: pd.DataFrame, name: str, judge_size: int, loading: Loading):
         self.loading, self.device = loading, loading.accelerator.device
-        self.cache, keys, readable = cache_pixels(table, judge_size, loading.cache_dir, loading.accelerator, THREADS)
+        self.cache, self.keys, readable = cache_pixels(table, judge_size, loading.cache_dir, loading.accelerator)
         self.unreadable = int((~readable).sum())
         if self.unreadable:
             say(f"{name}: {self.unreadable} of {len(table)} images cannot be read and are left out of everything")
         self.table = table[readable].reset_index(drop=True)
-        self.keys = [key for key, kept in zip(keys, readable) if kept]
         if len(self.table) < 2:
             raise InputError(f"{name} has {len(self.table)} readable images; an evaluation needs 2 or more")
         self._encoded = {}  # (extractor, its rows) => features, probabilities
@@ -78,7 +75,7 @@ class Images:
                 read = pixel_reader(self.cache, self.keys)
             else:
                 read = file_reader(paths, self.loading.image_size, extractor.image_size)
-            self._encoded[key] = extract(extractor, read, len(paths), self.device, self.loading.batch_size, THREADS)
+            self._encoded[key] = extract(extractor, read, len(paths), self.device, self.loading.batch_size)
         if places is None:
             return self._encoded[key]
         return tuple(None if values is None else values[places] for values in self._encoded[key])
