@@ -128,7 +128,7 @@ def image_judge(
     train, validation = readable_rows(train_table), readable_rows(validation_table)
     if len(train[1]) < 2:
         raise InputError(
-            f"an image judge cannot be trained on {len(train[1])} images; the training rows have to be 2 or more"
+            f"an image judge cannot be trained on {len(train[1])} images: 2 or more training rows are needed"
         )
     about = [dataclasses.asdict(settings)]
     for _, keys, labels in (train, validation):
