@@ -235,10 +235,6 @@ def main() -> None:
     stopwatch.lap("clinical efficacy of images")
 
     text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
-    if sets.unseen is None:
-        notes.append(
-            f"no patient of {REAL} is unseen by the judge: the floor of FID and KID is of images that it knows"
-        )
     if text_judge:
         result |= evaluate_reports(text_judge, sets, tables["real_all"], written, output)
         stopwatch.lap("reports")
@@ -257,9 +253,8 @@ def main() -> None:
     if accelerator.is_main_process:  # the others of a launch have helped with the cache
         text = write_evaluation(output, result, sets, pair_findings, nearest)
         save_constants(output, constants)
-        trees = {name: tables["synthetic"] if is_foreign(SYNTHETIC) else SYNTHETIC}
-        title, numbers = f"{name}, evaluated", summary(result)
-        write_page(page, trees, tables["train"], title, pair_findings, numbers, PAGE_IMAGES)
+        made = {name: tables["synthetic"] if is_foreign(SYNTHETIC) else SYNTHETIC}
+        write_page(page, made, tables["train"], f"{name}, evaluated", pair_findings, summary(result), PAGE_IMAGES)
         stopwatch.lap("pictures and page")
         say(f"{text}\nthe evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
     accelerator.wait_for_everyone()

@@ -198,6 +198,8 @@ def as_markdown(result: dict) -> str:
         unseen = result["unseen"]
         splits = " and ".join(f"{count} of the split {name}" for name, count in unseen["splits"].items())
         parts.append(f"Unseen by the judge: N = {unseen['N']} real images of further patients ({splits}).")
+    else:
+        parts.append("Unseen by the judge: no image; the floor is of training images, which it may know.")
     parts += [f"**Selection:** {result['selected']}.", *(f"**Note:** {note}." for note in result["notes"])]
     parts += [
         "Floor: without a generator. Ceiling: real images, reports or pairs; for a distance its best value, the mean "

@@ -289,7 +289,7 @@ def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(rea
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv is not there.*WRITTEN"),
         ({"DOWNSTREAM": True}, "make utility"),
-        ({"BASE_MODEL": "x"}, "without a VAE"),
+        ({"BASE_MODEL": "x"}, "needs no VAE"),
         ({"SYNTHETIC": "nowhere"}, "nowhere is not a folder"),
     ],
 )
