@@ -15,7 +15,6 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from evaluation import baselines, detail_agreement, sections
 from evaluation.conventions import image_conventions
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.gallery import write_page
-from evaluation.images import THREADS, Images, ImageSets, Loading
+from evaluation.images import Images, ImageSets, Loading
 from evaluation.judges import (
     ChexbertJudge,
     JudgeSettings,
@@ -60,7 +59,6 @@ IMAGE_SIZE = 256  # pixels at which images are compared, those of generated ones
 # clinical efficacy
 CLASSIFIER = "judge"  # of images (judge or torchxrayvision)
 TEXT_JUDGE = "tfidf"  # of reports (tfidf, rules or chexbert)
-RADGRAPH = False  # RadGraph F1 of reports, by the package radgraph
 # the image judge
 JUDGE_PATIENTS = "all"  # training patients of the judge (all or second half; the latter trained no selector)
 JUDGE_MODEL = "resnet18"  # any timm classifier, trained from random weights
@@ -74,34 +72,27 @@ SEED = 1234  # of draws, and of the judges' training (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The rows of the trees, unreadable images included."""
-
-    real: pd.DataFrame  # to compare with
-    synthetic: pd.DataFrame  # see read_synthetic
-    train: pd.DataFrame
-    validation: pd.DataFrame  # sets the image judge's thresholds; of half the patients where they are compared
-    real_all: pd.DataFrame  # all splits of the real tree
-
-
 def read_tables(
     real: str, reports_root: str, synthetic: str, train: str, split: str, views: tuple, hold_out: tuple
-) -> Tables:
-    """Reads the trees; InputError where a part is empty, or no finding is present in both trees."""
+) -> dict[str, pd.DataFrame]:
+    """The rows of the trees, unreadable images included; InputError where a part is empty, or no finding is in both.
+
+    real: to compare with; real_all: of all splits; synthetic: see `read_synthetic`; train; validation: sets the image
+    judge's thresholds, and is of half the patients where they are compared.
+    """
     real_all = read_table(real, reports_root, views=views, hold_out=hold_out)
     train_all = read_table(train, views=views, hold_out=hold_out) if train else real_all
     validation = train_all[train_all["split"] == "validate"].reset_index(drop=True)
     if split == "validate" and train_all is real_all:
         validation = validation[first_half(validation)].reset_index(drop=True)
-    tables = Tables(
-        real=real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
-        synthetic=read_synthetic(synthetic, reports_root if synthetic == real else "", views, hold_out, split),
-        train=train_all.iloc[split_rows(train_all, "train", train or real)].reset_index(drop=True),
-        validation=validation,
-        real_all=real_all,
-    )
-    asked, present = (positives(table).any(axis=0) for table in (tables.synthetic, real_all))
+    tables = {
+        "real": real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
+        "synthetic": read_synthetic(synthetic, reports_root if synthetic == real else "", views, hold_out, split),
+        "train": train_all.iloc[split_rows(train_all, "train", train or real)].reset_index(drop=True),
+        "validation": validation,
+        "real_all": real_all,
+    }
+    asked, present = (positives(table).any(axis=0) for table in (tables["synthetic"], real_all))
     if not (asked & present).any():
         raise InputError(
             f"{real} and {synthetic} share no findings: none of the 14 is present in an image of each, so that nothing "
@@ -129,39 +120,33 @@ def read_synthetic(root: str, reports_root: str, views: tuple, hold_out: tuple, 
 
 
 def read_written(folder: str, table: pd.DataFrame) -> pd.DataFrame:
-    """The reports in <folder>/reports.csv for the rows of a table (`sections.read_written`); InputError for fewer than
-    two."""
-    written = sections.read_written(folder)
+    """`sections.read_written` for the rows of a table; InputError for fewer than two reports."""
+    path, written = Path(folder) / "reports.csv", sections.read_written(folder)
     if written is None:
-        raise InputError(f"{Path(folder) / 'reports.csv'} is not there: set WRITTEN to a folder of written reports")
+        raise InputError(f"{path} is not there: set WRITTEN to a folder of written reports")
     written = written[written.index.isin(table["dicom_id"]) & (written["report"] != "")]
     if len(written) < 2:
-        raise InputError(
-            f"{Path(folder) / 'reports.csv'} has reports for {len(written)} of the {len(table)} real images compared; "
-            "2 or more are needed"
-        )
+        counts = f"{len(written)} of the {len(table)} real images compared"
+        raise InputError(f"{path} has reports for {counts}; 2 or more are needed")
     return written
 
 
 def load_pretrained(features: tuple, classifier: str, text_judge: str, device) -> tuple:
-    """What is not trained here: ({name: Extractor}, a text judge or None)."""
+    """What is not trained here: ({name: Extractor}, a text judge, or None: tfidf is trained on training reports)."""
     extractors = {name: load_extractor(name, device) for name in sorted({*features, classifier} - {"judge"})}
-    judge = None  # tfidf is trained on the training reports
     if text_judge == "chexbert":
-        judge = ChexbertJudge(device)
-    elif text_judge == "rules":
-        judge = RulesJudge()
-    return extractors, judge
+        return extractors, ChexbertJudge(device)
+    return extractors, RulesJudge() if text_judge == "rules" else None
 
 
 def image_sets(
-    tables: Tables, judge_table: pd.DataFrame, names: dict[str, str], judge_size: int, loading: Loading, seed: int
+    tables: dict, judge_table: pd.DataFrame, names: dict[str, str], judge_size: int, loading: Loading, seed: int
 ) -> ImageSets:
     """The images of the evaluation; names: of the trees, for messages; judge_table: the rows that train the judge."""
-    real, synthetic, train = (
-        Images(getattr(tables, kind), names[kind], judge_size, loading) for kind in ("real", "synthetic", "train")
-    )
-    unseen = baselines.unseen_rows(tables.real_all, tables.real, judge_table)
+    kinds = ("real", "synthetic", "train")
+    real, synthetic, train = (Images(tables[kind], names[kind], judge_size, loading) for kind in kinds)
+    known = {*tables["real"]["subject_id"], *judge_table["subject_id"]}
+    unseen = tables["real_all"][~tables["real_all"]["subject_id"].isin(known)].reset_index(drop=True)
     return ImageSets(
         real,
         synthetic,
@@ -169,7 +154,7 @@ def image_sets(
         copies=baselines.nearest_by_labels(synthetic.table, train.table, seed),
         seed=seed,
         unseen=Images(unseen, names["unseen"], judge_size, loading) if len(unseen) > 1 else None,
-        ceiling=np.flatnonzero(~real.table["subject_id"].isin(tables.validation["subject_id"])),
+        ceiling=np.flatnonzero(~real.table["subject_id"].isin(tables["validation"]["subject_id"])),
         floor=baselines.selected_floor(names["synthetic"], synthetic.table, train.table),
     )
 
@@ -182,9 +167,9 @@ def page_of(synthetic: str, output: Path) -> Path:
 
 
 def evaluate_reports(
-    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], radgraph: bool
+    text_judge, sets: ImageSets, real_all: pd.DataFrame, written: dict[str, pd.DataFrame], output: Path
 ) -> dict:
-    """The parts of evaluation.json about reports.
+    """The parts of evaluation.json about reports; those with a real one beside them are also written for RadEval.
 
     written: tables of `sections.read_written`, "" of the synthetic tree (or None), "written_" of real images, if any.
     """
@@ -195,9 +180,12 @@ def evaluate_reports(
     result = {"text_judge": text_judge.name, "constant_report": constant}
     for prefix, reports in all_reports.items():
         rows, f1_tables, conventions = sections.report_quality(
-            text_judge, reports, sets.train.table, constant, radgraph, sets.seed
+            text_judge, reports, sets.train.table, constant, sets.seed
         )
         result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables, f"{prefix}conventions": conventions}
+        pairs = reports.table[["study_id"]].assign(reference=reports.references, hypothesis=reports.table["report"])
+        with writing("the reports for RadEval", output):
+            pairs[pairs["reference"] != ""].to_csv(output / f"{prefix}radeval.csv", index=False)
     result["texts"] = sections.report_texts(list(all_reports.values()), sets.train.table, sets.seed)
     return result
 
@@ -210,11 +198,11 @@ def main() -> None:
 
     # what is quick and can fail comes first
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)
-    judge_rows = sections.judge_rows(tables.train, JUDGE_PATIENTS)
-    sections.check_apart(SYNTHETIC, tables.train.iloc[judge_rows], TEXT_JUDGE, WRITTEN)
+    judge_rows = sections.judge_rows(tables["train"], JUDGE_PATIENTS)
+    sections.check_apart(SYNTHETIC, tables["train"].iloc[judge_rows], TEXT_JUDGE, WRITTEN)
     written = {"": sections.read_written(SYNTHETIC)}
     if WRITTEN:
-        written["written_"] = read_written(WRITTEN, tables.real)
+        written["written_"] = read_written(WRITTEN, tables["real"])
     extractors, text_judge = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     try_judge(settings, accelerator.device)
     with writing("the evaluation", output):
@@ -222,19 +210,19 @@ def main() -> None:
 
     names = {"real": f"{REAL}, {SPLIT}", "synthetic": SYNTHETIC, "train": f"{TRAIN or REAL}, train", "unseen": REAL}
     loading = Loading(CACHE_DIR, IMAGE_SIZE, BATCH_SIZE, accelerator)
-    sets = image_sets(tables, tables.train.iloc[judge_rows], names, JUDGE_IMAGE_SIZE, loading, SEED)
+    sets = image_sets(tables, tables["train"].iloc[judge_rows], names, JUDGE_IMAGE_SIZE, loading, SEED)
     result = {
         "selected": baselines.describe_selection(SYNTHETIC),
         "real": {"tree": REAL, "split": SPLIT, **sets.real.count()},
+        "synthetic": {"tree": SYNTHETIC, **sets.synthetic.count()},
+        "train": {"tree": TRAIN or REAL, **sets.train.count()},
     }
-    result["synthetic"] = {"tree": SYNTHETIC, **sets.synthetic.count()}
-    result["train"] = {"tree": TRAIN or REAL, **sets.train.count()}
     if sets.unseen:
         result["unseen"] = {"N": len(sets.unseen), "splits": sets.unseen.table["split"].value_counts().to_dict()}
     stopwatch.lap("trees")
 
     judge_rows = sections.judge_rows(sets.train.table, JUDGE_PATIENTS)
-    judge = image_judge(sets.train.table.iloc[judge_rows], tables.validation, settings, CACHE_DIR, accelerator, THREADS)
+    judge = image_judge(sets.train.table.iloc[judge_rows], tables["validation"], settings, CACHE_DIR, accelerator)
     extractors["judge"] = judge
     stopwatch.lap("image judge")
 
@@ -248,7 +236,7 @@ def main() -> None:
 
     text_judge, notes = sections.text_judge_for(sets, SYNTHETIC, text_judge)
     if text_judge:
-        result |= evaluate_reports(text_judge, sets, tables.real_all, written, RADGRAPH)
+        result |= evaluate_reports(text_judge, sets, tables["real_all"], written, output)
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
@@ -265,8 +253,8 @@ def main() -> None:
     if accelerator.is_main_process:  # the others of a launch have helped with the cache
         text = write_evaluation(output, result, sets, pair_findings, nearest)
         save_constants(output, constants)
-        shown = tables.synthetic if is_foreign(SYNTHETIC) else SYNTHETIC
-        write_page(page, {name: shown}, tables.train, f"{name}, evaluated", pair_findings, summary(result), PAGE_IMAGES)
+        made = {name: tables["synthetic"] if is_foreign(SYNTHETIC) else SYNTHETIC}
+        write_page(page, made, tables["train"], f"{name}, evaluated", pair_findings, summary(result), PAGE_IMAGES)
         stopwatch.lap("pictures and page")
         say(f"{text}\nthe evaluation: {output / 'evaluation.md'}; the page: {page.resolve()}")
     accelerator.wait_for_everyone()

@@ -28,7 +28,7 @@ import pandas as pd
 
 from evaluation import judges
 from evaluation.foreign_pairs import is_foreign, read_pairs
-from evaluation.images import THREADS, Images, Loading
+from evaluation.images import Images, Loading
 from evaluation.selection import keep_candidates, score_candidates
 from sampling.plan import PLAN_FILE
 from utils.checkpoints import check_hold_out
@@ -213,7 +213,7 @@ def main():
         if (root / _SUMMARY).exists():
             say(f"{root} is finished: {len(read_table(root, with_reports=False))} pairs are kept")
             return
-        judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator, THREADS)
+        judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator)
         if not judge.known.any():
             raise InputError(
                 f"the judge can learn no finding: too few of its {len(judged)} images, of half the training patients, "

@@ -77,7 +77,7 @@ def measure_classifier(
         judge = image_judge(table, table[:0], settings, cache_dir, accelerator, start=judge)  # without thresholds
     loading = Loading(cache_dir, settings.image_size, settings.batch_size, accelerator)
     images = Images(test, "the test images", settings.image_size, loading)
-    table = auroc_table(positives(images.table), images.encode(judge)[1], replicates=0)
+    table = auroc_table(positives(images.table), images.encode(judge)[1])
     return {"AUROC": float(table.loc["mean", "auroc"])}
 
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from evaluation import metrics
-from evaluation.metrics import BOOTSTRAP, mean_or_nan, patient_weights
+from evaluation.metrics import mean_or_nan, patient_weights
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 
 
@@ -21,9 +21,9 @@ def agreement(asked: np.ndarray, image: np.ndarray, report: np.ndarray | None) -
     in which all three agree; the shares of the asked ones that image and report show; Cohen's kappa (1960) of each two.
     NaN without readings, or where too few were asked for.
     """
-    asked, image = np.asarray(asked, dtype=float), np.asarray(image, dtype=float)
-    report = np.full(asked.shape, np.nan) if report is None else np.asarray(report, dtype=float)
-    table = pd.DataFrame(map(_finding_agreement, asked.T, image.T, report.T), index=list(FINDINGS))
+    report = np.full(asked.shape, np.nan) if report is None else report
+    columns = (readings.T.astype(float) for readings in (asked, image, report))
+    table = pd.DataFrame(map(_finding_agreement, *columns), index=list(FINDINGS))
     table.loc[table["asked"] < metrics.MINIMUM_POSITIVES, table.columns != "asked"] = np.nan
     table.loc["mean"] = table.mean()
     table.loc["mean", "asked"] = table["asked"].iloc[:-1].sum()
@@ -53,24 +53,19 @@ def _kappa(one, other):
 
 
 def complete_agreement(
-    labels: np.ndarray,
-    image: np.ndarray,
-    report: np.ndarray | None = None,
-    seed: int = 1234,
-    subjects: np.ndarray | None = None,
+    labels: np.ndarray, image: np.ndarray, report: np.ndarray | None, subjects: np.ndarray, seed: int
 ) -> dict:
     """The share of pairs in which request, image and report agree on every finding.
 
-    labels (N, 14): the codes asked for; image and report: readings; subjects (N,): patients, None: each pair has its
-    own. A finding counts in a pair where both readings have it and the request does not leave it uncertain; every code
-    other than 1 asks for its absence. A pair in which no finding counts is left out.
+    labels (N, 14): the codes asked for; image and report: readings; subjects (N,): patients. A finding counts in a pair
+    where both readings have it and the request does not leave it uncertain; every code other than 1 asks for its
+    absence. A pair in which no finding counts is left out.
 
     N: pairs; findings: how many count in some pair; all three: the share, with its 95 % bootstrap interval over
     patients (Wilson's where all agree or none does); then the shares in which two agree on the same findings. Without
     `report` only request-image is a number.
     """
-    asked, image = labels == PRESENT, np.asarray(image, dtype=float)
-    counted = (labels != UNCERTAIN) & ~np.isnan(image)
+    asked, counted = labels == PRESENT, (labels != UNCERTAIN) & ~np.isnan(image)
     same = {"request-image": asked == image}
     if report is not None:
         counted &= ~np.isnan(report)
@@ -82,8 +77,8 @@ def complete_agreement(
     if kept.any():
         shares |= {name: float(values.mean()) for name, values in agrees.items()}
         if "all three" in agrees:
-            patients = (np.arange(len(labels)) if subjects is None else np.asarray(subjects))[kept]
-            shares["low"], shares["high"] = share_interval(agrees["all three"], kept[kept], patients, seed)
+            bounds = share_interval(agrees["all three"], kept[kept], subjects[kept], seed)
+            shares["low"], shares["high"] = bounds
     return {"N": int(kept.sum()), "findings": int(counted.any(axis=0).sum()), **shares}
 
 
@@ -99,5 +94,5 @@ def share_interval(right: np.ndarray, counted: np.ndarray, subjects: np.ndarray,
         patients = len(np.unique(subjects))
         interval = binomtest(patients if right.any() else 0, patients).proportion_ci(0.95, "wilson")
         return interval.low, interval.high
-    weights = patient_weights(subjects, BOOTSTRAP, seed)
+    weights = patient_weights(subjects, seed)
     return tuple(np.quantile(weights @ right / (weights @ counted), (0.025, 0.975)).tolist())

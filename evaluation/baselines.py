@@ -7,6 +7,7 @@ texts      a report that only lists the labels, one report for all images, shuff
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,12 @@ import pandas as pd
 from evaluation import metrics
 from evaluation.judges import SELECTOR_FILE
 from utils.csv_files import read_csv
-from utils.errors import InputError, reason
+from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
 from utils.references import References
 from utils.seeds import keyed_generator, keyed_seed
 
 FLOOR_FILE, SELECTION_FILE = "floor.csv", "selection.json"  # in a selected tree
-
-
-def unseen_rows(real: pd.DataFrame, compared: pd.DataFrame, judge_table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a real tree whose patients are neither compared nor did their images train the judge."""
-    known = {*compared["subject_id"], *judge_table["subject_id"]}
-    return real[~real["subject_id"].isin(known)].reset_index(drop=True)
 
 
 def matched_draws(asked: np.ndarray, codes: np.ndarray, draws: int, seed: int) -> np.ndarray:
@@ -44,18 +39,16 @@ def matched_draws(asked: np.ndarray, codes: np.ndarray, draws: int, seed: int) -
     nearest = distances.argsort(axis=1, kind="stable")  # groups of each kind of request
     drawn = np.full((draws, len(asked)), -1)
     for number, places in enumerate(drawn):
-        rng, left, remaining = np.random.default_rng(keyed_seed(seed, "floor", number)), {}, 0
+        rng, left = np.random.default_rng(keyed_seed(seed, "floor", number)), {}
         order = rng.permutation(len(asked))
         for same_labels in (True, False):  # a request without equals must not take another one's
             for place in order[places[order] < 0]:
-                if not remaining:
+                if not any(left.values()):
                     left = {group: rng.permutation(rows).tolist() for group, rows in rows_of_group.items()}
-                    remaining = len(codes)
-                kind = request_of.ravel()[place]
-                group = next(group for group in nearest[kind] if left[group] or same_labels)
-                if left[group] and (not same_labels or distances[kind, group] == 0):
+                groups = nearest[request_of.ravel()[place]]
+                group = groups[0] if same_labels else next(group for group in groups if left[group])
+                if left[group] and (not same_labels or (vectors[group] == asked[place]).all()):
                     places[place] = left[group].pop()
-                    remaining -= 1
     return drawn
 
 
@@ -95,15 +88,11 @@ def selected_floor(tree: str | Path, table: pd.DataFrame, train_table: pd.DataFr
 
 def describe_selection(tree: str | Path) -> str:
     """Whether and how the images or reports of a tree were selected, as a sentence without its full stop."""
-    path, selector = Path(tree) / SELECTION_FILE, Path(tree) / SELECTOR_FILE
+    path = Path(tree) / SELECTION_FILE
     if path.is_file():
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            how = ", ".join(f"{name} {value}" for name, value in settings.items())
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({reason(error)}): select the pairs again") from error
+        how = ", ".join(f"{name} {value}" for name, value in json.loads(path.read_text(encoding="utf-8")).items())
         return f"selected pairs ({how}): compare them with what was selected in the same way, and with unselected pairs"
-    if selector.is_file():
+    if (Path(tree) / SELECTOR_FILE).is_file():
         return "selected images: a sampler kept the candidate that its selector preferred"
     return "not selected: every image and report that was made for a request counts"
 
@@ -114,6 +103,11 @@ def describe_selection(tree: str | Path) -> str:
 def reported(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with a report."""
     return table[table["report"] != ""]
+
+
+def reported_studies(table: pd.DataFrame) -> pd.DataFrame:
+    """The first row with a report of each study."""
+    return reported(table).drop_duplicates("study_id")
 
 
 def constant_normal_report(train_table: pd.DataFrame) -> str:
@@ -132,9 +126,9 @@ def label_only_report(codes: np.ndarray) -> str:
     return f"{report} IMPRESSION: {' '.join(present)}" if present else report
 
 
-def shuffled(reports: list[str], seed: int) -> list[str]:
-    """The reports in another order, none in its own place."""
-    order = np.random.default_rng(seed).permutation(len(reports))
-    sources = np.empty(len(reports), dtype=int)
-    sources[order] = np.roll(order, 1)
-    return [reports[row] for row in sources]
+def shuffled(reports: Sequence[str], seed: int) -> list[str]:
+    """The reports in another order, none in its own place; "" stays where it is."""
+    moved = np.array(reports, dtype=object)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(moved != ""))
+    moved[order] = moved[np.roll(order, 1)]
+    return moved.tolist()

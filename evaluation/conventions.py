@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from evaluation.labeler import label_reports
-from evaluation.metrics import bleu, mean_or_nan, report_words, rouge_of_words, without_headings
+from evaluation.metrics import bleu, report_words, rouge_l, without_headings
 from utils.findings import PRESENT, UNCERTAIN
 from utils.report_text import report_sections
 
@@ -35,20 +35,24 @@ def text_conventions(text_judge, references: list[str], candidates: dict[str, li
     """
     read = getattr(text_judge, "codes", label_reports)
     labeler = text_judge.name if hasattr(text_judge, "codes") else "rules"
-    frequent = {word for word, count in Counter(_r2gen_words(train)).items() if count >= R2GEN_RARE}
-    found = _codes_as_labels(read(references))
+    counts = Counter(word for report in train for word in r2gen_words(report))
+    frequent = {word for word, count in counts.items() if count >= R2GEN_RARE}
+    cased, found = [without_headings(text) for text in references], _possible(read(references))
     rows = {}
     for name, texts in candidates.items():
         scores = {("R2Gen", measure): value for measure, value in r2gen(references, texts, frequent).items()}
-        cased = bleu(*([without_headings(text) for text in some] for some in (references, texts)))
-        scores["RadEval", "BLEU-4"] = cased["BLEU-4"]
+        scores["RadEval", "BLEU-4"] = bleu(cased, [without_headings(text) for text in texts])["BLEU-4"]
         scores["RadEval", "ROUGE-L"] = stemmed_rouge_l(references, texts)
-        scores["RadEval", f"F1 of 14, macro ({labeler})"] = f1_score(
-            found, _codes_as_labels(read(texts)), average="macro", zero_division=0.0
-        )
+        f1 = f1_score(found, _possible(read(texts)), average="macro", zero_division=0.0)
+        scores["RadEval", f"F1 of 14, macro ({labeler})"] = f1
         for key, value in scores.items():
-            rows.setdefault(key, {})[name] = value
-    return [{"convention": convention, "measure": measure, **row} for (convention, measure), row in rows.items()]
+            rows.setdefault(key, {"convention": key[0], "measure": key[1]})[name] = value
+    return list(rows.values())
+
+
+def _possible(codes):
+    """Which findings are present or uncertain."""
+    return np.isin(codes, (PRESENT, UNCERTAIN))
 
 
 def image_conventions(image_quality: list[dict], synthetic: str, floor: str) -> list[dict]:
@@ -67,17 +71,12 @@ def image_conventions(image_quality: list[dict], synthetic: str, floor: str) -> 
 
 def r2gen(references: Sequence[str], candidates: Sequence[str], frequent: set[str]) -> dict:
     """BLEU-1 to -4 and ROUGE-L as R2Gen computes them; frequent: the words that are not too rare."""
-    words = [[_cut(text, frequent) for text in texts] for texts in (references, candidates)]
-    scores = bleu(*([" ".join(text) for text in texts] for texts in words))
-    return scores | {"ROUGE-L": mean_or_nan(np.array([rouge_of_words(*pair, 1.2) for pair in zip(*words)]))}
 
+    def cut(report):
+        return " ".join(word if word in frequent else "<unk>" for word in r2gen_words(report)[:R2GEN_WORDS])
 
-def _cut(report, frequent):
-    return [word if word in frequent else "<unk>" for word in r2gen_words(report)[:R2GEN_WORDS]]
-
-
-def _r2gen_words(reports):
-    return [word for report in reports for word in r2gen_words(report)]
+    references, candidates = [cut(text) for text in references], [cut(text) for text in candidates]
+    return bleu(references, candidates) | {"ROUGE-L": rouge_l(references, candidates, str.split, beta=1.2)}
 
 
 def r2gen_words(report: str) -> list[str]:
@@ -100,9 +99,4 @@ def stemmed_rouge_l(references: Sequence[str], candidates: Sequence[str]) -> flo
     def stems(report):
         return [stem(word) if len(word) > 3 else word for word in report_words(report)]
 
-    pairs = zip(map(stems, references), map(stems, candidates))
-    return mean_or_nan(np.array([rouge_of_words(*pair) for pair in pairs]))
-
-
-def _codes_as_labels(codes):
-    return np.isin(codes, (PRESENT, UNCERTAIN))
+    return rouge_l(references, candidates, stems)

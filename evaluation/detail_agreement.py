@@ -21,7 +21,7 @@ from evaluation import judges, metrics, sections
 from evaluation.agreement import share_interval
 from evaluation.baselines import reported
 from evaluation.details import APPLIES, DETAILS, joined, read_details
-from evaluation.images import THREADS, Images, ImageSets
+from evaluation.images import Images, ImageSets
 from evaluation.judges import Judge
 from evaluation.labeler import label_reports
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
@@ -139,7 +139,7 @@ def place_judge(train: Images, rows: np.ndarray, judge: Judge) -> Judge | None:
         return None
     settings = judge.settings
     cache_dir, accelerator = train.loading.cache_dir, train.loading.accelerator
-    places = judges.image_judge(table, table[:0], settings, cache_dir, accelerator, THREADS, place_targets, judge)
+    places = judges.image_judge(table, table[:0], settings, cache_dir, accelerator, place_targets, judge)
     places.name = f"judge of sides and zones ({settings.model})"
     return places
 

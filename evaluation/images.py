@@ -1,5 +1,6 @@
 """The images of an evaluation: three tables whose files are read once, and their features, each computed once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,6 @@ from accelerate import Accelerator
 from evaluation.judges import Extractor, Judge, cache_pixels, extract, file_reader, pixel_reader
 from utils.errors import InputError, say
 from utils.findings import FINDINGS
-
-THREADS = 4  # that decode images
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,11 @@ class Images:
 
     def __init__(self, table: pd.DataFrame, name: str, judge_size: int, loading: Loading):
         self.loading, self.device = loading, loading.accelerator.device
-        self.cache, keys, readable = cache_pixels(table, judge_size, loading.cache_dir, loading.accelerator, THREADS)
+        self.cache, self.keys, readable = cache_pixels(table, judge_size, loading.cache_dir, loading.accelerator)
         self.unreadable = int((~readable).sum())
         if self.unreadable:
             say(f"{name}: {self.unreadable} of {len(table)} images cannot be read and are left out of everything")
         self.table = table[readable].reset_index(drop=True)
-        self.keys = [key for key, kept in zip(keys, readable) if kept]
         if len(self.table) < 2:
             raise InputError(f"{name} has {len(self.table)} readable images; an evaluation needs 2 or more")
         self._encoded = {}  # (extractor, its rows) => features, probabilities
@@ -52,31 +50,35 @@ class Images:
         """The codes of the 14 findings, (N, 14)."""
         return self.table[list(FINDINGS)].to_numpy()
 
-    def subjects(self) -> np.ndarray:
-        """The patients, (N,)."""
-        return self.table["subject_id"].to_numpy()
+    def subjects(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """The patients of all images, (N,), or of some rows."""
+        return self.table["subject_id"].to_numpy()[slice(None) if rows is None else rows]
 
-    def pixels(self, rows: np.ndarray) -> np.ndarray:
+    def pixels(self, rows: Sequence[int]) -> np.ndarray:
         """These images at the judge's size, (len(rows), S, S) uint8."""
         return self.cache.stack([self.keys[row] for row in rows])
 
     def encode(self, extractor: Judge | Extractor, rows: np.ndarray | None = None) -> tuple:
-        """Features (N, D) and probabilities (N, 14) or None of all images, or of some rows; computed once.
+        """Features (N, D) and probabilities (N, 14) or None of all images, or of rows, (..., D) and (..., 14).
 
-        The judge encodes all images, which several sections need; another extractor only the rows.
+        Each is computed once. The judge encodes all images, which several sections need; another extractor only rows.
         """
-        is_judge = isinstance(extractor, Judge)
-        if is_judge and rows is not None:
-            return tuple(values[rows] for values in self.encode(extractor))
-        key = extractor.name, None if rows is None else rows.tobytes()
+        is_judge, places = isinstance(extractor, Judge), rows
+        used = np.arange(len(self))
+        if rows is not None and not is_judge:
+            used, places = np.unique(rows, return_inverse=True)
+            places = places.reshape(rows.shape)
+        key = extractor.name, used.tobytes()
         if key not in self._encoded:
-            paths = self.table["image_path"] if rows is None else self.table["image_path"].iloc[rows]
+            paths = self.table["image_path"].iloc[used].tolist()
             if is_judge:
                 read = pixel_reader(self.cache, self.keys)
             else:
-                read = file_reader(paths.tolist(), self.loading.image_size, extractor.image_size)
-            self._encoded[key] = extract(extractor, read, len(paths), self.device, self.loading.batch_size, THREADS)
-        return self._encoded[key]
+                read = file_reader(paths, self.loading.image_size, extractor.image_size)
+            self._encoded[key] = extract(extractor, read, len(paths), self.device, self.loading.batch_size)
+        if places is None:
+            return self._encoded[key]
+        return tuple(None if values is None else values[places] for values in self._encoded[key])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_curve
@@ -43,6 +44,8 @@ from utils.latents import PREPROCESSING, read_grey
 from utils.seeds import keyed_seed
 
 LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process trains
+THREADS = 4  # that decode images
+SELECTOR_FILE = "selector.csv"  # in a synthetic tree: the training patients of its selector
 
 # ---- the image judge -----------------------------------------------------------------------------------------------
 
@@ -71,7 +74,6 @@ class Judge:
         self.thresholds, self.known = np.asarray(thresholds), np.asarray(known, dtype=bool)
         self.name, self.image_size, self.width = f"judge ({settings.model})", settings.image_size, model.num_features
 
-    @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pixels (B, 1, S, S) in [-1, 1] => features (B, D), probabilities (B, 14), or of as many targets."""
         features = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
@@ -79,11 +81,11 @@ class Judge:
 
 
 def cache_pixels(
-    table: pd.DataFrame, image_size: int, cache_dir: str | Path, accelerator: Accelerator, threads: int = 0
+    table: pd.DataFrame, image_size: int, cache_dir: str | Path, accelerator: Accelerator
 ) -> tuple[FeatureCache, list[str], np.ndarray]:
     """Every image of a table at the judge's size, decoded once => (cache of (S, S) uint8, keys, readable).
 
-    readable: (len(table),) bool, False for images that cannot be decoded; each of these was named.
+    readable: (len(table),) bool, False for images that cannot be decoded; each of these was named. keys: of the others.
     """
     fingerprint = {"feature": "grey pixels, uint8", "image_size": image_size, "preprocessing": PREPROCESSING}
     cache = FeatureCache(f"{cache_dir}/pixels-{image_size}", fingerprint)
@@ -92,8 +94,8 @@ def cache_pixels(
     def read(row):
         return read_grey(paths[row], image_size, refuse_blank=True)
 
-    readable = cache.fill(keys, read, np.stack, 256, accelerator, f"pixels at {image_size}", threads)
-    return cache, keys, readable
+    readable = cache.fill(keys, read, np.stack, 256, accelerator, f"pixels at {image_size}", THREADS)
+    return cache, [key for key, kept in zip(keys, readable) if kept], readable
 
 
 def first_half(table: pd.DataFrame) -> np.ndarray:
@@ -108,7 +110,6 @@ def image_judge(
     settings: JudgeSettings,
     cache_dir: str | Path,
     accelerator: Accelerator,
-    threads: int = 0,
     targets: Callable[[pd.DataFrame], np.ndarray] = positives,
     start: Judge | None = None,
 ) -> Judge:
@@ -121,13 +122,13 @@ def image_judge(
     """
 
     def readable_rows(table):
-        cache, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator, threads)
-        return cache, [key for key, kept in zip(keys, readable) if kept], targets(table)[readable]
+        cache, keys, readable = cache_pixels(table, settings.image_size, cache_dir, accelerator)
+        return cache, keys, targets(table)[readable]
 
     train, validation = readable_rows(train_table), readable_rows(validation_table)
     if len(train[1]) < 2:
         raise InputError(
-            f"an image judge cannot be trained on {len(train[1])} images; the training rows have to be 2 or more"
+            f"an image judge cannot be trained on {len(train[1])} images: 2 or more training rows are needed"
         )
     about = [dataclasses.asdict(settings)]
     for _, keys, labels in (train, validation):
@@ -135,12 +136,13 @@ def image_judge(
     if start is not None:
         weights = b"".join(value.cpu().numpy().tobytes() for value in start.model.state_dict().values())
         about.append(hashlib.sha256(weights).hexdigest())
-    folder = Path(cache_dir) / "judge" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
-    if accelerator.is_main_process and not folder.exists():
-        _save_judge(_train_judge(train, validation, settings, accelerator.device, start and start.model), folder)
-    while not folder.exists():  # not a barrier, which would time out
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
+    path = Path(cache_dir) / "judge" / f"{name}.safetensors"
+    if accelerator.is_main_process and not path.exists():
+        _save_judge(_train_judge(train, validation, settings, accelerator.device, start and start.model), path)
+    while not path.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
-    return _load_judge(folder, settings, accelerator.device)
+    return _load_judge(path, settings, accelerator.device)
 
 
 def _train_judge(train, validation, settings, device, start):
@@ -155,31 +157,22 @@ def _train_judge(train, validation, settings, device, start):
     return judge
 
 
-def _save_judge(judge, folder):
-    """Writes the folder of a judge; it has its name only when it is complete."""
-    about = {"settings": dataclasses.asdict(judge.settings)}
-    about |= {"thresholds": judge.thresholds.tolist(), "known": judge.known.tolist()}
-    weights = {name: value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
-    with writing("the image judge", folder.parent):
-        try:
-            with replacing(folder) as temporary:
-                temporary.mkdir()
-                save_file(weights, temporary / "model.safetensors")
-                (temporary / "judge.json").write_text(json.dumps(about, indent=2))
-        except OSError:
-            if not folder.exists():  # else another run has saved the same judge meanwhile
-                raise
+def _save_judge(judge, path):
+    values = {f"model.{name}": value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
+    values |= {"thresholds": torch.from_numpy(judge.thresholds), "known": torch.from_numpy(judge.known)}
+    with writing("the image judge", path.parent), replacing(path) as temporary:
+        save_file(values, temporary)
 
 
-def _load_judge(folder, settings, device):
+def _load_judge(path, settings, device):
     try:
-        about = json.loads((folder / "judge.json").read_text())
-        thresholds, known = np.array(about["thresholds"]), np.array(about["known"])
+        values = load_file(path)
+        thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
         model = _classifier(settings.model, len(known))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
     except Exception as error:  # a damaged file fails in the library that reads it
         raise InputError(
-            f"the image judge in {folder} is damaged ({reason(error)}): delete this folder, and it is trained again"
+            f"the image judge {path} is damaged ({reason(error)}): delete this file, and it is trained again"
         ) from error
     return Judge(model.to(device), settings, thresholds, known)
 
@@ -201,13 +194,9 @@ def try_judge(settings: JudgeSettings, device: torch.device | str) -> None:
 
 
 def train_classifier(
-    pixels: Mapping,
-    keys: list,
-    labels: np.ndarray,
-    settings: JudgeSettings,
-    device: torch.device | str,
+    pixels: Mapping, keys: list, labels: np.ndarray, settings: JudgeSettings, device: torch.device | str,
     start: nn.Module | None = None,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Trains a timm classifier, from random weights or from those of `start`, and returns it in evaluation mode.
 
     pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14), or as many as there are targets, bool, or float
@@ -284,23 +273,18 @@ def extract(
     count: int,
     device: torch.device | str,
     batch_size: int = 128,
-    threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """features (count, D) float32 and probabilities (count, 14), or None where the extractor is no classifier.
 
-    read(row) => pixels (1, S, S) in [-1, 1]. Only one batch of images is in memory.
+    count: of images, at least 1; read(row) => pixels (1, S, S) in [-1, 1]. Only one batch of images is in memory.
     """
-    features, probabilities = [], []
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
+    encoded = []
+    with ThreadPoolExecutor(THREADS) as pool, torch.no_grad():
         for start in tqdm(range(0, count, batch_size), desc=extractor.name, leave=False, disable=None):
-            rows = range(start, min(start + batch_size, count))
-            pixels = torch.stack(list(pool.map(read, rows))).to(device)
-            values, scores = extractor.encode(pixels)
-            features.append(values.float().cpu().numpy())
-            if scores is not None:
-                probabilities.append(scores.float().cpu().numpy())
-    features = np.concatenate(features) if features else np.zeros((0, extractor.width), np.float32)
-    return features, np.concatenate(probabilities) if probabilities else None
+            pixels = torch.stack(list(pool.map(read, range(start, min(start + batch_size, count)))))
+            encoded.append(extractor.encode(pixels.to(device)))
+    features, scores = zip(*encoded)
+    return tuple(None if part[0] is None else torch.cat(part).float().cpu().numpy() for part in (features, scores))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +332,6 @@ def _imagenet(device):
     model.reset_classifier(0)
     model.eval().to(device)
 
-    @torch.no_grad()
     def encode(pixels):
         return model(pixels.expand(-1, 3, -1, -1)), None  # mean and standard deviation 0.5, as it was trained
 
@@ -373,7 +356,6 @@ def _torchxrayvision(device):
     columns = [names.index(name) if name in names else -1 for name in FINDINGS]
     known = np.array(columns) >= 0
 
-    @torch.no_grad()
     def encode(pixels):
         pixels = pixels * 1024  # [-1, 1] => the package's [-1024, 1024]
         scores = model(pixels)[:, columns]
@@ -388,7 +370,6 @@ def _rad_dino(device):
     model = AutoModel.from_pretrained("microsoft/rad-dino").eval().to(device)
     mean, deviation = 0.5307, 0.2583  # of its image processor, for pixels in [0, 1]
 
-    @torch.no_grad()
     def encode(pixels):
         pixels = (pixels.add(1).div(2) - mean) / deviation
         return model(pixels.expand(-1, 3, -1, -1)).pooler_output, None
@@ -415,12 +396,9 @@ class TextJudge:
             features = self._words.fit_transform(reports)
         except ValueError as error:
             raise InputError(f"a text judge cannot be trained on {len(reports)} reports: {error}") from error
-        self._models = {
-            index: LogisticRegression(C=30.0, class_weight="balanced", solver="liblinear").fit(
-                features, labels[:, index]
-            )
-            for index in np.flatnonzero(self.known)
-        }
+        regression = LogisticRegression(C=30.0, class_weight="balanced", solver="liblinear")
+        known = np.flatnonzero(self.known)
+        self._models = {index: clone(regression).fit(features, labels[:, index]) for index in known}
 
     def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool."""
@@ -442,15 +420,14 @@ class RulesJudge:
         return label_reports(reports)
 
     def __call__(self, reports: list[str]) -> np.ndarray:
-        """N texts => (N, 14) bool."""
+        """N texts => (N, 14) bool; an uncertain finding is not present, as in a request."""
         return self.codes(reports) == PRESENT
 
 
-class ChexbertJudge:
-    """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights."""
+class ChexbertJudge(RulesJudge):
+    """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights; there, uncertain findings are present."""
 
     name = "CheXbert (uncertain counts as absent)"
-    known = np.ones(len(FINDINGS), dtype=bool)
 
     def __init__(self, device: torch.device | str):
         with _loading("CheXbert, by f1chexbert,", "set TEXT_JUDGE to tfidf or rules"):
@@ -464,21 +441,6 @@ class ChexbertJudge:
         coding = {1: PRESENT, 0: ABSENT, -1: UNCERTAIN, "": NOT_MENTIONED}  # of the mode "classification"
         labels = [self._labeler.get_label(report, mode="classification") for report in reports]
         return np.array([[coding[label] for label in row] for row in labels], dtype=int)[:, self._columns]
-
-    def __call__(self, reports: list[str]) -> np.ndarray:
-        """N texts => (N, 14) bool; an uncertain finding is not present, as in a request (but present by f1chexbert)."""
-        return self.codes(reports) == PRESENT
-
-
-def radgraph_f1(references: list[str], candidates: list[str]) -> float:
-    """Mean RadGraph F1 (Jain et al. 2021, partial reward), by the package radgraph and its weights."""
-    with _loading("RadGraph, by radgraph,", "set RADGRAPH to False"):
-        from radgraph import F1RadGraph
-
-        return float(F1RadGraph(reward_level="partial")(refs=list(references), hyps=list(candidates))[0])
-
-
-SELECTOR_FILE = "selector.csv"  # in a synthetic tree: the training patients of its selector
 
 
 def selector_patients(tree: str | Path) -> set[int]:

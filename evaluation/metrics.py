@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from scipy.stats import norm
-from sklearn.metrics import f1_score, pairwise_distances_chunked
+from sklearn.metrics import f1_score, pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.text import bleu_score
@@ -24,13 +24,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from evaluation.labeler import contradictions
-from utils.findings import FINDINGS, PRESENT, UNCERTAIN
+from utils.findings import FINDINGS, PRESENT
 from utils.report_cleaning import count_comparisons, has_marks, without_marks
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
 BOOTSTRAP = 1000  # draws of patients for a 95 % interval
-LEAST_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1, so that logarithms are finite
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 1000  # subsets, and images a subset at most
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 MS_SSIM_WINDOW = 11  # pixels
@@ -96,28 +95,16 @@ def neighbourhood_metrics(real: np.ndarray, fake: np.ndarray, neighbours: int = 
     """
     if min(len(real), len(fake)) <= neighbours:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), np.nan)
-    real_radius, fake_radius = (_radius(features, neighbours) for features in (real, fake))
-    balls_around_fake = np.zeros(len(fake), int)  # real images' balls that hold each fake image
-    inside_fake, covered = np.zeros((2, len(real)), bool)
-    start = 0
-    for distances in pairwise_distances_chunked(real, fake):  # (some rows of real, M)
-        rows = slice(start, start + len(distances))
-        inside_real = distances <= real_radius[rows, None]
-        balls_around_fake += inside_real.sum(axis=0)
-        covered[rows] = inside_real.any(axis=1)
-        inside_fake[rows] = (distances <= fake_radius[None]).any(axis=1)
-        start += len(distances)
+    search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute")
+    real_radius, fake_radius = (search.fit(features).kneighbors()[0][:, -1] for features in (real, fake))
+    distances = pairwise_distances(real, fake)  # (N, M)
+    inside_real = distances <= real_radius[:, None]
     return {
-        "precision": float((balls_around_fake > 0).mean()),
-        "recall": float(inside_fake.mean()),
-        "density": float(balls_around_fake.mean() / neighbours),
-        "coverage": float(covered.mean()),
+        "precision": float(inside_real.any(axis=0).mean()),
+        "recall": float((distances <= fake_radius).any(axis=1).mean()),
+        "density": float(inside_real.sum(axis=0).mean() / neighbours),
+        "coverage": float(inside_real.any(axis=1).mean()),
     }
-
-
-def _radius(features, neighbours):
-    """Distance of each row to its k-th neighbour, itself not counted."""
-    return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(features).kneighbors()[0][:, -1]
 
 
 def feature_distances(real: np.ndarray, fake: np.ndarray, neighbours: int, seed: int) -> dict:
@@ -194,15 +181,14 @@ def diversity(read: Callable[[int], torch.Tensor], pairs: np.ndarray) -> float:
 # ---- clinical efficacy ---------------------------------------------------------------------------------------------
 
 
-def patient_weights(subjects: np.ndarray, replicates: int, seed: int) -> np.ndarray:
-    """How often each of N rows counts in each draw of as many patients, with repetition; (replicates, N).
+def patient_weights(subjects: np.ndarray, seed: int) -> np.ndarray:
+    """How often each of N rows counts in each draw of as many patients, with repetition; (BOOTSTRAP, N).
 
     The cluster bootstrap: all rows of a patient are drawn together. subjects (N,): the patients of the rows.
     """
     patients, patient_of = np.unique(subjects, return_inverse=True)
-    rng = np.random.default_rng(keyed_seed(seed, "bootstrap"))
-    count = len(patients)
-    return rng.multinomial(count, np.full(count, 1 / count), size=replicates)[:, patient_of].astype(np.float32)
+    rng, count = np.random.default_rng(keyed_seed(seed, "bootstrap")), len(patients)
+    return rng.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP)[:, patient_of].astype(np.float32)
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -224,23 +210,19 @@ def auroc_interval(value: float, positives: int, negatives: int) -> tuple[float,
 
     It holds the areas whose standard error by Hanley and McNeil (1982), for equal class sizes, explains the difference.
     """
-    more = (positives + negatives) / 2 - 1
+    more, tiny = (positives + negatives) / 2 - 1, 1e-9
 
     def excess(area):
         variance = area * (1 - area) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area)))
         return (value - area) ** 2 - norm.ppf(0.975) ** 2 * variance / (positives * negatives)
 
-    tiny = 1e-9
-    low = brentq(excess, tiny, value - tiny) if value > 2 * tiny else 0.0
-    high = brentq(excess, value + tiny, 1 - tiny) if value < 1 - 2 * tiny else 1.0
-    return low, high
+    return brentq(excess, 0.0, max(value - tiny, 0.0)), brentq(excess, min(value + tiny, 1.0), 1.0)
 
 
 def auroc_table(
     labels: np.ndarray,
     scores: np.ndarray,
     known: np.ndarray | None = None,
-    replicates: int = BOOTSTRAP,
     seed: int = 1234,
     subjects: np.ndarray | None = None,
 ) -> pd.DataFrame:
@@ -251,31 +233,27 @@ def auroc_table(
     (14,) to the classifier. Where all draws give one value, the interval is `auroc_interval`'s, of the patients.
     """
     counted = enough(labels) & (True if known is None else known)
-    subjects = np.arange(len(labels)) if subjects is None else np.asarray(subjects)
+    subjects = np.arange(len(labels)) if subjects is None else subjects
     columns = np.flatnonzero(counted)
     table = pd.DataFrame(index=[*FINDINGS, "mean"])
     table["positives"] = [*labels.sum(axis=0), labels[:, columns].sum()]
     table[["auroc", "low", "high"]] = np.nan
-    table["counted"] = [*counted, len(columns) > 0]
-    if not len(columns):
+    table["counted"] = [*counted, counted.any()]
+    if not counted.any():
         return table
-    weights = np.ones((1 + replicates, len(labels)))  # first all images, then each draw
-    weights[1:] = patient_weights(subjects, replicates, seed) if replicates else 1
+    weights = np.vstack([np.ones(len(labels)), patient_weights(subjects, seed)])  # first all images, then each draw
     values = np.array([auroc(labels[:, column], scores[:, column], weights) for column in columns])
-    values = np.vstack([values, values.mean(axis=0)])
-    rows = [*table.index[columns], "mean"]
-    table.loc[rows, "auroc"] = values[:, 0]
-    if not replicates:
-        return table
     low, high = np.nanquantile(values[:, 1:], (0.025, 0.975), axis=1)
     for place in np.flatnonzero(low == high):
-        if place < len(columns):
-            positive = labels[:, columns[place]]
-            sizes = [len(np.unique(subjects[part])) for part in (positive, ~positive)]
-            low[place], high[place] = auroc_interval(values[place, 0], *sizes)
-        else:
-            low[place], high[place] = low[:place].mean(), high[:place].mean()
-    table.loc[rows, "low"], table.loc[rows, "high"] = low, high
+        positive = labels[:, columns[place]]
+        patients = [len(np.unique(subjects[part])) for part in (positive, ~positive)]
+        low[place], high[place] = auroc_interval(values[place, 0], *patients)
+    mean = values.mean(axis=0)
+    ends = np.nanquantile(mean[1:], (0.025, 0.975))
+    if ends[0] == ends[1]:
+        ends = low.mean(), high.mean()
+    table.loc[table.index[columns], ["auroc", "low", "high"]] = np.stack([values[:, 0], low, high], axis=1)
+    table.loc["mean", ["auroc", "low", "high"]] = mean[0], *ends
     return table
 
 
@@ -284,27 +262,44 @@ def clinical_f1(labels: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
 
     labels, predictions: (N, 14) bool => DataFrame with positives and f1, indexed by finding, "micro" and "macro".
     """
+    positives = labels.sum(axis=0)
+    counted = positives >= MINIMUM_POSITIVES
     scores = f1_score(labels, predictions, average=None, zero_division=0.0)
-    counted = labels.sum(axis=0) >= MINIMUM_POSITIVES
-    table = pd.DataFrame(
-        {"positives": labels.sum(axis=0), "f1": np.where(counted, scores, np.nan)}, index=list(FINDINGS)
-    )
-    table.loc["micro"] = [labels.sum(), f1_score(labels.ravel(), predictions.ravel(), zero_division=0.0)]
-    table.loc["macro"] = [labels[:, counted].sum(), scores[counted].mean() if counted.any() else np.nan]
+    table = pd.DataFrame({"positives": positives, "f1": np.where(counted, scores, np.nan)}, index=list(FINDINGS))
+    table.loc["micro"] = [positives.sum(), f1_score(labels, predictions, average="micro", zero_division=0.0)]
+    table.loc["macro"] = [positives[counted].sum(), mean_or_nan(scores[counted])]
     return table.astype({"positives": int})
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 
-def rouge_l(references: Sequence[str], candidates: Sequence[str], beta: float = 1.0) -> float:
-    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1; headings are no words."""
-    pairs = zip(map(report_words, references), map(report_words, candidates))
-    return mean_or_nan(np.array([rouge_of_words(*pair, beta) for pair in pairs]))
+def report_words(report: str) -> list[str]:
+    """The words of a report, lower-case letters and digits, without its headings."""
+    return _words(without_headings(report))
 
 
-def rouge_of_words(reference: list[str], candidate: list[str], beta: float = 1.0) -> float:
-    """ROUGE-L's F-measure of two lists of words; beta: how much recall counts beside precision."""
+def without_headings(report: str) -> str:
+    """A report without the words FINDINGS: and IMPRESSION:, which every report of this project has."""
+    return " ".join(re.sub(r"\b(?:FINDINGS|IMPRESSION):", " ", report).split())
+
+
+def _words(text):
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def rouge_l(
+    references: Sequence[str], candidates: Sequence[str], words: Callable = report_words, beta: float = 1.0
+) -> float:
+    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1.
+
+    words: report => list of its words; beta: how much recall counts beside precision.
+    """
+    pairs = [[words(text) for text in pair] for pair in zip(references, candidates)]
+    return mean_or_nan(np.array([_rouge_of_words(*pair, beta) for pair in pairs]))
+
+
+def _rouge_of_words(reference, candidate, beta):
     common = _common_subsequence(reference, candidate)
     if not common:
         return 0.0
@@ -324,15 +319,14 @@ def _common_subsequence(first, second):
     return len(first) - free.bit_count()
 
 
-def constant_report(reports: Sequence[str], candidates: int = 30, judged: int = 60) -> str:
+def constant_report(reports: Sequence[str]) -> str:
     """The report with the best ROUGE-L if it were written for every image: the baseline of a report generator.
 
-    Chosen among the commonest `candidates` by ROUGE-L to `judged` reports, evenly spaced.
+    Chosen among the 30 commonest by ROUGE-L to some 60 reports, evenly spaced.
     """
-    reports = list(reports)
-    sample = reports[:: max(1, len(reports) // judged)]
-    common = [report for report, _ in Counter(reports).most_common(candidates)]
-    return max(common, key=lambda report: rouge_l(sample, [report] * len(sample)))
+    sample = list(reports)[:: max(1, len(reports) // 60)]
+    commonest = [report for report, _ in Counter(reports).most_common(30)]
+    return max(commonest, key=lambda report: rouge_l(sample, [report] * len(sample)))
 
 
 def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
@@ -350,31 +344,19 @@ def bleu(references: Sequence[str], candidates: Sequence[str]) -> dict:
     return {f"BLEU-{order}": float(bleu_score(candidates, references, n_gram=order)) for order in (1, 2, 3, 4)}
 
 
-def text_habits(reports: Sequence[str], labels: np.ndarray, subjects: Sequence[int]) -> dict:
-    """Properties of N reports as texts; labels (N, 14) bool: findings that are present; subjects (N,): patients.
+def text_habits(reports: Sequence[str]) -> dict:
+    """Properties of N reports as texts.
 
     marks, comparisons, contradictions, stuttering: how many have a de-identification mark, compare with an earlier
-    film, call a finding both present and absent, or stutter. distinct: the share of different texts. different: of the
-    pairs of reports of two patients with the same findings the share with two texts.
+    film, call a finding both present and absent, or stutter. distinct: the share of different texts.
     """
-    table = pd.DataFrame(labels, columns=FINDINGS).assign(report=list(reports), subject=np.asarray(subjects))
-
-    def count_pairs(*columns):
-        """Pairs of reports that are equal in their findings and in these columns."""
-        sizes = table.groupby([*FINDINGS, *columns]).size()
-        return int((sizes * (sizes - 1) // 2).sum())
-
-    same_findings = count_pairs() - count_pairs("subject")
-    same_text = count_pairs("report") - count_pairs("report", "subject")
     return {
-        "N": len(table),
+        "N": len(reports),
         "marks": sum(map(has_marks, reports)),
         "comparisons": sum(count_comparisons(text) > 0 for text in reports),
         "contradictions": sum(bool(contradictions(text)) for text in reports),
         "stuttering": sum(map(stutters, reports)),
-        "distinct": len(set(reports)) / len(table) if len(table) else np.nan,
-        "pairs of the same findings": same_findings,
-        "different": 1 - same_text / same_findings if same_findings else np.nan,
+        "distinct": len(set(reports)) / len(reports),
     }
 
 
@@ -386,41 +368,6 @@ def stutters(text: str) -> bool:
         for size in range(1, STUTTER_WORDS + 1)
         for start in range(len(words) - 3 * size + 1)
     )
-
-
-def report_words(report: str) -> list[str]:
-    """The words of a report, lower-case letters and digits, without its headings."""
-    return _words(without_headings(report))
-
-
-def without_headings(report: str) -> str:
-    """A report without the words FINDINGS: and IMPRESSION:, which every report of this project has."""
-    return " ".join(re.sub(r"\b(?:FINDINGS|IMPRESSION):", " ", report).split())
-
-
-def _words(text):
-    return re.findall(r"[a-z0-9]+", text.lower())
-
-
-# ---- requests ------------------------------------------------------------------------------------------------------
-
-
-def request_agreement(
-    probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, known: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How well images show what was asked => (scores (N,), 0 at best; agrees (N,) bool).
-
-    probabilities (N, 14) that an image shows each finding; labels (N, 14): the codes asked for; thresholds (14,) from
-    which on a finding counts as shown; known (14,) bool. A finding counts in a row if it is known and not asked as
-    uncertain; every code other than 1 asks for its absence. score: the mean log probability of what was asked, over the
-    findings that count; agrees: whether all of them are shown as asked. A row without any has the score 0, and agrees.
-    """
-    labels = np.asarray(labels)
-    asked, counted = labels == PRESENT, np.asarray(known) & (labels != UNCERTAIN)
-    p = np.clip(np.asarray(probabilities, dtype=np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
-    logarithms = np.where(counted, np.log(np.where(asked, p, 1 - p)), 0.0)
-    scores = logarithms.sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
-    return scores, (((probabilities >= thresholds) == asked) | ~counted).all(axis=1)
 
 
 def mean_or_nan(values: np.ndarray) -> float:

@@ -89,7 +89,7 @@ def _image_numbers(result):
     floors = {row["extractor"]: row for row in result["image_quality"] if row["images"] == FLOOR}
     for row in (row for row in result["image_quality"] if row["images"] == "synthetic"):
         real = floors[row["extractor"]]
-        where = f"{row['extractor']}, N = {row['N']}" + (f"; {row['warning']}" if row["warning"] else "")
+        where = f"{row['extractor']}, N = {row['N']}"
         value = f"{row['FID']:.2f}, {row['FID / floor']:.2f} times the floor"
         rows.append(_number(f"FID ({where})", value, f"{real['FID']:.2f} ± {real['FID deviation']:.2f}"))
         rows.append(_number("KID", f"{row['KID']:.3f}", f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"))
@@ -177,6 +177,8 @@ def as_markdown(result: dict) -> str:
         unseen = result["unseen"]
         splits = " and ".join(f"{count} of the split {name}" for name, count in unseen["splits"].items())
         parts.append(f"Unseen by the judge: N = {unseen['N']} real images of further patients ({splits}).")
+    else:
+        parts.append("Unseen by the judge: no image; the floor is of training images, which it may know.")
     parts += [f"**Selection:** {result['selected']}.", *(f"**Note:** {note}." for note in result["notes"])]
     parts += [
         "Floor: what needs no generator; for a distance (FID, KID) its best value, the mean and deviation of "
@@ -203,7 +205,8 @@ def _images(result):
         "## Image quality",
         "Each row against the same real images. The floor: real images whose patients the judge does not know, with "
         f"the labels of the requests, {FLOOR_DRAWS} draws of the same N; `FID / floor` is the ratio to their mean. "
-        "Copying gives training images of the nearest labels, which the judge may know.",
+        "Copying gives training images of the nearest labels, which the judge may know. An FID of fewer than D images "
+        "says little.",
         markdown(result["image_quality"]),
         "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images), at as many "
         "of its five scales as fit into the image:",
@@ -235,10 +238,10 @@ def _reports(result):
             table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
         parts += [
             "## Reports as texts",
-            "Reports with a de-identification mark (`___`, `XXXX`); a comparison to an earlier film; a contradiction "
-            "(one sentence calls a finding present, another absent; sides are not distinguished, so some real reports "
-            "count); stuttering (words three times in a row). `distinct`: the share of different texts, which falls "
-            "with N; `different`: of pairs of patients with the same findings the share whose texts differ.",
+            "Reports with a de-identification mark (`___`, `XXXX`); with a comparison to an earlier film; with a "
+            "contradiction: one sentence calls a finding present and another absent, by rules that do not distinguish "
+            "sides, so that some real reports count; with stuttering: a word or a few stand three times in a row. "
+            "`distinct`: the share of different texts, which falls with N.",
             markdown(table.drop(columns="N")),
         ]
     return parts

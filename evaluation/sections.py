@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 
 from evaluation import agreement, copies, judges, metrics
-from evaluation.baselines import label_only_report, matched_draws, nearest_by_labels, reported, shuffled
+from evaluation.baselines import (
+    label_only_report,
+    matched_draws,
+    nearest_by_labels,
+    reported,
+    reported_studies,
+    shuffled,
+)
 from evaluation.conventions import text_conventions
 from evaluation.images import Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
@@ -20,7 +27,6 @@ from utils.csv_files import read_csv
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, PRESENT
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
-from utils.latents import read_pixels
 from utils.seeds import draw_rows
 
 FLOOR = "real, unseen by the judge (floor)"  # with the labels of the requests, as many as synthetic ones
@@ -42,31 +48,20 @@ def image_quality(sets: ImageSets, extractors: list[Judge | Extractor]) -> list[
     The floor is the mean of FLOOR_DRAWS draws of unseen images, with its deviation; without unseen images, of training
     images. "FID / floor" is the ratio to it.
     """
-    count, unseen = len(sets.synthetic), sets.unseen or sets.train
+    unseen, rows = sets.unseen or sets.train, []
     draws = matched_draws(sets.synthetic.codes(), unseen.codes(), FLOOR_DRAWS, sets.seed)
-    drawn, place = np.unique(draws, return_inverse=True)
-    used, copied = np.unique(sets.copies, return_inverse=True)
-    rows = []
     for extractor in extractors:
-        real_features = sets.real.encode(extractor)[0]
-        floor_features = unseen.encode(extractor, drawn)[0][place.reshape(draws.shape)]  # (draws, N, D)
-        distances = {
-            name: _distances(real_features, features, sets.seed)
-            for name, features in (
-                ("synthetic", sets.synthetic.encode(extractor)[0][None]),
-                (FLOOR, floor_features),
-                (COPYING, sets.train.encode(extractor, used)[0][copied][None]),
-            )
+        real = sets.real.encode(extractor)[0]
+        features = {  # (draws, N, D)
+            "synthetic": sets.synthetic.encode(extractor)[0][None],
+            FLOOR: unseen.encode(extractor, draws)[0],
+            COPYING: sets.train.encode(extractor, sets.copies[None])[0],
         }
+        distances = {name: _distances(real, drawn, sets.seed) for name, drawn in features.items()}
         for name, values in distances.items():
-            warning = _size_warning(min(count, len(real_features)), extractor.width)
-            if name == FLOOR and sets.unseen is None:
-                warning = "; ".join(filter(None, [warning, "the judge knows these images: none is unseen"]))
-            rows.append({
-                "images": name, "extractor": f"{extractor.name}, D = {extractor.width}", "N": count,
-                "N real": len(real_features), "FID / floor": values["FID"] / distances[FLOOR]["FID"], **values,
-                "warning": warning,
-            })  # fmt: skip
+            what = {"images": name, "extractor": f"{extractor.name}, D = {extractor.width}"}
+            ratio = values["FID"] / distances[FLOOR]["FID"]
+            rows.append(what | {"N": len(sets.synthetic), "N real": len(real), "FID / floor": ratio} | values)
     return rows
 
 
@@ -82,27 +77,18 @@ def _distances(real_features, draws, seed):
     return {"FID": means.pop("FID"), "FID deviation": float(rows["FID"].std()), **means}
 
 
-def _size_warning(smaller, width):
-    return f"FID from fewer images ({smaller}) than feature dimensions ({width})" if smaller < width else ""
-
-
 def diversity(sets: ImageSets) -> list[dict]:
     """MS-SSIM of pairs of images with the same findings present, a row each for synthetic and real.
 
     The findings of the pairs are the same in both rows.
     """
-    rows, both = [], {"synthetic": sets.synthetic, "real": sets.real}
+    rows, size, both = [], sets.real.loading.image_size, {"synthetic": sets.synthetic, "real": sets.real}
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
-        value = metrics.diversity(_file_reader(images), pairs)
-        scales = metrics.ms_ssim_scales(images.loading.image_size)
+        value = metrics.diversity(judges.file_reader(images.table["image_path"].tolist(), size, size), pairs)
+        scales = metrics.ms_ssim_scales(size)
         rows.append({"images": name, "pairs": len(pairs), "scales": scales, "MS-SSIM": value})
     return rows
-
-
-def _file_reader(images):
-    paths = images.table["image_path"].tolist()
-    return lambda row: read_pixels(paths[row], images.loading.image_size)[:1]
 
 
 # ---- clinical efficacy ---------------------------------------------------------------------------------------------
@@ -111,16 +97,15 @@ def _file_reader(images):
 def clinical_efficacy(sets: ImageSets, classifier: Judge | Extractor) -> dict[str, pd.DataFrame]:
     """AUROC per finding of asked findings on synthetic images and on baselines, and of real findings on real images."""
     asked, present = metrics.positives(sets.synthetic.table), metrics.positives(sets.real.table)
-    measured = {"synthetic": (asked, sets.synthetic.encode(classifier)[1], sets.synthetic.subjects())}
-    for name, rows in ((SELECTED, sets.floor), (COPYING, sets.copies)):
-        if rows is not None:
-            used, place = np.unique(rows, return_inverse=True)
-            measured[name] = asked, sets.train.encode(classifier, used)[1][place], sets.train.subjects()[rows]
-    measured["real"] = present, sets.real.encode(classifier)[1], sets.real.subjects()
-    return {
-        name: metrics.auroc_table(labels, probabilities, classifier.known, seed=sets.seed, subjects=subjects)
-        for name, (labels, probabilities, subjects) in measured.items()
-    }
+    measured = {"synthetic": (asked, sets.synthetic, None)}
+    if sets.floor is not None:
+        measured[SELECTED] = asked, sets.train, sets.floor
+    measured |= {COPYING: (asked, sets.train, sets.copies), "real": (present, sets.real, None)}
+    tables = {}
+    for name, (labels, images, rows) in measured.items():
+        probabilities, subjects = images.encode(classifier, rows)[1], images.subjects(rows)
+        tables[name] = metrics.auroc_table(labels, probabilities, classifier.known, sets.seed, subjects)
+    return tables
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
@@ -187,55 +172,48 @@ def text_judge_for(sets: ImageSets, name: str, loaded: judges.TextJudge | None) 
 
     (None, notes) where there are no reports to evaluate, or no training reports to learn and to copy from.
     """
-    if not (sets.synthetic.table["report"] != "").any():
+    without_report = int((sets.synthetic.table["report"] == "").sum())
+    if without_report == len(sets.synthetic):
         return None, [f"{name} has no reports: images are evaluated, reports and pairs are not"]
-    studies = reported(sets.train.table).drop_duplicates("study_id")
+    studies = reported_studies(sets.train.table)
     if studies.empty:
         return None, ["the training rows have no reports to learn or to copy from: reports and pairs are not evaluated"]
-    notes = []
-    without_report = int((sets.synthetic.table["report"] == "").sum())
-    if without_report:
-        notes.append(f"{without_report} synthetic images have no report, and no part in its scores")
+    notes = [f"{without_report} synthetic images have no report, and no part in its scores"] if without_report else []
     return loaded or judges.TextJudge(studies["report"].tolist(), metrics.positives(studies)), notes
 
 
 def report_quality(
-    text_judge, reports: Reports, train_table: pd.DataFrame, constant: str, radgraph: bool, seed: int
+    text_judge, reports: Reports, train_table: pd.DataFrame, constant: str, seed: int
 ) -> tuple[list[dict], dict[str, pd.DataFrame], list[dict]]:
     """Reports and their baselines, against their references and against the asked findings.
 
     constant: the report that is written for every image. => (rows, one for each set of reports; {set of reports: F1 per
     finding}; rows in other papers' conventions).
     """
-    table, texts = reports.table, reports.table["report"].tolist()
+    table, made = reports.table, reports.table["report"].tolist()
     copied = nearest_by_labels(table, reported(train_table), seed)
-    candidates = {reports.name: texts, **reports.further}
+    candidates = {reports.name: made, **reports.further}
     if all(reports.references):
         candidates["real reports of the same labels"] = reports.references
     candidates |= {
         "nearest training report (copying)": train_table["report"].loc[copied].tolist(),
         "label-only": [label_only_report(codes) for codes in table[list(FINDINGS)].to_numpy()],
-        CONSTANT: [constant] * len(texts),
-        "shuffled among images": shuffled(texts, seed),
+        CONSTANT: [constant] * len(made),
+        "shuffled among images": shuffled(made, seed),
     }
     labels, referenced = metrics.positives(table), [row for row, text in enumerate(reports.references) if text]
     references = [reports.references[row] for row in referenced]
-    rows, f1_tables = [], {}
+    compared = {name: [texts[row] for row in referenced] for name, texts in candidates.items()}
+    rows, f1_tables, conventions = [], {}, []
     for name, texts in candidates.items():
-        row = {"reports": name, "N": len(texts), "N with a reference": len(referenced)}
-        if referenced:
-            compared = [texts[index] for index in referenced]
-            row |= metrics.text_scores(references, compared)
-            if radgraph:
-                row["RadGraph F1"] = judges.radgraph_f1(references, compared)
+        scores = metrics.text_scores(references, compared[name]) if references else {}
         f1_tables[name] = metrics.clinical_f1(labels, text_judge(texts))
-        rows.append(row | {f"clinical F1 {mean}": f1_tables[name].loc[mean, "f1"] for mean in ("micro", "macro")})
-    conventions = []
-    if referenced:
-        shown = [name for name in candidates if name in (reports.name, CONSTANT, *FURTHER.values())]
-        compared = {name: [candidates[name][index] for index in referenced] for name in shown}
-        train_texts = reported(train_table).drop_duplicates("study_id")["report"].tolist()
-        conventions = text_conventions(text_judge, references, compared, train_texts)
+        scores |= {f"clinical F1 {mean}": f1_tables[name].loc[mean, "f1"] for mean in ("micro", "macro")}
+        rows.append({"reports": name, "N": len(texts), "N with a reference": len(references), **scores})
+    if references:
+        names = [name for name in candidates if name in (reports.name, CONSTANT, *FURTHER.values())]
+        train_texts = reported_studies(train_table)["report"].tolist()
+        conventions = text_conventions(text_judge, references, {name: compared[name] for name in names}, train_texts)
     return rows, f1_tables, conventions
 
 
@@ -244,29 +222,12 @@ def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: in
 
     The last row is as many training reports as the first set has, one a study: what is usual among real reports.
     """
-    tables = {reports.name: reports.table for reports in all_reports}
-    studies = reported(train_table).drop_duplicates("study_id")
+    tables, studies = {reports.name: reports.table for reports in all_reports}, reported_studies(train_table)
     tables["real train"] = studies.iloc[draw_rows(len(studies), len(all_reports[0].table), seed, "texts")]
-    return [
-        {
-            "reports": name,
-            **metrics.text_habits(table["report"].tolist(), metrics.positives(table), table["subject_id"]),
-        }
-        for name, table in tables.items()
-    ]
+    return [{"reports": name, **metrics.text_habits(table["report"].tolist())} for name, table in tables.items()]
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Requests, images and reports as codes and readings (see evaluation/agreement.py), (N, 14) each."""
-
-    labels: np.ndarray  # the codes that were asked for
-    image: np.ndarray  # the image judge's reading
-    report: np.ndarray | None  # the text judge's reading; None without a text judge
-    subjects: np.ndarray  # (N,) patients
 
 
 def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.DataFrame, dict]:
@@ -278,80 +239,60 @@ def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.
     text judge, everything is about request and image alone.
     """
     groups = _pairs_and_baselines(sets, judge, text_judge, constant)
-    table = _findings_table(sets.synthetic.table["dicom_id"].to_numpy(), groups["synthetic"])
     per_finding = {
-        name: agreement.agreement(group.labels == PRESENT, group.image, group.report)
-        for name, group in groups.items()
+        name: agreement.agreement(labels == PRESENT, image, report)
+        for name, (labels, image, report, _) in groups.items()
         if name in ("synthetic", "real", SHUFFLED)
     }
-    rows = [
-        {
-            "pairs": name,
-            **agreement.complete_agreement(group.labels, group.image, group.report, sets.seed, group.subjects),
-        }
-        for name, group in groups.items()
-    ]
+    rows = [{"pairs": name, **agreement.complete_agreement(*pair, sets.seed)} for name, pair in groups.items()]
     real_share = rows[-1]["all three"]
     for row in rows:
         row["of the real share"] = row["all three"] / real_share if real_share else np.nan
+    labels, image, report, _ = groups["synthetic"]
+    table = pd.DataFrame({
+        "dicom_id": np.repeat(sets.synthetic.table["dicom_id"].to_numpy(), len(FINDINGS)),
+        "finding": np.tile(FINDINGS, len(labels)),
+        "asked": (labels == PRESENT).astype(float).ravel(),
+        "image": image.ravel(),
+        "report": np.nan if report is None else report.ravel(),
+    })  # fmt: skip
     return table, {"pairs": per_finding, "complete_agreement": rows}
 
 
-def _findings_table(dicom_ids, group):
-    """Pairs as a table: dicom_id, finding, asked, image, report, a row an image and finding."""
-    report = np.full(group.labels.shape, np.nan) if group.report is None else group.report
-    return pd.DataFrame({
-        "dicom_id": np.repeat(dicom_ids, len(FINDINGS)),
-        "finding": np.tile(FINDINGS, len(dicom_ids)),
-        "asked": (group.labels == PRESENT).astype(float).ravel(),
-        "image": group.image.ravel(),
-        "report": report.ravel(),
-    })  # fmt: skip
-
-
 def _pairs_and_baselines(sets, judge, text_judge, constant):
-    """{name: Pairs}, the synthetic ones first and the real ones last."""
+    """{name: (codes of the requests, image reading, report reading or None, patients)}; synthetic first, real last.
+
+    Codes and readings (see evaluation/agreement.py) are (N, 14), patients (N,).
+    """
+
+    def read_images(images, rows=None):
+        present = images.encode(judge, rows)[1] >= judge.thresholds
+        return np.where(judge.known, present.astype(float), np.nan)
+
+    def read_reports(texts, counted):
+        """counted (N,) bool: an image without a report has none in the baselines either."""
+        if text_judge is None:
+            return None
+        present = text_judge(np.where(counted, texts, "").tolist())
+        return np.where(text_judge.known & counted[:, None], present.astype(float), np.nan)
+
     table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
-    ceiling = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
-    image, reports = _image_reading(judge, sets.synthetic), table["report"]
-    shown, told = {"synthetic": image}, {"synthetic": reports}  # what the judges read
+    image, reports, train_reports = read_images(sets.synthetic), table["report"], train.table["report"]
+    made = {"synthetic": (image, reports)}  # image readings and reports
     if sets.floor is not None:
-        shown[SELECTED] = _image_reading(judge, train, sets.floor)
-        told[SELECTED] = train.table["report"].iloc[sets.floor]
-    if text_judge is None:
-        shown[COPYING] = _image_reading(judge, train, sets.copies)
-    else:
-        copied = nearest_by_labels(table, reported(train.table), sets.seed)
-        shown[COPYING], told[COPYING] = _image_reading(judge, train, copied), train.table["report"].iloc[copied]
-        moved = reports.copy()
-        moved[reports != ""] = shuffled(reports[reports != ""].tolist(), sets.seed)
-        told |= {SHUFFLED: moved, "label-only report": [label_only_report(codes) for codes in labels]}
-        told[CONSTANT] = [constant] * len(reports)
-    groups = {}
-    for name in [*shown, *(name for name in told if name not in shown)]:
-        report = None
-        if text_judge is not None:  # an image without a report has none in the baselines either
-            report = _report_reading(text_judge, np.where(reports != "", told[name], "").tolist())
-        groups[name] = Pairs(labels, shown.get(name, image), report, sets.synthetic.subjects())
-    real_reports = sets.real.table["report"].iloc[ceiling].tolist()
-    groups["real"] = Pairs(
-        sets.real.codes()[ceiling],
-        _image_reading(judge, sets.real, ceiling),
-        None if text_judge is None else _report_reading(text_judge, real_reports),
-        sets.real.subjects()[ceiling],
-    )
-    return groups
-
-
-def _image_reading(judge, images, rows=None):
-    shown = images.encode(judge, rows)[1] >= judge.thresholds
-    return np.where(judge.known, shown.astype(float), np.nan)
-
-
-def _report_reading(text_judge, texts):
-    named = text_judge(texts)
-    has_text = np.array([bool(text) for text in texts])[:, None]
-    return np.where(text_judge.known & has_text, named.astype(float), np.nan)
+        made[SELECTED] = read_images(train, sets.floor), train_reports.iloc[sets.floor]
+    copied = sets.copies if text_judge is None else nearest_by_labels(table, reported(train.table), sets.seed)
+    made[COPYING] = read_images(train, copied), train_reports.iloc[copied]
+    if text_judge is not None:
+        made[SHUFFLED] = image, shuffled(reports, sets.seed)
+        made["label-only report"] = image, [label_only_report(codes) for codes in labels]
+        made[CONSTANT] = image, [constant] * len(reports)
+    counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()
+    groups = {name: (labels, shows, read_reports(texts, counted), subjects) for name, (shows, texts) in made.items()}
+    rows = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
+    texts = sets.real.table["report"].to_numpy()[rows]
+    image, report = read_images(sets.real, rows), read_reports(texts, texts != "")
+    return groups | {"real": (sets.real.codes()[rows], image, report, sets.real.subjects(rows))}
 
 
 # ---- the selector ---------------------------------------------------------------------------------------------------
@@ -404,14 +345,14 @@ def memorisation(sets: ImageSets) -> tuple[list[dict], Nearest]:
     """
     train, size = sets.train, len(sets.train)
 
-    def search(pixels):
-        return copies.search_copies(judges.to_float(pixels), read, size, sets.real.device)
-
     def read(rows):
         return judges.to_float(train.pixels(rows))
 
-    real, _ = search(sets.real.pixels(np.arange(len(sets.real))))
-    synthetic, places = search(sets.synthetic.pixels(np.arange(len(sets.synthetic))))
+    def search(pixels):
+        return copies.search_copies(judges.to_float(pixels), read, size, sets.real.device)
+
+    real, _ = search(sets.real.pixels(range(len(sets.real))))
+    synthetic, places = search(sets.synthetic.pixels(range(len(sets.synthetic))))
     threshold = float(np.quantile(real, copies.COPY_QUANTILE))
     rows = [{"images": "synthetic", **copies.copied_share(synthetic, threshold)}]
     planted = copies.plant_copies(train.pixels(draw_rows(size, copies.PLANTED, sets.seed, "planted copies")))

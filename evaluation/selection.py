@@ -16,25 +16,33 @@ import torch
 
 from evaluation.judges import Judge
 from evaluation.labeler import contradictions, label_reports
-from evaluation.metrics import request_agreement, stutters
+from evaluation.metrics import stutters
 from utils.errors import InputError
 from utils.findings import PRESENT, UNCERTAIN
 from utils.seeds import keyed_seed
+
+LEAST_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1, so that logarithms are finite
 
 
 def score_candidates(
     judge: Judge, probabilities: np.ndarray, labels: np.ndarray, reports: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How well N candidates agree with their requests => (scores (N,), the higher the better; agrees (N,) bool).
+    """How well N candidates agree with their requests => (scores (N,), 0 at best; agrees (N,) bool).
 
     probabilities (N, 14): the judge's, of the images; labels (N, 14): the codes requested; reports: of the images, None
-    to score the images alone. A report agrees when it states each requested finding and no other one, uncertain ones
-    aside, without a contradiction or a repetition; each of these faults lowers the score by 1. "" never agrees.
+    to score the images alone. A finding counts in a row if the judge knows it and it is not requested as uncertain;
+    every code other than 1 requests its absence. The score is the mean log probability of what was requested, over the
+    findings that count; an image agrees when all of them are as requested, also where none counts. A report agrees when
+    it states each requested finding and no other one, uncertain ones aside, without a contradiction or a repetition;
+    each of these faults lowers the score by 1. "" never agrees.
     """
-    scores, agrees = request_agreement(probabilities, labels, judge.thresholds, judge.known)
+    asked, counted = labels == PRESENT, judge.known & (labels != UNCERTAIN)
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    logarithms = np.where(counted, np.log(np.where(asked, p, 1 - p)), 0.0)
+    scores = logarithms.sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
+    agrees = (((probabilities >= judge.thresholds) == asked) | ~counted).all(axis=1)
     if reports is not None:
-        wanted = np.where(labels == UNCERTAIN, np.nan, labels == PRESENT)
-        faults = report_distances(list(reports), wanted)
+        faults = report_distances(list(reports), np.where(labels == UNCERTAIN, np.nan, asked))
         scores, agrees = scores - faults, agrees & (faults == 0) & np.array([report != "" for report in reports])
     return scores, agrees
 

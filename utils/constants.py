@@ -47,6 +47,7 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
     "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
+    "RADGRAPH": "RadEval computes it from the evaluation's radeval.csv; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
     **dict.fromkeys(
         ("CANDIDATES", "KEEP", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "SELECTOR_IMAGE_SIZE"),

@@ -23,6 +23,12 @@ def test_a_planted_label_flip_is_found_by_the_agreement():
     assert np.isnan(unreported.loc["Edema", "all three"]) and unreported.loc["Edema", "seen in the image"] == 1
 
 
+def complete(labels, image, report=None, subjects=None, seed=1):
+    """`complete_agreement`, of one pair a patient."""
+    subjects = np.arange(len(labels)) if subjects is None else subjects
+    return agreement.complete_agreement(labels, image, report, subjects, seed)
+
+
 def hand_made_pairs():
     """Codes, image and report of 11 pairs; the judges know edema and fracture, the image judge pneumonia as well."""
     labels = columns(("Edema", np.arange(11) % 2), rows=11).astype(int)
@@ -44,17 +50,17 @@ def hand_made_pairs():
 def test_complete_agreement_counted_by_hand():
     """Pairs 0, 7 and 10 agree; the image of 1 and 2 differs, the report of 3, both of 4 to 6; 8 and 9 do not count."""
     labels, image, report = hand_made_pairs()
-    found = agreement.complete_agreement(labels, image, report)
+    found = complete(labels, image, report)
     assert (found["N"], found["findings"]) == (9, 2)
     assert found["all three"] == pytest.approx(3 / 9)
     assert found["request-image"] == pytest.approx(4 / 9) and found["request-report"] == pytest.approx(5 / 9)
     assert found["image-report"] == pytest.approx(6 / 9)
-    image_only = agreement.complete_agreement(labels, np.where(np.isnan(report), np.nan, image))
+    image_only = complete(labels, np.where(np.isnan(report), np.nan, image))
     assert image_only["request-image"] == pytest.approx(4 / 9)
-    assert agreement.complete_agreement(labels, image)["request-image"] == 0  # everybody is seen to have pneumonia
+    assert complete(labels, image)["request-image"] == 0  # everybody is seen to have pneumonia
     for name in ("all three", "low", "high", "request-report", "image-report"):
         assert np.isnan(image_only[name])
-    nothing = agreement.complete_agreement(labels[8:9], image[8:9], report[8:9])
+    nothing = complete(labels[8:9], image[8:9], report[8:9])
     assert nothing["N"] == nothing["findings"] == 0 and np.isnan([*nothing.values()][2:]).all()
 
 
@@ -62,15 +68,15 @@ def test_the_interval_of_complete_agreement_is_that_of_pairs_drawn_again():
     labels = columns(("Edema", True), rows=200).astype(int)
     report = labels.astype(float)
     report[60:, FINDINGS.index("Edema")] = 0
-    found = agreement.complete_agreement(labels, labels, report, seed=1)
+    found = complete(labels, labels, report, seed=1)
     draws = np.random.default_rng(0).integers(200, size=(2000, 200))
     low, high = np.quantile((draws < 60).mean(axis=1), (0.025, 0.975))
     assert found["all three"] == 0.3 and [found["low"], found["high"]] == pytest.approx([low, high], abs=0.011)
-    assert found == agreement.complete_agreement(labels, labels, report, seed=1)
-    certain = agreement.complete_agreement(labels, labels, labels)
+    assert found == complete(labels, labels, report, seed=1)
+    certain = complete(labels, labels, labels)
     assert certain["high"] == certain["all three"] == 1
     assert certain["low"] == pytest.approx(200 / (200 + 1.95996**2))  # Wilson's, which does not collapse
-    by_patient = agreement.complete_agreement(labels, labels, report, subjects=np.arange(200) // 4)
+    by_patient = complete(labels, labels, report, subjects=np.arange(200) // 4)
     width, wider = (row["high"] - row["low"] for row in (found, by_patient))
     assert wider / width == pytest.approx(2, rel=0.15)  # 50 patients for 200 pairs
 

@@ -195,19 +195,15 @@ def test_chexbert_counts_uncertain_as_absent_as_requests_do(monkeypatch):
 
 def test_packages_that_are_absent_are_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "f1chexbert", None)
-    monkeypatch.setitem(sys.modules, "radgraph", None)
     with pytest.raises(InputError, match="CheXbert.* cannot be loaded .*TEXT_JUDGE"):
         judges.ChexbertJudge("cpu")
-    with pytest.raises(InputError, match="RadGraph.* cannot be loaded .*RADGRAPH"):
-        judges.radgraph_f1(["a"], ["b"])
 
 
-@pytest.mark.parametrize("name", ["judge.json", "model.safetensors"])
-def test_a_damaged_judge_is_named(drawn, tmp_path, name):
+def test_a_damaged_judge_is_named(drawn, tmp_path):
     accelerator, cache = make_accelerator("cpu", "no"), tmp_path / "cache"
     settings = dataclasses.replace(SETTINGS, steps=2)
     judges.image_judge(drawn, drawn[:0], settings, cache, accelerator)
-    path = next((cache / "judge").glob(f"*/{name}"))
+    (path,) = (cache / "judge").iterdir()
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(InputError, match=f"{path.parent} is damaged .* delete"):
+    with pytest.raises(InputError, match=f"{path} is damaged .* delete"):
         judges.image_judge(drawn, drawn[:0], settings, cache, accelerator)

@@ -1,10 +1,12 @@
 """Which of several candidates are kept: by a judge's probabilities, and by what reports state."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import judges, metrics
+from evaluation import judges
 from evaluation.judges import Judge, JudgeSettings, first_half
 from evaluation.selection import candidate_seed, keep_candidates, score_candidates
 from utils.errors import InputError
@@ -17,6 +19,10 @@ def some(*names):
     return np.isin(FINDINGS, names)
 
 
+def judge_of(*known, threshold=0.5):
+    return SimpleNamespace(thresholds=np.full(14, threshold), known=some(*known))
+
+
 def test_the_score_is_the_mean_log_probability_of_what_was_asked():
     labels = np.zeros((3, 14), dtype=int)
     labels[0, some("Edema")] = 1
@@ -24,17 +30,16 @@ def test_the_score_is_the_mean_log_probability_of_what_was_asked():
     labels[2, some("Edema", "Fracture")] = -2
     probabilities = np.full((3, 14), 0.9)
     probabilities[:, some("Edema")], probabilities[:, some("Fracture")] = 0.8, 0.3
-    scores, agrees = metrics.request_agreement(probabilities, labels, np.full(14, 0.5), known=some("Edema", "Fracture"))
+    scores, agrees = score_candidates(judge_of("Edema", "Fracture"), probabilities, labels)
     np.testing.assert_allclose(
         scores, [(np.log(0.8) + np.log(0.7)) / 2, (np.log(0.2) + np.log(0.7)) / 2, 0], rtol=1e-12
     )
     assert agrees.tolist() == [True, False, True]  # the last one asks for nothing that can be told
-    thresholds = np.full(14, 0.81)
-    assert not metrics.request_agreement(probabilities, labels, thresholds, some("Edema"))[1][0]
+    assert not score_candidates(judge_of("Edema", threshold=0.81), probabilities, labels)[1][0]
 
 
 def test_a_certain_error_costs_much_but_not_everything():
-    scores, agrees = metrics.request_agreement(np.ones((1, 14)), np.zeros((1, 14)), np.full(14, 0.5), some("Edema"))
+    scores, agrees = score_candidates(judge_of("Edema"), np.ones((1, 14)), np.zeros((1, 14)))
     assert scores == pytest.approx(np.log(1e-6)) and not agrees[0]
 
 
