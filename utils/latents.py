@@ -202,7 +202,7 @@ def latent_shape(vae: AutoencoderKL, image_size: int, patch_size: int = 1) -> tu
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if image_size % (factor * patch_size):
-        of = f"{factor}, the VAE's downsampling factor, x patches of {patch_size} latent pixels"
+        of = f"{factor}, the VAE's downsampling factor x PATCH_SIZE {patch_size}"
         raise InputError(f"IMAGE_SIZE {image_size} is not a multiple of {of}")
     return vae.config.latent_channels, image_size // factor, image_size // factor
 

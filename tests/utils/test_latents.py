@@ -209,7 +209,7 @@ def test_the_vaes_factor_divides_the_image_size(base_model):
     with pytest.raises(InputError, match="IMAGE_SIZE 30 is not a multiple of 4"):
         latent_shape(load_vae(base_model), 30)
     assert latent_shape(load_vae(base_model), 36) == (4, 9, 9)
-    with pytest.raises(InputError, match="IMAGE_SIZE 36 is not a multiple of 4, the VAE's .* x patches of 2"):
+    with pytest.raises(InputError, match="IMAGE_SIZE 36 is not a multiple of 4, the VAE's .* x PATCH_SIZE 2"):
         latent_shape(load_vae(base_model), 36, 2)
 
 
