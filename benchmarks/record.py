@@ -25,6 +25,7 @@ import torch
 from utils.constants import REPOSITORY
 from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, writing
 
+_FIGURE = r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?![\w.])"  # a number in a text
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FIELDS = ("title", "command", "commit", "processor", "date", "constants", "columns", "rows", "notes")
 
@@ -81,6 +82,23 @@ def read_record(path: Path) -> dict:
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     """A table in GitHub's markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
+
+
+def spread(values: list[str]) -> str:
+    """Texts that differ in their figures alone => one of them with each figure "lowest to highest", without intervals.
+
+    "" counts for nothing. Texts with other numbers of figures stand one after the other.
+    """
+    texts = [re.sub(r" \[[^]]*\]", "", value) for value in values if value]
+    figures = [re.findall(_FIGURE, text) for text in texts]
+    if len({len(found) for found in figures}) > 1:
+        return "; ".join(dict.fromkeys(texts))
+    ranges = []
+    for same in zip(*figures):
+        low, high = (bound(same, key=lambda text: float(text.replace("−", "-"))) for bound in (min, max))
+        ranges.append(low if low == high else f"{low} to {high}")
+    parts = re.split(_FIGURE, texts[0]) if texts else []
+    return "".join(text + value for text, value in zip(parts, [*ranges, ""]))
 
 
 def fill(document: str, name: str, text: str) -> str:

@@ -9,10 +9,9 @@ Reads:  benchmarks/results/*.json
 Writes: docs/results.md, and README.md between its two marks
 """
 
-import re
 from pathlib import Path
 
-from benchmarks.record import RESULTS, fill, markdown_table, read_record
+from benchmarks.record import RESULTS, fill, markdown_table, read_record, spread
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
@@ -62,17 +61,6 @@ def demo_table(records: list[dict]) -> str:
         found = [row for record in demos for row in record["rows"] if row[0] == name]
         rows.append([name, *(spread([row[place] for row in found]) for place in range(1, len(columns)))])
     return markdown_table(columns, rows)
-
-
-def spread(values: list[str]) -> str:
-    """Figures as text => "lowest to highest", or the one figure that they all are, without intervals behind them."""
-    figures = [re.sub(r" \[.*?\]", "", value).split(" / ") for value in values if value]
-    bounds = [(min(same, key=number), max(same, key=number)) for same in zip(*figures)]
-    return " / ".join(low if low == high else f"{low} to {high}" for low, high in bounds)
-
-
-def number(figure: str) -> float:
-    return float(figure.replace("−", "-").replace(",", "").split()[0].rstrip("%"))
 
 
 def with_table(text: str, table: str) -> str:

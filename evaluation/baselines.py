@@ -90,8 +90,13 @@ def describe_selection(tree: str | Path) -> str:
     """Whether and how the images or reports of a tree were selected, as a sentence without its full stop."""
     path = Path(tree) / SELECTION_FILE
     if path.is_file():
-        how = ", ".join(f"{name} {value}" for name, value in json.loads(path.read_text(encoding="utf-8")).items())
-        return f"selected pairs ({how}): compare them with what was selected in the same way, and with unselected pairs"
+        how = json.loads(path.read_text(encoding="utf-8"))
+        agree = [f"{part['share that agrees']:.0%}" for part in (how, how["floor"])]
+        return (
+            f"{how['kept']} of {how['candidates']} pairs for {how['requests']} requests, selected by {how['by']} (KEEP "
+            f"{how['keep']}); {agree[0]} of the candidates agree with their request, of random training pairs "
+            f"{agree[1]}: compare with the floor that was selected in the same way, and with unselected pairs"
+        )
     if (Path(tree) / SELECTOR_FILE).is_file():
         return "selected images: a sampler kept the candidate that its selector preferred"
     return "not selected: every image and report that was made for a request counts"

@@ -174,7 +174,7 @@ def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge)
     for name, images in (("synthetic", sets.synthetic), ("real", sets.real)):
         texts = images.table["report"]
         seen, told = read_places(place_judge, images), read_details(texts)
-        subjects = images.table["subject_id"]
+        subjects = images.subjects()
         found = agreement_rows({detail: told[detail] for detail in PLACES}, seen, subjects, train, sets.seed)
         rows += [{"images": name, **row} for row in found]
         pairs.append(_pairs_row(name, images, texts, judge, text_judge, seen, sets.seed))
@@ -199,5 +199,5 @@ def _pairs_row(name, images, texts, judge, text_judge, seen, seed):
     sides = findings & ((side == seen["side"]) | (side == "") | (seen["side"] == "")).all(axis=1)
     row = {"pairs": name, "N": int(kept.sum()), "every finding": _ratio(findings, kept)}
     row["and every side"] = _ratio(sides, kept)
-    row["low"], row["high"] = share_interval(sides, kept, pd.factorize(images.table["subject_id"])[0], seed)
+    row["low"], row["high"] = share_interval(sides, kept, images.subjects(), seed)
     return row

@@ -51,8 +51,11 @@ class Images:
         return self.table[list(FINDINGS)].to_numpy()
 
     def subjects(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """The patients of all images, (N,), or of some rows."""
-        return self.table["subject_id"].to_numpy()[slice(None) if rows is None else rows]
+        """The patients of all images, (N,), or of some rows; several images of one request count as one patient's."""
+        subjects, made = self.table["subject_id"].astype(str), self.table.get("source", self.table["dicom_id"])
+        if made.nunique() > 1:
+            subjects = subjects.mask((made != "") & (made != self.table["dicom_id"]), made)
+        return subjects.to_numpy()[slice(None) if rows is None else rows]
 
     def pixels(self, rows: Sequence[int]) -> np.ndarray:
         """These images at the judge's size, (len(rows), S, S) uint8."""

@@ -48,7 +48,8 @@ def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings:
         pair_findings.to_csv(output / "agreement.csv.gz", index=False)
         text = as_markdown(result)
         (output / "evaluation.md").write_text(text, encoding="utf-8")
-        (output / "evaluation.json").write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+        stated = as_json({"headline": headline(result), **result})
+        (output / "evaluation.json").write_text(json.dumps(stated, indent=2, allow_nan=False) + "\n")
     return text
 
 

@@ -119,6 +119,9 @@ class Shown:
     def codes(self):
         return self.table[list(FINDINGS)].to_numpy()
 
+    def subjects(self):
+        return self.table["subject_id"].to_numpy()
+
 
 PLACES = SimpleNamespace(known=np.ones(len(detail_agreement.TARGETS), dtype=bool))
 JUDGE = SimpleNamespace(thresholds=np.full(14, 0.5), known=np.ones(14, dtype=bool))

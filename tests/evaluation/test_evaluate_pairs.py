@@ -161,21 +161,26 @@ def test_written_reports_of_real_images_with_their_ceiling_and_floor(real, evalu
     assert "## Details of reports" in text and "## Sides and zones" in text
 
 
+SELECTION = {
+    "by": "pair", "keep": "first", "requests": 160, "candidates": 480, "kept": 160, "share that agrees": 0.35,
+    "floor": {"share that agrees": 0.07},
+}  # fmt: skip
+
+
 def test_a_selected_tree_stands_beside_random_pairs_selected_in_the_same_way(real, evaluate, tmp_path):
     made = generated_tree(tmp_path / "selected", real, ("test",))
     train = read_table(real, splits=("train",))
     floor = pd.DataFrame({"dicom_id": made["dicom_id"], "floor_dicom_id": train["dicom_id"][: len(made)].to_numpy()})
     floor.to_csv(tmp_path / "selected" / "floor.csv", index=False)
-    (tmp_path / "selected" / "selection.json").write_text(json.dumps({"KEEP": "image and report"}))
+    (tmp_path / "selected" / "selection.json").write_text(json.dumps(SELECTION))
     found = evaluate(SYNTHETIC=tmp_path / "selected", TEXT_JUDGE="rules")
-    assert sections.SELECTED in found["auroc"] and "KEEP image and report" in found["selected"]
+    assert sections.SELECTED in found["auroc"] and "selected by pair (KEEP first); 35% of" in found["selected"]
     for name, column in (("reports", "reports"), ("complete_agreement", "pairs")):
         assert by(found[name], column)[sections.SELECTED]["N"] == len(made)
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
-    assert text.index("**Selection:** selected pairs") < text.index("| measure |") < text.index("## Image quality")
-    assert text.index("selected pairs (KEEP") < text.index(sections.SELECTED)
+    assert text.index("**Selection:** 160 of 480 pairs") < text.index("| measure |") < text.index("## Image quality")
     page = (tmp_path / "selected.html").read_text()
-    assert page.index("selected pairs (KEEP") < page.index("FID (judge")
+    assert page.index("selected by pair (KEEP") < page.index("FID (judge")
 
 
 def test_the_hold_out_is_that_of_the_images_checkpoint(real, evaluate, tmp_path):

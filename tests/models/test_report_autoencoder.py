@@ -251,7 +251,7 @@ def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkey
     assert not torch.equal(best.bart.model.shared.weight, bart.model.shared.weight)
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["held-out reports"] == 3 and 0 <= scores["ROUGE-L of the reconstructions"] <= 1
-    assert scores["ROUGE-L of the constant report"] == pytest.approx(4 / 5)  # FINDINGS Nodule 7 IMPRESSION Nodule
+    assert scores["ROUGE-L of the constant report"] == pytest.approx(2 / 3)  # "Nodule 7. Nodule."
     written = (tmp_path / "run" / "reconstructions.txt").read_text().split("\n\n")
     assert len(written) == 3 and all("Nodule" in block for block in written)
 
