@@ -25,8 +25,8 @@ _NOTES = (
     "Of these `select_pairs.py` kept one a label vector, by a judge of other patients than the evaluation's: three "
     "pairs are drawn for one that is kept; the floor is random training pairs, selected in the same way. Floor: what "
     "needs no generator; for a distance (FID, KID) its best value, of unseen patients with the labels of the requests, "
-    "mean and deviation of several draws. Ceiling: real images, reports or pairs, or BART's reconstructions. `to` spans "
-    "the two backbones where each has a floor or a ceiling of its own."
+    "mean and deviation of several draws. Ceiling: real images, reports or pairs, or BART's reconstructions. `to` "
+    "spans the two backbones where each has a floor or a ceiling of its own."
 )
 
 

@@ -6,7 +6,7 @@ Each script runs once without interruption. Then it is started again and again, 
 SIGTERM at a random moment over the length of the uninterrupted run, until all KILLS and TERMS have hit it. Each
 completed run has to leave the same files with the same bytes as the uninterrupted run, except for metrics.csv, compared
 without its column of speeds, and a feature cache, compared by key, since a kill leaves the features in other, randomly
-named shards.
+named shards. What a kill cuts in the middle of a file stays as `.NAME.tmp`, which no script reads, and does not count.
 
 The runs have the same constants, paths included, in two working directories, which are kept if something differs. They
 are forked from this process, which has a single thread and has imported torch: importing it takes longer than such a
@@ -64,7 +64,7 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:
     compared = {}
     for path in sorted(path for name in names for path in (folder / name).rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir():
+        if path.is_dir() or any(part.startswith(".") and part.endswith(".tmp") for part in name.parts):
             continue
         if path.name.endswith(".keys.json"):
             values = np.load(path.with_name(path.name.replace(".keys.json", ".npy")))
