@@ -63,7 +63,7 @@ DEVICE = "cpu"  # where it runs (cpu or cuda)
 BACKBONES = ("uvit", "unet")  # of the vision module (each uvit or unet)
 BATCH_SIZE = 0  # images of a training step (0 or more; 0: its script's)
 
-COLUMNS = ("what", "unit", "naive", "ours", "ratio", "note")
+_COLUMNS = ("what", "unit", "naive", "ours", "ratio", "note")
 _TURNS, _ENOUGH = 5, 20.0  # turns of each variant at most; seconds, after which no further round of turns begins
 _STEPS_A_TURN = 4  # of ours on a GPU, in a row: none waits for the one before
 _BACKBONES = {"uvit": ("U-ViT", train_diffusion_clipUViT), "unet": ("SD's U-Net", train_diffusion_clipSD)}
@@ -201,7 +201,7 @@ def plain_float32() -> Iterator[None]:
 
 
 def row_of(what: str, unit: str, count: int, seconds: dict, note: str, ours: str = "ours") -> list:
-    """A row of the table, in order of COLUMNS: how many `count` makes a second, and how many times quicker ours is."""
+    """A row of the table, in order of _COLUMNS: how many `count` makes a second, and how many times quicker ours is."""
     row = [what, unit, count / seconds["naive"], count / seconds[ours], seconds["naive"] / seconds[ours], note]
     say(" | ".join(map(str, row)))
     return row
@@ -370,7 +370,7 @@ def main():
     }
     machine = re.sub(r"[^a-z0-9]+", "-", processor(DEVICE).lower()).strip("-")
     for section in SECTIONS:
-        table = pd.DataFrame(measures[section](), columns=COLUMNS)
+        table = pd.DataFrame(measures[section](), columns=_COLUMNS)
         title = f"Speed: {section}, networks of the {SIZES}'s sizes"
         write_record(f"bench-{section}-{machine}-{SIZES}", title, table, constants, device=DEVICE)
 

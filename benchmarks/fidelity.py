@@ -24,7 +24,7 @@ from evaluation.judges import JudgeSettings, extract, image_judge, images_to_pix
 from evaluation.metrics import auroc_table, diversity, feature_distances, label_set_pairs, positives
 from evaluation.sections import DIVERSITY_PAIRS, NEIGHBOURS
 from models.diffusion import ALL_NOISE, PromptedDenoiser
-from sampling.images import ImageSampler, check_settings
+from sampling.images import ImageSampler
 from sampling.plan import label_vectors, plan_requests, real_rows
 from sampling.reference_pool import ReferencePool
 from utils.checkpoints import read_training
@@ -77,7 +77,6 @@ def sample(sampler: ImageSampler, variant: str, batches: list[pd.DataFrame]) -> 
         raise InputError(f"VARIANTS {variant!r}: write condition, guidance, lowest and highest noise level") from error
     settings = sampler.settings | {"condition": condition, "guidance_low": low, "guidance_high": high}
     settings |= dict.fromkeys(("text_guidance", "reference_guidance"), guidance)
-    check_settings(settings, sampler.denoiser.schedule)
     sampler, calls = replace(sampler, settings=settings), []
     counter = sampler.denoiser.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
     images = np.concatenate([sampler.decode(sampler.draw(batch)) for batch in batches])

@@ -41,7 +41,7 @@ from utils.errors import STATUS_WHEN_STOPPED, InputError, run, say, writing
 OUTPUT = "demo/soak"  # where the runs lie while they are compared (a folder to write)
 KILLS = 20  # SIGKILLs a script (0 or more)
 TERMS = 5  # SIGTERMs a script (0 or more)
-STUDIES = 120  # of the drawn tree (100 or more: a judge needs 10 images of a finding)
+STUDIES = 120  # of the drawn tree (100 or more; a judge needs 10 images of a finding)
 SEED = 1234  # of the moments, and of the tree (0 or more)
 
 _CONFIG = REPOSITORY / "benchmarks" / "soak.toml"

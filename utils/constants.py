@@ -47,6 +47,7 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
     "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
+    "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
     "RADGRAPH": "RadEval computes it from the evaluation's radeval.csv; remove it",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
     **dict.fromkeys(
@@ -57,7 +58,7 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     **dict.fromkeys(("POOLING", "TOKENIZER"), "convert an authors' BART by `python -m models.weights` first"),
     **dict.fromkeys(("LATENT_GAIN", "IMAGE_GUIDANCE", "FLOW_TEMPERATURE"), "set it in sample_prior_model"),
     **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
-    **dict.fromkeys(("BASE_MODEL", "CHECK", "DOWNSTREAM", "HEAD_ROWS", "START"), "this script needs none; remove it"),
+    **dict.fromkeys(("BASE_MODEL", "CHECK", "HEAD_ROWS", "START"), "this script needs none; remove it"),
 }
 IGNORED = {  # former constants; a value given for one is ignored, with a note
     "VALIDATION_ROWS", "LOG_EVERY", "KEEP_CHECKPOINTS", "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS",

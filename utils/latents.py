@@ -23,7 +23,7 @@ broken) is refused by name; so is a blank image, but where it is only shown.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,9 @@ def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torc
         with open_image(path) as image:
             _check_picture(image)
             image.draft("L", (REDUCED_DECODING * size, REDUCED_DECODING * size))
-            small = ImageOps.exif_transpose(to_grey(image).resize((size, size), Image.Resampling.BILINEAR))
+            small = to_grey(image).resize((size, size), Image.Resampling.BILINEAR)
+            with suppress(Exception):  # a damaged EXIF block: the pixels may still be right
+                small = ImageOps.exif_transpose(small)
         grey = np.asarray(small, dtype=np.float32)  # 0..255
         if refuse_blank and np.ptp(np.percentile(grey, (1, 99))) <= BLANK_RANGE:
             raise ValueError(f"it is blank: its pixels are all about {grey.mean():.0f} of 255")
@@ -106,7 +108,9 @@ def to_grey(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     values = np.asarray(image, dtype=np.float32)
-    picture = Image.fromarray((values * (255 / white_of(values))).clip(0, 255))
+    grey = (values * (255 / white_of(values))).clip(0, 255)
+    is_negative = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's PhotometricInterpretation: white is zero
+    picture = Image.fromarray(255 - grey if is_negative else grey)
     picture.info = image.info  # with its EXIF
     return picture
 

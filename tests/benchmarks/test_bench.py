@@ -78,7 +78,7 @@ def test_a_run_writes_a_record_of_each_section(tmp_path, monkeypatch):
     records = [record.read_record(path) for path in sorted(tmp_path.glob("bench-*-demo.json"))]
     assert [len(one["rows"]) for one in records] == [2, 1, 1]
     for one in records:
-        assert one["columns"] == list(bench.COLUMNS)
+        assert one["columns"] == list(bench._COLUMNS)
         for _, _, naive, ours, ratio, _ in one["rows"]:
             assert float(ratio) == pytest.approx(float(ours.replace(",", "")) / float(naive.replace(",", "")), rel=0.02)
     calls = [row[-1].split("; ")[1] for row in records[0]["rows"]]

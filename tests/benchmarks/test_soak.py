@@ -42,7 +42,7 @@ def test_speed_and_shards_make_no_difference(tmp_path):
     [
         (lambda run: (run / "run/last/model.safetensors").write_bytes(b"abd"), "run/last/model.safetensors: differs"),
         (lambda run: (run / "run/last/model.safetensors").unlink(), "run/last/model.safetensors: missing"),
-        (lambda run: (run / "run/.x.tmp").write_bytes(b""), "run/.x.tmp: not in the uninterrupted run"),
+        (lambda run: (run / "run/x.txt").write_bytes(b""), "run/x.txt: not in the uninterrupted run"),
         (
             lambda run: (run / "run/metrics.csv").write_text("step,loss,examples_per_second\n3,0.6,1\n"),
             "run/metrics.csv",

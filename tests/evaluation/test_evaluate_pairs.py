@@ -294,7 +294,7 @@ def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(rea
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv is not there.*WRITTEN"),
         ({"DOWNSTREAM": True}, "make utility"),
-        ({"BASE_MODEL": "x"}, "needs no VAE"),
+        ({"BASE_MODEL": "x"}, "BASE_MODEL is gone"),
         ({"SYNTHETIC": "nowhere"}, "nowhere is not a folder"),
     ],
 )

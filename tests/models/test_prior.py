@@ -443,7 +443,7 @@ def test_a_real_tree_keeps_its_reports(sample, tmp_path):
     root, output = tmp_path / "real", tmp_path / "written"
     table = make_tree(root, studies=3, images_a_study=2, split="test")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="no manifest.json.* writes nothing into it"):
+    with pytest.raises(InputError, match="no manifest.json.*nothing is written into it"):
         sample(OUTPUT_ROOT=root)
     sample(DATA_ROOT=root, OUTPUT_ROOT=output, SPLIT="test", DECODING="greedy")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before

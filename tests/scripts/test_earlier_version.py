@@ -129,22 +129,20 @@ def assert_alike(one, other, place=""):
         assert one == other, place
 
 
-def test_a_tree_is_evaluated_to_the_same_numbers_with_the_same_judge(archive, run):
+def test_a_tree_is_evaluated_to_the_same_numbers_by_the_same_judge(archive, run):
+    """Numbers that are still measured in the same way; the cached judge has another form now, and is trained again."""
     shutil.rmtree("synthetic")
     shutil.copytree(archive / "after" / "synthetic", "synthetic")
-    judges = {path: text for path, text in contents("cache").items() if path.parts[0] == "judge"}
-    assert judges
-    run(
-        "evaluate_pairs",
-        REAL="tree",
-        SYNTHETIC="synthetic/clipUViT",
-        OUTPUT="evaluation",
-        **EVALUATION,
+    run("evaluate_pairs", REAL="tree", SYNTHETIC="synthetic/clipUViT", OUTPUT="evaluation", **EVALUATION)
+    wanted, found = (
+        json.loads(path.read_text())
+        for path in (archive / "after" / "evaluation.json", Path("evaluation/evaluation.json"))
     )
-    assert judges.items() <= contents("cache").items()
-    wanted = json.loads((archive / "after" / "evaluation.json").read_text())
-    del wanted["seconds"]
-    assert_alike(wanted, json.loads(Path("evaluation", "evaluation.json").read_text()))
+    for name in ("classifier", "text_judge", "real", "synthetic", "train", "report_f1", "pairs"):
+        assert_alike(wanted[name], found[name], name)
+    for name in ("synthetic", "real"):
+        areas = [{row: values["auroc"] for row, values in result["auroc"][name].items()} for result in (wanted, found)]
+        assert_alike(*areas, name)
 
 
 @pytest.mark.parametrize("name", ["CHECK", "HEAD_ROWS"])

@@ -95,7 +95,7 @@ def test_wrong_probabilities_and_empty_splits_are_refused(features):
     for drops in ((0.5, 0.4, 0.2), (0.1, 0.2)):
         with pytest.raises(InputError, match="PROMPT_DROPOUT .*sum up to 1 at most"):
             check_dropout(drops)
-    with pytest.raises(InputError, match="no rows in the split 'test' after the filters; there are"):
+    with pytest.raises(InputError, match="no rows in the split 'test' of the table after the filters; there are"):
         DiffusionExamples(features, "test", 1000)
 
 

@@ -695,7 +695,7 @@ def test_a_full_disk_while_saving_is_one_sentence(train, monkeypatch, tmp_path, 
 
 
 def test_no_checkpoint_there(tmp_path):
-    with pytest.raises(InputError, match="is no checkpoint of this project"):
+    with pytest.raises(InputError, match="has no readable training.json"):
         read_training(tmp_path)
 
 

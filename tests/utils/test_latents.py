@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from utils.errors import InputError
 from utils.latents import (
@@ -82,6 +82,8 @@ def test_a_truncated_jpeg_is_refused_by_name(tmp_path):
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, axis=0)  # dark on the left
 DEEP = RAMP.astype(np.uint16) * 257
+WHITE_IS_ZERO = TiffImagePlugin.ImageFileDirectory_v2()
+WHITE_IS_ZERO[262] = 0
 PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "grey.png": (Image.fromarray(RAMP), {}),
     "colour.png": (Image.fromarray(RAMP).convert("RGB"), {}),
@@ -91,6 +93,7 @@ PICTURES = {  # name => (the picture, how it is saved), all of them RAMP
     "16-bit.tif": (Image.fromarray(DEEP), {}),
     "16-bit.jp2": (Image.fromarray(DEEP), {}),
     "12-bit.tif": (Image.fromarray(DEEP >> 4), {}),
+    "white-is-zero.tif": (Image.fromarray(65535 - DEEP), {"tiffinfo": WHITE_IS_ZERO}),
 }
 
 
@@ -131,6 +134,11 @@ def test_a_picture_is_turned_as_its_exif_says(kind, depth, tmp_path):
         Image.fromarray(saved).save(path, exif=exif, **({"quality": 98} if kind == "jpg" else {}))
         expected = np.asarray(Image.fromarray(upright).resize((16, 16), Image.Resampling.BILINEAR)) / 127.5 - 1
         assert np.abs(read_pixels(path, 16)[0].numpy() - expected).max() < 0.08, orientation
+
+
+def test_an_exif_block_of_noise_does_not_matter(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.jpg", exif=b"Exif\0\0noise", quality=98)
+    assert (read_pixels(tmp_path / "a.jpg", 32)[0] - torch.linspace(-1, 1, 32)).abs().max() < 0.05
 
 
 def test_no_picture_of_a_film_is_refused_by_name(tmp_path):
