@@ -24,6 +24,11 @@ page from the records in [benchmarks/results](../benchmarks/results); each recor
 and constants. Results differ from processor to processor: the same command gives other figures in the second digit.
 Test figures choose nothing, validation images do; once, the demo's U-ViT kept patches of 2 beside test figures.
 """
+README_ROWS = (
+    "FID", "mean AUROC of the asked findings in images", "F1 of the findings in reports, micro / macro",
+    "F1 of the findings in reports written for real images, micro / macro", "side in reports written for real images",
+    "pairs that agree on every finding", "the same, and on every side",
+)  # fmt: skip
 # records whose names begin so, in this order; further ones follow
 ORDER = ("demo", "pairs", "guidance", "fidelity", "ablation", "students", "utility", "bench")
 
@@ -53,14 +58,12 @@ def page(records: list[dict]) -> str:
 
 
 def demo_table(records: list[dict]) -> str:
-    """The README's table: each figure of the demo over all records of it, from the lowest to the highest."""
+    """The README's table: README_ROWS of the demo over all records of it, from the lowest to the highest figure."""
     demos = [record for record in records if record["name"].startswith("demo")]
-    columns = demos[0]["columns"]
-    rows = []
-    for name in [row[0] for row in demos[0]["rows"]]:
-        found = [row for record in demos for row in record["rows"] if row[0] == name]
-        rows.append([name, *(spread([row[place] for row in found]) for place in range(1, len(columns)))])
-    return markdown_table(columns, rows)
+    found = [{row[0].split(" (")[0]: row[1:] for row in record["rows"]} for record in demos]
+    names = [prefix + name for prefix in ("", "selected: ") for name in README_ROWS if prefix + name in found[0]]
+    cells = [[rows[name] for rows in found if name in rows] for name in names]
+    return markdown_table(demos[0]["columns"], [[name, *map(spread, zip(*rows))] for name, rows in zip(names, cells)])
 
 
 def with_table(text: str, table: str) -> str:

@@ -50,14 +50,19 @@ def test_without_a_demo_there_is_no_record(measure):
         measure()
 
 
-def test_the_readmes_table_spans_the_records():
+def test_the_readmes_table_spans_the_records(monkeypatch):
+    monkeypatch.setattr(render, "README_ROWS", ("F1, micro / macro", "KID"))
     columns = ["", "U-ViT"]
-    records = [
-        {"name": "demo-1", "columns": columns, "rows": [["F1", "0.7 / 0.61 [0.6, 0.7]"], ["KID", "−0.02"]]},
-        {"name": "demo-2", "columns": columns, "rows": [["F1", "0.7 / 0.59 [0.5, 0.6]"], ["KID", ""]]},
-        {"name": "other", "columns": ["x"], "rows": [["1"]]},
+    rows = [
+        [["F1, micro / macro (N = 9)", "0.7 / 0.61 [0.6, 0.7]"], ["KID", "−0.02"], ["recall", "1"]],
+        [["F1, micro / macro (N = 8)", "0.7 / 0.59 [0.5, 0.6]"], ["selected: KID", "0.1"]],
     ]
-    assert render.demo_table(records).splitlines()[2:] == ["| F1 | 0.7 / 0.59 to 0.61 |", "| KID | −0.02 |"]
+    records = [{"name": f"demo-{place}", "columns": columns, "rows": rows[place]} for place in (0, 1)]
+    records.append({"name": "other", "columns": ["x"], "rows": [["1"]]})
+    assert render.demo_table(records).splitlines()[2:] == [
+        "| F1, micro / macro | 0.7 / 0.59 to 0.61 |",
+        "| KID | −0.02 |",
+    ]
 
 
 def test_texts_are_spanned_figure_by_figure():
