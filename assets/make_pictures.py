@@ -33,10 +33,11 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in t
 
 
 def draw_pairs(tree: Path, references: pd.DataFrame, count: int, path: Path) -> None:
-    """Request and reference => image and report, in four columns; a row each of the tree's first images."""
+    """Request and reference => image and report, in four columns; a row each of the first image of a request."""
     table = read_table(tree).set_index("dicom_id")
     made = pd.read_csv(Path(tree) / PROVENANCE_FILE, dtype=str, keep_default_na=False).set_index("dicom_id")
     images = references.set_index("dicom_id")["image_path"]
+    table = table[~made.loc[table.index, ["source", "prompt"]].duplicated().to_numpy()]
     figure = Figure(figsize=(10, 2.1 * count), layout="constrained")
     grid = figure.subplots(count, 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, 1.7)})
     for title, axes in zip(("request", "reference", "image", "report"), grid[0]):
