@@ -2,17 +2,14 @@
 
     make demo && python -m assets.make_pictures
 
-Reads:  DATA_ROOT (a finished demo): its drawn tree, a synthetic tree with reports, an evaluation, the page
-Writes: FOLDER/{pairs,first,page}.jpg and FOLDER/auroc.png, each small; the page needs a Chromium on the PATH
+Reads:  DATA_ROOT (a finished demo): its drawn tree and a synthetic tree with reports
+Writes: FOLDER/{pairs,first}.jpg, each small
 """
 
 from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
-import shutil
-import subprocess
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -29,7 +26,6 @@ FOLDER = "docs/pictures"  # where the pictures go (a folder to write)
 PAIRS = 5  # rows of the picture of pairs: the first requests of the tree, none chosen (1 to 20)
 ENLARGED = 2  # times that the picture of the first images is enlarged (1 to 16)
 QUALITY = 85  # of the JPEGs (1 to 95)
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # looked for in this order
 
 
 def draw_pairs(tree: Path, references: pd.DataFrame, count: int, path: Path) -> None:
@@ -66,30 +62,12 @@ def enlarge(picture: Path, path: Path) -> None:
         first.resize(size, Image.Resampling.NEAREST).save(path, quality=QUALITY)
 
 
-def photograph(page: Path, path: Path) -> None:
-    """Saves the top of an HTML page as a headless browser shows it."""
-    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if not browser:
-        say(f"{path}: left out, none of {', '.join(_BROWSERS)} is installed")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        shot = Path(folder) / "page.png"
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        command += ["--window-size=1200,1400", f"--user-data-dir={folder}/profile"]
-        command += ["--disable-background-networking", "--no-first-run"]
-        command += ["--virtual-time-budget=5000", f"--screenshot={shot}", Path(page).resolve().as_uri()]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-        Image.open(shot).convert("RGB").save(path, quality=QUALITY)
-
-
 def main():
     override_constants(globals())
     demo, folder = Path(DATA_ROOT), Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     draw_pairs(demo / "synthetic" / BACKBONE, read_table(demo / "phantom"), PAIRS, folder / "pairs.jpg")
     enlarge(demo / "synthetic" / BACKBONE / PICTURE_FILE, folder / "first.jpg")
-    shutil.copyfile(demo / "evaluation" / BACKBONE / "auroc.png", folder / "auroc.png")
-    photograph(demo / "synthetic" / f"{BACKBONE}.html", folder / "page.jpg")
     for path in sorted(folder.iterdir()):
         say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
