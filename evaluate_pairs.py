@@ -5,9 +5,9 @@
 Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC
         (a CXR tree, a selected one with its floor.csv, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN
         (reports of real images), CACHE_DIR
-Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,closest}.png, and the
-        gallery page <SYNTHETIC>.html with the main numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder
-        is read-only)
+Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,closest}.png,
+        OUTPUT/radeval.csv of reports with a real one beside them, and the gallery page <SYNTHETIC>.html with the main
+        numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder is read-only)
 """
 
 from utils.constants import check_command_line, override_constants
@@ -184,8 +184,9 @@ def evaluate_reports(
         )
         result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables, f"{prefix}conventions": conventions}
         pairs = reports.table[["study_id"]].assign(reference=reports.references, hypothesis=reports.table["report"])
-        with writing("the reports for RadEval", output):
-            pairs[pairs["reference"] != ""].to_csv(output / f"{prefix}radeval.csv", index=False)
+        if sets.real.loading.accelerator.is_main_process:
+            with writing("the reports for RadEval", output):
+                pairs[pairs["reference"] != ""].to_csv(output / f"{prefix}radeval.csv", index=False)
     result["texts"] = sections.report_texts(list(all_reports.values()), sets.train.table, sets.seed)
     return result
 

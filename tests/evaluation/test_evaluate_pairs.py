@@ -152,6 +152,8 @@ def test_written_reports_of_real_images_with_their_ceiling_and_floor(real, evalu
     assert conventions["BLEU-1"]["written for real images"] == pytest.approx(1)
     assert conventions["BLEU-1"][sections.CONSTANT] < 1 > conventions["BLEU-1"][sections.SELECTED]
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    pairs = pd.read_csv(tmp_path / "evaluation" / "written_radeval.csv")
+    assert len(pairs) == written["written for real images"]["N"] and (pairs["reference"] == pairs["hypothesis"]).all()
     assert "## Beside other people's papers" in text and "Of reports written for real images:" in text
     side = by(found["written_details"], "detail")["side"]
     assert side["share"] == 1 > side["shuffled"] and side["N"] == side["of"] > 10 and side["ceiling"] == 1
