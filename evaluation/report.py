@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from evaluation import conventions, metrics
 from evaluation.copies import COPY_QUANTILE
 from evaluation.images import ImageSets
-from evaluation.sections import CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED, Nearest
+from evaluation.sections import CHOSEN, CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED, Nearest
 from utils.errors import say, writing
 from utils.latents import read_pixels
 
@@ -113,8 +113,8 @@ def _report_numbers(result):
         line = {row["reports"]: row for row in lines}
         ceiling = line.get(FURTHER["reconstruction"], {} if prefix else line.get("real reports of the same labels", {}))
         floor = f"shuffled: {_f1(line['shuffled among images'])}"
-        if SELECTED in line:
-            floor += f"; {SELECTED}: {_f1(line[SELECTED])}"
+        for name in (SELECTED, CHOSEN):
+            floor += f"; {name}: {_f1(line[name])}" if name in line else ""
         name = f"F1 of the findings in {what}, micro / macro ({result['text_judge']}, N = {lines[0]['N']})"
         rows.append(_number(name, _f1(lines[0]), floor, _f1(ceiling)))
         if "ROUGE-L" in lines[0]:

@@ -34,7 +34,8 @@ SHUFFLED = "shuffled reports"  # the synthetic images with each other's reports
 COPYING = "nearest training image (copying)"  # a training image of the nearest labels for each synthetic image
 SELECTED = "random training pairs, selected in the same way"  # see `baselines.selected_floor`
 CONSTANT = "constant normal report"
-FURTHER = {"reconstruction": "BART's reconstruction of the real report (ceiling)", "floor": SELECTED}  # columns => rows
+CHOSEN = "random training reports, chosen in the same way"  # where a report is the best of several
+FURTHER = {"reconstruction": "BART's reconstruction of the real report (ceiling)", "floor": CHOSEN}  # columns => rows
 FLOOR_DRAWS = 8  # draws of unseen images, for the mean and deviation of the floor
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM

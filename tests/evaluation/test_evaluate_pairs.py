@@ -146,11 +146,11 @@ def test_written_reports_of_real_images_with_their_ceiling_and_floor(real, evalu
     written = by(found["written_reports"], "reports")
     assert written["written for real images"]["ROUGE-L"] == pytest.approx(1)
     assert written["shuffled among images"]["ROUGE-L"] < 0.9
-    ceiling, floor = written[sections.FURTHER["reconstruction"]], written[sections.SELECTED]
+    ceiling, floor = written[sections.FURTHER["reconstruction"]], written[sections.CHOSEN]
     assert ceiling["ROUGE-L"] == pytest.approx(1) and ceiling["clinical F1 micro"] > floor["clinical F1 micro"]
     conventions = by(found["written_conventions"], "measure")
     assert conventions["BLEU-1"]["written for real images"] == pytest.approx(1)
-    assert conventions["BLEU-1"][sections.CONSTANT] < 1 > conventions["BLEU-1"][sections.SELECTED]
+    assert conventions["BLEU-1"][sections.CONSTANT] < 1 > conventions["BLEU-1"][sections.CHOSEN]
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
     pairs = pd.read_csv(tmp_path / "evaluation" / "written_radeval.csv")
     assert len(pairs) == written["written for real images"]["N"] and (pairs["reference"] == pairs["hypothesis"]).all()

@@ -173,7 +173,7 @@ def test_written_reports_may_hold_a_ceiling_and_a_floor(tmp_path, capsys):
     written = sections.read_written(tmp_path)
     images = Shown(findings_rows(EDEMA, EDEMA, EDEMA), findings_rows(EDEMA, EDEMA, EDEMA), ["", "", ""])
     found = sections.written_reports(images, written[written["report"] != ""])
-    assert found.further == {sections.SELECTED: ["x", "y"]} and found.table["report"].tolist() == ["a", "b"]
+    assert found.further == {sections.CHOSEN: ["x", "y"]} and found.table["report"].tolist() == ["a", "b"]
     assert "reconstruction" in capsys.readouterr().out
     assert sections.read_written(tmp_path / "nowhere") is None
 
