@@ -164,10 +164,8 @@ class _Run:
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, hence the factor num_processes
                     weight = terms[part] * accelerator.num_processes / all_terms
-                    loss = (
-                        self.compute_loss(self.model, send_to_device(batch, accelerator.device, non_blocking=True))
-                        * weight
-                    )
+                    inputs = send_to_device(batch, accelerator.device, non_blocking=True)
+                    loss = self.compute_loss(self.model, inputs) * weight
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, settings["CLIP_NORM"] or math.inf))
@@ -216,14 +214,13 @@ class _Run:
         count, self.pending = len(self.pending), []
         mean = torch.stack(losses).mean().to(self.accelerator.device)
         return {
-            "step": self.step,
-            "epoch": self.step * self.settings["BATCH_SIZE"] / len(self.examples),
+            "step": self.step, "epoch": self.step * self.settings["BATCH_SIZE"] / len(self.examples),
             "loss": self.accelerator.reduce(mean, "mean").item(),
             "learning_rate": self.settings["LEARNING_RATE"] * self.rate_at(self.step),
             "gradient_norm": torch.stack(norms).mean().item(),
             "examples_per_second": count * self.settings["BATCH_SIZE"] / seconds,
             "peak_gpu_mib": _peak_gpu_memory(self.accelerator.device),
-        }
+        }  # fmt: skip
 
     def _stop(self, saved):
         self._read_steps()
@@ -294,10 +291,9 @@ class _Run:
         losses, terms = [torch.zeros((), device=accelerator.device)], [0]
         for batch in self._loader(self.validation, batches):
             terms.append(self.validation.count_terms(batch))
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                losses.append(
-                    self.compute_loss(self.raw_model, send_to_device(batch, accelerator.device, non_blocking=True))
-                )
+                losses.append(self.compute_loss(self.raw_model, batch))
         sums = [sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), terms)), sum(terms)]
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")

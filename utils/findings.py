@@ -23,11 +23,8 @@ FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
 
 PROMPT_START = "A chest X ray image"
-PROMPT_PARTS = (  # (code, words before its findings), in the order of a prompt
-    (PRESENT, " with "),
-    (ABSENT, ", without "),
-    (UNCERTAIN, ", and with uncertain "),
-)
+# (code, words before its findings), in the order of a prompt
+PROMPT_PARTS = ((PRESENT, " with "), (ABSENT, ", without "), (UNCERTAIN, ", and with uncertain "))
 
 _INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}
 _PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
