@@ -111,11 +111,10 @@ class _Run:
 
     def train(self):
         settings, accelerator, main = self.settings, self.accelerator, self.accelerator.is_main_process
-        say(
-            f"{sum(parameter.numel() for parameter in self.parameters):,} trained parameters, {len(self.examples)} "
-            f"training and {len(self.validation)} validation examples, steps {self.step} to {self.total_steps} on "
-            f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
-        )
+        parameters = sum(parameter.numel() for parameter in self.parameters)
+        examples = f"{len(self.examples)} training and {len(self.validation)} validation examples"
+        where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        say(f"{parameters:,} trained parameters, {examples}, steps {self.step} to {self.total_steps} on {where}")
         own_share = accelerator.process_index, accelerator.num_processes
         sizes = (settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
         batches = Batches(self.examples, *sizes, self.step, self.total_steps, *own_share)

@@ -146,10 +146,9 @@ class FeatureCache:
         about = json.loads((self.folder / f"{shard}.keys.json").read_text())
         keys = about["keys"]
         if about["fingerprint"] != self._digest:
-            raise InputError(
-                f"the cache {self.folder} holds features that were made otherwise than this run makes them (shard "
-                f"{shard}); set CACHE_DIR to another folder, or delete this one"
-            )
+            features = f"features that were made otherwise than this run makes them (shard {shard})"
+            way_out = "set CACHE_DIR to another folder, or delete this one"
+            raise InputError(f"the cache {self.folder} holds {features}; {way_out}")
         values = np.lib.format.open_memmap(self._path(shard), mode="r")
         found = [list(values.shape), values.dtype.str]
         if found != [about["shape"], about["dtype"]] or len(values) != len(keys):
