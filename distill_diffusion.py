@@ -109,11 +109,8 @@ def main():
     examples = DiffusionExamples(features, "train", STUDENT_STEPS, PROMPT_DROPOUT)
     validation = DiffusionExamples(features, "validate", STUDENT_STEPS)
     preview = Preview(validation, vae, student.schedule, SEED, STUDENT_STEPS, 1.0, STUDENT_SCHEDULER)
-    facts = {
-        "encoders": fingerprints,
-        "data": table_fingerprint(features.table),
-        "student": teacher.describe(weights_fingerprint(model)),
-    }
+    facts = {"encoders": fingerprints, "data": table_fingerprint(features.table)}
+    facts["student"] = teacher.describe(weights_fingerprint(model))
     fit(student, examples, validation, loss, constants, accelerator, preview, facts)
 
 

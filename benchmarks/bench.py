@@ -248,14 +248,12 @@ class Trainer:
 
     def encode(self, raw: dict) -> dict:
         """A raw batch on the device => what compute_loss takes, and the cache holds."""
-        vae = self.networks.vae
+        vae, references = self.networks.vae, self.networks.references
         return {
             "latents": mean_latents(encode_moments(vae, raw["pixels"]), vae.config.scaling_factor),
-            "noise": raw["noise"],
-            "timesteps": raw["timesteps"],
-            "text": self.texts.encode(raw["prompts"]),
-            "reference": self.networks.references.encode(raw["reference_pixels"]),
-        }
+            "noise": raw["noise"], "timesteps": raw["timesteps"], "text": self.texts.encode(raw["prompts"]),
+            "reference": references.encode(raw["reference_pixels"]),
+        }  # fmt: skip
 
     def _on_device(self, batch):
         return send_to_device(batch, self.networks.device, non_blocking=True)

@@ -43,20 +43,15 @@ _SHORT = {  # a finding's name in sentences
 _MESH = {  # the terms that name a finding: a heading and the qualifiers that it has to have
     "Atelectasis": ("Pulmonary Atelectasis",), "Consolidation": ("Consolidation",), "Fracture": ("Fractures, Bone",),
     "Lung Lesion": ("Nodule", "Mass"), "No Finding": ("normal",), "Pneumonia": ("Pneumonia",),
-    "Cardiomegaly": (
-        "Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
-        "Heart Atria/enlarged",
-    ),
+    "Cardiomegaly": ("Cardiomegaly", "Cardiac Shadow/enlarged", "Heart/enlarged", "Heart Ventricles/enlarged",
+                     "Heart Atria/enlarged"),
     "Edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
     "Enlarged Cardiomediastinum": ("Mediastinum/enlarged", "Mediastinum/prominent"),
-    "Lung Opacity": (
-        "Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung",
-        "Lung Diseases, Interstitial",
-    ),
+    "Lung Opacity": ("Opacity", "Infiltrate", "Airspace Disease", "Markings", "Density", "Cicatrix/lung",
+                     "Lung Diseases, Interstitial"),
     "Pleural Effusion": ("Pleural Effusion", "Hydropneumothorax", "Hemothorax", "Hemopneumothorax"),
-    "Pleural Other": (
-        "Thickening/pleura", "Pleura", "Pulmonary Fibrosis", "Fibrosis", "Cicatrix/pleura", "Calcinosis/pleura",
-    ),
+    "Pleural Other": ("Thickening/pleura", "Pleura", "Pulmonary Fibrosis", "Fibrosis", "Cicatrix/pleura",
+                      "Calcinosis/pleura"),
     "Pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
     "Support Devices": ("Catheters, Indwelling", "Implanted Medical Device", "Tube, Inserted", "Medical Device"),
 }  # fmt: skip
@@ -89,12 +84,9 @@ def hand_written() -> tuple[list[str], np.ndarray]:
 def scores(found: np.ndarray, wanted: np.ndarray) -> dict:
     """Two boolean arrays => N wanted, precision, recall and F1; None where nothing is found or wanted."""
     hits, said, meant = int((found & wanted).sum()), int(found.sum()), int(wanted.sum())
-    return {
-        "N": meant,
-        "precision": hits / said if said else None,
-        "recall": hits / meant if meant else None,
-        "F1": 2 * hits / (said + meant) if said + meant else None,
-    }
+    precision, recall = hits / said if said else None, hits / meant if meant else None
+    f1 = 2 * hits / (said + meant) if said + meant else None
+    return {"N": meant, "precision": precision, "recall": recall, "F1": f1}
 
 
 def score_reports(table: pd.DataFrame) -> tuple[dict, float]:

@@ -38,16 +38,11 @@ def write_record(
     table: of texts and numbers, which are stored as texts of three digits; device: on which the measured code ran.
     """
     record = {
-        "title": title,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": _commit(),
-        "processor": processor(device),
-        "date": datetime.date.today().isoformat(),
-        "constants": constants,
-        "columns": list(table),
-        "rows": [[_text(cell) for cell in row] for row in table.itertuples(index=False)],
+        "title": title, "command": shlex.join(["python", *sys.orig_argv[1:]]), "commit": _commit(),
+        "processor": processor(device), "date": datetime.date.today().isoformat(), "constants": constants,
+        "columns": list(table), "rows": [[_text(cell) for cell in row] for row in table.itertuples(index=False)],
         "notes": notes,
-    }
+    }  # fmt: skip
     path = RESULTS / f"{name}.json"
     with writing("the record", RESULTS), replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -66,15 +66,10 @@ def demo_table(records: list[dict]) -> str:
     return markdown_table(demos[0]["columns"], [[name, *map(spread, zip(*rows))] for name, rows in zip(names, cells)])
 
 
-def with_table(text: str, table: str) -> str:
-    """The README with this table between its two marks."""
-    return fill(text, MARK, table)
-
-
 def main():
     records = read_records()
     PAGE.write_text(page(records))
-    README.write_text(with_table(README.read_text(), demo_table(records)))
+    README.write_text(fill(README.read_text(), MARK, demo_table(records)))
 
 
 if __name__ == "__main__":

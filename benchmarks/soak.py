@@ -48,15 +48,11 @@ _CONFIG = REPOSITORY / "benchmarks" / "soak.toml"
 _IMAGE_SIZE = 32  # pixels of the drawn tree
 _STOPPED = 3  # exit status of a run that SIGTERM has stopped in good order
 _RUNS = {  # script => what it writes
-    "train_diffusion_clipUViT": ("cache-clipUViT", "clipUViT"),
-    "sample_diffusion_clipUViT": ("made-by-clipUViT",),
-    "train_diffusion_clipSD": ("cache-clipSD", "clipSD"),
-    "sample_diffusion_clipSD": ("made-by-clipSD",),
-    "train_bart": ("bart",),
-    "train_prior_model": ("cache-prior", "prior"),
-    "sample_prior_model": ("written",),
+    "train_diffusion_clipUViT": ("cache-clipUViT", "clipUViT"), "sample_diffusion_clipUViT": ("made-by-clipUViT",),
+    "train_diffusion_clipSD": ("cache-clipSD", "clipSD"), "sample_diffusion_clipSD": ("made-by-clipSD",),
+    "train_bart": ("bart",), "train_prior_model": ("cache-prior", "prior"), "sample_prior_model": ("written",),
     "select_pairs": ("cache-selected", "selected"),
-}
+}  # fmt: skip
 
 
 def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:

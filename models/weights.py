@@ -56,18 +56,13 @@ _KINDS = {  # kind => (what the names of its trained tensors begin with, what it
 _FROZEN = ("vae.", "text_encoder.", "language_model.", "clipvisionmodel.")  # stored by Lightning, but not trained
 _OFFICIAL_START = "imagenet256_uvit_large.pth"  # the file that the paper's U-ViT starts from
 _VIT_NAMES = (  # timm's names => Hugging Face's of 2023
-    (r"^head\.", "pooler.dense."),
-    (r"^vit\.cls_token", "embeddings.cls_token"),
+    (r"^head\.", "pooler.dense."), (r"^vit\.cls_token", "embeddings.cls_token"),
     (r"^vit\.pos_embed", "embeddings.position_embeddings"),
-    (r"^vit\.patch_embed\.proj", "embeddings.patch_embeddings.projection"),
-    (r"^vit\.norm\.", "layernorm."),
-    (r"^vit\.blocks\.", "encoder.layer."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"^vit\.patch_embed\.proj", "embeddings.patch_embeddings.projection"), (r"^vit\.norm\.", "layernorm."),
+    (r"^vit\.blocks\.", "encoder.layer."), (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."), (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
-)
+)  # fmt: skip
 _ALL_ROWS = {"VIEWS": [], "HOLD_OUT": []}  # the authors trained BART and prior on every view and patient group
 
 

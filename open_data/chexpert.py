@@ -69,15 +69,10 @@ def _read_list(path):
     if (view == "").any():
         say(f"{path}: {(view == '').sum()} frontal images are neither PA nor AP; their view is left blank")
     return pd.concat([frame[["path", "sex", "age"]], parts, from_physionet(frame, path)], axis=1).assign(
-        dicom_id=parts["folder"] + "_study" + parts["visit"] + "_" + parts["image"],
-        patient_id=parts["folder"],
-        patient=parts["patient"].astype(int),
-        study=100 * parts["patient"].astype(int) + parts["visit"].astype(int),
-        view=view,
-        split=_SPLITS[path.name],
-        report="",
-        list=path.name,
-    )
+        dicom_id=parts["folder"] + "_study" + parts["visit"] + "_" + parts["image"], patient_id=parts["folder"],
+        patient=parts["patient"].astype(int), study=100 * parts["patient"].astype(int) + parts["visit"].astype(int),
+        view=view, split=_SPLITS[path.name], report="", list=path.name,
+    )  # fmt: skip
 
 
 def _files(table, root):

@@ -70,9 +70,8 @@ def _read_entries(path):
     strange = ~frame["view"].isin(["PA", "AP"])
     if strange.any():
         say(f"{path}: {strange.sum()} images have a view that is neither PA nor AP; it is left blank")
-    return frame.assign(
-        patient=patient, study=_IMAGES_A_PATIENT * patient + ids[1].astype(int), view=frame["view"].mask(strange, "")
-    )
+    study = _IMAGES_A_PATIENT * patient + ids[1].astype(int)
+    return frame.assign(patient=patient, study=study, view=frame["view"].mask(strange, ""))
 
 
 def _with_splits(table, root):

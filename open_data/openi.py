@@ -203,8 +203,6 @@ def _with_views(table, projections):
     view = frontal.where(kind == "frontal", kind.map({"lateral": "LATERAL"}).fillna(""))
     assumed = (view == "PA") & ~says_pa
     counts = ", ".join(f"{number} by {name}" for name, number in source[source != ""].value_counts().items())
-    say(
-        f"views: {(view == '').sum()} of {len(table)} are not known, {counts or 'none known'}; {assumed.sum()} frontal "
-        "ones count as PA, since their caption says neither PA nor AP"
-    )
+    known = f"{(view == '').sum()} of {len(table)} are not known, {counts or 'none known'}"
+    say(f"views: {known}; {assumed.sum()} frontal ones count as PA, since their caption says neither PA nor AP")
     return table.assign(view=view, view_from=source + assumed.map({True: "; PA assumed", False: ""}))

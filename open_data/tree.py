@@ -191,8 +191,6 @@ def _place_image(source, target, how):
 def _say_result(output, table):
     present = (table[list(FINDINGS)] == PRESENT).sum()
     findings = ", ".join(f"{name} {count}" for name, count in present.items() if count)
-    say(
-        f"{output}: {table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} "
-        f"images ({count_values(table['split'])}), {(table['report'] != '').sum()} with a report; "
-        f"present: {findings or 'no finding'}"
-    )
+    size = f"{table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} images"
+    splits, reported = count_values(table["split"]), (table["report"] != "").sum()
+    say(f"{output}: {size} ({splits}), {reported} with a report; present: {findings or 'no finding'}")

@@ -130,12 +130,7 @@ def draw_pneumothorax(canvas, film: np.ndarray, lung, finding: Finding) -> np.nd
 
 
 LUNG_FINDINGS = {
-    "Atelectasis": _atelectasis,
-    "Consolidation": _consolidation,
-    "Edema": _edema,
-    "Lung Lesion": _lung_lesion,
-    "Lung Opacity": _lung_opacity,
-    "Pleural Effusion": _pleural_effusion,
-    "Pleural Other": _pleural_other,
+    "Atelectasis": _atelectasis, "Consolidation": _consolidation, "Edema": _edema, "Lung Lesion": _lung_lesion,
+    "Lung Opacity": _lung_opacity, "Pleural Effusion": _pleural_effusion, "Pleural Other": _pleural_other,
     "Pneumonia": _pneumonia,
-}
+}  # fmt: skip

@@ -8,27 +8,18 @@ from utils import findings as cxr
 _SIZES, _SEVERITIES = ("small", "moderate", "large"), ("mild", "moderate", "severe")  # from the smallest to the largest
 _BY_SEVERITY = ("Cardiomegaly", "Edema", "Atelectasis", "Enlarged Cardiomediastinum")
 _NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} and {zone} as drawn
-    "Atelectasis": "{degree} {side} basilar atelectasis",
-    "Cardiomegaly": "{degree} cardiomegaly",
-    "Consolidation": "{degree} consolidation in the {side} {zone} lung",
-    "Edema": "{degree} pulmonary edema",
+    "Atelectasis": "{degree} {side} basilar atelectasis", "Cardiomegaly": "{degree} cardiomegaly",
+    "Consolidation": "{degree} consolidation in the {side} {zone} lung", "Edema": "{degree} pulmonary edema",
     "Enlarged Cardiomediastinum": "{degree} widening of the mediastinum",
-    "rib": "displaced fractures of several {side} ribs",
-    "clavicle": "displaced fracture of the {side} clavicle",
-    "Lung Lesion": "mass in the {side} {zone} lung",
-    "nodules 1": "{side} {zone} lung nodule",
-    "nodules 2": "two nodules in the {side} {zone} lung",
-    "nodules 3": "three nodules in the {side} lung",
+    "rib": "displaced fractures of several {side} ribs", "clavicle": "displaced fracture of the {side} clavicle",
+    "Lung Lesion": "mass in the {side} {zone} lung", "nodules 1": "{side} {zone} lung nodule",
+    "nodules 2": "two nodules in the {side} {zone} lung", "nodules 3": "three nodules in the {side} lung",
     "Lung Opacity": "{degree} hazy opacity in the {side} {zone} lung",
-    "Pleural Effusion": "{degree} {side} pleural effusion",
-    "thickening": "{degree} {side} pleural thickening",
-    "cap": "{degree} {side} apical pleural thickening",
-    "plaque": "calcified {side} pleural plaques",
-    "Pneumonia": "{degree} patchy pneumonia in the {side} {zone} lung",
-    "Pneumothorax": "{degree} {side} pneumothorax",
-    "pacemaker": "{side} pacemaker with two leads",
-    "lines": "endotracheal tube and {side} central line",
-}
+    "Pleural Effusion": "{degree} {side} pleural effusion", "thickening": "{degree} {side} pleural thickening",
+    "cap": "{degree} {side} apical pleural thickening", "plaque": "calcified {side} pleural plaques",
+    "Pneumonia": "{degree} patchy pneumonia in the {side} {zone} lung", "Pneumothorax": "{degree} {side} pneumothorax",
+    "pacemaker": "{side} pacemaker with two leads", "lines": "endotracheal tube and {side} central line",
+}  # fmt: skip
 _UNQUALIFIED = {  # findings named without place or size in other words than their own, to be negated
     "Consolidation": "focal consolidation", "Edema": "pulmonary edema",
     "Enlarged Cardiomediastinum": "widening of the mediastinum", "Fracture": "displaced fracture",

@@ -194,7 +194,7 @@ def test_readme_names_every_script_and_make_target():
 def test_figures_of_the_documents_are_those_of_the_records():
     records, readme = render.read_records(), render.README.read_text()
     assert render.PAGE.read_text() == render.page(records), "run python -m benchmarks.render"
-    assert readme == render.with_table(readme, render.demo_table(records)), "run python -m benchmarks.render"
+    assert readme == render.fill(readme, render.MARK, render.demo_table(records)), "run python -m benchmarks.render"
 
 
 def test_images_are_kept_in_two_folders_only():

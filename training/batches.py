@@ -70,13 +70,9 @@ def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None
 def make_loader(data: Examples, batches, workers: int, device: torch.device, ended) -> DataLoader:
     """A loader of batches in `workers` processes. ended: a multiprocessing.Event, set when the run ends."""
     return DataLoader(
-        data,
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=partial(_ignore_sigterm, ended),
-        pin_memory=device.type == "cuda",
-        collate_fn=data.collate,
-    )
+        data, batch_sampler=batches, num_workers=workers, worker_init_fn=partial(_ignore_sigterm, ended),
+        pin_memory=device.type == "cuda", collate_fn=data.collate,
+    )  # fmt: skip
 
 
 def _ignore_sigterm(ended, _):

@@ -111,11 +111,10 @@ class _Run:
 
     def train(self):
         settings, accelerator, main = self.settings, self.accelerator, self.accelerator.is_main_process
-        say(
-            f"{sum(parameter.numel() for parameter in self.parameters):,} trained parameters, {len(self.examples)} "
-            f"training and {len(self.validation)} validation examples, steps {self.step} to {self.total_steps} on "
-            f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
-        )
+        parameters = sum(parameter.numel() for parameter in self.parameters)
+        examples = f"{len(self.examples)} training and {len(self.validation)} validation examples"
+        where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        say(f"{parameters:,} trained parameters, {examples}, steps {self.step} to {self.total_steps} on {where}")
         own_share = accelerator.process_index, accelerator.num_processes
         sizes = (settings[name] for name in ("BATCH_SIZE", "ACCUMULATION", "SEED"))
         batches = Batches(self.examples, *sizes, self.step, self.total_steps, *own_share)
@@ -164,10 +163,8 @@ class _Run:
                 with accelerator.autocast():
                     # the gradients of the processes are averaged, hence the factor num_processes
                     weight = terms[part] * accelerator.num_processes / all_terms
-                    loss = (
-                        self.compute_loss(self.model, send_to_device(batch, accelerator.device, non_blocking=True))
-                        * weight
-                    )
+                    inputs = send_to_device(batch, accelerator.device, non_blocking=True)
+                    loss = self.compute_loss(self.model, inputs) * weight
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, settings["CLIP_NORM"] or math.inf))
@@ -216,14 +213,13 @@ class _Run:
         count, self.pending = len(self.pending), []
         mean = torch.stack(losses).mean().to(self.accelerator.device)
         return {
-            "step": self.step,
-            "epoch": self.step * self.settings["BATCH_SIZE"] / len(self.examples),
+            "step": self.step, "epoch": self.step * self.settings["BATCH_SIZE"] / len(self.examples),
             "loss": self.accelerator.reduce(mean, "mean").item(),
             "learning_rate": self.settings["LEARNING_RATE"] * self.rate_at(self.step),
             "gradient_norm": torch.stack(norms).mean().item(),
             "examples_per_second": count * self.settings["BATCH_SIZE"] / seconds,
             "peak_gpu_mib": _peak_gpu_memory(self.accelerator.device),
-        }
+        }  # fmt: skip
 
     def _stop(self, saved):
         self._read_steps()
@@ -294,10 +290,9 @@ class _Run:
         losses, terms = [torch.zeros((), device=accelerator.device)], [0]
         for batch in self._loader(self.validation, batches):
             terms.append(self.validation.count_terms(batch))
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                losses.append(
-                    self.compute_loss(self.raw_model, send_to_device(batch, accelerator.device, non_blocking=True))
-                )
+                losses.append(self.compute_loss(self.raw_model, batch))
         sums = [sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), terms)), sum(terms)]
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
         total = accelerator.reduce(torch.tensor(sums, device=accelerator.device, dtype=exact), "sum")

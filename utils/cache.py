@@ -115,10 +115,9 @@ class FeatureCache:
             raise InputError(f"cannot read {path}: {reason(error)}; remove it, or set another CACHE_DIR") from error
         for name in sorted(found.keys() | fingerprint.keys()):
             if found.get(name) != fingerprint.get(name):
-                raise InputError(
-                    f"the cache {self.folder} was made with {name} = {found.get(name)!r}, this run has "
-                    f"{fingerprint.get(name)!r}; set CACHE_DIR to another folder, or delete this one"
-                )
+                values = f"{name} = {found.get(name)!r}, this run has {fingerprint.get(name)!r}"
+                way_out = "set CACHE_DIR to another folder, or delete this one"
+                raise InputError(f"the cache {self.folder} was made with {values}; {way_out}")
 
     def refresh(self) -> None:
         """Adds the shards that other processes have finished since the last call."""
@@ -147,10 +146,9 @@ class FeatureCache:
         about = json.loads((self.folder / f"{shard}.keys.json").read_text())
         keys = about["keys"]
         if about["fingerprint"] != self._digest:
-            raise InputError(
-                f"the cache {self.folder} holds features that were made otherwise than this run makes them (shard "
-                f"{shard}); set CACHE_DIR to another folder, or delete this one"
-            )
+            features = f"features that were made otherwise than this run makes them (shard {shard})"
+            way_out = "set CACHE_DIR to another folder, or delete this one"
+            raise InputError(f"the cache {self.folder} holds {features}; {way_out}")
         values = np.lib.format.open_memmap(self._path(shard), mode="r")
         found = [list(values.shape), values.dtype.str]
         if found != [about["shape"], about["dtype"]] or len(values) != len(keys):
@@ -208,9 +206,8 @@ class FeatureCache:
                 self._compute(missing, load, encode, batch_size, threads, progress, stopped)
             accelerator.wait_for_everyone()
             if any(gather_object([stopped()])):  # of all processes, so that they end together
-                raise Stopped(
-                    f"stopped; the {what} computed so far are in {self.folder}: run the same command again to resume"
-                )
+                so_far = f"the {what} computed so far are in {self.folder}"
+                raise Stopped(f"stopped; {so_far}: run the same command again to resume")
         if not all_processes_agree(lambda: self._digest_of(keys), accelerator):
             raise InputError(
                 f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and "

@@ -74,10 +74,8 @@ def check_loaded(model: nn.Module, info: dict, folder: str | Path) -> None:
     """InputError unless file and model have the same weights, all finite; info: the loading info of from_pretrained."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
-            raise InputError(
-                f"the weights in {folder} are not of the architecture in its config.json: "
-                f"{len(info[problem])} {problem.replace('_', ' ')}, e.g. {sorted(map(str, info[problem]))[:3]}"
-            )
+            keys = f"{len(info[problem])} {problem.replace('_', ' ')}, e.g. {sorted(map(str, info[problem]))[:3]}"
+            raise InputError(f"the weights in {folder} are not of the architecture in its config.json: {keys}")
     check_finite(model, folder)
 
 
@@ -120,11 +118,8 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 def encoder_fingerprints(vae: nn.Module, text_encoder, reference_encoder) -> dict[str, str]:
     """The fingerprints of the frozen encoders, which a checkpoint keeps and `check_encoders` compares."""
-    return {
-        "vae": weights_fingerprint(vae),
-        "text_encoder": text_encoder.fingerprint(),
-        "reference_encoder": reference_encoder.fingerprint(),
-    }
+    text, reference = text_encoder.fingerprint(), reference_encoder.fingerprint()
+    return {"vae": weights_fingerprint(vae), "text_encoder": text, "reference_encoder": reference}
 
 
 def check_encoders(training: dict, **fingerprints: str) -> None:
@@ -138,10 +133,9 @@ def check_encoders(training: dict, **fingerprints: str) -> None:
     for name, fingerprint in fingerprints.items():
         expected = str(training.get("encoders", {}).get(name))
         if expected != fingerprint:
-            raise InputError(
-                f"the checkpoint was trained with another {name} (fingerprint {expected[:12]}, this one has "
-                f"{fingerprint[:12]}): set {_CONSTANTS[name]} to the one it was trained with"
-            )
+            other = f"another {name} (fingerprint {expected[:12]}, this one has {fingerprint[:12]})"
+            way_out = f"set {_CONSTANTS[name]} to the one it was trained with"
+            raise InputError(f"the checkpoint was trained with {other}: {way_out}")
 
 
 def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None:
@@ -157,7 +151,6 @@ def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None
         if "source" in training or found is None:
             say(f"{name} {checkpoint} does not say which patient groups were held out of its training: taken unchecked")
         elif {*found} != {*hold_out}:
-            raise InputError(
-                f"HOLD_OUT is {tuple(hold_out)}, and {name} {checkpoint} was trained with {tuple(found)} held out: set "
-                f"HOLD_OUT to {tuple(found)}, or train again"
-            )
+            trained = f"{name} {checkpoint} was trained with {tuple(found)} held out"
+            way_out = f"set HOLD_OUT to {tuple(found)}, or train again"
+            raise InputError(f"HOLD_OUT is {tuple(hold_out)}, and {trained}: {way_out}")

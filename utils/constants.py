@@ -136,13 +136,10 @@ def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
 
 def _command_line_parser(script: "Script", values: dict) -> _Parser:
     parser = _Parser(
-        prog=script.name,
-        description=script.docstring,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+        prog=script.name, description=script.docstring, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
         usage=f"{script.name} [--config FILE.toml] [--NAME VALUE ...]",
-    )
+    )  # fmt: skip
     parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
     for name, value in values.items():
         text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")

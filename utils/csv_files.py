@@ -54,11 +54,9 @@ def read_csv(
     InputError for a file that cannot be read, a missing column, repeated rows, and ids against utils/mimic_cxr.py.
     """
     frame = parse_csv(
-        path,
-        usecols=lambda name: name in columns or name in optional,
-        dtype=dict.fromkeys((*texts, *optional), str),
+        path, usecols=lambda name: name in columns or name in optional, dtype=dict.fromkeys((*texts, *optional), str),
         low_memory=False,
-    )
+    )  # fmt: skip
     missing = [name for name in columns if name not in frame]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
@@ -170,13 +168,11 @@ def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:
     check_rows(frame["image_path"], ids.notna().all(axis=1), path, f"image_path {wrong}")
     check_dicom_ids(ids["dicom_id"], path)
     table = ids.assign(
-        subject_id=whole_numbers(ids["subject_id"], path),
-        study_id=whole_numbers(ids["study_id"], path),
-        view=frame["ViewPosition"],
-        split=frame["split"],
+        subject_id=whole_numbers(ids["subject_id"], path), study_id=whole_numbers(ids["study_id"], path),
+        view=frame["ViewPosition"], split=frame["split"],
         image_path=[os.path.join(path.parent, name) for name in names],
         report=stated_reports(frame["text"]) if with_reports else "",
-    ).reset_index(drop=True)
+    ).reset_index(drop=True)  # fmt: skip
     check_unique(table, ["dicom_id"], path)
     table = pd.concat([table, authors_codes(frame["label"], path)], axis=1)
     check_one_each(table, "study_id", list(FINDINGS), path, "label", "correct the wrong rows", "dicom_id")

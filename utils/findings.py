@@ -23,11 +23,8 @@ FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
 
 PROMPT_START = "A chest X ray image"
-PROMPT_PARTS = (  # (code, words before its findings), in the order of a prompt
-    (PRESENT, " with "),
-    (ABSENT, ", without "),
-    (UNCERTAIN, ", and with uncertain "),
-)
+# (code, words before its findings), in the order of a prompt
+PROMPT_PARTS = ((PRESENT, " with "), (ABSENT, ", without "), (UNCERTAIN, ", and with uncertain "))
 
 _INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}
 _PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
@@ -99,10 +96,9 @@ def from_physionet(frame: pd.DataFrame, where: str | Path, coding: dict = _PHYSI
     wrong = labels.notna() & ~values.isin(list(coding))
     if wrong.any(axis=None):
         row, column = np.argwhere(wrong.to_numpy())[0]
-        raise InputError(
-            f"{where}, data row {row + 1}, column {FINDINGS[column]!r}: '{labels.iat[row, column]}' is not a label; "
-            f"PhysioNet's labels are 1.0 (present), 0.0 (absent), -1.0 (uncertain) and blank (not mentioned); {_CODING}"
-        )
+        cell = f"data row {row + 1}, column {FINDINGS[column]!r}: '{labels.iat[row, column]}'"
+        known = "PhysioNet's labels are 1.0 (present), 0.0 (absent), -1.0 (uncertain) and blank (not mentioned)"
+        raise InputError(f"{where}, {cell} is not a label; {known}; {_CODING}")
     return values.replace(coding).fillna(NOT_MENTIONED).astype(np.int8)
 
 

@@ -53,9 +53,8 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise InputError(
-                f"another run is writing {what} in {folder}: wait until it has ended, or name another folder"
-            ) from None
+            way_out = "wait until it has ended, or name another folder"
+            raise InputError(f"another run is writing {what} in {folder}: {way_out}") from None
     try:
         yield
     finally:
@@ -115,10 +114,8 @@ def _check_may_make(part: str, folder: Path, settings: dict, inside: str, consta
     files = [path for path in folder.iterdir() if path.name not in (MANIFEST_FILE, ".lock")] if folder.exists() else []
     has_files = any(path.suffix != ".tmp" for path in files)  # a run may leave these before its manifest
     if has_files and not manifest:
-        raise InputError(
-            f"{folder} is not empty and has no {MANIFEST_FILE}, so nothing is written into it: name a new folder as "
-            f"{constant} (DATA_ROOT may still be this one)"
-        )
+        way_out = f"name a new folder as {constant} (DATA_ROOT may still be this one)"
+        raise InputError(f"{folder} is not empty and has no {MANIFEST_FILE}, so nothing is written into it: {way_out}")
     if inside and inside not in manifest:
         raise InputError(f"{folder} is not a {inside}, so it has no images for the {part}: set DATA_ROOT to their tree")
     if manifest and not inside and part not in manifest:
@@ -126,8 +123,6 @@ def _check_may_make(part: str, folder: Path, settings: dict, inside: str, consta
     found = manifest.get(part, settings) if has_files else settings
     for name in {**found, **settings}:
         if found.get(name) != settings.get(name):
-            raise InputError(
-                f"the {part} in {folder} was begun with {name} = {found.get(name)!r}, this run has "
-                f"{settings.get(name)!r}; set {constant} to another folder"
-            )
+            values = f"{name} = {found.get(name)!r}, this run has {settings.get(name)!r}"
+            raise InputError(f"the {part} in {folder} was begun with {values}; set {constant} to another folder")
     return manifest

@@ -132,9 +132,8 @@ def _read_dicom(path: str | Path) -> Image.Image:
     dicom = pydicom.dcmread(path)
     photometric, bits, frames = dicom.PhotometricInterpretation, dicom.BitsStored, int(dicom.get("NumberOfFrames") or 1)
     if frames > 1 or bits > 16 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(
-            f"it has {frames} frames in {photometric} of {bits} bits; a film is one, in grey of 16 at most"
-        )
+        film = f"{frames} frames in {photometric} of {bits} bits"
+        raise ValueError(f"it has {film}; a film is one, in grey of 16 at most")
     grey = _grey_of_codes(dicom)
     if photometric == "MONOCHROME1":
         grey = 255 - grey

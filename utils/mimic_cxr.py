@@ -65,14 +65,9 @@ PICTURE_FILE = "first.png"  # the first images of a synthetic tree, see sampling
 
 
 def read_table(
-    root: str | Path,
-    reports_root: str | Path = "",
-    views: Sequence[str] = (),
-    splits: Sequence[str] = (),
-    hold_out: Sequence[str] = (),
-    with_reports: bool = True,
-    check_images: bool = True,
-) -> pd.DataFrame:
+    root: str | Path, reports_root: str | Path = "", views: Sequence[str] = (), splits: Sequence[str] = (),
+    hold_out: Sequence[str] = (), with_reports: bool = True, check_images: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """The table of a CXR tree, or of the authors' CSV.
 
     root: the tree's folder, or a path that ends in .csv or .csv.gz with the columns label (14 codes as a list in text),
@@ -114,9 +109,8 @@ def split_rows(table: pd.DataFrame, split: str, root: str | Path = "") -> np.nda
     rows = np.flatnonzero(table["split"] == split)
     if not len(rows):
         there = count_values(table["split"]) or "none at all"
-        raise InputError(
-            f"no rows in the split {split!r} of {root or 'the table'} after the filters; there are {there}"
-        )
+        where = f"the split {split!r} of {root or 'the table'}"
+        raise InputError(f"no rows in {where} after the filters; there are {there}")
     return rows
 
 
@@ -240,10 +234,8 @@ def _read_reports(table: pd.DataFrame, root: Path, reports_root: Path | None) ->
     texts = {study: "" if content is None else report_text(content) for study, content in raw.items()}
     without_file, blank = [*raw.values()].count(None), [*texts.values()].count("")
     place = f" in {reports_root or root}" if without_file else ""
-    say(
-        f"reports: {len(texts) - blank} of {len(texts)} studies have one ({without_file} "
-        f"without a file{place}, {blank - without_file} without findings or impression in it)"
-    )
+    others = f"{without_file} without a file{place}, {blank - without_file} without findings or impression in it"
+    say(f"reports: {len(texts) - blank} of {len(texts)} studies have one ({others})")
     return [texts[study] for study in studies]
 
 
@@ -272,9 +264,8 @@ def _read_report(places: list[Path | zipfile.Path], study: str) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except Exception as error:  # no permission, a failing disk; in a zip: damaged, encrypted, unknown compression
-            raise InputError(
-                f"the report {study}.txt in {place} cannot be read ({reason(error)}); repair it, or unpack its zip"
-            ) from error
+            unreadable = f"the report {study}.txt in {place} cannot be read ({reason(error)})"
+            raise InputError(f"{unreadable}; repair it, or unpack its zip") from error
     return None
 
 
@@ -282,11 +273,9 @@ def _read_report(places: list[Path | zipfile.Path], study: str) -> str | None:
 
 
 def write_tree(
-    root: str | Path,
-    table: pd.DataFrame,
-    provenance: pd.DataFrame | None = None,
+    root: str | Path, table: pd.DataFrame, provenance: pd.DataFrame | None = None,
     provenance_file: str = PROVENANCE_FILE,
-) -> None:
+) -> None:  # fmt: skip
     """Adds rows to a CXR tree, which is made if there is none; reading it back gives the same rows.
 
     table: the columns of `read_table`, except image_path: the caller has written each image at `image_file(...)`
@@ -307,11 +296,9 @@ def write_tree(
 
     sizes = list(map(_image_size, image_files(root, table)))
     metadata = table[["dicom_id", *ids]].assign(
-        ViewPosition=table["view"],
-        Rows=[height for _, height in sizes],
-        Columns=[width for width, _ in sizes],
+        ViewPosition=table["view"], Rows=[height for _, height in sizes], Columns=[width for width, _ in sizes],
         ViewCodeSequence_CodeMeaning=table["view"].map(VIEW_MEANINGS).fillna(""),
-    )
+    )  # fmt: skip
     chexpert = pd.concat([studies[ids], to_physionet(studies)], axis=1)
     further = [name for name in ("indication", "comparison") if name in table]
     for subject, study, report, *texts in studies[[*ids, "report", *further]].itertuples(index=False):

@@ -33,10 +33,8 @@ def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
         f"impression and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
     )
     if not kept.any():
-        raise InputError(
-            f"not one of {len(table)} images has an impression for a prompt ({dropped}): set REPORTS_ROOT to where the "
-            ".txt files are, or train with PROMPT findings"
-        )
+        way_out = "set REPORTS_ROOT to where the .txt files are, or train with PROMPT findings"
+        raise InputError(f"not one of {len(table)} images has an impression for a prompt ({dropped}): {way_out}")
     say(f"impressions: {kept.sum()} of {len(table)} images have one; {dropped}")
     return table[kept].assign(prompt=impressions[kept]).reset_index(drop=True)
 

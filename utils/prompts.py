@@ -190,13 +190,9 @@ def _load_text_model(name: str, base_model: str):
             options["config"] = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
         tokenizer = tokenizer_class.from_pretrained(folder, subfolder=of_tokenizer, trust_remote_code=False)
         model, info = model_class.from_pretrained(
-            folder,
-            subfolder=of_model,
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
+            folder, subfolder=of_model, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
             **options,
-        )
+        )  # fmt: skip
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         check_loaded(model, {**info, "unexpected_keys": [], "missing_keys": missing}, folder)
         if model_class is not CLIPTextModel:
@@ -273,10 +269,8 @@ def _load_image_tower(name: str) -> nn.Module:
             check_config(place, file="open_clip_config.json")
         return open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).visual
     except Exception as error:  # libraries raise errors of any type for a broken file
-        raise InputError(
-            f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(place, error)}; "
-            "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
-        ) from error
+        form = "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
+        raise InputError(f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(place, error)}; {form}") from error
 
 
 class PooledFusion(ModelMixin, ConfigMixin):

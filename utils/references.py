@@ -55,10 +55,7 @@ class References:
         return np.array([self.draw(*target) for target in targets], dtype=np.int64)
 
     def first_for(self, table: pd.DataFrame) -> np.ndarray:
-        """The first training row with the same labels for each row of a table, of any patient, or NONE.
-
-        This is the choice of the CXR-IRGen authors.
-        """
+        """The authors' choice: for each row the first training row of the same labels, of any patient, or NONE."""
         groups = [self._group.get(vector.tobytes()) for vector in _labels(table)]
         first = np.minimum.reduceat(self._rows, self._bounds[:-1]) if len(self._rows) else self._rows
         return np.array([NONE if group is None else first[group] for group in groups], dtype=np.int64)

@@ -15,16 +15,14 @@ view                    words in capitals that name the views; unknown: any othe
 """
 
 import re
-import textwrap
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
+from textwrap import TextWrapper
 
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
-_LINES = textwrap.TextWrapper(
-    78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False
-)
+_LINES = TextWrapper(78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
 _TAG = re.compile(r"(?i)</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>")
 _LINE_BREAK = re.compile(r"(?i)\r\n?|<br ?/?>")
