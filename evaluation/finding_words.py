@@ -200,11 +200,16 @@ _SHORT_FORMS = {  # abbreviations, and what is too short to be compared with the
     "wnl": "within normal limits", "c/w": "consistent with", "d/t": "due to", "s/o": "suggestive of", "w/": "with",
     "w/o": "without",
 }  # fmt: skip
-WORD = re.compile(r"(?<![\w/])(?:[cs]/[wo]|d/t|w/o)(?![\w/])|(?<![\w/])w/|[a-z]{2,}")  # what `well_spelt` reads
+_WORD = re.compile(r"(?<![\w/])(?:[cs]/[wo]|d/t|w/o)(?![\w/])|(?<![\w/])w/|[a-z]{2,}")
+
+
+def well_spelt(text):
+    """A text in lower case with its words as `_corrected` spells them, and a blank after "w/"."""
+    return _WORD.sub(lambda word: _corrected(word[0]) + " " * (word[0] == "w/"), text)
 
 
 @lru_cache(maxsize=50_000)
-def well_spelt(word):
+def _corrected(word):
     """A word of a report => the medical term that it misspells by a letter (two of a long word), or the word itself."""
     if len(word) < 6:
         return _SHORT_FORMS.get(word, word)

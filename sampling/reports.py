@@ -147,23 +147,17 @@ class Reports:
 def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAutoencoder, precision: str) -> dict:
     """What a folder's manifest states of its reports; constants: those of the script, `images`: their tree's path."""
     decoding, several, flows = constants["DECODING"], constants["CANDIDATES"] > 1, prior.config.kind == "flow"
-    of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE")}
+    of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE") if flows}
     return {
-        "images": images,
-        "prior": weights_fingerprint(prior),
-        "bart": bart.fingerprint(),
-        **(of_flows if flows else {}),
+        "images": images, "prior": weights_fingerprint(prior), "bart": bart.fingerprint(), **of_flows,
         "LATENT_GAIN": 1 if flows else constants["LATENT_GAIN"],
         **({"CANDIDATES": constants["CANDIDATES"], "chosen by": "image"} if several else {}),
         **({"RECONSTRUCT": True} if constants["RECONSTRUCT"] else {}),
-        "DECODING": decoding,
-        "BEAMS": constants["BEAMS"] if decoding == "beam" else 0,
+        "DECODING": decoding, "BEAMS": constants["BEAMS"] if decoding == "beam" else 0,
         "TOP_P": constants["TOP_P"] if decoding == "nucleus" else 0,
         "TEMPERATURE": constants["TEMPERATURE"] if decoding == "nucleus" else 0,
-        "MAX_TOKENS": constants["MAX_TOKENS"],
-        "SEED": constants["SEED"],
-        "precision": precision,
-    }
+        "MAX_TOKENS": constants["MAX_TOKENS"], "SEED": constants["SEED"], "precision": precision,
+    }  # fmt: skip
 
 
 def training_reports(training: dict) -> list[str]:
