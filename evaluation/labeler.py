@@ -179,8 +179,7 @@ _SUBJECT = re.compile(
 )
 _LUNGS = re.compile(r"\blungs?\b")
 _PLACE = re.compile(
-    r"\b(?:over|overl\w+|behind|above|below|beneath|near|adjacent to|left of|right of|border of"
-    r"|posterior to) (?:the )?$"
+    r"\b(?:over|overl\w+|behind|above|below|beneath|near|(?:adjacent|posterior) to|(?:left|right|border) of) (?:the )?$"
 )
 _REACH = 120  # characters that may stand between an organ and the word of its size
 

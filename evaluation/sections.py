@@ -80,8 +80,7 @@ def diversity(sets: ImageSets) -> list[dict]:
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
         value = metrics.diversity(judges.file_reader(images.table["image_path"].tolist(), size, size), pairs)
-        scales = metrics.ms_ssim_scales(size)
-        rows.append({"images": name, "pairs": len(pairs), "scales": scales, "MS-SSIM": value})
+        rows.append({"images": name, "pairs": len(pairs), "scales": metrics.ms_ssim_scales(size), "MS-SSIM": value})
     return rows
 
 

@@ -42,10 +42,6 @@ class ImageLatents:
             self.vae = load_vae(self.base_model, self.device)
             check_encoders(self.training, vae=weights_fingerprint(self.vae))
 
-    def count_kept(self, table: pd.DataFrame) -> int:
-        """How many rows of a table have kept latents."""
-        return sum((self.folder / f"{dicom_id}.npy").exists() for dicom_id in table["dicom_id"])
-
     def __call__(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, torch.Tensor]:
         """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance)."""
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
