@@ -117,7 +117,7 @@ def main():
         file = reports.Reports(output_root, table, has_reports, bool(random_from))
         missing = table[~table["dicom_id"].isin(file.written["dicom_id"])]
         image_latents = reports.ImageLatents(tree, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
-        kept = image_latents.count_kept(missing)
+        kept = sum((image_latents.folder / f"{dicom_id}.npy").exists() for dicom_id in missing["dicom_id"])
         if kept < len(missing):
             image_latents.load_vae()
         done = len(table) - len(missing)

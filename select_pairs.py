@@ -120,32 +120,27 @@ def draw_floor(candidates: pd.DataFrame, pool: pd.DataFrame, seed: int) -> pd.Da
     return pd.concat(floor, ignore_index=True)
 
 
-def select(
-    candidates: pd.DataFrame, judge: judges.Judge, name: str, by: str, keep: str, loading: Loading
-) -> pd.DataFrame:
-    """The candidates whose images can be read, with `score`, `agrees` and `kept`; name: of their tree, for messages."""
-    images = Images(candidates.drop_duplicates("dicom_id"), name, judge.image_size, loading)
+def select(rows: pd.DataFrame, judge: judges.Judge, name: str, by: str, keep: str, loading: Loading) -> pd.DataFrame:
+    """The rows whose images can be read, with `score`, `agrees` and `kept`; name: of their tree, for messages."""
+    images = Images(rows.drop_duplicates("dicom_id"), name, judge.image_size, loading)
     place = dict(zip(images.table["dicom_id"], range(len(images))))
-    candidates = candidates[candidates["dicom_id"].isin(place)].reset_index(drop=True)
-    probabilities = images.encode(judge)[1][candidates["dicom_id"].map(place)]
-    reports = candidates["report"].tolist() if by == "pair" else None
-    scores, agrees = score_candidates(judge, probabilities, candidates[[*FINDINGS]].to_numpy(), reports)
-    kept = keep_candidates(candidates["request"].to_numpy(), scores, agrees, keep)
-    return candidates.assign(score=scores.round(6), agrees=agrees.astype(int), kept=kept)
+    rows = rows[rows["dicom_id"].isin(place)].reset_index(drop=True)
+    probabilities = images.encode(judge)[1][rows["dicom_id"].map(place)]
+    reports = rows["report"].tolist() if by == "pair" else None
+    scores, agrees = score_candidates(judge, probabilities, rows[[*FINDINGS]].to_numpy(), reports)
+    kept = keep_candidates(rows["request"].to_numpy(), scores, agrees, keep)
+    return rows.assign(score=scores.round(6), agrees=agrees.astype(int), kept=kept)
 
 
 def cost(selected: pd.DataFrame) -> dict:
     """What `select` kept of its candidates, in numbers."""
     kept = selected[selected["kept"]]
     return {
-        "requests": selected["request"].nunique(),
-        "requests with a kept pair": kept["request"].nunique(),
-        "candidates": len(selected),
-        "share that agrees": float(selected["agrees"].mean()),
-        "kept": len(kept),
-        "share of the kept that agrees": float(kept["agrees"].mean()),
+        "requests": selected["request"].nunique(), "requests with a kept pair": kept["request"].nunique(),
+        "candidates": len(selected), "share that agrees": float(selected["agrees"].mean()),
+        "kept": len(kept), "share of the kept that agrees": float(kept["agrees"].mean()),
         "candidates a kept pair": len(selected) / max(1, len(kept)),
-    }
+    }  # fmt: skip
 
 
 def write_kept(root: Path, synthetic: Path, kept: pd.DataFrame, made: pd.DataFrame) -> None:

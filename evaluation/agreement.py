@@ -36,12 +36,10 @@ def _finding_agreement(asked, image, report):
     return {
         "asked": asked.sum(),
         "all three": mean_or_nan(((asked == image) & (image == report))[both]),
-        "seen in the image": mean_or_nan(image[asked == 1]),
-        "told in the report": mean_or_nan(report[asked == 1]),
-        "kappa request-image": _kappa(asked, image),
-        "kappa request-report": _kappa(asked, report),
+        "seen in the image": mean_or_nan(image[asked == 1]), "told in the report": mean_or_nan(report[asked == 1]),
+        "kappa request-image": _kappa(asked, image), "kappa request-report": _kappa(asked, report),
         "kappa image-report": _kappa(image, report),
-    }
+    }  # fmt: skip
 
 
 def _kappa(one, other):
@@ -77,8 +75,7 @@ def complete_agreement(
     if kept.any():
         shares |= {name: float(values.mean()) for name, values in agrees.items()}
         if "all three" in agrees:
-            bounds = share_interval(agrees["all three"], kept[kept], subjects[kept], seed)
-            shares["low"], shares["high"] = bounds
+            shares["low"], shares["high"] = share_interval(agrees["all three"], kept[kept], subjects[kept], seed)
     return {"N": int(kept.sum()), "findings": int(counted.any(axis=0).sum()), **shares}
 
 

@@ -110,11 +110,6 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["report"] != ""]
 
 
-def reported_studies(table: pd.DataFrame) -> pd.DataFrame:
-    """The first row with a report of each study."""
-    return reported(table).drop_duplicates("study_id")
-
-
 def constant_normal_report(train_table: pd.DataFrame) -> str:
     """The best single report for all images, out of those of training images without findings, else out of all."""
     table = reported(train_table)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from evaluation import judges, metrics, sections
 from evaluation.agreement import share_interval
-from evaluation.baselines import reported
+from evaluation.baselines import reported, shuffled
 from evaluation.details import APPLIES, DETAILS, joined, read_details
 from evaluation.images import Images, ImageSets
 from evaluation.judges import Judge
@@ -29,11 +29,8 @@ from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 PLACES = {"side": ("left", "right"), "zone": ("upper", "middle", "lower")}  # what the judge of details can tell apart
 TARGETS = [
     (detail, finding, value)
-    for detail, values in PLACES.items()
-    for finding in FINDINGS
-    if finding in APPLIES[detail]
-    for value in values
-]
+    for detail, values in PLACES.items() for finding in FINDINGS if finding in APPLIES[detail] for value in values
+]  # fmt: skip
 
 
 def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, written: pd.DataFrame | None) -> dict:
@@ -179,8 +176,7 @@ def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge)
         rows += [{"images": name, **row} for row in found]
         pairs.append(_pairs_row(name, images, texts, judge, text_judge, seen, sets.seed))
         if name == "synthetic":
-            moved = texts.copy()
-            moved[texts != ""] = sections.shuffled(texts[texts != ""].tolist(), sets.seed)
+            moved = pd.Series(shuffled(texts, sets.seed))
             pairs.append(_pairs_row(sections.SHUFFLED, images, moved, judge, text_judge, seen, sets.seed))
     real = pairs[-1]["and every side"]
     for row in pairs:

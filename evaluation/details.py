@@ -50,12 +50,10 @@ _WORDS = {
     "side": {
         "left": rf"left\b{_NOT_SIDE}|lt\b|lul\b|lll\b|lingula\w*",
         "right": rf"right\b{_NOT_SIDE}|rt\b|rul\b|rml\b|rll\b|(?<!left )middle lobe",
-        "bilateral": (
-            r"bilateral\w*|bi-?(?:bas|apic)\w+|[lr] ?[<>] ?[lr]\b"
-            r"|(?<!right )(?<!left )(?<!and )(?:(?:lung )?(?:bases|apices)|(?:upper|lower) lobes)\b"
-            r"|both (?:the )?(?:[\w-]+ )?(?:lungs?|sides?|bases|apices|lobes?|hemithora\w+|zones?|fields?|hila"
-            r"|pleura\w*|costophrenic|clavicles)\b"
-        ),
+        "bilateral": r"bilateral\w*|bi-?(?:bas|apic)\w+|[lr] ?[<>] ?[lr]\b"
+        r"|(?<!right )(?<!left )(?<!and )(?:(?:lung )?(?:bases|apices)|(?:upper|lower) lobes)\b"
+        r"|both (?:the )?(?:[\w-]+ )?(?:lungs?|sides?|bases|apices|lobes?|hemithora\w+|zones?|fields?|hila"
+        r"|pleura\w*|costophrenic|clavicles)\b",
     },
     "zone": {
         "upper": rf"upper{_OF_LUNG}|(?<!cardiac )(?:apex|apices)\b(?! of the heart)|(?:bi-?)?apical\b(?! lordotic)"
@@ -279,10 +277,9 @@ def _begin(sentence, start, end):
     first = stop.end() if stop else start
     joined = [match.span() for pattern in (_JOINED, _TOGETHER) for match in pattern.finditer(sentence, first, end)]
     places = [
-        match.end()
-        for match in _SEPARATOR.finditer(sentence, first, end)
+        match.end() for match in _SEPARATOR.finditer(sentence, first, end)
         if not any(low <= match.start() < high for low, high in joined)
-    ]
+    ]  # fmt: skip
     if stop or start == 0:  # no words of the finding before are between
         clean = (place for place in [first, *places] if not _JOINT.search(sentence, place, end))
         begin = next(clean, [first, *places][-1])

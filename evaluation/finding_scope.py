@@ -8,6 +8,7 @@ mention  => code      that of the last scope around it; present without one
 """
 
 import re
+from collections import namedtuple
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -273,13 +274,7 @@ def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
 
 # ---- scopes ----------------------------------------------------------------------------------------------------------
 
-
-class _Scope(NamedTuple):
-    start: int
-    end: int
-    code: int
-
-
+_Scope = namedtuple("_Scope", ("start", "end", "code"))
 _CONJOINED = re.compile(r"(?! (?:with|in|at|on|of|is|are)\b)[ \w-]{0,40}?(?:,? and\b|,? or\b|/)[ \w,-]{0,40}$")
 _LISTED = re.compile(r"(?! (?:with|in|at|on|of|is|are)\b)[ \w-]{0,40}?(?:,| and\b| or\b|/)[ \w,-]{0,40}$")
 _LISTED_ON = re.compile(r"\b(?:and|or|versus|vs|etc|less)\b|/")

@@ -14,9 +14,7 @@ OTHER = "another abnormality"  # counts against No Finding and is no label of it
 
 _MENTIONS = {
     "Atelectasis": (r"\w*atelecta\w*", r"collapsed?\b"),
-    "Cardiomegaly": (
-        r"cardiomegaly", r"cardiac enlargement", r"(?:atrial|ventricular) enlargement", r"cardiac dilat\w+",
-    ),
+    "Cardiomegaly": (r"cardiomegaly", r"(?:cardiac|atrial|ventricular) enlargement", r"cardiac dilat\w+"),
     "Consolidation": (r"consolidat\w*",),
     "Edema": (
         r"(?:\w+-)?o?edema\w*", r"(?:heart|cardiac|ventricular|early|mild) failure", r"chf\b", r"failure\b",
@@ -157,16 +155,12 @@ ORGANS = {
     ),
 }
 _SIZES = {  # the code that a word of size stands for; the first that fits counts
-    UNCERTAIN: (
-        r"borderline\b|top[- ](?:of[- ])?normal\b"
-        r"|normal (?:to|or|versus) (?:(?:top|upper|at|the|limits?|of|slightly|mildly|minimally|borderline|mild) )*"
-        r"(?:enlarged|prominent|increased|enlargement|cardiomegaly)\b"
-    ),
+    UNCERTAIN: r"borderline\b|top[- ](?:of[- ])?normal\b"
+    r"|normal (?:to|or|versus) (?:(?:top|upper|at|the|limits?|of|slightly|mildly|minimally|borderline|mild) )*"
+    r"(?:enlarged|prominent|increased|enlargement|cardiomegaly)\b",
     ABSENT: r"normal(?:ly)?\b|within (?:the )?(?:\w+ ){0,2}limits?\b|unremarkable\b|non-?enlarged\b",
-    PRESENT: (
-        r"enlarg(?:ed|ement)\b|widen(?:ed|ing)\b|larger?\b|prominen(?:t|ce)\b|full(?:ness)?\b|dilat\w+|increased?\b"
-        r"|abnormal\b(?! configuration)|globular\b|big\b"
-    ),
+    PRESENT: r"enlarg(?:ed|ement)\b|widen(?:ed|ing)\b|larger?\b|prominen(?:t|ce)\b|full(?:ness)?\b|dilat\w+"
+    r"|increased?\b|abnormal\b(?! configuration)|globular\b|big\b",
     NOT_MENTIONED: r"stable\b|unchanged\b|similar\b|same\b",  # the size itself is not said
 }
 SIZE = re.compile("|".join(rf"\b({pattern})" for pattern in (f"(?:{words})" for words in _SIZES.values())))
@@ -200,11 +194,16 @@ _SHORT_FORMS = {  # abbreviations, and what is too short to be compared with the
     "wnl": "within normal limits", "c/w": "consistent with", "d/t": "due to", "s/o": "suggestive of", "w/": "with",
     "w/o": "without",
 }  # fmt: skip
-WORD = re.compile(r"(?<![\w/])(?:[cs]/[wo]|d/t|w/o)(?![\w/])|(?<![\w/])w/|[a-z]{2,}")  # what `well_spelt` reads
+_WORD = re.compile(r"(?<![\w/])(?:[cs]/[wo]|d/t|w/o)(?![\w/])|(?<![\w/])w/|[a-z]{2,}")
+
+
+def well_spelt(text):
+    """A text in lower case with its words as `_corrected` spells them, and a blank after "w/"."""
+    return _WORD.sub(lambda word: _corrected(word[0]) + " " * (word[0] == "w/"), text)
 
 
 @lru_cache(maxsize=50_000)
-def well_spelt(word):
+def _corrected(word):
     """A word of a report => the medical term that it misspells by a letter (two of a long word), or the word itself."""
     if len(word) < 6:
         return _SHORT_FORMS.get(word, word)

@@ -78,14 +78,12 @@ def write_page(
     if images.unreadable:
         print(f"{page}: left out {len(images.unreadable)} images that cannot be read, e.g. {images.unreadable[0]}")
     content = {
-        "title": title,
-        "findings": findings.FINDINGS,
+        "title": title, "findings": findings.FINDINGS,
         "trees": [*map(_tree_entry, tables, tables.values(), zip(*(card["pictures"] for card in cards)))],
         "summary": [[str(name), str(value)] for name, value in summary],
         "showReferences": references is not None and any(card["reference"] for card in cards),
-        "references": shown_references,
-        "cards": cards,
-    }
+        "references": shown_references, "cards": cards,
+    }  # fmt: skip
     # "<" cannot stand in the data, or a report's "</script>" would end it; everything is shown as text, never as HTML
     data = json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     text = _TEMPLATE.read_text(encoding="utf-8").replace("@TITLE@", html.escape(title)).replace("@DATA@", data)
@@ -164,11 +162,9 @@ def _tree_entry(column, table, pictures):
     """What the page says of a tree; pictures: its pictures on the cards, None where a card has none."""
     shown = [picture for picture in pictures if picture]
     return {
-        "title": column,
-        "images": len(shown),
-        "reports": sum(bool(picture["report"]) for picture in shown),
+        "title": column, "images": len(shown), "reports": sum(bool(picture["report"]) for picture in shown),
         "made": {key: ", ".join(filter(None, table[key].unique())) for key in _SETTINGS},
-    }
+    }  # fmt: skip
 
 
 def _codes(row):
@@ -228,7 +224,7 @@ def main() -> None:
     trees = dict(zip(names if len(set(names)) == len(names) else TREES, TREES))
     page = Path(PAGE) if PAGE or not TREES else Path(TREES[0]).parent / "index.html"
     references = read_table(DATA_ROOT) if DATA_ROOT else None
-    selected = [name for name in trees if (Path(trees[name]) / "selection.json").exists()]
+    selected = [name for name, tree in trees.items() if (Path(tree) / "selection.json").exists()]
     notes = [(f"{name} is selected", "see its selection.json") for name in selected]
     write_page(page, trees, references, title=", ".join(trees), summary=notes, max_images=MAX_IMAGES)
     print(f"the page: {page.resolve()}")

@@ -105,14 +105,9 @@ def first_half(table: pd.DataFrame) -> np.ndarray:
 
 
 def image_judge(
-    train_table: pd.DataFrame,
-    validation_table: pd.DataFrame,
-    settings: JudgeSettings,
-    cache_dir: str | Path,
-    accelerator: Accelerator,
-    targets: Callable[[pd.DataFrame], np.ndarray] = positives,
-    start: Judge | None = None,
-) -> Judge:
+    train_table: pd.DataFrame, validation_table: pd.DataFrame, settings: JudgeSettings, cache_dir: str | Path,
+    accelerator: Accelerator, targets: Callable[[pd.DataFrame], np.ndarray] = positives, start: Judge | None = None,
+) -> Judge:  # fmt: skip
     """The Judge of these training rows, out of `<cache_dir>/judge`, trained first if it is not there.
 
     All processes of a launch have to call it: the first one trains, the others wait. validation_table: rows that only
@@ -127,9 +122,7 @@ def image_judge(
 
     train, validation = readable_rows(train_table), readable_rows(validation_table)
     if len(train[1]) < 2:
-        raise InputError(
-            f"an image judge cannot be trained on {len(train[1])} images: 2 or more training rows are needed"
-        )
+        raise InputError(f"a judge cannot be trained on {len(train[1])} images: it needs 2 or more training rows")
     about = [dataclasses.asdict(settings)]
     for _, keys, labels in (train, validation):
         about += [keys, labels.tolist()]
@@ -171,9 +164,8 @@ def _load_judge(path, settings, device):
         model = _classifier(settings.model, len(known))
         model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
     except Exception as error:  # a damaged file fails in the library that reads it
-        raise InputError(
-            f"the image judge {path} is damaged ({reason(error)}): delete this file, and it is trained again"
-        ) from error
+        how = f"the image judge {path} is damaged ({reason(error)}): delete this file, and it is trained again"
+        raise InputError(how) from error
     return Judge(model.to(device), settings, thresholds, known)
 
 
@@ -268,12 +260,9 @@ def to_float(pixels: np.ndarray) -> torch.Tensor:
 
 
 def extract(
-    extractor: "Judge | Extractor",
-    read: Callable[[int], torch.Tensor],
-    count: int,
-    device: torch.device | str,
+    extractor: "Judge | Extractor", read: Callable[[int], torch.Tensor], count: int, device: torch.device | str,
     batch_size: int = 128,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """features (count, D) float32 and probabilities (count, 14), or None where the extractor is no classifier.
 
     count: of images, at least 1; read(row) => pixels (1, S, S) in [-1, 1]. Only one batch of images is in memory.
@@ -312,14 +301,8 @@ def _loading(what, remedy):
 
 def load_extractor(name: str, device: torch.device | str) -> Extractor:
     """imagenet, whose package has its weights, or inception, torchxrayvision or rad-dino, which download theirs."""
-    loaders = {
-        "imagenet": _imagenet,
-        "inception": _inception,
-        "torchxrayvision": _torchxrayvision,
-        "rad-dino": _rad_dino,
-    }
     with _loading(f"the feature extractor {name!r}", "set FEATURES and CLASSIFIER to judge, which needs neither"):
-        return loaders[name](device)
+        return _LOADERS[name](device)
 
 
 def _imagenet(device):
@@ -375,6 +358,9 @@ def _rad_dino(device):
         return model(pixels.expand(-1, 3, -1, -1)).pooler_output, None
 
     return Extractor("RAD-DINO", 518, 768, encode)
+
+
+_LOADERS = {"imagenet": _imagenet, "inception": _inception, "torchxrayvision": _torchxrayvision, "rad-dino": _rad_dino}
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

@@ -29,17 +29,7 @@ from itertools import chain
 import numpy as np
 
 from evaluation.finding_scope import Mention, leave_alternatives_open, read
-from evaluation.finding_words import (
-    ATTRIBUTE,
-    HEART_FAILURE,
-    MENTIONS,
-    ORGANS,
-    SIZE,
-    SIZE_CODES,
-    UNMEANT,
-    WORD,
-    well_spelt,
-)
+from evaluation.finding_words import ATTRIBUTE, HEART_FAILURE, MENTIONS, ORGANS, SIZE, SIZE_CODES, UNMEANT, well_spelt
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN, from_prompt
 from utils.report_cleaning import MARK
@@ -102,9 +92,7 @@ _BOUNDARY = re.compile(
 )
 _WORD = re.compile(r"[a-z]{2,}")
 _LONGEST = 1000  # characters of a sentence: a longer text without an end is read in pieces
-_ABOUT = re.compile(
-    r"\b(?:indications?|history|comparisons?|technique|reason for \w+|exam(?:ination)?) ?:", re.IGNORECASE
-)
+_ABOUT = re.compile(r"(?i)\b(?:indications?|history|comparisons?|technique|reason for \w+|exam(?:ination)?) ?:")
 
 
 def report_and_addenda(text) -> tuple[list[str], list[str]]:
@@ -137,7 +125,7 @@ def normalise(text: str) -> str:
     text = " ".join(text.split())
     text = _BREAK.sub(" - ", _TIGHT_DASH.sub(_after_word, _DASH.sub("-", text)))
     text = re.sub(r"\b(?:non|un|not)[ -]?(?=calcified)", "non", text.replace("can't", "cannot").replace("n't", " not"))
-    return " ".join(WORD.sub(lambda word: well_spelt(word[0]) + " " * (word[0] == "w/"), text).split())
+    return " ".join(well_spelt(text).split())
 
 
 def _after_word(match):
@@ -191,8 +179,7 @@ _SUBJECT = re.compile(
 )
 _LUNGS = re.compile(r"\blungs?\b")
 _PLACE = re.compile(
-    r"\b(?:over|overl\w+|behind|above|below|beneath|near|adjacent to|left of|right of|border of"
-    r"|posterior to) (?:the )?$"
+    r"\b(?:over|overl\w+|behind|above|below|beneath|near|(?:adjacent|posterior) to|(?:left|right|border) of) (?:the )?$"
 )
 _REACH = 120  # characters that may stand between an organ and the word of its size
 

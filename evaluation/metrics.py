@@ -220,12 +220,9 @@ def auroc_interval(value: float, positives: int, negatives: int) -> tuple[float,
 
 
 def auroc_table(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    known: np.ndarray | None = None,
-    seed: int = 1234,
+    labels: np.ndarray, scores: np.ndarray, known: np.ndarray | None = None, seed: int = 1234,
     subjects: np.ndarray | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """AUROC per finding with 95 % bootstrap intervals over patients => DataFrame, indexed by finding and "mean".
 
     labels (N, 14) bool, scores (N, 14), subjects (N,): patients, None: each image has its own. Columns: positives,
@@ -351,13 +348,11 @@ def text_habits(reports: Sequence[str]) -> dict:
     film, call a finding both present and absent, or stutter. distinct: the share of different texts.
     """
     return {
-        "N": len(reports),
-        "marks": sum(map(has_marks, reports)),
+        "N": len(reports), "marks": sum(map(has_marks, reports)),
         "comparisons": sum(count_comparisons(text) > 0 for text in reports),
         "contradictions": sum(bool(contradictions(text)) for text in reports),
-        "stuttering": sum(map(stutters, reports)),
-        "distinct": len(set(reports)) / len(reports),
-    }
+        "stuttering": sum(map(stutters, reports)), "distinct": len(set(reports)) / len(reports),
+    }  # fmt: skip
 
 
 def stutters(text: str) -> bool:

@@ -126,19 +126,16 @@ def _report_numbers(result):
 
 
 def _pair_numbers(result):
-    rows, pairs = [], {row["pairs"]: row for row in result["complete_agreement"]}
-    if SHUFFLED in pairs:  # else there are no reports
-        shares = {name: _percent(row["all three"], row["low"], row["high"]) for name, row in pairs.items()}
-        floor = f"{SHUFFLED}: {shares[SHUFFLED]}"
-        if SELECTED in shares:
-            floor += f"; {SELECTED}: {shares[SELECTED]}"
-        name = f"pairs that agree on every finding (N = {pairs['synthetic']['N']})"
-        rows.append(_number(name, shares["synthetic"], floor, shares["real"]))
-    sides = {row["pairs"]: row for row in result.get("agreement_with_sides", [])}
-    if sides:
-        shares = {name: _percent(row["and every side"], row["low"], row["high"]) for name, row in sides.items()}
-        floor = f"{SHUFFLED}: {shares[SHUFFLED]}"
-        rows.append(_number("the same, and on every side", shares["synthetic"], floor, shares["real"]))
+    rows = []
+    for part, share, what in (
+        ("complete_agreement", "all three", "pairs that agree on every finding (N = {})"),
+        ("agreement_with_sides", "and every side", "the same, and on every side"),
+    ):
+        pairs = {row["pairs"]: row for row in result.get(part, [])}
+        if SHUFFLED in pairs:  # else there are no reports
+            shares = {name: _percent(row[share], row["low"], row["high"]) for name, row in pairs.items()}
+            floor = "; ".join(f"{name}: {shares[name]}" for name in (SHUFFLED, SELECTED) if name in shares)
+            rows.append(_number(what.format(pairs["synthetic"]["N"]), shares["synthetic"], floor, shares["real"]))
     for row in result.get("written_details", []):
         ceiling = "–" if np.isnan(row["ceiling"]) else f"{row['ceiling']:.3f}"
         value = _with_interval(row["share"], row["low"], row["high"])
@@ -186,18 +183,13 @@ def as_markdown(result: dict) -> str:
         f"{FLOOR_DRAWS} draws of unseen real images with the labels of the requests. Ceiling: real images, reports or "
         "pairs. Intervals: 95 %, by patients drawn again.",
         markdown(headline(result)),
-        *_images(result),
-        *_reports(result),
-        *_conventions(result),
-        *_pairs(result),
-        *_details(result),
+        *_images(result), *_reports(result), *_conventions(result), *_pairs(result), *_details(result),
         "## Memorisation",
         "The distance to the nearest training image, whatever the shift (up to 1/16 of the side), mirror, scale (up to "
         f"a tenth), brightness and contrast. A copy is nearer than all but {COPY_QUANTILE:.0%} of the real images, "
         "which were not trained on (95 % Clopper-Pearson). Planted copies show what the search finds:",
-        markdown(share_columns(result["memorisation"], "share")),
-        "![closest pairs](closest.png)",
-    ]
+        markdown(share_columns(result["memorisation"], "share")), "![closest pairs](closest.png)",
+    ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
@@ -216,9 +208,8 @@ def _images(result):
         f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the "
         f"classifier's own AUROC on real images. A finding with fewer than {metrics.MINIMUM_POSITIVES} positives (too "
         "few) is no part of the mean. Where every draw has one and the same AUROC, the interval is Newcombe's (2006).",
-        markdown(auroc_columns(result["auroc"])),
-        "![AUROC](auroc.png)",
-    ]
+        markdown(auroc_columns(result["auroc"])), "![AUROC](auroc.png)",
+    ]  # fmt: skip
 
 
 def _reports(result):
@@ -267,9 +258,8 @@ def _conventions(result):
 
 
 def _wording(result):
-    if "TF-IDF" not in result.get("text_judge", ""):
-        return ""
-    return " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
+    note = " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
+    return note if "TF-IDF" in result.get("text_judge", "") else ""
 
 
 def _pairs(result):

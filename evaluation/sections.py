@@ -12,14 +12,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import agreement, copies, judges, metrics
-from evaluation.baselines import (
-    label_only_report,
-    matched_draws,
-    nearest_by_labels,
-    reported,
-    reported_studies,
-    shuffled,
-)
+from evaluation.baselines import label_only_report, matched_draws, nearest_by_labels, reported, shuffled
 from evaluation.conventions import text_conventions
 from evaluation.images import Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
@@ -87,8 +80,7 @@ def diversity(sets: ImageSets) -> list[dict]:
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
         value = metrics.diversity(judges.file_reader(images.table["image_path"].tolist(), size, size), pairs)
-        scales = metrics.ms_ssim_scales(size)
-        rows.append({"images": name, "pairs": len(pairs), "scales": scales, "MS-SSIM": value})
+        rows.append({"images": name, "pairs": len(pairs), "scales": metrics.ms_ssim_scales(size), "MS-SSIM": value})
     return rows
 
 
@@ -176,7 +168,7 @@ def text_judge_for(sets: ImageSets, name: str, loaded: judges.TextJudge | None) 
     without_report = int((sets.synthetic.table["report"] == "").sum())
     if without_report == len(sets.synthetic):
         return None, [f"{name} has no reports: images are evaluated, reports and pairs are not"]
-    studies = reported_studies(sets.train.table)
+    studies = reported(sets.train.table).drop_duplicates("study_id")
     if studies.empty:
         return None, ["the training rows have no reports to learn or to copy from: reports and pairs are not evaluated"]
     notes = [f"{without_report} synthetic images have no report, and no part in its scores"] if without_report else []
@@ -213,7 +205,7 @@ def report_quality(
         rows.append({"reports": name, "N": len(texts), "N with a reference": len(references), **scores})
     if references:
         names = [name for name in candidates if name in (reports.name, CONSTANT, *FURTHER.values())]
-        train_texts = reported_studies(train_table)["report"].tolist()
+        train_texts = reported(train_table).drop_duplicates("study_id")["report"].tolist()
         conventions = text_conventions(text_judge, references, {name: compared[name] for name in names}, train_texts)
     return rows, f1_tables, conventions
 
@@ -223,7 +215,8 @@ def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: in
 
     The last row is as many training reports as the first set has, one a study: what is usual among real reports.
     """
-    tables, studies = {reports.name: reports.table for reports in all_reports}, reported_studies(train_table)
+    tables = {reports.name: reports.table for reports in all_reports}
+    studies = reported(train_table).drop_duplicates("study_id")
     tables["real train"] = studies.iloc[draw_rows(len(studies), len(all_reports[0].table), seed, "texts")]
     return [{"reports": name, **metrics.text_habits(table["report"].tolist())} for name, table in tables.items()]
 

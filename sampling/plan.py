@@ -15,17 +15,7 @@ from evaluation.labeler import labels_of_prompt
 from sampling.reference_pool import ReferencePool
 from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv
 from utils.errors import InputError, replacing, say, writing
-from utils.findings import (
-    ABSENT,
-    FINDINGS,
-    NOT_MENTIONED,
-    PRESENT,
-    UNCERTAIN,
-    finding_index,
-    from_physionet,
-    from_prompt,
-    prompts_of,
-)
+from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN, finding_index, from_physionet, from_prompt, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, with_prompts
 from utils.report_cleaning import clean_report
@@ -63,14 +53,14 @@ def parse_findings(text: str) -> np.ndarray:
     E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent,
     "uncertain" and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
     """
-    labels = np.zeros(len(FINDINGS), dtype=np.int8)
+    labels = np.zeros(len(FINDINGS), dtype=np.int8)  # none mentioned
     for part in filter(None, (part.strip().lower() for part in text.split(","))):
         first, _, rest = part.partition(" ")
         if first in _WORDS_OF_CODES and part != "no finding":  # that is the name of a finding
             code, index = _WORDS_OF_CODES[first], finding_index(rest)
         else:
             code, index = PRESENT, finding_index(part)
-        if labels[index] != NOT_MENTIONED:
+        if labels[index]:
             raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
         labels[index] = code
     return labels
@@ -137,9 +127,7 @@ def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
         vectors = pd.DataFrame(0, columns=FINDINGS, index=frame.index)
     else:
         missing = sorted(set(FINDINGS) - set(frame))
-        raise InputError(
-            f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14, of which {missing} are absent"
-        )
+        raise InputError(f"{path} needs a column `prompt`, or `label`, or PhysioNet's 14, of which it has no {missing}")
     if "label" in frame:
         vectors[[*FINDINGS]] = authors_codes(frame["label"], path).to_numpy()
     elif stated:

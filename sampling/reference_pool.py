@@ -67,16 +67,14 @@ class ReferencePool:
 
         InputError after UNREADABLE_IN_A_ROW further unreadable images: then the disk is broken rather than a file.
         """
-        rejected = []
+        refused = []
         while not self._is_readable(row):
-            rejected.append(row)
-            if len(rejected) > UNREADABLE_IN_A_ROW:
+            refused.append(row)
+            if len(refused) > UNREADABLE_IN_A_ROW:
                 path = self.table.image_path[row]
-                raise InputError(
-                    f"{len(rejected)} references in a row cannot be read, e.g. {path}: is DATA_ROOT whole?"
-                )
-            rest = np.delete(np.arange(len(self.table)), rejected)
-            drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(rejected))[0]
+                raise InputError(f"{len(refused)} references in a row cannot be read, e.g. {path}: is DATA_ROOT whole?")
+            rest = np.delete(np.arange(len(self.table)), refused)
+            drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(refused))[0]
             row = NONE if drawn == NONE else rest[drawn]
             self._encode({row} - {NONE})
         return row

@@ -42,10 +42,6 @@ class ImageLatents:
             self.vae = load_vae(self.base_model, self.device)
             check_encoders(self.training, vae=weights_fingerprint(self.vae))
 
-    def count_kept(self, table: pd.DataFrame) -> int:
-        """How many rows of a table have kept latents."""
-        return sum((self.folder / f"{dicom_id}.npy").exists() for dicom_id in table["dicom_id"])
-
     def __call__(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, torch.Tensor]:
         """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance)."""
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
@@ -147,23 +143,17 @@ class Reports:
 def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAutoencoder, precision: str) -> dict:
     """What a folder's manifest states of its reports; constants: those of the script, `images`: their tree's path."""
     decoding, several, flows = constants["DECODING"], constants["CANDIDATES"] > 1, prior.config.kind == "flow"
-    of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE")}
+    of_flows = {name: constants[name] for name in ("IMAGE_GUIDANCE", "FLOW_TEMPERATURE") if flows}
     return {
-        "images": images,
-        "prior": weights_fingerprint(prior),
-        "bart": bart.fingerprint(),
-        **(of_flows if flows else {}),
+        "images": images, "prior": weights_fingerprint(prior), "bart": bart.fingerprint(), **of_flows,
         "LATENT_GAIN": 1 if flows else constants["LATENT_GAIN"],
         **({"CANDIDATES": constants["CANDIDATES"], "chosen by": "image"} if several else {}),
         **({"RECONSTRUCT": True} if constants["RECONSTRUCT"] else {}),
-        "DECODING": decoding,
-        "BEAMS": constants["BEAMS"] if decoding == "beam" else 0,
+        "DECODING": decoding, "BEAMS": constants["BEAMS"] if decoding == "beam" else 0,
         "TOP_P": constants["TOP_P"] if decoding == "nucleus" else 0,
         "TEMPERATURE": constants["TEMPERATURE"] if decoding == "nucleus" else 0,
-        "MAX_TOKENS": constants["MAX_TOKENS"],
-        "SEED": constants["SEED"],
-        "precision": precision,
-    }
+        "MAX_TOKENS": constants["MAX_TOKENS"], "SEED": constants["SEED"], "precision": precision,
+    }  # fmt: skip
 
 
 def training_reports(training: dict) -> list[str]:

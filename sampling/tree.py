@@ -77,19 +77,12 @@ def _tree_settings(denoiser, training, encoders, constants, accelerator) -> dict
     if low > high:
         raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")
     return {
-        "condition": constants["CONDITION"],
-        "text_guidance": constants["TEXT_GUIDANCE"],
-        "reference_guidance": constants["REFERENCE_GUIDANCE"],
-        "guidance_low": low,
-        "guidance_high": high,
-        "steps": constants["STEPS"],
-        "scheduler": constants["SCHEDULER"],
-        "checkpoint_sha256": weights_fingerprint(denoiser),
-        "image_size": training["constants"]["IMAGE_SIZE"],
-        "precision": accelerator.mixed_precision,
-        **encoders,
-        **student_settings(training),
-    }
+        "condition": constants["CONDITION"], "text_guidance": constants["TEXT_GUIDANCE"],
+        "reference_guidance": constants["REFERENCE_GUIDANCE"], "guidance_low": low, "guidance_high": high,
+        "steps": constants["STEPS"], "scheduler": constants["SCHEDULER"],
+        "checkpoint_sha256": weights_fingerprint(denoiser), "image_size": training["constants"]["IMAGE_SIZE"],
+        "precision": accelerator.mixed_precision, **encoders, **student_settings(training),
+    }  # fmt: skip
 
 
 def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None, pd.DataFrame]:
