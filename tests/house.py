@@ -21,7 +21,7 @@ MAY_IMPORT = {  # a folder => the folders that it may import
     "utils": set(),
     "uvit": set(),
 }
-UTILS_MODULES, UTILS_LINES, ALL_LINES = 16, 3200, 15_200  # the aim of the last is 15,000
+UTILS_MODULES, UTILS_LINES, ALL_LINES = 16, 3200, 15_000
 MODULE_LINES, FUNCTION_LINES, SCRIPT_LINES = 500, 70, 300
 DOCUMENT_LINES = {"README.md": 150, "docs/results.md": 250}
 TRAINERS = (
