@@ -143,7 +143,7 @@ def _pair_numbers(result):
         rows.append(_number(name, value, f"chance: {row['chance']:.3f}; shuffled: {row['shuffled']:.3f}", ceiling))
     made, *planted = result["memorisation"]
     shares = [row["share"] for row in planted if row["images"].startswith("planted")]
-    found = f"planted copies of each kind: {min(shares):.0%} or more"
+    found = f"planted copies: {min(shares):.0%} of the hardest kind"
     copied = _percent(made["share"], made["low"], made["high"])
     name = f"copies of training images (N = {made['N']})"
     return [*rows, _number(name, copied, f"unseen real: {COPY_QUANTILE:.0%}", found)]
