@@ -26,6 +26,7 @@ from utils.constants import REPOSITORY
 from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, writing
 
 _FIGURE = r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?![\w.])"  # a number in a text
+_RANGE = rf"{_FIGURE}(?: to {_FIGURE})?"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FIELDS = ("title", "command", "commit", "processor", "date", "constants", "columns", "rows", "notes")
 
@@ -82,17 +83,18 @@ def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
 def spread(values: list[str]) -> str:
     """Texts that differ in their figures alone => one of them with each figure "lowest to highest", without intervals.
 
-    "" counts for nothing. Texts with other numbers of figures stand one after the other.
+    "" counts for nothing; a figure may be such a range itself. Texts with other numbers of figures follow each other.
     """
     texts = [re.sub(r" \[[^]]*\]", "", value) for value in values if value]
-    figures = [re.findall(_FIGURE, text) for text in texts]
+    figures = [re.findall(_RANGE, text) for text in texts]
     if len({len(found) for found in figures}) > 1:
         return "; ".join(dict.fromkeys(texts))
     ranges = []
     for same in zip(*figures):
-        low, high = (bound(same, key=lambda text: float(text.replace("−", "-"))) for bound in (min, max))
+        bounds = [bound for text in same for bound in text.split(" to ")]
+        low, high = (of(bounds, key=lambda bound: float(bound.replace("−", "-"))) for of in (min, max))
         ranges.append(low if low == high else f"{low} to {high}")
-    parts = re.split(_FIGURE, texts[0]) if texts else []
+    parts = re.split(_RANGE, texts[0]) if texts else []
     return "".join(text + value for text, value in zip(parts, [*ranges, ""]))
 
 

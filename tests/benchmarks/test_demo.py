@@ -67,6 +67,7 @@ def test_the_readmes_table_spans_the_records(monkeypatch):
 
 def test_texts_are_spanned_figure_by_figure():
     assert record.spread(["5.1, 1.9 times", "4.2, 2.0 times"]) == "4.2 to 5.1, 1.9 to 2.0 times"
+    assert record.spread(["shuffled: 0.13 to 0.14", "shuffled: 0.12"]) == "shuffled: 0.12 to 0.14"
     assert record.spread(["−0.02", "0.1"]) == "−0.02 to 0.1"
     assert record.spread(["37.3% [32%, 41%]", "39.4% [35%, 44%]"]) == "37.3 to 39.4%"
     assert record.spread(["FID-2 (N = 480)", ""]) == "FID-2 (N = 480)"
