@@ -22,6 +22,7 @@ Everything else (several frames, a DICOM file in colour, fewer pixels, more than
 broken) is refused by name; so is a blank image, but where it is only shown.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,6 +139,8 @@ def _read_dicom(path: str | Path) -> Image.Image:
     if photometric == "MONOCHROME1":
         grey = 255 - grey
     codes = dicom.pixel_array.astype(np.uint16) & (2**bits - 1)  # higher bits may hold an overlay
+    if dicom.get("BurnedInAnnotation") == "YES":  # Python shows a warning of one text once
+        warnings.warn("a DICOM file states that writing is part of its pixels: it may name a patient", stacklevel=2)
     picture = Image.fromarray(grey[codes])
     picture.format = "DICOM"
     return picture

@@ -91,6 +91,12 @@ def test_no_film_in_a_dicom_file_is_refused_by_name(tmp_path):
             read_pixels(tmp_path / f"{name}.dcm", 32)
 
 
+def test_writing_in_the_pixels_is_said(tmp_path):
+    draw_dicom(tmp_path / "film.dcm", CODES, BurnedInAnnotation="YES")
+    with pytest.warns(UserWarning, match="writing is part of its pixels"):
+        read_pixels(tmp_path / "film.dcm", 32)
+
+
 def test_without_pydicom_one_sentence_says_how_to_get_it(tmp_path, monkeypatch):
     draw_dicom(tmp_path / "film.dcm", CODES)
     monkeypatch.setitem(sys.modules, "pydicom", None)
