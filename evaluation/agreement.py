@@ -63,20 +63,31 @@ def complete_agreement(
     patients (Wilson's where all agree or none does); then the shares in which two agree on the same findings. Without
     `report` only request-image is a number.
     """
-    asked, counted = labels == PRESENT, (labels != UNCERTAIN) & ~np.isnan(image)
-    same = {"request-image": asked == image}
-    if report is not None:
-        counted &= ~np.isnan(report)
-        same |= {"request-report": asked == report, "image-report": image == report}
-        same["all three"] = same["request-image"] & same["request-report"]
+    counted, agrees = pairs_that_agree(labels, image, report)
     kept = counted.any(axis=1)
-    agrees = {name: (equal | ~counted)[kept].all(axis=1) for name, equal in same.items()}  # (n,) each
+    agrees = {name: values[kept] for name, values in agrees.items()}
     shares = dict.fromkeys(("all three", "low", "high", "request-image", "request-report", "image-report"), np.nan)
     if kept.any():
         shares |= {name: float(values.mean()) for name, values in agrees.items()}
         if "all three" in agrees:
             shares["low"], shares["high"] = share_interval(agrees["all three"], kept[kept], subjects[kept], seed)
     return {"N": int(kept.sum()), "findings": int(counted.any(axis=0).sum()), **shares}
+
+
+def pairs_that_agree(
+    labels: np.ndarray, image: np.ndarray, report: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """=> (which findings count in each pair, (N, 14) bool; which pairs agree on all of these, {name: (N,) bool}).
+
+    See `complete_agreement`, also for the names; without `report` there is only "request-image".
+    """
+    asked, counted = labels == PRESENT, (labels != UNCERTAIN) & ~np.isnan(image)
+    same = {"request-image": asked == image}
+    if report is not None:
+        counted &= ~np.isnan(report)
+        same |= {"request-report": asked == report, "image-report": image == report}
+        same["all three"] = same["request-image"] & same["request-report"]
+    return counted, {name: (equal | ~counted).all(axis=1) for name, equal in same.items()}
 
 
 def share_interval(right: np.ndarray, counted: np.ndarray, subjects: np.ndarray, seed: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import judges, metrics, sections
-from evaluation.agreement import share_interval
+from evaluation.agreement import pairs_that_agree, share_interval
 from evaluation.baselines import reported, shuffled
 from evaluation.details import APPLIES, DETAILS, joined, read_details
 from evaluation.images import Images, ImageSets
@@ -41,12 +41,12 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, writte
     """
     if text_judge is None:
         return {}
-    result = {}
+    result, train = {}, training_details(sets.train.table)
     if written is not None:
         reports = sections.written_reports(sets.real, written)
-        result["written_details"] = written_details(reports, sets.train.table, sets.seed)
+        result["written_details"] = written_details(reports, train, sets.seed)
     places = place_judge(sets.train, rows, judge)
-    return result if places is None else result | image_details(sets, judge, places, text_judge)
+    return result if places is None else result | image_details(sets, judge, places, text_judge, train)
 
 
 def agreement_rows(
@@ -99,15 +99,16 @@ def _mean(values):
     return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else np.nan
 
 
-def written_details(reports: sections.Reports, train_table: pd.DataFrame, seed: int) -> list[dict]:
+def written_details(reports: sections.Reports, train: dict, seed: int) -> list[dict]:
     """`agreement_rows` of reports written for real images against the images' own reports."""
     details, references = read_details(reports.table["report"]), read_details(reports.references)
     made = reports.further.get(sections.FURTHER["reconstruction"])
-    train, ceiling = _training_details(train_table), made and read_details(made)
+    ceiling = made and read_details(made)
     return agreement_rows(details, references, reports.table["subject_id"], train, seed, ceiling)
 
 
-def _training_details(table):
+def training_details(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The details of the training reports, one a study."""
     return read_details(reported(table).drop_duplicates("study_id")["report"])
 
 
@@ -160,19 +161,21 @@ def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:
     return details
 
 
-def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge) -> dict:
+def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge, train: dict) -> dict:
     """Sides and zones of images, as the judge sees them, against their reports' => parts of evaluation.json.
+
+    train: the details of training reports.
 
     "image_details": `agreement_rows` of the synthetic images, and of the real ones, which are the judge's own accuracy.
     "agreement_with_sides": pairs in which request, image and report agree on every finding (as in
-    `metrics.complete_agreement`), and those that also agree on each side that the report names and the judge knows.
+    `agreement.complete_agreement`), and those that also agree on each side that the report names and the judge knows.
     """
-    train, rows, pairs = _training_details(sets.train.table), [], []
+    rows, pairs = [], []
     for name, images in (("synthetic", sets.synthetic), ("real", sets.real)):
         texts = images.table["report"]
         seen, told = read_places(place_judge, images), read_details(texts)
-        subjects = images.subjects()
-        found = agreement_rows({detail: told[detail] for detail in PLACES}, seen, subjects, train, sets.seed)
+        stated = {detail: told[detail] for detail in PLACES}
+        found = agreement_rows(stated, seen, images.subjects(), train, sets.seed)
         rows += [{"images": name, **row} for row in found]
         pairs.append(_pairs_row(name, images, texts, judge, text_judge, seen, sets.seed))
         if name == "synthetic":
@@ -187,11 +190,10 @@ def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge)
 
 def _pairs_row(name, images, texts, judge, text_judge, seen, seed):
     """One row of agreement_with_sides: the images with these reports."""
-    labels, shown = images.codes(), images.encode(judge)[1] >= judge.thresholds
-    told, side = text_judge(texts.tolist()), read_details(texts)["side"]
-    counted = (labels != UNCERTAIN) & judge.known & text_judge.known & (texts != "").to_numpy()[:, None]
-    asked, kept = labels == PRESENT, counted.any(axis=1)
-    findings = kept & (((asked == shown) & (asked == told)) | ~counted).all(axis=1)
+    report = sections.report_reading(text_judge, texts, (texts != "").to_numpy())
+    counted, agrees = pairs_that_agree(images.codes(), sections.image_reading(judge, images), report)
+    kept, side = counted.any(axis=1), read_details(texts)["side"]
+    findings = kept & agrees["all three"]
     sides = findings & ((side == seen["side"]) | (side == "") | (seen["side"] == "")).all(axis=1)
     row = {"pairs": name, "N": int(kept.sum()), "every finding": _ratio(findings, kept)}
     row["and every side"] = _ratio(sides, kept)

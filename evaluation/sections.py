@@ -5,6 +5,7 @@ agreement.py, copies.py); evaluation/report.py writes them down. Beside the synt
 and ceilings (evaluation/baselines.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -259,34 +260,43 @@ def _pairs_and_baselines(sets, judge, text_judge, constant):
     Codes and readings (see evaluation/agreement.py) are (N, 14), patients (N,).
     """
 
-    def read_images(images, rows=None):
-        present = images.encode(judge, rows)[1] >= judge.thresholds
-        return np.where(judge.known, present.astype(float), np.nan)
-
-    def read_reports(texts, counted):
-        """counted (N,) bool: an image without a report has none in the baselines either."""
-        if text_judge is None:
-            return None
-        present = text_judge(np.where(counted, texts, "").tolist())
-        return np.where(text_judge.known & counted[:, None], present.astype(float), np.nan)
-
     table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
-    image, reports, train_reports = read_images(sets.synthetic), table["report"], train.table["report"]
+    image, reports, train_reports = image_reading(judge, sets.synthetic), table["report"], train.table["report"]
     made = {"synthetic": (image, reports)}  # image readings and reports
     if sets.floor is not None:
-        made[SELECTED] = read_images(train, sets.floor), train_reports.iloc[sets.floor]
+        made[SELECTED] = image_reading(judge, train, sets.floor), train_reports.iloc[sets.floor]
     copied = sets.copies if text_judge is None else nearest_by_labels(table, reported(train.table), sets.seed)
-    made[COPYING] = read_images(train, copied), train_reports.iloc[copied]
+    made[COPYING] = image_reading(judge, train, copied), train_reports.iloc[copied]
     if text_judge is not None:
         made[SHUFFLED] = image, shuffled(reports, sets.seed)
         made["label-only report"] = image, [label_only_report(codes) for codes in labels]
         made[CONSTANT] = image, [constant] * len(reports)
     counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()
-    groups = {name: (labels, shows, read_reports(texts, counted), subjects) for name, (shows, texts) in made.items()}
+    groups = {
+        name: (labels, shows, report_reading(text_judge, texts, counted), subjects)
+        for name, (shows, texts) in made.items()
+    }
     rows = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
     texts = sets.real.table["report"].to_numpy()[rows]
-    image, report = read_images(sets.real, rows), read_reports(texts, texts != "")
+    image, report = image_reading(judge, sets.real, rows), report_reading(text_judge, texts, texts != "")
     return groups | {"real": (sets.real.codes()[rows], image, report, sets.real.subjects(rows))}
+
+
+def image_reading(judge: Judge, images: Images, rows: np.ndarray | None = None) -> np.ndarray:
+    """What the judge reads in all images, or in rows (see evaluation/agreement.py), (N, 14)."""
+    present = images.encode(judge, rows)[1] >= judge.thresholds
+    return np.where(judge.known, present.astype(float), np.nan)
+
+
+def report_reading(text_judge, texts: Sequence[str], counted: np.ndarray) -> np.ndarray | None:
+    """What the text judge reads in N reports, (N, 14); None without a judge.
+
+    counted (N,) bool: an image without a report has none in the baselines either.
+    """
+    if text_judge is None:
+        return None
+    present = text_judge(np.where(counted, texts, "").tolist())
+    return np.where(text_judge.known & counted[:, None], present.astype(float), np.nan)
 
 
 # ---- the selector ---------------------------------------------------------------------------------------------------

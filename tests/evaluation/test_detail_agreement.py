@@ -85,7 +85,9 @@ def test_written_reports_stand_beside_their_reconstructions():
     made = table[["dicom_id"]].assign(report=[swapped(report) for report in table["report"]])
     made = made.assign(reconstruction=table["report"], floor="").set_index("dicom_id")
     for written, ceiling in ((made, 1), (made.assign(reconstruction=""), np.nan)):
-        side = detail_agreement.written_details(written_reports(images, written), table, 3)[0]
+        side = detail_agreement.written_details(
+            written_reports(images, written), detail_agreement.training_details(table), 3
+        )[0]
         assert side["share"] == 0 and side["N"] > 20
         np.testing.assert_equal(side["ceiling"], ceiling)
 
@@ -113,7 +115,7 @@ class Shown:
     def __init__(self, table, places):
         self.table, self.places = table.reset_index(drop=True), places
 
-    def encode(self, judge):
+    def encode(self, judge, rows=None):
         return None, self.places if judge is PLACES else metrics.positives(self.table).astype(float)
 
     def codes(self):
@@ -150,8 +152,13 @@ def drawn_sets(turn=lambda report: report):
     return ImageSets(shown[0], shown[1], SimpleNamespace(table=real), np.zeros(80, dtype=int), seed=3)
 
 
+def image_details(sets):
+    train = detail_agreement.training_details(sets.train.table)
+    return detail_agreement.image_details(sets, JUDGE, PLACES, RulesJudge(), train)
+
+
 def test_pairs_whose_reports_swap_sides_agree_on_every_finding_and_on_no_side():
-    found = detail_agreement.image_details(drawn_sets(), JUDGE, PLACES, RulesJudge())
+    found = image_details(drawn_sets())
     right = {(row["images"], row["detail"]): row["share"] for row in found["image_details"]}
     assert right == {(images, detail): 1 for images in ("synthetic", "real") for detail in ("side", "zone")}
     pairs = {row["pairs"]: row for row in found["agreement_with_sides"]}
@@ -160,7 +167,7 @@ def test_pairs_whose_reports_swap_sides_agree_on_every_finding_and_on_no_side():
         1, abs=0.05
     )
 
-    found = detail_agreement.image_details(drawn_sets(swapped), JUDGE, PLACES, RulesJudge())
+    found = image_details(drawn_sets(swapped))
     turned = {row["pairs"]: row for row in found["agreement_with_sides"]}
     assert found["image_details"][0]["detail"] == "side" and found["image_details"][0]["share"] == 0
     assert turned["synthetic"]["every finding"] == pairs["synthetic"]["every finding"]
