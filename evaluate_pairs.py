@@ -66,7 +66,7 @@ JUDGE_IMAGE_SIZE = 128  # pixels (32 to 4096)
 JUDGE_STEPS = 8000  # optimiser steps (1 to 1000000)
 JUDGE_LEARNING_RATE = 2e-3  # of AdamW, the peak of one cycle (above 0, 1 at most)
 # running
-CACHE_DIR = "cache"  # judges, pixels and latents (a folder to write)
+CACHE_DIR = "cache"  # judges and pixels (a folder to write)
 BATCH_SIZE = 64  # images at a time (1 to 65536)
 SEED = 1234  # of draws, and of the judges' training (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import judges
+from evaluation.baselines import FLOOR_FILE, SELECTION_FILE
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.images import Images, Loading
 from evaluation.selection import keep_candidates, score_candidates
@@ -62,8 +63,6 @@ CACHE_DIR = "cache"  # judges and pixels (a folder to write)
 BATCH_SIZE = 64  # images at a time (1 to 65536)
 SEED = 1234  # of the judge's training and of the floor's draws (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
-
-_SUMMARY = "selection.json"  # written last
 
 
 def read_candidates(synthetic: str, by: str, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -205,7 +204,7 @@ def main():
     settings = {"by": BY, "keep": KEEP, "candidates": table_fingerprint(candidates), "selector": selector}
     judges.try_judge(judge_settings, accelerator.device)
     with making(SYNTHETIC_TREE, root, settings):
-        if (root / _SUMMARY).exists():
+        if (root / SELECTION_FILE).exists():
             say(f"{root} is finished: {len(read_table(root, with_reports=False))} pairs are kept")
             return
         judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator)
@@ -225,13 +224,13 @@ def main():
         floor = select(draw_floor(selected, pool, SEED), judge, f"{DATA_ROOT}, train", BY, KEEP, loading)
         save_constants(root, constants)
         _save_csv(root / judges.SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))
-        _save_csv(root / "floor.csv", beside(kept, floor[floor["kept"]]))
+        _save_csv(root / FLOOR_FILE, beside(kept, floor[floor["kept"]]))
         write_kept(root, Path(SYNTHETIC), kept, made)
     copy_written(root, Path(SYNTHETIC), kept)
     summary = {"synthetic": SYNTHETIC, "by": BY, "keep": KEEP, **cost(selected), "floor": cost(floor)}
     known = np.array(FINDINGS)[judge.known].tolist()
     summary["judge"] = {**asdict(judge_settings), "patients": judged["subject_id"].nunique(), "findings": known}
-    with writing(_SUMMARY, root), replacing(root / _SUMMARY) as temporary:
+    with writing(SELECTION_FILE, root), replacing(root / SELECTION_FILE) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     say(
         f"{root}: {len(kept)} of {len(selected)} candidates kept; {summary['share that agrees']:.1%} agree with their "

@@ -188,8 +188,8 @@ _TOGETHER = re.compile(  # "small, left effusion"
     r"(?=left|right|bilateral|bi)"
 )
 _JOINT = re.compile(  # no word before a finding that is said of it
-    r"\b(?:in|at|on|of|within|along|over|to|from|for|is|are|was|were|has|have|remains?|appears?|clear|normal|unremarkable"
-    r"|intact|expanded|than)\b"
+    r"\b(?:in|at|on|of|within|along|over|to|from|for|is|are|was|were|has|have|remains?|appears?|clear|normal"
+    r"|unremarkable|intact|expanded|than)\b"
 )
 _LOCATIVE = re.compile(  # "In the left lung, there is a nodule"
     r"(?:^|[,;] (?:and )?|\band )(?:in|at|on|within|along|throughout|over\w*|involving) (?:[\w-]+ ){1,6}?[\w-]+,? ?$"

@@ -15,7 +15,8 @@ import unicodedata
 
 _NAMED = (
     r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact"
-    r"|number|id|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month|day)"
+    r"|number|id|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month"
+    r"|day)"
 )
 _WORD_MARK = re.compile(r"X{3,}|(?<![A-Za-z])x{3,}(?![A-Za-z])")
 _PHRASE_MARK = re.compile(
