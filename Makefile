@@ -19,7 +19,7 @@ DEMO := --config demo.toml
 OPEN ?= downloads
 PAIRS ?=
 OPEN_CONFIG ?= open.toml
-PARTS := $(addprefix parts/,chests vae decoder clip uvit unet unprompted vit bart bert)
+PARTS := $(addprefix parts/,chests vae decoder clip uvit unet unprompted vit bart prior bert)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
@@ -119,6 +119,7 @@ parts/vae parts/clip: parts/chests
 parts/decoder: parts/vae
 parts/bert: parts/clip
 parts/uvit parts/unprompted parts/unet parts/vit: parts/decoder parts/clip
+parts/prior: parts/vit parts/bart
 
 # two tests at a time, too: most of them hold one core
 IN_TWO_PROCESSES = --numprocesses 2 --dist worksteal

@@ -104,7 +104,8 @@ def read_tables(
 def read_synthetic(root: str, reports_root: str, views: tuple, hold_out: tuple, split: str) -> pd.DataFrame:
     """The synthetic rows: all of a synthetic tree or a CSV; of a real tree those of a split.
 
-    A further column: source, the dicom_id of the image that the labels came from, or "" (a real image is its own).
+    Further columns: source, the dicom_id of the image that the labels came from, or "" (a real image is its own), and
+    the prompt of a synthetic image.
     """
     if is_foreign(root):
         return read_pairs(root)
@@ -116,7 +117,8 @@ def read_synthetic(root: str, reports_root: str, views: tuple, hold_out: tuple, 
     made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
     for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
         check_hold_out(hold_out, **{f"the checkpoint of {root},": checkpoint})
-    return table.assign(source=made.reindex(table["dicom_id"])["source"].fillna("").to_numpy())
+    made = made.reindex(table["dicom_id"], columns=["source", "prompt"], fill_value="")
+    return table.assign(**{name: made[name].to_numpy() for name in made})
 
 
 def read_written(folder: str, table: pd.DataFrame) -> pd.DataFrame:

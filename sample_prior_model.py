@@ -94,13 +94,14 @@ def main():
     def write(latents, rows):
         names, texts = rows["dicom_id"], {}
         with accelerator.autocast():
-            read = prior.read_findings(latents) if CANDIDATES > 1 else None  # what the image shows; never the request
-            texts["report"] = write_best(latents, names, draw, CANDIDATES, SEED, read)
+            read = prior.read_flags(latents) if CANDIDATES > 1 else None  # what the image shows; never the request
+            texts["report"] = write_best(latents, names, draw, CANDIDATES, SEED, read, prior.config.flags)
             if RECONSTRUCT:
                 seeds = [keyed_seed(SEED, name) for name in names]
                 texts[reports.RECONSTRUCTION] = reports.reconstruct(autoencoder, rows["report"], seeds, decode)
         if random_from:
-            texts[reports.FLOOR] = best_reports(reports.random_reports(random_from, names, CANDIDATES, SEED), read)
+            drawn = reports.random_reports(random_from, names, CANDIDATES, SEED)
+            texts[reports.FLOOR] = best_reports(drawn, read, prior.config.flags)
         return texts
 
     side = prior.config.latent_side

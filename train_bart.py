@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch.nn import functional
 
+from evaluation.details import detail_flags
 from evaluation.metrics import constant_report, rouge_l
 from models.report_autoencoder import ReportAutoencoder, reconstruct, write_evaluation, write_pairs
 from training.examples import ReportExamples, study_reports
@@ -37,7 +38,8 @@ HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split 
 PRIORS = "keep"  # sentences that compare with earlier films (keep or drop; paper: keep)
 # the autoencoder
 INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer
-POOLING = "mean"  # of the encoder's states into the latent (mean, bos or eos)
+POOLING = "mean"  # of the encoder's states into the latent (mean, bos, eos or sentences; paper: mean)
+DETAILS_WEIGHT = 0.0  # of the loss of a readout of findings, sides ... from the latent (0 or more; 0: none; paper: 0)
 LATENT_NOISE = 0.0  # noise on the latent in training, in its standard deviations (0 to 100; 0: none, as in the paper)
 # optimisation
 BATCH_SIZE = 8  # reports an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
@@ -63,17 +65,22 @@ NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so
 _PREVIEW_REPORTS = 8  # validation reports that a preview reconstructs
 
 
-def compute_loss(model, batch, latent_noise):
+def compute_loss(model, batch, latent_noise, details_weight=0.0):
     """Cross-entropy of each token given the latent and the tokens before it, a mean over the tokens, without padding.
 
     batch: input_ids and attention_mask (B, L), noise (B, D), standard normal, and other_ids and other_mask (B, L'), of
-    other reports, by which the noise is measured.
+    other reports, by which the noise is measured. With a details_weight also flags (B, K), 0 or 1, whose cross-entropy,
+    a sum over the flags, is added so often.
     """
     noise = latent_noise * batch["noise"] if latent_noise else None
     others = batch["other_ids"], batch["other_mask"]
-    logits = model(batch["input_ids"], batch["attention_mask"], noise, others)  # (B, L, V)
+    logits, flags = model(batch["input_ids"], batch["attention_mask"], noise, others)  # (B, L, V), (B, K)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+    loss = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+    if details_weight:
+        each = functional.binary_cross_entropy_with_logits(flags.float(), batch["flags"], reduction="none")
+        loss = loss + details_weight * each.sum(dim=1).mean()
+    return loss
 
 
 def preview(model, path, reports, batch_size):
@@ -110,9 +117,16 @@ def main():
     reports = {split: studies["report"][studies["split"] == split].tolist() for split in ("train", "validate", "test")}
     model = ReportAutoencoder.from_pretrained(INITIAL_WEIGHTS, POOLING)
 
-    loss = partial(compute_loss, latent_noise=LATENT_NOISE)
-    examples = ReportExamples(reports["train"], model, BATCH_SIZE)
-    validation = ReportExamples(reports["validate"], model, BATCH_SIZE)
+    flags = {"train": None, "validate": None}
+    if DETAILS_WEIGHT:
+        names, flags["train"] = detail_flags(reports["train"])
+        flags["validate"] = detail_flags(reports["validate"], names)[1]
+        model.read_flags(names, flags["train"].mean(axis=0))
+    else:
+        model.readout = None  # one of INITIAL_WEIGHTS is not trained on
+    loss = partial(compute_loss, latent_noise=LATENT_NOISE, details_weight=DETAILS_WEIGHT)
+    examples = ReportExamples(reports["train"], model, BATCH_SIZE, flags["train"])
+    validation = ReportExamples(reports["validate"], model, BATCH_SIZE, flags["validate"])
     draw = partial(preview, reports=reports["validate"][:_PREVIEW_REPORTS], batch_size=BATCH_SIZE)
     try_training(model, loss, examples.longest, studies, constants, accelerator)
     facts = {"data": table_fingerprint(studies)}

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from evaluation.details import detail_flags
 from evaluation.metrics import constant_report, rouge_l
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder, write_evaluation
@@ -31,7 +32,6 @@ from training.trial import random_batch, try_training
 from utils.checkpoints import check_hold_out, read_training
 from utils.devices import make_accelerator
 from utils.errors import run
-from utils.findings import PRESENT, UNCERTAIN
 from utils.latents import PATCH_SIZE, latent_shape, load_vae
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint
 from utils.seeds import draw_rows
@@ -54,7 +54,7 @@ EMBED_DIM = 768  # width of a token (2 to 16384; a multiple of NUM_HEADS)
 DEPTH = 12  # blocks (1 to 256)
 NUM_HEADS = 12  # attention heads (1 to 1024)
 FREEZE_TRANSFORMER = False  # True: only the head is trained, and the readout
-FINDINGS_WEIGHT = 0.0  # of the loss of a readout, by which CANDIDATES are chosen (0 or more; 0: none, as in the paper)
+DETAILS_WEIGHT = 0.0  # of the loss of a readout of findings, sides ... from the image (0 or more; 0: none; paper: 0)
 FLOW_DROPOUT = 0.1  # of the image's class token, before a flow's head (0 or more, below 1)
 # optimisation
 BATCH_SIZE = 16  # images an optimiser step, over all processes (1 to 65536)
@@ -82,43 +82,41 @@ _MEAN_DRAWS = 16  # of a flow, for the mean of the reports that an image allows
 _EVALUATION_BATCH = 64  # images at a time
 
 
-def compute_loss(model, batch, findings_weight=0.0, cosine_weight=_COSINE_WEIGHT):
+def compute_loss(model, batch, details_weight=0.0, cosine_weight=_COSINE_WEIGHT):
     """MSE + cosine_weight (1 - cosine) of the standardised report latents (CXR-IRGen, section 3.3).
 
-    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; with a findings_weight, the
-    weight of the readout's loss, findings (B, 14), codes.
+    batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; with a details_weight, the weight
+    of the readout's loss, flags (B, K), 0 or 1.
     """
-    predicted, readout_loss = predict(model, batch, findings_weight)
+    predicted, readout_loss = predict(model, batch, details_weight)
     cosine = functional.cosine_similarity(predicted, batch["report_latents"], dim=1)  # (B,)
     latent_loss = functional.mse_loss(predicted, batch["report_latents"]) + cosine_weight * (1 - cosine).mean()
-    return latent_loss + findings_weight * readout_loss
+    return latent_loss + details_weight * readout_loss
 
 
-def compute_flow_loss(model, batch, findings_weight=0.0):
+def compute_flow_loss(model, batch, details_weight=0.0):
     """The mean squared error of the velocity (Lipman et al. 2023, equation 23), of K draws of noise and time a report.
 
     batch: latents (B, C, h, w), unit variance; report_latents (B, D), standardised; noise (B, K, D); times (B, K) in
-    [0, 1]; dropped (B,), whether the head gets no image; findings as in `compute_loss`.
+    [0, 1]; dropped (B,), whether the head gets no image; flags as in `compute_loss`.
     """
     report_latents, times = batch["report_latents"][:, None], batch["times"][..., None]
     noisy = (1 - times) * batch["noise"] + times * report_latents  # (B, K, D)
-    velocity, readout_loss = predict(model, batch, findings_weight, noisy, batch["times"], batch["dropped"])
-    return functional.mse_loss(velocity, report_latents - batch["noise"]) + findings_weight * readout_loss
+    velocity, readout_loss = predict(model, batch, details_weight, noisy, batch["times"], batch["dropped"])
+    return functional.mse_loss(velocity, report_latents - batch["noise"]) + details_weight * readout_loss
 
 
-def predict(model, batch, findings_weight, *flow_inputs):
-    """=> (the head's output, float32; the cross-entropy of the readout's findings, 0 without a weight).
+def predict(model, batch, details_weight, *flow_inputs):
+    """=> (the head's output, float32; the cross-entropy of the readout's flags, a sum over them; 0 without a weight).
 
-    A finding that is not mentioned counts as absent, and an uncertain one does not count. flow_inputs: noisy report
-    latents, their times, and which images are dropped.
+    flow_inputs: noisy report latents, their times, and which images are dropped.
     """
     images = batch["tokens"] if "tokens" in batch else batch["latents"]
-    predicted, logits = model(images, *flow_inputs)
-    if not findings_weight:
+    predicted, flags = model(images, *flow_inputs)
+    if not details_weight:
         return predicted.float(), 0.0
-    present, known = batch["findings"] == PRESENT, (batch["findings"] != UNCERTAIN).float()
-    each = functional.binary_cross_entropy_with_logits(logits.float(), present.float(), known, reduction="none")
-    return predicted.float(), each.sum() / known.sum().clamp(min=1)
+    each = functional.binary_cross_entropy_with_logits(flags.float(), batch["flags"], reduction="none")  # (B, K)
+    return predicted.float(), each.sum(dim=1).mean()
 
 
 def evaluate(prior, autoencoder, examples, training_reports, run_dir):
@@ -156,7 +154,7 @@ def evaluate(prior, autoencoder, examples, training_reports, run_dir):
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION)
-    device, flow, reads_findings = accelerator.device, PRIOR == "flow", FINDINGS_WEIGHT > 0
+    device, flow = accelerator.device, PRIOR == "flow"
 
     check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
     table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
@@ -166,9 +164,12 @@ def main():
     vae = load_vae(BASE_MODEL, device)
     autoencoder = ReportAutoencoder.from_pretrained(BART_CHECKPOINT).eval().requires_grad_(False).to(device)
 
+    training_reports = table["report"].iloc[split_rows(table, "train")]
+    flags = detail_flags(training_reports)[0] if DETAILS_WEIGHT else []
+
     torch.manual_seed(SEED)  # of the initial weights
     channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
-    head = {"kind": PRIOR, "reads_findings": reads_findings}
+    head = {"kind": PRIOR, "flags": flags}
     if flow:
         head |= {"flow_width": min(_FLOW_WIDTH, 4 * EMBED_DIM), "flow_depth": _FLOW_DEPTH, "flow_dropout": FLOW_DROPOUT}
     model = Prior(channels, side, PATCH_SIZE, EMBED_DIM, DEPTH, NUM_HEADS, autoencoder.width, **head)
@@ -178,14 +179,15 @@ def main():
         model.load_pretrained(PRETRAINED)
     model.vit.requires_grad_(not FREEZE_TRANSFORMER)
 
-    loss = partial(compute_flow_loss if flow else compute_loss, findings_weight=FINDINGS_WEIGHT)
-    make_batch = partial(random_batch, prior_shapes(vae, autoencoder, IMAGE_SIZE, flow, reads_findings))
+    loss = partial(compute_flow_loss if flow else compute_loss, details_weight=DETAILS_WEIGHT)
+    make_batch = partial(random_batch, prior_shapes(vae, autoencoder, IMAGE_SIZE, flow, len(flags)))
     try_training(model, loss, make_batch, table, constants, accelerator)
     features = PriorFeatures(table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)  # once more: the head depends on the statistics
-    examples, validation = (PriorExamples(features, split, model) for split in ("train", "validate"))
+    said = detail_flags(features.table["report"], flags)[1] if flags else None
+    examples, validation = (PriorExamples(features, split, model, said) for split in ("train", "validate"))
     if FREEZE_TRANSFORMER:
         for split in (examples, validation):
             split.freeze(model.to(device).eval())
@@ -197,7 +199,6 @@ def main():
         split = "test" if (features.table["split"] == "test").any() else "validate"
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
-        training_reports = features.table["report"].iloc[split_rows(features.table, "train")]
         evaluate(best, autoencoder, held_out, training_reports, Path(RUN_DIR))
     accelerator.wait_for_everyone()
 

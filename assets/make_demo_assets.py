@@ -7,8 +7,8 @@
 Reads:  nothing but drawn chests (phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
         FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
-        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run resumes:
-        finished parts are kept, and the denoisers' trainings continue
+        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers), FOLDER/prior (diffusers); WORK, from
+        which a second run resumes: finished parts are kept, and the trainings of scripts continue
 
 What each part is trained on. Its counterpart in the paper was likewise pretrained on something else than chest X-rays.
 
@@ -16,16 +16,18 @@ What each part is trained on. Its counterpart in the paper was likewise pretrain
     image tower and text encoder   images with their prompts (and, as a training aid, the findings)
     U-Net and U-ViT                images with prompts, as Stable Diffusion's U-Net was, and no reference images
     uvit_unprompted                images *without* prompts; the ablation starts from it
-    ViT of the prior               latents, to predict which findings are present, as vit_base_patch16_224 was trained
-                                   to classify photographs
-    BART                           reports, to undo noise
+    ViT of the prior               latents, to predict what the report says: which findings, on which side, in which
+                                   zone, how large; as vit_base_patch16_224 was trained to classify photographs
+    BART                           reports, to undo noise, then to write them from one latent
+    prior                          latents of images and of reports
     BERT                           impressions, to match the text encoder's embedding of the prompts of their findings
 
-The denoisers are pretrained by the project's own scripts, so that both profit from the same improvements. The parts in
-FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512. Minutes of one core,
-while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the VAE 10, its decoder
-17, text encoder and image tower 6, the U-ViT without prompts 25 (144,000 examples), the U-ViT twice that, the U-Net 43
-(192,000), the ViT 7, BART 21, BERT 4. Cores without AVX-512 took more than twice as long.
+Denoisers, autoencoder and prior are pretrained by the project's own scripts, and profit from improvements there. The
+images' parts in FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512.
+Minutes of one core, while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the
+VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT without prompts 25 (144,000 examples), the U-ViT twice
+that, the U-Net 43 (192,000), BART's denoising 21, BERT 4. Cores without AVX-512 took more than twice as long. There
+were made the ViT (45), the autoencoder (35) and the prior (10).
 """
 
 import json
@@ -37,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from diffusers import PNDMScheduler, UNet2DConditionModel
@@ -52,16 +55,32 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels, train
 from assets.demo_bart import make_bart
 from assets.demo_bert import make_bert
+from evaluation.details import detail_flags
 from models.diffusion import PromptedDenoiser
+from models.prior import Prior
+from models.report_autoencoder import ReportAutoencoder
 from phantom import random_chest, random_findings, write_report
 from utils.constants import REPOSITORY, override_constants
 from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, run, say
-from utils.findings import FINDINGS, PRESENT, to_prompt
-from utils.latents import encode_moments, load_vae
+from utils.findings import FINDINGS, to_prompt
+from utils.latents import encode_moments, load_vae, read_grey
+from utils.mimic_cxr import read_table
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "bert")  # in this order
-CONFIG = "assets/parts.toml"  # how the denoisers are pretrained
+PARTS = (
+    "chests",
+    "vae",
+    "decoder",
+    "clip",
+    "uvit",
+    "unet",
+    "unprompted",
+    "vit",
+    "bart",
+    "prior",
+    "bert",
+)  # in this order
+CONFIG = "assets/parts.toml"  # how the scripts pretrain what they train
 WORK = "parts"  # drawn chests, cache, runs and finished parts: a second run resumes from it (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
@@ -76,9 +95,9 @@ DECODER_STEPS = 2700  # of 16 images, after them, the encoder left as it is (1 o
 CRITIC_FROM = 1500  # step from which on the decoder has a critic (0 or more)
 CRITIC_WEIGHT = 0.1  # of the decoder's critic against the error of the pixels (0 or more)
 CLIP_STEPS = 1200  # of 64 pairs (1 or more)
-VIT_STEPS = 4000  # of 64 latents (1 or more)
-REPORTS = 30_000  # written reports for BART, more than chests since nothing is drawn for them (1 or more)
-BART_STEPS = 5000  # of 32 reports (1 or more)
+VIT_STEPS = 10_000  # of 64 latents (1 or more)
+REPORTS = 60_000  # written reports for BART and BERT, more than chests since nothing is drawn for them (1 or more)
+BART_STEPS = 5000  # of 32 reports, in which it undoes noise (1 or more)
 BERT_STEPS = 3000  # of 64 impressions (1 or more)
 
 
@@ -250,21 +269,26 @@ def make_unet(folder: Path) -> None:
     save_half(trained.denoiser, folder / "base_model" / "unet")
 
 
-def make_vit(folder: Path, images: np.ndarray, labels: np.ndarray, steps: int) -> None:
-    """The prior's transformer, trained to predict from latents which findings are present."""
+def make_vit(folder: Path, steps: int) -> None:
+    """The prior's transformer, trained to predict from latents what the reports say: which findings, where, how large.
+
+    So a linear layer on its class token finds sides and zones, too.
+    """
     vae = load_vae(str(folder / "base_model"))
-    moments, present = moments_of(images, vae), torch.from_numpy(labels == PRESENT).float()
-    sizes = {"img_size": IMAGE_SIZE // 4, "patch_size": 2, "in_chans": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
-    vit = VisionTransformer(**sizes, num_classes=len(FINDINGS))
+    table = read_table(Path(WORK) / "phantom", splits=("train",))
+    images = np.stack([read_grey(path, IMAGE_SIZE) for path in table["image_path"]])
+    moments, flags = moments_of(images, vae), torch.from_numpy(detail_flags(table["report"])[1]).float()
+    sizes = {"img_size": IMAGE_SIZE // 4, "patch_size": 2, "in_chans": 4, "embed_dim": 96, "depth": 4, "num_heads": 4}
+    vit = VisionTransformer(**sizes, num_classes=flags.shape[1])
 
     def compute_loss(step):
         generator = torch.Generator().manual_seed(SEED + step)
         batch = torch.randint(len(moments), (64,), generator=generator)
         latents = DiagonalGaussianDistribution(moments[batch]).sample(generator) * vae.config.scaling_factor
-        logits = vit(latents)  # (B, 14)
-        return F.binary_cross_entropy_with_logits(logits, present[batch])
+        logits = vit(latents)  # (B, K)
+        return F.binary_cross_entropy_with_logits(logits, flags[batch])
 
-    train(vit.parameters(), compute_loss, steps, 2e-3, "vit")
+    train(vit.parameters(), compute_loss, steps, 1.5e-3, "vit")
     vit.reset_classifier(0)
     vit.pretrained_cfg = {
         "architecture": "vit_base_patch16_224",  # timm's name of the code; model_args say the sizes
@@ -276,6 +300,35 @@ def make_vit(folder: Path, images: np.ndarray, labels: np.ndarray, steps: int) -
         "std": (1.0,) * 4,
     }
     save_for_hf(vit.half(), folder / "vit", model_args=sizes, safe_serialization=True)
+
+
+def make_autoencoder(folder: Path) -> None:
+    """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports."""
+    work, (reports, _) = Path(WORK), write_reports()
+    denoiser, listed = work / "bart", work / "reports.csv"
+    if not denoiser.exists():
+        make_bart(denoiser, reports, BART_STEPS, SEED)
+    listing = pd.DataFrame({"split": "train", "text": reports})
+    listing.loc[len(reports) - max(1, len(reports) // 60) :, "split"] = "validate"
+    listing.to_csv(listed, index=False)
+    places = ("--DATA_ROOT", listed, "--INITIAL_WEIGHTS", denoiser, "--RUN_DIR", work / "autoencoder")
+    run_script("train_bart.py", "--config", CONFIG, *places)
+    ReportAutoencoder.from_pretrained(work / "autoencoder" / "best").half().save_pretrained(folder)
+
+
+def make_prior(folder: Path) -> None:
+    """A prior from the ViT's class tokens to BART's latents, folder/vit and folder/bart.
+
+    On chests that the ViT has not seen: of those it was trained on its class tokens are surer than of others.
+    """
+    work = Path(WORK)
+    unseen = work / "unseen"
+    run_script("-m", "phantom", "--config", CONFIG, "--OUTPUT_ROOT", unseen, "--SEED", SEED + 10_000)
+    places = ("--DATA_ROOT", unseen, "--CACHE_DIR", work / "cache", "--RUN_DIR", work / "prior")
+    parts = ("--BASE_MODEL", folder / "base_model", "--BART_CHECKPOINT", folder / "bart")
+    start = ("--PRETRAINED", f"local-dir:{folder / 'vit'}")
+    run_script("train_prior_model.py", "--config", CONFIG, *places, *parts, *start)
+    save_half(Prior.from_pretrained(work / "prior" / "best"), folder / "prior")
 
 
 def make(part: str, folder: Path) -> None:
@@ -309,9 +362,11 @@ def make(part: str, folder: Path) -> None:
         case "unet":
             make_unet(folder)
         case "vit":
-            make_vit(folder, *draw_chests(), VIT_STEPS)
+            make_vit(folder, VIT_STEPS)
         case "bart":
-            make_bart(folder / "bart", write_reports()[0], BART_STEPS, SEED)
+            make_autoencoder(folder / "bart")
+        case "prior":
+            make_prior(folder)
         case "bert":
             make_bert(folder / "bert", base_model, *write_reports(), BERT_STEPS, SEED)
         case _:

@@ -166,7 +166,8 @@ def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge,
 
     train: the details of training reports.
 
-    "image_details": `agreement_rows` of the synthetic images, and of the real ones, which are the judge's own accuracy.
+    "image_details": `agreement_rows` of the synthetic images, of what their prompts asked for, where these name places,
+    and of the real images, which are the judge's own accuracy.
     "agreement_with_sides": pairs in which request, image and report agree on every finding (as in
     `agreement.complete_agreement`), and those that also agree on each side that the report names and the judge knows.
     """
@@ -177,6 +178,11 @@ def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge,
         stated = {detail: told[detail] for detail in PLACES}
         found = agreement_rows(stated, seen, images.subjects(), train, sets.seed)
         rows += [{"images": name, **row} for row in found]
+        asked = read_details(images.table.get("prompt", []))
+        if any((asked[detail] != "").any() for detail in PLACES):  # prompts of findings name no place
+            stated = {detail: asked[detail] for detail in PLACES}
+            found = agreement_rows(stated, seen, images.subjects(), train, sets.seed)
+            rows += [{"images": f"{name}, as asked", **row} for row in found]
         pairs.append(_pairs_row(name, images, texts, judge, text_judge, seen, sets.seed))
         if name == "synthetic":
             moved = pd.Series(shuffled(texts, sets.seed))

@@ -15,7 +15,7 @@ are united, zones and kinds are listed in alphabetical order, and the largest de
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
 
@@ -23,11 +23,12 @@ import numpy as np
 
 from evaluation.finding_scope import Mention
 from evaluation.finding_words import ORGANS
-from evaluation.labeler import codes_of_sentence, read_mentions, report_and_addenda
+from evaluation.labeler import codes_of_sentence, label_reports, read_mentions, report_and_addenda
 from utils.findings import FINDINGS, PRESENT
 
 DETAILS = ("side", "zone", "degree", "kind")
 DEGREES = ("small", "moderate", "large")  # the last one that is named counts
+LEAST_REPORTS = 20  # that name a flag, for a network to learn it
 _UNPLACED = ("Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding")  # have neither side nor zone
 APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
     "side": {*FINDINGS} - {*_UNPLACED},
@@ -130,6 +131,21 @@ def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
     rows = [_details_of_report(report) for report in reports]
     values = [[[row.get((name, detail), "") for name in FINDINGS] for row in rows] for detail in DETAILS]
     return dict(zip(DETAILS, np.array(values, dtype=object).reshape(len(DETAILS), -1, len(FINDINGS))))
+
+
+def detail_flags(reports: Sequence[str], names: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
+    """What N reports say of their findings, as flags => (K names, (N, K) bool).
+
+    names: those that are wanted, e.g. "Edema" (it is present) or "Edema, degree: small"; (): all findings, and each of
+    their details that LEAST_REPORTS reports or more name.
+    """
+    found = [("", label_reports(reports) == PRESENT)]
+    for detail, values in read_details(reports).items():
+        found += [(f", {detail}: {value}", values == value) for value in sorted({*values.ravel()} - {""})]
+    columns = {f"{finding}{what}": said[:, place] for what, said in found for place, finding in enumerate(FINDINGS)}
+    names = list(names) or [name for name, said in columns.items() if name in FINDINGS or said.sum() >= LEAST_REPORTS]
+    never = np.zeros(len(reports), dtype=bool)
+    return names, np.stack([columns.get(name, never) for name in names], axis=1)
 
 
 def _details_of_report(report):

@@ -4,8 +4,8 @@ Pairs: an image *agrees* with its request when a judge (evaluation/judges.py) fi
 The judge is of one half of the training patients, whom SELECTOR_FILE names: an evaluation has to use another one. A
 report agrees when it states what was requested and nothing else, by the rules of evaluation/labeler.py.
 
-Reports of one image: the one that states best what is read in the image is kept. The request has no part in it: a
-report that was chosen by a request says nothing of how well reports are written.
+Reports of one image: the one that states best what is read in the image is kept, sides and zones included. The request
+has no part in it: a report that was chosen by a request says nothing of how well reports are written.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from evaluation.details import detail_flags
 from evaluation.judges import Judge
-from evaluation.labeler import contradictions, label_reports
+from evaluation.labeler import contradictions
 from evaluation.metrics import stutters
 from utils.errors import InputError
-from utils.findings import PRESENT, UNCERTAIN
+from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.seeds import keyed_seed
 
 LEAST_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1, so that logarithms are finite
@@ -75,36 +76,37 @@ def check_candidates(candidates: int, flows: bool, decoding: str):
 
 def write_best(
     latents: torch.Tensor, dicom_ids: Sequence[str], draw: Callable[[torch.Tensor, list[int]], list[str]],
-    candidates: int, seed: int, wanted: np.ndarray | None,
+    candidates: int, seed: int, wanted: np.ndarray | None, names: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
-    """The best of the candidate reports of each of n images, as `best_reports` chooses with `wanted`.
+    """The best of the candidate reports of each of n images, as `best_reports` chooses with `wanted` and `names`.
 
     latents: (n, C, h, w); draw: latents and n seeds => n reports.
     """
     seeds = [keyed_seed(seed, dicom_id) for dicom_id in dicom_ids]
     drawn = [draw(latents, [candidate_seed(own, number) for own in seeds]) for number in range(candidates)]
-    return best_reports(drawn, wanted)
+    return best_reports(drawn, wanted, names)
 
 
-def best_reports(drawn: list[list[str]], wanted: np.ndarray | None = None) -> list[str]:
-    """Of the reports drawn for each of n images, the nearest to the wanted findings (`report_distances`); n texts.
+def best_reports(drawn: list[list[str]], wanted: np.ndarray | None = None, names: Sequence[str] = ()) -> list[str]:
+    """Of the reports drawn for each of n images, the nearest to the wanted flags (`report_distances`); n texts.
 
-    drawn: N lists of n reports; of equal ones the first is kept. wanted: (n, 14) from 0 to 1, as read in the image; or
-    None: the share of the N reports that state each finding (minimum Bayes risk, Kumar & Byrne 2004).
+    drawn: N lists of n reports; of equal ones the first is kept. wanted: (n, K) from 0 to 1, as read in the image; or
+    None: the share of the N reports in which each flag is set (minimum Bayes risk, Kumar & Byrne 2004). names: of the K
+    flags, as `details.detail_flags` has them; () for the findings.
     """
     if len(drawn) == 1:
         return drawn[0]
     if wanted is None:
-        wanted = np.mean([label_reports(reports) == PRESENT for reports in drawn], axis=0)
-    distances = np.stack([report_distances(reports, wanted) for reports in drawn])  # (N, n)
+        wanted = np.mean([detail_flags(reports, names or FINDINGS)[1] for reports in drawn], axis=0)
+    distances = np.stack([report_distances(reports, wanted, names) for reports in drawn])  # (N, n)
     return [drawn[number][row] for row, number in enumerate(distances.argmin(axis=0))]
 
 
-def report_distances(reports: list[str], wanted: np.ndarray) -> np.ndarray:
-    """For n reports the sum of the differences from (n, 14), and 1 for each contradiction and each repetition; (n,).
+def report_distances(reports: list[str], wanted: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+    """For n reports the sum of the differences from (n, K), and 1 for each contradiction and each repetition; (n,).
 
-    wanted: from 0 to 1, NaN for a finding that does not count.
+    wanted: from 0 to 1, NaN for a flag that does not count; names: of the K flags.
     """
-    stated = label_reports(reports) == PRESENT  # (n, 14)
+    stated = detail_flags(reports, names or FINDINGS)[1]  # (n, K)
     faults = [len(contradictions(report)) + stutters(report) for report in reports]
     return np.nansum(np.abs(stated - np.asarray(wanted, dtype=float)), axis=1) + faults

@@ -5,8 +5,8 @@
                      mean and standard deviation of the training rows, which are kept in its checkpoint
 
 Two kinds: "regression", the paper's, predicts the mean of all reports that an image allows; "flow" (models/flow.py)
-draws one of them. Either may have a readout beside its head, which predicts the findings that the image shows; of
-several reports drawn for an image, evaluation/selection.py keeps the one that agrees with what is read in the image.
+draws one of them. Either may have a readout beside its head, which predicts what a report says of the image: findings,
+sides, zones ... Of several reports drawn for an image, evaluation/selection.py keeps the one that agrees with it.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,6 @@ from torch import nn
 from models.flow import ReportFlow
 from utils.checkpoints import load_weights
 from utils.errors import InputError, reason, say
-from utils.findings import FINDINGS
 from utils.seeds import keyed_generator
 
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
@@ -40,7 +39,7 @@ class PriorOutput(NamedTuple):
     """What a prior makes of B images."""
 
     prediction: torch.Tensor  # (B, D) standardised report latents; of a flow (B, K, D) velocities
-    finding_logits: torch.Tensor | None  # (B, 14), of a prior with a readout
+    flags: torch.Tensor | None  # (B, K) logits, of a prior with a readout
 
 
 class Prior(ModelMixin, ConfigMixin):
@@ -55,7 +54,8 @@ class Prior(ModelMixin, ConfigMixin):
         mlp_ratio: hidden width of a block's MLP, in units of embed_dim.
         kind: "regression", with a linear head; or "flow", with a head of flow_width, flow_depth and flow_dropout, as
             models.flow.ReportFlow has them.
-        reads_findings: whether it has a readout, linear on the class token.
+        flags: names of the K flags of its readout, linear on the class token, as `evaluation.details.detail_flags` has
+            them; none, no readout.
     """
 
     @register_to_config
@@ -64,7 +64,7 @@ class Prior(ModelMixin, ConfigMixin):
         latent_channels: int = 4, latent_side: int = 32, patch_size: int = 2, embed_dim: int = 768, depth: int = 12,
         num_heads: int = 12, report_dim: int = 768, pooler: str = "linear", layer_norm_epsilon: float = 1e-6,
         mlp_ratio: float = 4.0, kind: str = "regression", flow_width: int = 0, flow_depth: int = 0,
-        flow_dropout: float = 0.0, reads_findings: bool = False,
+        flow_dropout: float = 0.0, flags: Sequence[str] = (),
     ):  # fmt: skip
         super().__init__()
         if latent_side % patch_size or embed_dim % num_heads:
@@ -79,7 +79,7 @@ class Prior(ModelMixin, ConfigMixin):
             self.head = ReportFlow(embed_dim, report_dim, flow_width, flow_depth, flow_dropout)
         else:
             self.head = nn.Linear(embed_dim, report_dim)
-        self.readout = nn.Linear(embed_dim, len(FINDINGS)) if reads_findings else None
+        self.readout = nn.Linear(embed_dim, len(flags)) if flags else None
         self.register_buffer("report_mean", torch.zeros(report_dim))
         self.register_buffer("report_std", torch.ones(report_dim))
 
@@ -102,8 +102,8 @@ class Prior(ModelMixin, ConfigMixin):
         return PriorOutput(prediction, None if self.readout is None else self.readout(tokens))
 
     @torch.no_grad()
-    def read_findings(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """Latents (B, C, h, w), unit variance => probabilities of the findings, (B, 14); None without a readout."""
+    def read_flags(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Latents (B, C, h, w), unit variance => probabilities of the flags, (B, K); None without a readout."""
         if self.readout is None:
             return None
         return self.readout(self.vit(latents.to(self.device, self.dtype))).float().sigmoid().cpu()
@@ -175,12 +175,15 @@ class Prior(ModelMixin, ConfigMixin):
         if wrong:
             differences = (f"{name.upper()} is {self.config[name]} and its {other.config[name]}" for name in wrong)
             raise InputError(f"INITIAL_WEIGHTS {source} is of another size: {', '.join(differences)}")
+        same_flags = self.readout and [*self.config.flags] == [*other.config.flags]
         if self.config.kind == "flow":  # its velocities are those of its own statistics, which are taken with it
-            self.load_state_dict(other.state_dict(), strict=False)  # the sizes agree: only a readout may be missing
+            state = other.state_dict()
+            taken = {name: state[name] for name in state if same_flags or not name.startswith("readout.")}
+            self.load_state_dict(taken, strict=False)  # the sizes agree: only a readout may be missing
             say(f"prior: started from {source}, report latents standardised as there")
             return
         self.vit.load_state_dict(other.vit.state_dict())
-        if self.readout and other.readout:
+        if same_flags:
             self.readout.load_state_dict(other.readout.state_dict())
         weight, bias = other.head.weight, other.head.bias
         if other.config.pooler == "tanh":  # tanh(x) => at + (1 - at^2) (x - atanh(at)), `at` being the mean report

@@ -2,7 +2,8 @@
 
     report              => tokens   (L,) with <s> in front and </s> behind, MAX_TOKENS at most
     tokens              => states   (L, D) of BART's encoder
-    states              => latent   (D,) pooled: the mean over all tokens, the first (<s>) or the last one (</s>)
+    states              => latent   (D,) pooled: the mean over all tokens, the first (<s>) or the last one (</s>); or
+                                    the mean over all tokens, of which each attends to its own sentence alone
     latent              => report   BART's decoder attends to the latent as an encoder sequence of length one
 
 (CXR-IRGen, section 3.2.) For facebook/bart-base, D = 768. A checkpoint is a Hugging Face BART folder with its tokenizer
@@ -14,17 +15,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, LogitsProcessor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
-from utils.checkpoints import check_config, check_loaded, weights_fingerprint, why_unloaded
+from utils.checkpoints import check_config, check_loaded, load_weights, weights_fingerprint, why_unloaded
 from utils.errors import InputError, writing
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_generator
 
-POOLINGS = ("mean", "bos", "eos")
+POOLINGS = ("mean", "bos", "eos", "sentences")
+READOUT_FILE = "readout.safetensors"  # beside BART's weights
 PROBE = "No acute process."  # a tokenizer of reports knows at least part of it
 MAX_TOKENS = 512  # of a report, <s> and </s> included; a longer report is cut
 
@@ -34,8 +38,10 @@ class ReportAutoencoder(nn.Module):
 
     Args:
         bart: a BartForConditionalGeneration. tokenizer: of the same vocabulary, adding <s> and </s>.
-        pooling: "mean" (over all tokens, <s> and </s> included), "bos" or "eos".
-    Attributes: width, D of the latent; max_tokens.
+        pooling: "mean" (over all tokens, <s> and </s> included), "bos" or "eos"; or "sentences", the mean over tokens
+            that attend to their own sentence alone. The latent is then a sum over the sentences, in which the side of a
+            finding depends less on what else the report says; with a readout a linear layer finds it.
+    Attributes: width, D of the latent; max_tokens; readout, linear, if `read_flags` was called.
     """
 
     def __init__(self, bart: BartForConditionalGeneration, tokenizer: Tokenizer, pooling: str):
@@ -50,7 +56,12 @@ class ReportAutoencoder(nn.Module):
         bart.generation_config = GenerationConfig(**{name: getattr(bart.config, name) for name in names})
         self.bart, self.tokenizer, self.pooling = bart, tokenizer, pooling
         self.width = bart.config.d_model
+        self.readout = None
         self.max_tokens = min(MAX_TOKENS, bart.config.max_position_embeddings)
+        words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        ends, begins = ([word.endswith(tuple(".?!;")) for word in words], [word.startswith("Ġ") for word in words])
+        self.register_buffer("ends_sentence", torch.tensor(ends), persistent=False)  # (V,)
+        self.register_buffer("begins_word", torch.tensor(begins), persistent=False)  # (V,), after a space
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, pooling: str = "") -> "ReportAutoencoder":
@@ -70,15 +81,37 @@ class ReportAutoencoder(nn.Module):
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:
             raise InputError(f"{str(folder)!r} is no report autoencoder (no pooling in its config): run train_bart.py")
-        return cls(bart, tokenizer, pooling)
+        autoencoder, file = cls(bart, tokenizer, pooling), Path(folder) / READOUT_FILE
+        if file.exists():
+            names = getattr(bart.config, "flags", [])
+            autoencoder.read_flags(names, [0.5] * len(names))
+            load_weights(autoencoder.readout, load_file(file), f"the readout {file}", "take another checkpoint")
+        return autoencoder
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.bart.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.readout:
+            save_file(self.readout.state_dict(), Path(folder) / READOUT_FILE)
+
+    def read_flags(self, names: Sequence[str], rates: Sequence[float]) -> None:
+        """Gives it a readout, linear on the latent's direction, to be trained to tell what a report says.
+
+        names: of K flags, as `evaluation.details.detail_flags` has them; rates: the share of the reports in which each
+        is set. Where a linear layer finds a side in the latent, a prior learns it from images. One for the same flags
+        stays as it is.
+        """
+        if self.readout and self.bart.config.flags == list(names):
+            return
+        self.readout = nn.Linear(self.width, len(names))
+        nn.init.zeros_(self.readout.weight)
+        self.readout.bias.data = torch.as_tensor(rates, dtype=torch.float32).clamp(1e-4, 1 - 1e-4).logit()
+        self.bart.config.flags = list(names)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L), mask (B, L) with 1 for a token and 0 for padding behind => latents (B, D)."""
-        states = self.bart.get_encoder()(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, D)
+        attended = self._own_sentences(input_ids, attention_mask) if self.pooling == "sentences" else attention_mask
+        states = self.bart.get_encoder()(input_ids, attention_mask=attended).last_hidden_state  # (B, L, D)
         if self.pooling == "bos":
             return states[:, 0]
         lengths = attention_mask.sum(dim=1)  # (B,)
@@ -86,13 +119,21 @@ class ReportAutoencoder(nn.Module):
             return states[torch.arange(len(states), device=states.device), lengths - 1]
         return (states * attention_mask[:, :, None]).sum(dim=1) / lengths[:, None]
 
+    def _own_sentences(self, input_ids, attention_mask):
+        """Which tokens a token attends to, (B, 1, L, L) bool: a sentence begins at a word after "." or the like."""
+        begins = self.begins_word[input_ids[:, 1:]] & self.ends_sentence[input_ids[:, :-1]]
+        numbers = functional.pad(begins.cumsum(dim=1), (1, 0))  # (B, L), of each token's sentence
+        numbers = numbers.masked_fill(attention_mask == 0, -1)  # padding attends to padding
+        return numbers[:, None, :, None] == numbers[:, None, None, :]
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, noise: torch.Tensor | None = None,
         others: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Teacher forcing: tokens (B, L), mask (B, L), noise (B, D) or None => logits of the same tokens (B, L, V).
 
         In training `blur` adds the noise to the latents; others: tokens and mask (B, L') of another report for each.
+        Beside them the logits of the readout's flags, (B, K), or None without one.
         """
         latents = self.encode(input_ids, attention_mask)  # (B, D)
         if noise is not None and self.training:
@@ -102,7 +143,8 @@ class ReportAutoencoder(nn.Module):
         start = torch.full_like(input_ids[:, :1], self.bart.config.decoder_start_token_id)
         before = torch.cat([start, input_ids[:, :-1]], dim=1)  # (B, L), the token before each one
         encoded = BaseModelOutput(last_hidden_state=latents[:, None])  # (B, 1, D)
-        return self.bart(encoder_outputs=encoded, decoder_input_ids=before, use_cache=False).logits
+        flags = self.readout(functional.layer_norm(latents, latents.shape[1:])) if self.readout else None
+        return self.bart(encoder_outputs=encoded, decoder_input_ids=before, use_cache=False).logits, flags
 
     @torch.no_grad()
     def encode_reports(self, reports: Sequence[str]) -> torch.Tensor:

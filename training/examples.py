@@ -10,6 +10,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from models.report_autoencoder import tokenise
@@ -201,14 +202,14 @@ class PriorFeatures:
         return mean.astype(np.float32), std.astype(np.float32), covariance
 
 
-def prior_shapes(vae, autoencoder, image_size: int, flow: bool, reads_findings: bool) -> dict[str, tuple[int, ...]]:
-    """The shapes of an example of PriorExamples, by name; flow, reads_findings: of its Prior."""
+def prior_shapes(vae, autoencoder, image_size: int, flow: bool, flags: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of an example of PriorExamples, by name; flow: of its Prior; flags: how many its readout has, or 0."""
     width = autoencoder.width
     shapes = {"latents": latent_shape(vae, image_size), "report_latents": (width,)}
     if flow:
         shapes |= {"noise": (FLOW_DRAWS, width), "times": (FLOW_DRAWS,), "dropped": ()}
-    if reads_findings:
-        shapes["findings"] = (len(FINDINGS),)
+    if flags:
+        shapes["flags"] = (flags,)
     return shapes
 
 
@@ -230,17 +231,16 @@ def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accele
 class PriorExamples(_Rows):
     """Training examples of one split, for a Prior, by whose statistics report latents are standardised.
 
-    An example of a flow also has FLOW_DRAWS draws of noise and time, and whether its image is dropped, for guidance.
-    After `freeze` an example has, in place of its latents, the class token of a frozen transformer.
+    flags: what the report of each row says, (N, K) bool, for a readout; or None. An example of a flow also has
+    FLOW_DRAWS draws of noise and time, and whether its image is dropped, for guidance. After `freeze` an example has,
+    in place of its latents, the class token of a frozen transformer.
     """
 
-    def __init__(self, features, split, prior):
+    def __init__(self, features, split, prior, flags=None):
         super().__init__(features, split)
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
         self.flow, self.drop_image = prior.config.kind == "flow", DROP_IMAGE if split == "train" else 0.0
-        self.labels = self.tokens = None
-        if prior.config.reads_findings:
-            self.labels = torch.tensor(features.table[list(FINDINGS)].to_numpy(dtype=np.int8))  # (N, 14) codes
+        self.flags, self.tokens = None if flags is None else torch.from_numpy(flags).float(), None
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
@@ -258,8 +258,8 @@ class PriorExamples(_Rows):
                 "times": torch.rand(FLOW_DRAWS, generator=generator),  # (K,)
                 "dropped": torch.rand((), generator=generator) < self.drop_image,  # ()
             }
-        if self.labels is not None:
-            example["findings"] = self.labels[row]  # (14,) codes
+        if self.flags is not None:
+            example["flags"] = self.flags[row]  # (K,)
         return example
 
     @torch.no_grad()
@@ -274,10 +274,14 @@ class PriorExamples(_Rows):
 
 
 class ReportExamples(Examples):
-    """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length."""
+    """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length.
 
-    def __init__(self, reports, autoencoder, batch_size):
+    flags: what the reports say, (n, K) bool, for a readout; or None.
+    """
+
+    def __init__(self, reports, autoencoder, batch_size, flags=None):
         self.reports = list(reports)
+        self.flags = None if flags is None else torch.from_numpy(flags).float()
         self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
         self.lengths = np.array([len(ids) for ids in self.tokens])
         self.batch_size, self.width, self.tokenizer = batch_size, autoencoder.width, autoencoder.tokenizer
@@ -293,20 +297,21 @@ class ReportExamples(Examples):
         noise = torch.randn(self.width, generator=generator)  # (D,)
         steps = torch.randint(1, max(2, len(self)), (), generator=generator).item()  # to another row
         ids, other_ids = (torch.tensor(self.tokens[place]) for place in (row, (row + steps) % len(self)))  # (L,), (L',)
-        return {"input_ids": ids, "noise": noise, "other_ids": other_ids}
+        example = {"input_ids": ids, "noise": noise, "other_ids": other_ids}
+        return example if self.flags is None else {**example, "flags": self.flags[row]}
 
     def longest(self, size: int) -> dict[str, torch.Tensor]:
         """A batch of the longest reports, which needs the most memory."""
         return self.collate([self[row, 0] for row in np.argsort(-self.lengths, kind="stable")[:size]])
 
     def collate(self, examples):
-        """=> input_ids and attention_mask (B, L of the longest), noise (B, D), other_ids and other_mask (B, L')."""
+        """=> input_ids and attention_mask (B, L of the longest), other_ids and other_mask (B, L'), the rest stacked."""
         batch, others = (
             self.tokenizer.pad({"input_ids": [example[name] for example in examples]}, return_tensors="pt")
             for name in ("input_ids", "other_ids")
         )
-        noise = torch.stack([example["noise"] for example in examples])
-        return {**batch, "noise": noise, "other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
+        rest = default_collate([{name: one[name] for name in one.keys() & {"noise", "flags"}} for one in examples])
+        return {**batch, **rest, "other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
 
     def count_terms(self, batch):
         """The tokens of a batch, without padding."""

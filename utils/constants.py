@@ -49,6 +49,7 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
     "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
     "RADGRAPH": "RadEval computes it from the evaluation's radeval.csv; remove it",
+    "FINDINGS_WEIGHT": "set DETAILS_WEIGHT, whose readout holds sides and zones, too",
     "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
     **dict.fromkeys(
         ("CANDIDATES", "KEEP", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "SELECTOR_IMAGE_SIZE"),

@@ -4,12 +4,15 @@ import re
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import phantom
 from assets import make_demo_assets, make_open_assets
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels
+from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
+from utils.checkpoints import load_strictly
 from utils.constants import REPOSITORY
 from utils.errors import InputError
 from utils.latents import load_vae
@@ -52,12 +55,41 @@ def test_the_open_assets_are_a_base_model_with_a_vae_of_these_films(tmp_path, mo
     assert load_vae(tmp_path / "open" / "base_model").config.sample_size == SIDE
 
 
+CONFIG = """
+[common]
+DEVICE = "cpu"
+PRECISION = "no"
+NUM_WORKERS = 0
+VIEWS = []
+HOLD_OUT = []
+IMAGE_SIZE = 64
+BATCH_SIZE = 4
+MAX_STEPS = 1
+EVALUATION_REPORTS = 0
+EVALUATION_IMAGES = 0
+DETAILS_WEIGHT = 0.1
+
+[train_bart]
+POOLING = "sentences"
+
+[train_prior_model]
+PRIOR = "flow"
+EMBED_DIM = 96
+DEPTH = 4
+NUM_HEADS = 4
+FREEZE_TRANSFORMER = true
+"""
+
+
 def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
-    """But for those that scripts of their own train."""
+    """But for the denoisers."""
+    phantom.draw_tree(tmp_path / "parts" / "phantom", studies=30, image_size=64)
+    (tmp_path / "parts.toml").write_text(CONFIG)
     for name, value in {
-        "FOLDER": str(tmp_path / "demo"), "WORK": str(tmp_path / "parts"),
-        "PARTS": ("vae", "decoder", "clip", "vit", "bart"), "CHESTS": 80, "VAE_CHANNELS": (8, 16, 16), "VAE_STEPS": 2,
-        "DECODER_STEPS": 3, "CRITIC_FROM": 2, "CLIP_STEPS": 1, "VIT_STEPS": 1, "REPORTS": 80, "BART_STEPS": 1,
+        "FOLDER": str(tmp_path / "demo"), "WORK": str(tmp_path / "parts"), "CONFIG": str(tmp_path / "parts.toml"),
+        "PARTS": ("vae", "decoder", "clip", "vit", "bart", "prior"), "CHESTS": 80, "VAE_CHANNELS": (8, 16, 16),
+        "VAE_STEPS": 2, "DECODER_STEPS": 3, "CRITIC_FROM": 2, "CLIP_STEPS": 1, "VIT_STEPS": 1, "REPORTS": 80,
+        "BART_STEPS": 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(make_demo_assets, name, value)
     monkeypatch.setattr(make_demo_assets, "override_constants", lambda own: None)
@@ -71,13 +103,17 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
     }
     assert TextEncoder(base_model, pooled=True).width == make_demo_assets.WIDTH
     assert ReferenceEncoder(f"local-dir:{demo / 'reference_encoder'}").width == make_demo_assets.WIDTH
-    assert ReportAutoencoder.from_pretrained(demo / "bart", "mean").width > 0 and (demo / "vit").is_dir()
+    autoencoder, prior = ReportAutoencoder.from_pretrained(demo / "bart"), load_strictly(Prior, demo / "prior")
+    assert autoencoder.pooling == "sentences" and autoencoder.readout.out_features >= 14
+    assert prior.config.report_dim == autoencoder.width
+    vit = timm.create_model(f"local-dir:{demo / 'vit'}", pretrained=True).state_dict()
+    assert all(torch.allclose(vit[name], tensor, atol=1e-3) for name, tensor in prior.vit.state_dict().items())
 
     made = {path: path.stat().st_mtime_ns for path in demo.rglob("*.*")}
     (tmp_path / "parts" / "bart.made").unlink()
     capsys.readouterr()
     make_demo_assets.main()
-    assert capsys.readouterr().out.count("made before") == 4
+    assert capsys.readouterr().out.count("made before") == 5
     anew = {path.relative_to(demo).parts[0] for path in demo.rglob("*.*") if path.stat().st_mtime_ns != made[path]}
     assert anew == {"bart"}
 

@@ -175,6 +175,17 @@ def test_pairs_whose_reports_swap_sides_agree_on_every_finding_and_on_no_side():
     assert turned["synthetic"]["and every side"] == pytest.approx(sideless, abs=0.05)
 
 
+def test_what_prompts_ask_for_is_compared_with_what_is_seen():
+    sets = drawn_sets()
+    assert {row["images"] for row in image_details(sets)["image_details"]} == {"synthetic", "real"}
+    sets.synthetic.table = sets.synthetic.table.assign(
+        prompt=[swapped(text) for text in sets.synthetic.table["report"]]
+    )
+    shares = {(row["images"], row["detail"]): row["share"] for row in image_details(sets)["image_details"]}
+    assert shares["synthetic, as asked", "side"] == 0 and shares["synthetic, as asked", "zone"] == 1
+    assert shares["synthetic", "side"] == 1
+
+
 def test_a_judge_learns_sides_from_reports_that_name_them(tmp_path):
     rng, rows = np.random.default_rng(0), []
     for number in range(80):

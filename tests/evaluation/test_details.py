@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.details import DETAILS, read_details
+from evaluation.details import DETAILS, detail_flags, read_details
 from evaluation.labeler import label_report
 from phantom import random_findings, write_report
 from phantom.anatomy import MASS_EXTENT, nodule_count
@@ -200,3 +200,20 @@ def test_findings_that_are_not_present_in_drawn_reports_have_no_details():
         report = write_report(drawn, labels, rng)
         absent = np.isin(label_report(report), (ABSENT, UNCERTAIN))
         assert not any((values[0, absent] != "").any() for values in read_details([report]).values())
+
+
+def test_flags_are_the_findings_and_the_details_that_are_named_often(monkeypatch):
+    monkeypatch.setattr("evaluation.details.LEAST_REPORTS", 2)
+    reports = ["Small left effusion.", "Large left effusion. No edema.", "Mild edema.", "Clear lungs."]
+    names, flags = detail_flags(reports)
+    said = {name: flags[:, column].tolist() for column, name in enumerate(names)}
+    assert [*said][:14] == [*FINDINGS] and {*names[14:]} == {"Pleural Effusion, side: left"}
+    assert said["Pleural Effusion"] == said["Pleural Effusion, side: left"] == [True, True, False, False]
+    assert said["Edema"] == [False, False, True, False]
+    wanted = ["Edema, degree: small", "Fracture, side: right", "Pleural Effusion, degree: large"]
+    names, flags = detail_flags(reports, wanted)
+    assert names == wanted and flags.T.tolist() == [
+        [False, False, True, False],
+        [False] * 4,
+        [False, True, False, False],
+    ]

@@ -16,7 +16,7 @@ from models.prior import Prior, PriorOutput
 from models.weights import start_from
 from training.examples import PriorExamples
 from utils.errors import InputError
-from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
+from utils.findings import FINDINGS
 from utils.mimic_cxr import read_table, write_tree
 from utils.seeds import keyed_seed
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_draws_the_same(tmp_path):
     other.set_statistics(torch.zeros(16), torch.ones(16), torch.eye(16))
     start_from(other, str(tmp_path / "flow"))
     torch.testing.assert_close(other.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
-    reading = Prior(**FLOW, reads_findings=True).eval()
+    reading = Prior(**FLOW, flags=["Edema"]).eval()
     start_from(reading, str(tmp_path / "flow"))  # one without a readout
     torch.testing.assert_close(reading.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
     with pytest.raises(InputError, match="KIND is regression and its flow"):
@@ -150,13 +150,13 @@ def test_a_checkpoint_draws_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [SMALL, FLOW])
-def test_a_readout_learns_which_findings_are_present(kind):
+def test_a_readout_learns_what_is_said_of_the_images(kind, tmp_path):
     torch.manual_seed(0)
-    prior = Prior(**kind, reads_findings=True)
-    latents, findings = torch.randn(16, 4, 8, 8), torch.zeros(16, 14)
-    findings[:8, 0], findings[8:, 0], findings[:, 1] = PRESENT, ABSENT, UNCERTAIN
+    prior = Prior(**kind, flags=["Edema", "Edema, degree: small"])
+    latents, flags = torch.randn(16, 4, 8, 8), torch.zeros(16, 2)
+    flags[:8, 0] = 1
     latents[:8] += 1
-    batch = {"latents": latents, "findings": findings, "report_latents": torch.randn(16, 16)}
+    batch = {"latents": latents, "flags": flags, "report_latents": torch.randn(16, 16)}
     batch |= {"noise": torch.randn(16, 2, 16), "times": torch.rand(16, 2), "dropped": torch.zeros(16)}
     compute = train_prior_model.compute_flow_loss
     if kind is SMALL:
@@ -164,19 +164,25 @@ def test_a_readout_learns_which_findings_are_present(kind):
     optimizer = torch.optim.AdamW(prior.parameters(), 1e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        compute(prior, batch, findings_weight=1.0).backward()
+        compute(prior, batch, details_weight=1.0).backward()
         optimizer.step()
-    read = prior.eval().read_findings(latents)
-    assert (read[:8, 0] > 0.9).all() and (read[8:, 0] < 0.1).all() and (read[:, 2] < 0.1).all()
-    assert ((read[:, 1] > 0.02) & (read[:, 1] < 0.98)).all(), "of an uncertain finding nothing is learned"
-    assert Prior(**kind).read_findings(latents) is None
+    read = prior.eval().read_flags(latents)
+    assert (read[:8, 0] > 0.9).all() and (read[8:, 0] < 0.1).all() and (read[:, 1] < 0.1).all()
+    assert Prior(**kind).read_flags(latents) is None
+    prior.save_pretrained(tmp_path / "prior")
+    kept, other = Prior(**kind, flags=["Edema", "Edema, degree: small"]), Prior(**kind, flags=["Edema", "Fracture"])
+    start_from(kept, str(tmp_path / "prior"))
+    start_from(other, str(tmp_path / "prior"))
+    assert torch.equal(kept.readout.weight, prior.readout.weight), "the same flags"
+    assert not torch.equal(other.readout.weight, prior.readout.weight), "other flags are learned anew"
 
 
-def test_examples_hold_the_codes_for_a_readout(features):
+def test_examples_hold_the_flags_of_their_row(features):
     features, _, _ = features
-    example = PriorExamples(features, "train", Prior(**SMALL, reads_findings=True))[2, 0]
-    assert example["findings"].tolist() == features.table[list(FINDINGS)].iloc[2].tolist()
-    assert "findings" not in PriorExamples(features, "train", Prior(**SMALL))[0, 0]
+    flags = np.arange(len(features.table) * 3).reshape(-1, 3) % 2 == 0
+    examples = PriorExamples(features, "train", Prior(**SMALL), flags)
+    assert examples[2, 0]["flags"].tolist() == flags[examples.rows[2]].tolist()
+    assert "flags" not in PriorExamples(features, "train", Prior(**SMALL))[0, 0]
 
 
 def test_a_frozen_transformer_runs_once(features, monkeypatch):
@@ -245,7 +251,7 @@ def train_flow(checkpoints, base_model, tmp_path):
 
 
 def test_a_flow_is_trained_and_writes_reports(train_flow, checkpoints, tmp_path, capsys, monkeypatch):
-    assert train_flow(FREEZE_TRANSFORMER="true", FINDINGS_WEIGHT=0.5) == 0
+    assert train_flow(FREEZE_TRANSFORMER="true", DETAILS_WEIGHT=0.5) == 0
     assert "explained variance" in capsys.readouterr().out
     root = tmp_path / "synthetic"
     table = make_tree(root, studies=5, reports=(), provenance=True)

@@ -13,6 +13,7 @@ import train_bart
 from models.report_autoencoder import ReportAutoencoder, blur, tokenise
 from training.examples import ReportExamples
 from utils.errors import InputError
+from utils.findings import FINDINGS
 
 
 def without_dropout(autoencoder):
@@ -47,6 +48,28 @@ def test_pooling_is_what_its_name_says(tokenizer, pooling):
         torch.testing.assert_close(latents[row], wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_a_token_of_pooled_sentences_attends_to_its_own_alone(tokenizer):
+    autoencoder = make_autoencoder(tokenizer, "sentences")
+    states = []
+
+    def see(module, arguments, output):
+        states.append(output.last_hidden_state)
+
+    autoencoder.bart.model.encoder.register_forward_hook(see)
+    reports = [f"The heart is of 2.5 cm. {end}" for end in ("No effusion.", "No acute process.")]
+    apart, together = autoencoder.encode_reports(reports), []
+    first = len(tokenizer("The heart is of 2.5 cm.").input_ids) - 1  # tokens, <s> included
+    torch.testing.assert_close(states[0][0, :first], states[0][1, :first])  # whatever follows
+    for report in reports:
+        together.append(autoencoder.encode_reports([report])[0])
+    torch.testing.assert_close(torch.stack(together), apart)  # whatever the padding
+    whole = make_autoencoder(tokenizer, "mean")
+    whole.bart.load_state_dict(autoencoder.bart.state_dict())
+    assert not torch.allclose(whole.encode_reports(reports), apart, atol=1e-3)
+    one = ["No acute process"]
+    torch.testing.assert_close(whole.encode_reports(one), autoencoder.encode_reports(one))
+
+
 def test_unknown_pooling(autoencoder, tokenizer):
     with pytest.raises(InputError, match="'max' is none of mean, bos, eos"):
         ReportAutoencoder(autoencoder.bart, tokenizer, "max")
@@ -65,14 +88,14 @@ def test_decoder_sees_one_latent(autoencoder):
 def test_mates_do_not_matter(autoencoder):
     together = make_batch(autoencoder, REPORTS)
     latents = autoencoder.encode(together["input_ids"], together["attention_mask"])
-    logits = autoencoder(together["input_ids"], together["attention_mask"])
+    logits, _ = autoencoder(together["input_ids"], together["attention_mask"])
     written = autoencoder.generate(latents, max_tokens=20)
     for row, report in enumerate(REPORTS):
         alone = make_batch(autoencoder, [report])
         length = alone["input_ids"].shape[1]
         latent = autoencoder.encode(alone["input_ids"], alone["attention_mask"])
         torch.testing.assert_close(latent[0], latents[row], atol=1e-5, rtol=1e-4)
-        own = autoencoder(alone["input_ids"], alone["attention_mask"])
+        own, _ = autoencoder(alone["input_ids"], alone["attention_mask"])
         torch.testing.assert_close(own[0], logits[row, :length], atol=1e-4, rtol=1e-3)
         assert autoencoder.generate(latent, max_tokens=20) == written[row : row + 1]
 
@@ -83,7 +106,7 @@ def test_padding_is_out_of_the_loss(autoencoder):
     total, tokens = 0.0, 0
     for report in REPORTS:
         alone = make_batch(autoencoder, [report])
-        logits = autoencoder(alone["input_ids"], alone["attention_mask"])
+        logits, _ = autoencoder(alone["input_ids"], alone["attention_mask"])
         total += functional.cross_entropy(logits[0], alone["input_ids"][0], reduction="sum")
         tokens += alone["input_ids"].shape[1]
     torch.testing.assert_close(loss, total / tokens, atol=1e-4, rtol=1e-4)
@@ -91,13 +114,13 @@ def test_padding_is_out_of_the_loss(autoencoder):
 
 def test_first_token_is_predicted_from_the_start_alone(autoencoder):
     batch = make_batch(autoencoder, REPORTS[:1])
-    logits = autoencoder(batch["input_ids"], batch["attention_mask"])
+    logits, _ = autoencoder(batch["input_ids"], batch["attention_mask"])
     changed = batch["input_ids"].clone()
     changed[0, 5] = 7
     autoencoder.encode = lambda *_: torch.ones(1, 16)  # the latent held still, a later token changes no earlier logit
     try:
-        before = autoencoder(batch["input_ids"], batch["attention_mask"])
-        after = autoencoder(changed, batch["attention_mask"])
+        before, _ = autoencoder(batch["input_ids"], batch["attention_mask"])
+        after, _ = autoencoder(changed, batch["attention_mask"])
     finally:
         del autoencoder.encode
     torch.testing.assert_close(before[:, :6], after[:, :6])
@@ -109,13 +132,13 @@ def test_noise_only_in_training_and_in_units_of_the_latents(autoencoder):
     batch = make_batch(autoencoder, REPORTS)
     others = batch["other_ids"], batch["other_mask"]
     arguments = (batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
-    quiet = autoencoder(*arguments[:2])
-    torch.testing.assert_close(autoencoder(*arguments), quiet)
+    quiet, _ = autoencoder(*arguments[:2])
+    torch.testing.assert_close(autoencoder(*arguments)[0], quiet)
     noisy = without_dropout(make_autoencoder(autoencoder.tokenizer)).train()
-    assert not torch.allclose(noisy(*arguments), quiet)
+    assert not torch.allclose(noisy(*arguments)[0], quiet)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noisy, "encode", lambda *_: torch.ones(4, 16))  # no spread: nothing to be uncertain about
-        torch.testing.assert_close(noisy(*arguments), noisy(*arguments[:2]))
+        torch.testing.assert_close(noisy(*arguments)[0], noisy(*arguments[:2])[0])
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -204,6 +227,29 @@ def test_save_and_load(tokenizer, tmp_path):
     assert plain.generation_config.no_repeat_ngram_size in (None, 0)
 
 
+def test_a_readout_of_flags_is_learned_and_kept(tokenizer, tmp_path):
+    autoencoder = without_dropout(make_autoencoder(tokenizer)).train()
+    autoencoder.read_flags(["Edema", "Fracture"], [0.5, 0.1])
+    batch = {**make_batch(autoencoder, REPORTS), "flags": torch.eye(4, 2)}
+    start = autoencoder(batch["input_ids"], batch["attention_mask"])[1]
+    torch.testing.assert_close(start.sigmoid(), torch.tensor([[0.5, 0.1]] * 4))  # it begins with the flags' rates
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        train_bart.compute_loss(autoencoder, batch, latent_noise=0.0, details_weight=1.0).backward()
+        optimizer.step()
+    read = autoencoder(batch["input_ids"], batch["attention_mask"])[1].sigmoid()
+    torch.testing.assert_close(read, batch["flags"], atol=0.2, rtol=0)
+
+    autoencoder.save_pretrained(tmp_path)
+    loaded = ReportAutoencoder.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(batch["input_ids"], batch["attention_mask"])[1].sigmoid(), read)
+    loaded.read_flags(["Edema", "Fracture"], [0.5, 0.1])  # the same flags: nothing to begin anew
+    torch.testing.assert_close(loaded(batch["input_ids"], batch["attention_mask"])[1].sigmoid(), read)
+    loaded.read_flags(["Edema"], [0.5])
+    assert loaded(batch["input_ids"], batch["attention_mask"])[1].shape == (4, 1)
+
+
 def test_tokenizer_folder_opens_with_transformers_own_classes(autoencoder, tmp_path):
     autoencoder.save_pretrained(tmp_path)
     text = REPORTS[1] + " é\u4e2d"
@@ -239,7 +285,8 @@ def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkey
     reports.to_csv(tmp_path / "reports.csv", index=False)
     constants = {
         "DATA_ROOT": tmp_path / "reports.csv", "INITIAL_WEIGHTS": tmp_path / "bart", "RUN_DIR": tmp_path / "run",
-        "POOLING": "eos", "LATENT_NOISE": 0.5, "MAX_STEPS": 4, "CHECKPOINT_EVERY": 2, "LEARNING_RATE": 1e-2,
+        "POOLING": "sentences", "LATENT_NOISE": 0.5, "DETAILS_WEIGHT": 0.1, "MAX_STEPS": 4, "CHECKPOINT_EVERY": 2,
+        "LEARNING_RATE": 1e-2,
         "WARMUP_STEPS": 0, "EVALUATION_REPORTS": 3, "DEVICE": "cpu",
     }  # fmt: skip
     arguments = [text for name, value in constants.items() for text in (f"--{name}", str(value))]
@@ -247,7 +294,8 @@ def test_the_script_trains_on_reports_without_images(tokenizer, tmp_path, monkey
     runpy.run_path(train_bart.__file__, run_name="__main__")
 
     best = ReportAutoencoder.from_pretrained(tmp_path / "run" / "best")
-    assert best.pooling == "eos"
+    assert best.pooling == "sentences" and best.bart.config.flags[:14] == [*FINDINGS]
+    assert "Lung Lesion, kind: nodule" in best.bart.config.flags and best.readout.weight.abs().max() > 0
     assert not torch.equal(best.bart.model.shared.weight, bart.model.shared.weight)
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["held-out reports"] == 3 and 0 <= scores["ROUGE-L of the reconstructions"] <= 1
@@ -261,7 +309,7 @@ def test_the_loss_takes_latent_noise_by_its_size(autoencoder):
 
     def model(input_ids, attention_mask, noise, others):
         seen.append(noise)
-        return torch.zeros(*input_ids.shape, 50)
+        return torch.zeros(*input_ids.shape, 50), None
 
     batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
     batch["noise"], batch["other_ids"], batch["other_mask"] = torch.randn(2, 16), None, None
@@ -290,7 +338,7 @@ def test_latent_noise_of_a_report_is_the_same_in_any_pass(tokenizer):
         examples = ReportExamples(REPORTS, autoencoder, 4)
         batch = examples.collate([examples[row, row] for row in reports])
         others = batch["other_ids"], batch["other_mask"]
-        logits = autoencoder(batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
+        logits, _ = autoencoder(batch["input_ids"], batch["attention_mask"], 0.5 * batch["noise"], others)
         loss.append(functional.cross_entropy(logits[-1, :5], batch["input_ids"][-1, :5]))
-        assert not torch.allclose(logits, autoencoder(batch["input_ids"], batch["attention_mask"]), atol=1e-3)
+        assert not torch.allclose(logits, autoencoder(batch["input_ids"], batch["attention_mask"])[0], atol=1e-3)
     torch.testing.assert_close(loss[1:], loss[:1] * 2)

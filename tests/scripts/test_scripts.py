@@ -27,7 +27,6 @@ from running import (
 )
 
 from models.weights import load_vision
-from phantom import draw_tree
 from utils.checkpoints import weights_fingerprint
 from utils.findings import FINDINGS, to_prompt
 from utils.mimic_cxr import read_table
@@ -152,28 +151,6 @@ def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, conf
     teacher, _ = load_vision(runs / backbone / "best", BACKBONES[backbone])
     assert (facts["guidance_text"], facts["steps"]) == (2.0, 2)
     assert facts["teacher"] == weights_fingerprint(teacher)
-
-
-def test_where_quality_is_lost_is_measured_at_the_images_own_size(config, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.record.RESULTS", tmp_path / "results")
-    draw_tree(tmp_path / "tree", studies=40, image_size=64, seed=5)  # twice the size that the checkpoint draws
-    code = run_script(
-        "benchmarks/fidelity", *flags(CHECKPOINT=runs / "clipUViT" / "best", DATA_ROOT=tmp_path / "tree"),
-        *flags(CACHE_DIR=tmp_path / "cache", SPLIT="train", DEVICE="cpu"),
-        *flags(VARIANTS="text 1,both 2 0.2 4,both 1", STEPS=3, JUDGE_STEPS=2),
-    )  # fmt: skip
-    assert code == 0, code
-    record = json.loads((tmp_path / "results" / "fidelity.json").read_text())
-    table = pd.DataFrame(record["rows"], columns=record["columns"])
-    table = table.astype({"calls": float, "FID": float, "coverage": float})
-    assert table.images.tolist() == [
-        "real images", "through the VAE", "sampled, text 1", "sampled, both 2 0.2 4", "sampled, both 1",
-    ]  # fmt: skip
-    calls = table.calls.tolist()
-    assert calls[:3] == [0, 0, 3] and 3 < calls[3] <= 6 and calls[4] == 3
-    # the images of the split that all are compared with are as near to it as can be, and no others
-    assert table.FID[0] == pytest.approx(0, abs=1e-3) and table.coverage[0] == 1
-    assert (table.FID[1:] > 10 * abs(table.FID[0]) + 1e-3).all()
 
 
 def test_what_is_no_teacher_is_refused(config, tmp_path):
