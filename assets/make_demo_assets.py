@@ -27,7 +27,7 @@ images' parts in FOLDER were made by this script, in less than two hours of two 
 Minutes of one core, while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the
 VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT without prompts 25 (144,000 examples), the U-ViT twice
 that, the U-Net 43 (192,000), BART's denoising 21, BERT 4. Cores without AVX-512 took more than twice as long. There
-were made the ViT (45), the autoencoder (35) and the prior (10).
+were made the ViT (40), the autoencoder (27) and the prior (6, on both cores).
 """
 
 import json

@@ -30,7 +30,7 @@ README_ROWS = (
     "pairs that agree on every finding", "the same, and on every side",
 )  # fmt: skip
 # records whose names begin so, in this order; further ones follow
-ORDER = ("demo", "pairs", "guidance", "fidelity", "ablation", "students", "utility", "bench")
+ORDER = ("demo", "latent", "pairs", "guidance", "fidelity", "ablation", "students", "utility", "bench")
 
 
 def read_records(folder: Path = RESULTS) -> list[dict]:
