@@ -293,8 +293,8 @@ def _details(result):
         parts += [
             "## Sides and zones of images",
             "What a judge, trained on the sides and zones that reports of real images name, sees of a report's "
-            "findings, against what the report names, or what the prompt asked for; the real rows show how far the judge "
-            "itself gets.",
+            "findings, against what the report names, or what the prompt asked for; the real rows show how far the "
+            "judge itself gets.",
             markdown(share_columns(result["image_details"], "share")),
             "Pairs that agree on every finding, and those that also agree on each side that the report names and the "
             "judge can see:",
