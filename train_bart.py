@@ -121,7 +121,7 @@ def main():
     if DETAILS_WEIGHT:
         names, flags["train"] = detail_flags(reports["train"])
         flags["validate"] = detail_flags(reports["validate"], names)[1]
-        model.read_flags(names, flags["train"].mean(axis=0))
+        model.add_readout(names, flags["train"].mean(axis=0))
     else:
         model.readout = None  # one of INITIAL_WEIGHTS is not trained on
     loss = partial(compute_loss, latent_noise=LATENT_NOISE, details_weight=DETAILS_WEIGHT)

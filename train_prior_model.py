@@ -18,6 +18,7 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -164,8 +165,11 @@ def main():
     vae = load_vae(BASE_MODEL, device)
     autoencoder = ReportAutoencoder.from_pretrained(BART_CHECKPOINT).eval().requires_grad_(False).to(device)
 
-    training_reports = table["report"].iloc[split_rows(table, "train")]
-    flags = detail_flags(training_reports)[0] if DETAILS_WEIGHT else []
+    training_rows, flags = split_rows(table, "train"), []
+    training_reports = table["report"].iloc[training_rows]
+    if DETAILS_WEIGHT:
+        flags, said = detail_flags(table["report"], counted=training_rows)
+        table = table.assign(flags=[*said])
 
     torch.manual_seed(SEED)  # of the initial weights
     channels, side, _ = latent_shape(vae, IMAGE_SIZE, PATCH_SIZE)
@@ -186,7 +190,7 @@ def main():
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:
         start_from(model, INITIAL_WEIGHTS)  # once more: the head depends on the statistics
-    said = detail_flags(features.table["report"], flags)[1] if flags else None
+    said = np.stack(features.table["flags"]) if flags else None
     examples, validation = (PriorExamples(features, split, model, said) for split in ("train", "validate"))
     if FREEZE_TRANSFORMER:
         for split in (examples, validation):

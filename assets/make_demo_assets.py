@@ -67,19 +67,7 @@ from utils.latents import encode_moments, load_vae, read_grey
 from utils.mimic_cxr import read_table
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = (
-    "chests",
-    "vae",
-    "decoder",
-    "clip",
-    "uvit",
-    "unet",
-    "unprompted",
-    "vit",
-    "bart",
-    "prior",
-    "bert",
-)  # in this order
+PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "prior", "bert")  # in order
 CONFIG = "assets/parts.toml"  # how the scripts pretrain what they train
 WORK = "parts"  # drawn chests, cache, runs and finished parts: a second run resumes from it (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
@@ -307,7 +295,9 @@ def make_autoencoder(folder: Path) -> None:
     work, (reports, _) = Path(WORK), write_reports()
     denoiser, listed = work / "bart", work / "reports.csv"
     if not denoiser.exists():
-        make_bart(denoiser, reports, BART_STEPS, SEED)
+        whole = denoiser.with_name(".bart.tmp")
+        make_bart(whole, reports, BART_STEPS, SEED)
+        whole.rename(denoiser)
     listing = pd.DataFrame({"split": "train", "text": reports})
     listing.loc[len(reports) - max(1, len(reports) // 60) :, "split"] = "validate"
     listing.to_csv(listed, index=False)

@@ -20,6 +20,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 
 import numpy as np
+import pandas as pd
 
 from evaluation.finding_scope import Mention
 from evaluation.finding_words import ORGANS
@@ -133,19 +134,23 @@ def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
     return dict(zip(DETAILS, np.array(values, dtype=object).reshape(len(DETAILS), -1, len(FINDINGS))))
 
 
-def detail_flags(reports: Sequence[str], names: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
-    """What N reports say of their findings, as flags => (K names, (N, K) bool).
+def detail_flags(
+    reports: Sequence[str], names: Sequence[str] = (), counted: slice | np.ndarray = slice(None)
+) -> tuple[list[str], np.ndarray]:
+    """What N reports say of their findings, as flags => (K names, (N, K) bool). Each distinct report is read once.
 
     names: those that are wanted, e.g. "Edema" (it is present) or "Edema, degree: small"; (): all findings, and each of
-    their details that LEAST_REPORTS reports or more name.
+    their details that LEAST_REPORTS or more of the counted reports name. counted: rows of reports; all by default.
     """
-    found = [("", label_reports(reports) == PRESENT)]
-    for detail, values in read_details(reports).items():
+    places, distinct = pd.factorize(np.asarray(reports, dtype=object))
+    found = [("", label_reports(distinct) == PRESENT)]
+    for detail, values in ({} if names and {*names} <= {*FINDINGS} else read_details(distinct)).items():
         found += [(f", {detail}: {value}", values == value) for value in sorted({*values.ravel()} - {""})]
-    columns = {f"{finding}{what}": said[:, place] for what, said in found for place, finding in enumerate(FINDINGS)}
-    names = list(names) or [name for name, said in columns.items() if name in FINDINGS or said.sum() >= LEAST_REPORTS]
-    never = np.zeros(len(reports), dtype=bool)
-    return names, np.stack([columns.get(name, never) for name in names], axis=1)
+    columns = {f"{one}{what}": said[places, column] for what, said in found for column, one in enumerate(FINDINGS)}
+    if not names:
+        names = [name for name, said in columns.items() if name in FINDINGS or said[counted].sum() >= LEAST_REPORTS]
+    never = np.zeros(len(places), dtype=bool)
+    return list(names), np.stack([columns.get(name, never) for name in names], axis=1)
 
 
 def _details_of_report(report):

@@ -41,7 +41,7 @@ class ReportAutoencoder(nn.Module):
         pooling: "mean" (over all tokens, <s> and </s> included), "bos" or "eos"; or "sentences", the mean over tokens
             that attend to their own sentence alone. The latent is then a sum over the sentences, in which the side of a
             finding depends less on what else the report says; with a readout a linear layer finds it.
-    Attributes: width, D of the latent; max_tokens; readout, linear, if `read_flags` was called.
+    Attributes: width, D of the latent; max_tokens; readout, linear, if `add_readout` was called.
     """
 
     def __init__(self, bart: BartForConditionalGeneration, tokenizer: Tokenizer, pooling: str):
@@ -58,10 +58,11 @@ class ReportAutoencoder(nn.Module):
         self.width = bart.config.d_model
         self.readout = None
         self.max_tokens = min(MAX_TOKENS, bart.config.max_position_embeddings)
-        words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        ends, begins = ([word.endswith(tuple(".?!;")) for word in words], [word.startswith("Ġ") for word in words])
-        self.register_buffer("ends_sentence", torch.tensor(ends), persistent=False)  # (V,)
-        self.register_buffer("begins_word", torch.tensor(begins), persistent=False)  # (V,), after a space
+        if pooling == "sentences":
+            words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+            ends, begins = [word.endswith(tuple(".?!;")) for word in words], [word.startswith("Ġ") for word in words]
+            self.register_buffer("ends_sentence", torch.tensor(ends), persistent=False)  # (V,)
+            self.register_buffer("begins_word", torch.tensor(begins), persistent=False)  # (V,), after a space
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, pooling: str = "") -> "ReportAutoencoder":
@@ -84,7 +85,7 @@ class ReportAutoencoder(nn.Module):
         autoencoder, file = cls(bart, tokenizer, pooling), Path(folder) / READOUT_FILE
         if file.exists():
             names = getattr(bart.config, "flags", [])
-            autoencoder.read_flags(names, [0.5] * len(names))
+            autoencoder.add_readout(names, [0.5] * len(names))
             load_weights(autoencoder.readout, load_file(file), f"the readout {file}", "take another checkpoint")
         return autoencoder
 
@@ -94,7 +95,7 @@ class ReportAutoencoder(nn.Module):
         if self.readout:
             save_file(self.readout.state_dict(), Path(folder) / READOUT_FILE)
 
-    def read_flags(self, names: Sequence[str], rates: Sequence[float]) -> None:
+    def add_readout(self, names: Sequence[str], rates: Sequence[float]) -> None:
         """Gives it a readout, linear on the latent's direction, to be trained to tell what a report says.
 
         names: of K flags, as `evaluation.details.detail_flags` has them; rates: the share of the reports in which each

@@ -240,7 +240,7 @@ class PriorExamples(_Rows):
         super().__init__(features, split)
         self.mean, self.std = prior.report_mean.cpu().clone(), prior.report_std.cpu().clone()  # (D,) each
         self.flow, self.drop_image = prior.config.kind == "flow", DROP_IMAGE if split == "train" else 0.0
-        self.flags, self.tokens = None if flags is None else torch.from_numpy(flags).float(), None
+        self.flags, self.tokens = None if flags is None else torch.from_numpy(flags), None
 
     def __getitem__(self, row_and_seed):
         position, seed = row_and_seed
@@ -259,7 +259,7 @@ class PriorExamples(_Rows):
                 "dropped": torch.rand((), generator=generator) < self.drop_image,  # ()
             }
         if self.flags is not None:
-            example["flags"] = self.flags[row]  # (K,)
+            example["flags"] = self.flags[row].float()  # (K,)
         return example
 
     @torch.no_grad()
@@ -281,7 +281,7 @@ class ReportExamples(Examples):
 
     def __init__(self, reports, autoencoder, batch_size, flags=None):
         self.reports = list(reports)
-        self.flags = None if flags is None else torch.from_numpy(flags).float()
+        self.flags = None if flags is None else torch.from_numpy(flags)
         self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
         self.lengths = np.array([len(ids) for ids in self.tokens])
         self.batch_size, self.width, self.tokenizer = batch_size, autoencoder.width, autoencoder.tokenizer
@@ -298,7 +298,7 @@ class ReportExamples(Examples):
         steps = torch.randint(1, max(2, len(self)), (), generator=generator).item()  # to another row
         ids, other_ids = (torch.tensor(self.tokens[place]) for place in (row, (row + steps) % len(self)))  # (L,), (L',)
         example = {"input_ids": ids, "noise": noise, "other_ids": other_ids}
-        return example if self.flags is None else {**example, "flags": self.flags[row]}
+        return example if self.flags is None else {**example, "flags": self.flags[row].float()}
 
     def longest(self, size: int) -> dict[str, torch.Tensor]:
         """A batch of the longest reports, which needs the most memory."""

@@ -217,3 +217,6 @@ def test_flags_are_the_findings_and_the_details_that_are_named_often(monkeypatch
         [False] * 4,
         [False, True, False, False],
     ]
+    again, counted = detail_flags([*reports, *reports], counted=np.arange(4))
+    assert again[14:] == ["Pleural Effusion, side: left"] and np.array_equal(counted[:4], counted[4:])
+    assert detail_flags([*reports, *reports], counted=np.arange(1))[0] == [*FINDINGS]

@@ -229,7 +229,7 @@ def test_save_and_load(tokenizer, tmp_path):
 
 def test_a_readout_of_flags_is_learned_and_kept(tokenizer, tmp_path):
     autoencoder = without_dropout(make_autoencoder(tokenizer)).train()
-    autoencoder.read_flags(["Edema", "Fracture"], [0.5, 0.1])
+    autoencoder.add_readout(["Edema", "Fracture"], [0.5, 0.1])
     batch = {**make_batch(autoencoder, REPORTS), "flags": torch.eye(4, 2)}
     start = autoencoder(batch["input_ids"], batch["attention_mask"])[1]
     torch.testing.assert_close(start.sigmoid(), torch.tensor([[0.5, 0.1]] * 4))  # it begins with the flags' rates
@@ -244,9 +244,9 @@ def test_a_readout_of_flags_is_learned_and_kept(tokenizer, tmp_path):
     autoencoder.save_pretrained(tmp_path)
     loaded = ReportAutoencoder.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(loaded(batch["input_ids"], batch["attention_mask"])[1].sigmoid(), read)
-    loaded.read_flags(["Edema", "Fracture"], [0.5, 0.1])  # the same flags: nothing to begin anew
+    loaded.add_readout(["Edema", "Fracture"], [0.5, 0.1])  # the same flags: nothing to begin anew
     torch.testing.assert_close(loaded(batch["input_ids"], batch["attention_mask"])[1].sigmoid(), read)
-    loaded.read_flags(["Edema"], [0.5])
+    loaded.add_readout(["Edema"], [0.5])
     assert loaded(batch["input_ids"], batch["attention_mask"])[1].shape == (4, 1)
 
 
