@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -254,11 +254,12 @@ def guided_prediction(
 @torch.no_grad()
 def sample_latents(
     model: PromptedDenoiser, scheduler: diffusers.SchedulerMixin, prompts: Prompts, guidance: Guidance,
-    seeds: Iterable[int], shape: tuple[int, int, int], steps: int,
+    seeds: Iterable[int], shape: tuple[int, int, int], steps: int, progress: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:  # fmt: skip
     """Draws latents (B, C, h, w), unit variance, on the model's device; an image's noise comes from its own seed alone.
 
-    shape: (C, h, w). InputError for steps that the scheduler cannot do, and when the network predicts NaN or infinity.
+    shape: (C, h, w); progress: passes the timesteps on. InputError for steps that the scheduler cannot do, and when the
+    network predicts NaN or infinity.
     """
     device = next(model.parameters()).device
     prompts = prompts.to(device)
@@ -273,7 +274,7 @@ def sample_latents(
         raise InputError(f"SCHEDULER {name!r} cannot do STEPS {steps}: {reason(error)}; try 25") from error
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    for timestep in progress(scheduler.timesteps):
         level = min(noise_level(model.schedule, timestep), ALL_NOISE)
         scales = (guidance.text, guidance.reference) if guidance.low <= level <= guidance.high else (1, 1)
         inputs = scheduler.scale_model_input(latents, timestep)

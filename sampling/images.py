@@ -1,17 +1,17 @@
 """Requests => images: the denoiser draws latents, the VAE decodes them."""
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from models.diffusion import ALL_NOISE, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
-from models.graphs import replay
 from sampling.reference_pool import ReferencePool
-from utils.latents import decode_in, decode_latents, latent_shape
+from utils.latents import decode_latents, latent_shape
 from utils.prompts import TextEncoder
 
 
@@ -19,9 +19,9 @@ from utils.prompts import TextEncoder
 class ImageSampler:
     """A trained denoiser, with the frozen models that it was trained with and the settings that it draws images with.
 
-    settings: those of the tree's manifest; pool: where references come from, None for images without. From now on the
-    networks compute in the accelerator's precision: take fingerprints of their weights before. InputError for models
-    that do not fit together.
+    settings: those of the tree's manifest; pool: where references come from, None for images without; autocast: the
+    context in which the denoiser computes; progress: passes the timesteps on. InputError for models that do not fit
+    together.
     """
 
     denoiser: PromptedDenoiser
@@ -29,12 +29,11 @@ class ImageSampler:
     text_encoder: TextEncoder
     settings: dict
     pool: ReferencePool | None
-    accelerator: Accelerator
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    progress: Callable[[Iterable], Iterable] = iter
 
     def __post_init__(self):
         self.denoiser.check_fits(self.text_encoder.width, self.shape)
-        decode_in(self.vae, self.accelerator.mixed_precision)
-        replay(self.denoiser, self.accelerator)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,8 +64,8 @@ class ImageSampler:
         guidance = Guidance(text_guidance, reference_guidance, settings["guidance_low"], settings["guidance_high"])
         scheduler = sampling_scheduler(settings["scheduler"], self.denoiser.schedule)
         seeds, steps = requests.seed.tolist(), settings["steps"]
-        with self.accelerator.autocast():
-            return sample_latents(self.denoiser, scheduler, prompts, guidance, seeds, self.shape, steps)
+        with self.autocast():
+            return sample_latents(self.denoiser, scheduler, prompts, guidance, seeds, self.shape, steps, self.progress)
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents (B, C, h, w) => images (B, S, S) uint8."""

@@ -158,23 +158,30 @@ def free_requests(texts: pd.Series, places: list[str], trained_on: str) -> pd.Da
     return codes.assign(prompt=cleaned, prompt_kind="findings" if trained_on == "findings" else FREE_TEXT)
 
 
+def make_requests(vectors: pd.DataFrame, copies: int, seed: int, checkpoint_sha256: str) -> pd.DataFrame:
+    """Label vectors => a row an image: those of its vector, its own seed and its dicom_id.
+
+    copies: images of each label vector; a larger number keeps those of a smaller one.
+    """
+    requests = vectors.loc[vectors.index.repeat(copies)].reset_index(drop=True)
+    numbers = np.tile(np.arange(copies), len(vectors))
+    keys = list(zip(requests.source, requests.prompt, numbers))
+    requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
+    requests["dicom_id"] = [_dicom_id(*key, seed, checkpoint_sha256) for key in keys]
+    assert requests.dicom_id.is_unique
+    return requests
+
+
 def plan_requests(
     vectors: pd.DataFrame, copies: int, pool: ReferencePool | None, settings: dict, checkpoint: str, seed: int,
     output_root: str | Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Label vectors => (requests, plan), a row an image: a row of the synthetic tree and of its synthetic.csv each.
 
-    copies: images of each label vector; a larger number keeps those of a smaller one. pool: where references are drawn
-    from, None for images without. settings: those of the tree's manifest. The plan holds these requests and all that
-    the tree's plan.csv had before.
+    copies: images of each label vector. pool: where references are drawn from, None for images without. settings: those
+    of the tree's manifest. The plan holds these requests and all that the tree's plan.csv had before.
     """
-    requests = vectors.loc[vectors.index.repeat(copies)].reset_index(drop=True)
-    numbers = np.tile(np.arange(copies), len(vectors))
-    keys = list(zip(requests.source, requests.prompt, numbers))
-    requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
-    requests["dicom_id"] = [_dicom_id(*key, seed, settings["checkpoint_sha256"]) for key in keys]
-    assert requests.dicom_id.is_unique
-
+    requests = make_requests(vectors, copies, seed, settings["checkpoint_sha256"])
     known = read_plan(output_root)
     new = requests[~requests.dicom_id.isin(known.dicom_id)]
     first_id = known.subject_id.max() + 1 if len(known) else _first_id(new, settings)

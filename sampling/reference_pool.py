@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 
 from utils.errors import InputError, say
+from utils.findings import FINDINGS
 from utils.mimic_cxr import split_rows
 from utils.prompts import PooledFusion, ReferenceEncoder, TokenFusion
 from utils.references import NONE, References
@@ -17,12 +20,28 @@ DECODING_THREADS = 4  # threads that decode reference images
 UNREADABLE_IN_A_ROW = 10  # unreadable images that one request may draw before the run ends
 
 
+class ReferenceEmbeddings(ModelMixin, ConfigMixin):
+    """The training rows of a `ReferencePool` without their images: a component of a pipeline, saved with it.
+
+    count: N rows; width: R of an embedding. Buffers: embeddings (N, R), zeros for an image that cannot be read; labels
+    (N, 14), the authors' codes; patients (N,), which rows are of one patient, numbered in the order of their ids.
+    """
+
+    @register_to_config
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(count, width))
+        self.register_buffer("labels", torch.zeros(count, len(FINDINGS), dtype=torch.int8))
+        self.register_buffer("patients", torch.zeros(count, dtype=torch.int32))
+
+
 class ReferencePool:
     """The training rows of a table, of which references are drawn.
 
     fusion: the denoiser's. It states the width of a reference, and its `prompting` how references were chosen in
     training: "own" as `References.draw_for` draws them, "authors" the first row with the same labels. InputError for a
-    reference encoder of another width, and for a table without training rows.
+    reference encoder of another width, and for a table without training rows. `from_embeddings` makes one without
+    images.
     """
 
     def __init__(
@@ -35,12 +54,36 @@ class ReferencePool:
                 f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER "
                 f"makes {reference_encoder.width}: set it to the one it was trained with"
             )
-        self.table = table.iloc[split_rows(table, "train")].reset_index(drop=True)
-        self.references = References(self.table)
+        self._set_table(table.iloc[split_rows(table, "train")].reset_index(drop=True))
         self.reference_encoder, self.cache_dir = reference_encoder, cache_dir
         self.batch_size, self.accelerator = batch_size, accelerator
-        self._row_of = dict(zip(self.table.dicom_id, range(len(self.table))))
+
+    def _set_table(self, table: pd.DataFrame):
+        self.table, self.references = table, References(table)
+        self._row_of = dict(zip(table.dicom_id, range(len(table))))
         self._embeddings = {}  # dicom_id => embedding, None for an image that cannot be read
+
+    @classmethod
+    def from_embeddings(cls, kept: ReferenceEmbeddings, prompting: str) -> "ReferencePool":
+        """The pool whose `to_embeddings` is kept: it draws the same rows, whose dicom_id is their number."""
+        pool = cls.__new__(cls)
+        pool.prompting, pool.width = prompting, kept.config.width
+        table = pd.DataFrame(kept.labels.cpu().numpy(), columns=FINDINGS)
+        pool._set_table(table.assign(dicom_id=table.index.astype(str), subject_id=kept.patients.cpu().numpy()))
+        embeddings = kept.embeddings.float().cpu().numpy()
+        pool._embeddings = {str(row): values if values.any() else None for row, values in enumerate(embeddings)}
+        return pool
+
+    def to_embeddings(self) -> ReferenceEmbeddings:
+        """Encodes every training image that is not in the cache yet."""
+        self._encode(range(len(self.table)))
+        kept = ReferenceEmbeddings(len(self.table), self.width)
+        kept.labels.copy_(torch.from_numpy(self.table[list(FINDINGS)].to_numpy(np.int8)))
+        kept.patients.copy_(torch.from_numpy(np.unique(self.table.subject_id, return_inverse=True)[1]))
+        for row, name in enumerate(self.table.dicom_id):
+            if self._embeddings[name] is not None:
+                kept.embeddings[row] = torch.from_numpy(self._embeddings[name])
+        return kept
 
     def draw(self, requests: pd.DataFrame) -> np.ndarray:
         """The dicom_id of a reference for each request, "" for none; prints how they were chosen.

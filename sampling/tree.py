@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from models.diffusion import sampling_scheduler
 from models.distillation import student_settings
+from models.graphs import replay
 from models.weights import load_vision
 from sampling.images import ImageSampler, batches_to_draw
 from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
@@ -24,7 +25,7 @@ from utils.constants import save_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
-from utils.latents import load_vae, read_grey
+from utils.latents import decode_in, load_vae, read_grey
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
@@ -58,7 +59,9 @@ def sample_tree(backbone: str, constants: dict):
     pool = None
     if constants["CONDITION"] != "text":
         pool = ReferencePool(table, reference_encoder, denoiser.fusion, cache_dir, constants["BATCH_SIZE"], accelerator)
-    sampler = ImageSampler(denoiser, vae, text_encoder, settings, pool, accelerator)
+    decode_in(vae, accelerator.mixed_precision)  # from here on weights may be cast
+    replay(denoiser, accelerator)
+    sampler = ImageSampler(denoiser, vae, text_encoder, settings, pool, accelerator.autocast)
     sampler.try_once(vectors["prompt"].iloc[0])
 
     with making(SYNTHETIC_TREE, output_root, settings, main_process=accelerator.is_main_process):
@@ -66,7 +69,7 @@ def sample_tree(backbone: str, constants: dict):
             save_constants(output_root, constants)
         copies, checkpoint = constants["IMAGES_PER_LABEL"], constants["CHECKPOINT"]
         requests, plan = plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root)
-        make_missing(SyntheticTree(Path(output_root), plan), requests, sampler, constants["BATCH_SIZE"])
+        make_missing(SyntheticTree(Path(output_root), plan), requests, sampler, constants["BATCH_SIZE"], accelerator)
         if accelerator.is_main_process:
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
 
@@ -133,12 +136,13 @@ class SyntheticTree:
         return len(listed)
 
 
-def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSampler, batch_size: int):
+def make_missing(
+    tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSampler, batch_size: int, accelerator: Accelerator
+):
     """Makes the requested images that a tree does not have yet. Whatever ends this, all images that exist are listed.
 
     Each process of a launch makes its share of the batches. SIGTERM ends it after the batch (Stopped).
     """
-    accelerator = sampler.accelerator
     missing = set(requests.dicom_id[~tree.exist(requests)])
     say(f"{len(requests)} images requested, {len(requests) - len(missing)} of them exist")
     accelerator.wait_for_everyone()  # all processes have looked before the first one writes
@@ -154,7 +158,7 @@ def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSamp
     share = batches[accelerator.process_index :: accelerator.num_processes]
     with stoppable() as stopped:
         try:
-            _make_batches(share, missing, tree, sampler, stopped)
+            _make_batches(share, missing, tree, sampler, stopped, accelerator.is_main_process)
             accelerator.wait_for_everyone()
             paths = requests.image_path[requests.dicom_id.isin(missing)]
             _check_shared(lambda: tuple(map(os.path.exists, paths)), tree.root, accelerator)
@@ -165,9 +169,9 @@ def make_missing(tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSamp
             raise Stopped(f"stopped; the images made so far are in {tree.root}: the same command goes on from there")
 
 
-def _make_batches(batches, missing, tree, sampler, stopped):
+def _make_batches(batches, missing, tree, sampler, stopped, shows_progress):
     count = sum(int(batch.dicom_id.isin(missing).sum()) for batch in batches)
-    with tqdm(total=count, desc="images", disable=not sampler.accelerator.is_main_process) as progress:
+    with tqdm(total=count, desc="images", disable=not shows_progress) as progress:
         for batch in batches:
             if stopped():
                 return

@@ -20,7 +20,7 @@ from utils.errors import InputError, reason, replacing, writing
 VISIBLE_WITHIN = 60  # seconds in which a file server shows one machine the files of another
 MANIFEST_FILE = "manifest.json"
 SYNTHETIC_TREE, DRAWN_TREE, OPEN_TREE = "synthetic tree", "drawn tree", "open tree"  # parts
-WRITTEN_REPORTS = "written reports"  # a part
+WRITTEN_REPORTS, PIPELINE = "written reports", "pipeline"  # parts
 
 
 def all_processes_agree(observe: Callable[[], object], accelerator) -> bool:
@@ -68,7 +68,7 @@ def making(
 ) -> Iterator[None]:  # fmt: skip
     """Locks a folder while a part of it is made, and writes its manifest; first checks that the part may go there.
 
-    part: one of the four parts; inside: the part that the folder has to hold already, "" for a folder of its own;
+    part: one of the five parts; inside: the part that the folder has to hold already, "" for a folder of its own;
     settings: a flat dict; main_process: False only checks; constant: the name of the constant that holds the folder.
 
     InputError, before anything is written, if this project did not begin the folder, if it holds another part or was

@@ -48,8 +48,10 @@ PREPROCESSING = (
 PATCH_SIZE = 2  # latent pixels, the side of a transformer's token: the paper's, of U-ViT and prior
 
 
-def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torch.Tensor:
+def read_pixels(path: str | Path | Image.Image | np.ndarray, size: int, refuse_blank: bool = False) -> torch.Tensor:
     """An image file => pixels, (3, size, size) float32 in [-1, 1]. ValueError names a file that cannot be read.
+
+    In place of a file also what Pillow has opened, or its values, (H, W) uint8 or uint16 or (H, W, 3) uint8.
 
     refuse_blank: whether a blank image counts as one, as it does wherever images are learned from or evaluated.
     """
@@ -66,7 +68,8 @@ def read_pixels(path: str | Path, size: int, refuse_blank: bool = False) -> torc
     except InputError:
         raise
     except Exception as error:  # decoders raise errors of any type for a broken file
-        raise ValueError(f"unreadable image {path}: {reason(error)}") from error
+        where = path if isinstance(path, str | Path) else f"({type(path).__name__})"
+        raise ValueError(f"unreadable image {where}: {reason(error)}") from error
     return torch.from_numpy(grey / 127.5 - 1).expand(3, size, size)  # 0..255 => [-1, 1]
 
 
@@ -76,12 +79,14 @@ def read_grey(path: str | Path, size: int, refuse_blank: bool = False) -> np.nda
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | Path | Image.Image | np.ndarray) -> Iterator[Image.Image]:
     """An image file as Pillow opens it; a .dcm file's film is a picture of mode L in the format DICOM.
 
     Errors are Pillow's, of many types; for a .dcm file OSError and ValueError, and InputError where pydicom is missing.
     """
-    if str(path).lower().endswith(".dcm"):
+    if isinstance(path, Image.Image | np.ndarray):
+        yield path.copy() if isinstance(path, Image.Image) else Image.fromarray(path)
+    elif str(path).lower().endswith(".dcm"):
         try:
             picture = _read_dicom(path)
         except (OSError, InputError):

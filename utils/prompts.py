@@ -17,7 +17,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pandas as pd
 import torch
 import transformers
@@ -25,7 +24,7 @@ from accelerate import Accelerator
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
@@ -35,6 +34,7 @@ from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # the prompt of a dropped text
 PROMPTINGS = ("own", "authors")  # how a denoiser was prompted in training
+WITHOUT_POOLER = "without_pooler"  # in the config of a text model whose file has no pooler
 LONGEST = 77  # tokens of a prompt: a BERT that reads 512 would fill cache and attention with padding
 TEXT_BATCH = 64  # prompts that are encoded at a time
 
@@ -45,17 +45,24 @@ class TextEncoder:
     pooled: True for the pooled output, (D,) a prompt (of a BERT without a trained pooler the state of its first token);
         False for all tokens, (77, D), or as many as a smaller model reads.
     name: TEXT_ENCODER, a folder or hub id of another CLIP or of a BERT; "": base_model's.
+    loaded: the tokenizer and the model, where they are loaded already; base_model then counts for nothing.
     """
 
-    def __init__(self, base_model: str, pooled: bool, device: str | torch.device = "cpu", name: str = ""):
+    def __init__(
+        self, base_model: str, pooled: bool, device: str | torch.device = "cpu", name: str = "",
+        loaded: tuple[PreTrainedTokenizerBase, PreTrainedModel] | None = None,
+    ):  # fmt: skip
         self.pooled, self.name = pooled, name
-        self.tokenizer, self.model = _load_text_model(name, base_model)
+        self.tokenizer, self.model = loaded or _load_text_model(name, base_model)
+        if getattr(self.model.config, WITHOUT_POOLER, False):
+            self.model.pooler = None  # a library that loads the model draws one at random
         self.model.eval().requires_grad_(False).to(device)
         self.width = self.model.config.hidden_size
         self.is_clip = isinstance(self.model, CLIPTextModel)
         self.longest = getattr(self.model.config, "max_position_embeddings", LONGEST)  # tokens, start and end included
-        if name:
+        if name or loaded:
             self.longest = min(self.longest, self.tokenizer.model_max_length, LONGEST)
+        if name:
             self._check_encodes()
 
     def _check_encodes(self) -> None:
@@ -198,7 +205,7 @@ def _load_text_model(name: str, base_model: str):
         if model_class is not CLIPTextModel:
             model = getattr(model, "text_model", model)  # of a model with two towers
         if len(missing) < len(info["missing_keys"]):
-            model.pooler = None
+            setattr(model.config, WITHOUT_POOLER, True)
     except Exception as error:  # a broken file or a model of another kind raises errors of any type
         raise _no_text_encoder(name, base_model, error) from error
     return tokenizer, model
@@ -220,8 +227,10 @@ class ReferenceEncoder:
     """
 
     def __init__(self, name: str, device: str | torch.device = "cpu"):
-        tower = _load_image_tower(name)
-        if not isinstance(tower, open_clip.transformer.VisionTransformer):
+        from open_clip.transformer import VisionTransformer  # takes seconds, and not every script needs it
+
+        self.name, tower = name, _load_image_tower(name)
+        if not isinstance(tower, VisionTransformer):
             raise InputError(f"REFERENCE_ENCODER {name!r} has no ViT image tower, so there is no pooled output to take")
         check_finite(tower, name)
         tower.proj = None  # pooled, after the final layer norm, before the projection
@@ -233,6 +242,15 @@ class ReferenceEncoder:
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, S, S) in [-1, 1], S = image_size => (B, R)."""
         return self.tower(pixels.to(self.tower.ln_post.weight.device))
+
+    def component(self) -> "ReferenceTower":
+        """The tower as a component of a pipeline, which is saved with its architecture."""
+        import open_clip
+
+        config = open_clip.get_model_config(self.name if ":" in self.name else self.name.partition("/")[0])
+        component = ReferenceTower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+        component.tower.load_state_dict(self.tower.state_dict())
+        return component.eval().requires_grad_(False)
 
     def cache(
         self, table: pd.DataFrame, cache_dir: str | Path, accelerator: Accelerator, batch_size: int, threads: int,
@@ -257,8 +275,27 @@ class ReferenceEncoder:
         return weights_fingerprint(self.tower)
 
 
+class ReferenceTower(ModelMixin, ConfigMixin):
+    """The image tower of a `ReferenceEncoder`. embed_dim, vision_cfg, quick_gelu: as in open_clip's configurations."""
+
+    @register_to_config
+    def __init__(self, embed_dim: int, vision_cfg: dict, quick_gelu: bool = False):
+        import open_clip
+
+        super().__init__()
+        smallest = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}  # no text is read
+        self.tower = open_clip.CLIP(embed_dim, vision_cfg, smallest, quick_gelu).visual
+        self.tower.proj = None
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels (B, 3, S, S) in [-1, 1], S = tower.image_size[0] => (B, R)."""
+        return self.tower(pixels)
+
+
 def _load_image_tower(name: str) -> nn.Module:
     """The image tower of an open_clip model, by its name or its folder."""
+    import open_clip
+
     architecture, weights, place = name, None, "."
     if name.startswith("local-dir:"):
         place = name.removeprefix("local-dir:")

@@ -314,7 +314,7 @@ def draw(parts, base_model, accelerator):
             "condition": "both", "text_guidance": 2.0, "reference_guidance": 3.0, "steps": 3, "scheduler": "DDIM",
             "guidance_low": 0.0, "guidance_high": 1000.0, "image_size": 32, **settings,
         }  # fmt: skip
-        sampler = ImageSampler(model, load_vae(base_model), text_encoder, settings, OnePool(), accelerator)
+        sampler = ImageSampler(model, load_vae(base_model), text_encoder, settings, OnePool())
         return sampler.draw(pd.DataFrame({"prompt": [prompt], "reference_dicom_id": [reference], "seed": [7]}))
 
     return draw
@@ -338,7 +338,7 @@ def test_a_trial_leaves_the_randomness_as_it_was(parts, base_model, accelerator)
         "guidance_low": 0.2, "guidance_high": 4.0, "image_size": 32,
     }  # fmt: skip
     before = torch.get_rng_state()
-    ImageSampler(parts[0], load_vae(base_model), parts[1], settings, OnePool(), accelerator).try_once("edema")
+    ImageSampler(parts[0], load_vae(base_model), parts[1], settings, OnePool()).try_once("edema")
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -1,0 +1,125 @@
+"""The folder of a pipeline stands alone: its own code, and a model card.
+
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` runs the folder's pipeline.py, which imports the
+modules in cxr_irgen/: this project's, under flat names (models/flow.py is cxr_irgen/models_flow.py). diffusers copies
+the modules that pipeline.py itself imports, so it imports all of them.
+"""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from utils.errors import replacing, writing
+
+ENTRY, PACKAGE = "pipeline", "cxr_irgen"  # the module that diffusers runs; the folder of those that it imports
+LOADED_AS = f"diffusers_modules.local.{PACKAGE}"  # the package as diffusers imports it
+_ROOT = Path(__file__).resolve().parent.parent
+_IMPORT = re.compile(r"^( *)from (sampling|evaluation|models|utils|uvit)\.(\w+) import", re.MULTILINE)
+DEFAULT_CARD = "What it was trained on is not stated here, nor has it been evaluated."
+_CARD = """
+# {name}: synthetic chest X-rays with their reports
+
+Made by the models of CXR-IRGen (Shentu & Al Moubayed, WACV 2024). One call returns images of {size} x {size} pixels
+and a report of each; `pipe.report(film)` writes the report of any chest film.
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
+pairs = pipe({example!r}, num_images=4, seed=1)
+pairs.images, pairs.reports, pairs.labels
+```
+
+It needs torch, diffusers, transformers, accelerate, timm, open_clip_torch, pandas, pillow, filelock and tqdm. From the
+hub, download the folder first (`huggingface_hub.snapshot_download`). Its code can be read in `{package}/`.
+
+## Data and evaluation
+
+{card}
+
+{references} What was trained on MIMIC-CXR is derived from it: PhysioNet's credentialed data use agreement forbids
+sharing weights, embeddings, images and reports with people who have not signed it. This card grants no licence.
+
+## Limits
+
+- Not for diagnosis, nor for anything that concerns a patient.
+- A report is written for its image, not for the request; an image may miss its request, and a report its image.
+- Trained on {trained_on}. What is not asked for in a prompt is as the training data have it.
+- Whether images or reports repeat training data has not been ruled out.
+
+## Constants
+
+```json
+{constants}
+```
+"""
+
+
+def complete_folder(folder: Path, pipeline, card: str) -> None:
+    """Adds to a saved pipeline its code, where its classes are, and a model card with this text on its data."""
+    with writing("the pipeline", folder):
+        modules = _write_code(folder)
+        path = folder / pipeline.config_name
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["_class_name"] = [ENTRY, type(pipeline).__name__]
+        for name, part in pipeline.components.items():
+            module = flat_name(type(part).__module__)
+            if module in modules and index[name][0]:
+                index[name][0] = f"{LOADED_AS}.{module}"
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        _write_card(folder, pipeline, card)
+
+
+def _write_card(folder, pipeline, card):
+    settings, has_references = pipeline.config.image_settings, pipeline.references is not None
+    findings = settings["trained_on"] == "findings"
+    text = _CARD.format(
+        name=folder.name, size=settings["image_size"], package=PACKAGE, card=card,
+        example="cardiomegaly, edema, not pneumothorax" if findings else "Large left pleural effusion.",
+        references=f"Embeddings of training images are {'' if has_references else 'not '}in this folder.",
+        trained_on="prompts of 14 findings" if findings else "impressions of reports",
+        constants=json.dumps({**settings, **(pipeline.config.report_settings or {})}, indent=2),
+    )  # fmt: skip
+    data = ModelCardData(
+        library_name="diffusers", pipeline_tag="text-to-image", tags=["chest-x-ray", "report-generation", "cxr-irgen"],
+        license="other",
+    )  # fmt: skip
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
+
+
+def flat_name(module: str) -> str:
+    """A module's name in the package: "models.flow" and "diffusers_modules.local.cxr_irgen.models_flow" alike."""
+    return module.removeprefix(f"{LOADED_AS}.").replace(".", "_")
+
+
+def _write_code(folder: Path) -> list[str]:
+    """Writes pipeline.py and the package; returns the flat names of its modules."""
+    own = Path(__file__).resolve().parent
+    if own.name == PACKAGE:  # this pipeline was loaded from such a folder
+        sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(own.glob("*.py"))}
+    else:
+        sources = _sources("sampling.pipeline", {})
+    shutil.rmtree(folder / PACKAGE, ignore_errors=True)
+    (folder / PACKAGE).mkdir()
+    for name, text in sources.items():
+        (folder / PACKAGE / f"{name}.py").write_text(text, encoding="utf-8")
+    lines = [f"from .{PACKAGE}.{name} import __name__ as _{name}" for name in sources]
+    entry = ['"""CXR-IRGen: the modules that its pipeline consists of."""', "", *lines]
+    entry.append(f"from .{PACKAGE}.sampling_pipeline import CXRIRGenPipeline as CXRIRGenPipeline")
+    (folder / f"{ENTRY}.py").write_text("\n".join(entry) + "\n", encoding="utf-8")
+    return [*sources]
+
+
+def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
+    """{flat name: text} of a module and all modules of this project that it imports when it is imported itself."""
+    text = (_ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    found[flat_name(module)] = _IMPORT.sub(r"\1from .\2_\3 import", text)
+    for node in ast.parse(text).body:
+        name = node.module if isinstance(node, ast.ImportFrom) else None
+        if name and _IMPORT.match(f"from {name} import") and flat_name(name) not in found:
+            _sources(name, found)
+    return found
