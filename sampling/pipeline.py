@@ -143,6 +143,8 @@ class CXRIRGenPipeline(DiffusionPipeline):
         if seed is None:
             seed = int(torch.randint(2**31, (1,), generator=generator))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(text.strip() for text in prompts):
+            raise InputError("a prompt is empty: name findings, such as 'edema, not pneumothorax', or write a text")
         trained_on, digest = settings["trained_on"], settings["checkpoint_sha256"]
         kind = "findings" if trained_on == "findings" else "text"
         vectors = [label_vectors(None, seed, trained_on, **{kind: text}) for text in dict.fromkeys(prompts)]
