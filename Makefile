@@ -1,4 +1,4 @@
-# make demo         sets up .venv, draws chests, trains, samples, and writes one page to look at
+# make demo         sets up .venv, draws chests, trains, samples, and writes one page to look at and one folder to load
 # make demo-open    the same on real films: OPEN=folder with kermany as downloaded, PAIRS=a CXR tree with reports, if any,
 #                   OPEN_CONFIG=open-gpu.toml at the paper's sizes, on a GPU
 # make test         sets up .venv and runs the tests
@@ -54,6 +54,7 @@ demo: .venv/installed
 	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/clipUViT demo/bart demo/clipSD demo/prior demo/reports-clipUViT \
 	    demo/written demo/reports-clipSD demo/selected-clipUViT demo/pairs-clipUViT demo/pairs-clipSD demo/selected-clipSD
 	$(RUN) -m evaluation.gallery $(DEMO)
+	$(RUN) pipeline.py $(DEMO)
 
 demo/clipUViT:
 	$(RUN) train_diffusion_clipUViT.py $(DEMO)

@@ -1,9 +1,9 @@
-"""Makes the README's pictures from what `make demo` left.
+"""Makes the README's picture of pairs from what `make demo` left.
 
     make demo && python -m assets.make_pictures
 
 Reads:  DATA_ROOT (a finished demo): its drawn tree and a synthetic tree with reports
-Writes: FOLDER/{pairs,first}.jpg, each small
+Writes: FOLDER/pairs.jpg, small
 """
 
 from utils.constants import check_command_line, override_constants
@@ -17,15 +17,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.errors import InputError, run, say
-from utils.mimic_cxr import PICTURE_FILE, PROVENANCE_FILE, read_table
+from utils.errors import run, say
+from utils.mimic_cxr import PROVENANCE_FILE, read_table
 
 DATA_ROOT = "demo"  # the folder that `make demo` filled
 BACKBONE = "clipUViT"  # whose images are shown (clipUViT or clipSD)
-FOLDER = "docs/pictures"  # where the pictures go (a folder to write)
+FOLDER = "docs/pictures"  # where the picture goes (a folder to write)
 PAIRS = 5  # rows of the picture of pairs: the first requests of the tree, none chosen (1 to 20)
-ENLARGED = 2  # times that the picture of the first images is enlarged (1 to 16)
-QUALITY = 85  # of the JPEGs (1 to 95)
+QUALITY = 85  # of the JPEG (1 to 95)
 
 
 def draw_pairs(tree: Path, references: pd.DataFrame, count: int, path: Path) -> None:
@@ -53,23 +52,12 @@ def draw_pairs(tree: Path, references: pd.DataFrame, count: int, path: Path) -> 
     figure.savefig(path, dpi=110, pil_kwargs={"quality": QUALITY})
 
 
-def enlarge(picture: Path, path: Path) -> None:
-    """Enlarges the picture of a tree's first images without interpolation."""
-    if not Path(picture).is_file():
-        raise InputError(f"there is no {picture}; run `make demo` first")
-    with Image.open(picture) as first:
-        size = (ENLARGED * first.width, ENLARGED * first.height)
-        first.resize(size, Image.Resampling.NEAREST).save(path, quality=QUALITY)
-
-
 def main():
     override_constants(globals())
     demo, folder = Path(DATA_ROOT), Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     draw_pairs(demo / "synthetic" / BACKBONE, read_table(demo / "phantom"), PAIRS, folder / "pairs.jpg")
-    enlarge(demo / "synthetic" / BACKBONE / PICTURE_FILE, folder / "first.jpg")
-    for path in sorted(folder.iterdir()):
-        say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    say(f"{folder / 'pairs.jpg'}: {(folder / 'pairs.jpg').stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

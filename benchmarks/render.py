@@ -28,6 +28,7 @@ README_ROWS = (
     "FID", "mean AUROC of the asked findings in images", "F1 of the findings in reports, micro / macro",
     "F1 of the findings in reports written for real images, micro / macro", "side in reports written for real images",
     "pairs that agree on every finding", "the same, and on every side",
+    "selected: pairs that agree on every finding", "selected: the same, and on every side",
 )  # fmt: skip
 # records whose names begin so, in this order; further ones follow
 ORDER = ("demo", "latent", "pairs", "guidance", "fidelity", "ablation", "students", "utility", "bench")
@@ -61,7 +62,7 @@ def demo_table(records: list[dict]) -> str:
     """The README's table: README_ROWS of the demo over all records of it, from the lowest to the highest figure."""
     demos = [record for record in records if record["name"].startswith("demo")]
     found = [{row[0].split(" (")[0]: row[1:] for row in record["rows"]} for record in demos]
-    names = [prefix + name for prefix in ("", "selected: ") for name in README_ROWS if prefix + name in found[0]]
+    names = [name for name in README_ROWS if name in found[0]]
     cells = [[rows[name] for rows in found if name in rows] for name in names]
     return markdown_table(demos[0]["columns"], [[name, *map(spread, zip(*rows))] for name, rows in zip(names, cells)])
 

@@ -67,7 +67,9 @@ def complete_folder(folder: Path, pipeline, card: str) -> None:
         index["_class_name"] = [ENTRY, type(pipeline).__name__]
         for name, part in pipeline.components.items():
             module = flat_name(type(part).__module__)
-            if module in modules and index[name][0]:
+            if part is None:  # an earlier one may have been saved
+                shutil.rmtree(folder / name, ignore_errors=True)
+            elif module in modules:
                 index[name][0] = f"{LOADED_AS}.{module}"
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
