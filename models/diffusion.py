@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,10 +126,10 @@ class PromptedDenoiser(nn.Module):
     def from_pretrained(cls, folder: str | Path, denoiser: str = "") -> "PromptedDenoiser":
         """Loads a folder of `save_pretrained`, or raises an InputError; denoiser: its class name (empty: either)."""
         folder = Path(folder)
-        name = _class_name(folder, DENOISERS)
+        name = class_name(folder, DENOISERS)
         if denoiser and name != denoiser:
             raise InputError(f"the checkpoint {folder} is a {name}, not a {denoiser}: use the scripts of that backbone")
-        fusion = FUSIONS[_class_name(folder / "fusion", FUSIONS)]
+        fusion = FUSIONS[class_name(folder / "fusion", FUSIONS)]
         parts = load_strictly(DENOISERS[name], folder), load_strictly(fusion, folder / "fusion")
         return cls(*parts, _load_schedule(folder))
 
@@ -145,7 +145,8 @@ def _load_part(module, folder):
     say(f"{folder}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters")
 
 
-def _class_name(folder, known):
+def class_name(folder: Path, known: Collection[str]) -> str:
+    """The class in a folder's config.json, one of `known`; InputError for a folder that is no checkpoint of one."""
     try:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):  # absent, no JSON, or JSON of another form

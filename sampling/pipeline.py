@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import BartForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.diffusion import PromptedDenoiser
+from models.diffusion import DENOISERS, FUSIONS, PromptedDenoiser
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from sampling.images import ImageSampler, batches_to_draw
@@ -37,9 +37,8 @@ from utils.findings import FINDINGS
 from utils.latents import draw_posterior, encode_moments, read_pixels
 from utils.prompts import PooledFusion, ReferenceTower, TextEncoder, TokenFusion
 from utils.seeds import keyed_generator, keyed_seed
-from uvit.model import UViT
 
-OWN = {kind.__name__: kind for kind in (UViT, PooledFusion, TokenFusion, Prior, ReferenceTower, ReferenceEmbeddings)}
+OWN = {**DENOISERS, **FUSIONS, **{kind.__name__: kind for kind in (Prior, ReferenceTower, ReferenceEmbeddings)}}
 LARGEST_GUIDANCE, MOST_STEPS, MOST_IMAGES = 100.0, 1000, 1_000_000  # as in the samplers
 
 
@@ -67,9 +66,8 @@ class CXRIRGenPipeline(DiffusionPipeline):
         prior, bart, bart_tokenizer: of the reports; None: images alone.
         reference_encoder, references: the reference's image tower, and the embeddings of training images that
             references are drawn from; None: no image can be given, and none is drawn.
-        image_settings: of the image samplers: image_size, trained_on (PROMPT: "findings" or "impression"), student
-            (whether guidance and steps are built in), checkpoint_sha256 (from which the images' names follow),
-            text_guidance, reference_guidance, guidance_low, guidance_high, steps, scheduler and batch_size.
+        image_settings: what a synthetic tree's manifest states, with trained_on, the PROMPT of the denoiser's training,
+            and batch_size.
         report_settings: {"prior": arguments of `Prior.sample`, "decoding": those of `ReportAutoencoder.generate`}.
     """
 
@@ -77,7 +75,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-        scheduler: DDPMScheduler, denoiser: UViT | UNet2DConditionModel, fusion: PooledFusion | TokenFusion,
+        scheduler: DDPMScheduler, denoiser: ModelMixin, fusion: PooledFusion | TokenFusion,
         prior: Prior | None = None, bart: BartForConditionalGeneration | None = None,
         bart_tokenizer: PreTrainedTokenizerBase | None = None, reference_encoder: ReferenceTower | None = None,
         references: ReferenceEmbeddings | None = None, image_settings: dict | None = None,
@@ -202,7 +200,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
             "reference_guidance": guidance_scale if reference_guidance_scale is None else reference_guidance_scale,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
-        if given and self.config.image_settings["student"]:
+        if given and "student" in self.config.image_settings:
             raise InputError("guidance and steps are built into this student: leave them out")
         settings = {**self.config.image_settings, **given}
         _check_range("guidance_scale", settings["text_guidance"], 0, LARGEST_GUIDANCE)

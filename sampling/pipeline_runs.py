@@ -3,18 +3,16 @@
 import json
 from pathlib import Path
 
-from models.distillation import student_settings
-from models.weights import load_autoencoder, load_prior, load_vision
+from models.diffusion import class_name
+from models.weights import load_autoencoder, load_prior
 from sampling.pipeline import CXRIRGenPipeline
 from sampling.plan import real_rows
-from sampling.reference_pool import ReferencePool
-from utils.checkpoints import check_encoders, encoder_fingerprints, read_training, weights_fingerprint
+from sampling.tree import load_models, sampling_settings
+from utils.checkpoints import check_encoders, read_training
 from utils.constants import REPOSITORY, resolve
 from utils.devices import make_accelerator
 from utils.errors import InputError, reason
 from utils.folders import DRAWN_TREE, read_manifest
-from utils.latents import load_vae
-from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 
 IMAGE_SAMPLERS = {"UViT": "sample_diffusion_clipUViT.py", "UNet2DConditionModel": "sample_diffusion_clipSD.py"}
 REPORT_SAMPLER = "sample_prior_model.py"
@@ -23,13 +21,8 @@ REPORT_SAMPLER = "sample_prior_model.py"
 def pipeline_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> CXRIRGenPipeline:
     """A pipeline of two checkpoints, as `CXRIRGenPipeline.from_runs` describes it."""
     from_file = ["--config", config] if config else []
-    try:
-        backbone = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))["_class_name"]
-        sampler = IMAGE_SAMPLERS[backbone]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        way_out = "name a trainer's RUN_DIR/best; an authors' file is converted by `python -m models.weights`"
-        raise InputError(f"no denoiser's checkpoint in {checkpoint!r} ({reason(error)}): {way_out}") from error
-    images, _ = resolve(REPOSITORY / sampler, [*from_file, "--CHECKPOINT", checkpoint])
+    script = IMAGE_SAMPLERS[class_name(Path(checkpoint), IMAGE_SAMPLERS)]
+    images, _ = resolve(REPOSITORY / script, [*from_file, "--CHECKPOINT", checkpoint])
     reports, _ = resolve(REPOSITORY / REPORT_SAMPLER, [*from_file, "--CHECKPOINT", prior_checkpoint])
     return make_pipeline(images, reports if prior_checkpoint else None)
 
@@ -76,52 +69,35 @@ def make_pipeline(image_constants: dict, report_constants: dict | None) -> CXRIR
 
     Encodes every training image that is a reference and is not in the cache yet. InputError as in these scripts.
     """
-    places = (image_constants[name] for name in ("BASE_MODEL", "REFERENCE_ENCODER", "TEXT_ENCODER"))
-    denoiser, training = load_vision(image_constants["CHECKPOINT"], "", *places)
-    trained, fusion = training["constants"], denoiser.fusion
-    vae = load_vae(trained["BASE_MODEL"])
-    texts = TextEncoder(trained["BASE_MODEL"], isinstance(fusion, PooledFusion), name=trained["TEXT_ENCODER"])
-    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"])
-    check_encoders(training, **encoder_fingerprints(vae, texts, reference_encoder))
-    low, high = image_constants["GUIDANCE_INTERVAL"]
-    image_settings = {
-        "image_size": trained["IMAGE_SIZE"], "trained_on": trained["PROMPT"],
-        "checkpoint_sha256": weights_fingerprint(denoiser), "text_guidance": image_constants["TEXT_GUIDANCE"],
-        "reference_guidance": image_constants["REFERENCE_GUIDANCE"], "guidance_low": low, "guidance_high": high,
-        "steps": image_constants["STEPS"], "scheduler": image_constants["SCHEDULER"],
-        "batch_size": image_constants["BATCH_SIZE"], **student_settings(training), "student": "student" in training,
-    }  # fmt: skip
+    models, accelerator = load_models("", image_constants, "cpu"), make_accelerator("cpu", "no")
+    denoiser, trained, texts = models.denoiser, models.training["constants"], models.text_encoder
+    settings = sampling_settings(models, image_constants, "no")
+    settings |= {"trained_on": trained["PROMPT"], "batch_size": image_constants["BATCH_SIZE"]}
     references = None
-    if image_constants["CONDITION"] != "text":
-        cache, size = image_constants["CACHE_DIR"] or trained["CACHE_DIR"], image_constants["BATCH_SIZE"]
+    if settings["condition"] != "text":
         table = real_rows(trained, image_constants["DATA_ROOT"], image_constants["REPORTS_ROOT"], with_prompts=False)
-        accelerator = make_accelerator("cpu", "no")
-        references = ReferencePool(table, reference_encoder, fusion, cache, size, accelerator).to_embeddings()
+        references = models.reference_pool(table, image_constants, accelerator).to_embeddings()
     return CXRIRGenPipeline(
-        vae=vae, text_encoder=texts.model, tokenizer=texts.tokenizer, scheduler=denoiser.schedule,
-        denoiser=denoiser.denoiser, fusion=fusion, reference_encoder=reference_encoder.component(),
-        references=references, image_settings=image_settings, **_report_parts(report_constants, vae),
+        vae=models.vae, text_encoder=texts.model, tokenizer=texts.tokenizer, scheduler=denoiser.schedule,
+        denoiser=denoiser.denoiser, fusion=denoiser.fusion, references=references,
+        reference_encoder=models.reference_encoder.component(), image_settings=settings,
+        **_report_parts(report_constants, settings["vae"]),
     )  # fmt: skip
 
 
 def _report_parts(constants, vae) -> dict:
-    """The components that write reports, and their settings."""
+    """The components that write reports, and their settings; vae: the fingerprint of the one beside them."""
     if constants is None:
         return {}
     prior, training = load_prior(constants["CHECKPOINT"])
     bart = constants["BART_CHECKPOINT"] or training["constants"]["BART_CHECKPOINT"]
     autoencoder = load_autoencoder(bart, constants["POOLING"], constants["TOKENIZER"])
-    digest = autoencoder.fingerprint()
-    check_encoders(training, bart=digest, pooling=autoencoder.pooling, vae=weights_fingerprint(vae))
+    check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling, vae=vae)
+    of_prior = {"gain": "LATENT_GAIN", "guidance": "IMAGE_GUIDANCE", "temperature": "FLOW_TEMPERATURE"}
+    of_decoding = ("decoding", "beams", "top_p", "temperature", "max_tokens")
     settings = {
-        "prior": {
-            "gain": constants["LATENT_GAIN"], "guidance": constants["IMAGE_GUIDANCE"],
-            "temperature": constants["FLOW_TEMPERATURE"],
-        },
-        "decoding": {
-            "decoding": constants["DECODING"], "beams": constants["BEAMS"], "top_p": constants["TOP_P"],
-            "temperature": constants["TEMPERATURE"], "max_tokens": constants["MAX_TOKENS"],
-        },
-    }  # fmt: skip
+        "prior": {name: constants[constant] for name, constant in of_prior.items()},
+        "decoding": {name: constants[name.upper()] for name in of_decoding},
+    }
     parts = {"prior": prior, "bart": autoencoder.bart, "bart_tokenizer": autoencoder.tokenizer}
     return {**parts, "report_settings": settings}

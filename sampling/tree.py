@@ -3,16 +3,19 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
-from models.diffusion import sampling_scheduler
+from models.diffusion import PromptedDenoiser, sampling_scheduler
 from models.distillation import student_settings
 from models.graphs import replay
 from models.weights import load_vision
@@ -42,26 +45,17 @@ def sample_tree(backbone: str, constants: dict):
     here by name. The frozen models are those of the denoiser's training.
     """
     accelerator = make_accelerator(constants["DEVICE"], constants["PRECISION"])
-    device, output_root, seed = accelerator.device, constants["OUTPUT_ROOT"], constants["SEED"]
-    places = (constants[name] for name in ("BASE_MODEL", "REFERENCE_ENCODER", "TEXT_ENCODER"))
-    denoiser, training = load_vision(constants["CHECKPOINT"], backbone, *places)
-    trained, denoiser = training["constants"], denoiser.to(device).eval()
-    vae, pooled = load_vae(trained["BASE_MODEL"], device), isinstance(denoiser.fusion, PooledFusion)
-    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device, name=trained["TEXT_ENCODER"])
-    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
-    encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
-    check_encoders(training, **encoders)
-    settings = _tree_settings(denoiser, training, encoders, constants, accelerator)
+    output_root, seed = constants["OUTPUT_ROOT"], constants["SEED"]
+    models = load_models(backbone, constants, accelerator.device)
+    denoiser, text_encoder, trained = models.denoiser, models.text_encoder, models.training["constants"]
+    settings = sampling_settings(models, constants, accelerator.mixed_precision)
     sampling_scheduler(settings["scheduler"], denoiser.schedule)  # fails for one that cannot sample
     table, vectors = _read_requests(constants, trained)
     text_encoder.print_lengths(vectors["prompt"])
-    cache_dir = constants["CACHE_DIR"] or trained["CACHE_DIR"]
-    pool = None
-    if constants["CONDITION"] != "text":
-        pool = ReferencePool(table, reference_encoder, denoiser.fusion, cache_dir, constants["BATCH_SIZE"], accelerator)
-    decode_in(vae, accelerator.mixed_precision)  # from here on weights may be cast
+    pool = models.reference_pool(table, constants, accelerator) if constants["CONDITION"] != "text" else None
+    decode_in(models.vae, accelerator.mixed_precision)  # from here on weights may be cast
     replay(denoiser, accelerator)
-    sampler = ImageSampler(denoiser, vae, text_encoder, settings, pool, accelerator.autocast)
+    sampler = ImageSampler(denoiser, models.vae, text_encoder, settings, pool, accelerator.autocast)
     sampler.try_once(vectors["prompt"].iloc[0])
 
     with making(SYNTHETIC_TREE, output_root, settings, main_process=accelerator.is_main_process):
@@ -74,8 +68,39 @@ def sample_tree(backbone: str, constants: dict):
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
 
 
-def _tree_settings(denoiser, training, encoders, constants, accelerator) -> dict:
-    """What the tree's manifest states. The order counts: a tree's first number depends on it."""
+@dataclass(frozen=True)
+class VisionModels:
+    """A trained denoiser, its training.json, and the frozen models of its training with their fingerprints."""
+
+    denoiser: PromptedDenoiser
+    training: dict
+    vae: AutoencoderKL
+    text_encoder: TextEncoder
+    reference_encoder: ReferenceEncoder
+    encoders: dict[str, str]
+
+    def reference_pool(self, table: pd.DataFrame, constants: dict, accelerator: Accelerator) -> ReferencePool:
+        """The training rows of a table; constants: those of the image sampler."""
+        cache_dir = constants["CACHE_DIR"] or self.training["constants"]["CACHE_DIR"]
+        encoder, fusion, size = self.reference_encoder, self.denoiser.fusion, constants["BATCH_SIZE"]
+        return ReferencePool(table, encoder, fusion, cache_dir, size, accelerator)
+
+
+def load_models(backbone: str, constants: dict, device: torch.device | str) -> VisionModels:
+    """The models that an image sampler's constants name; backbone: as in `sample_tree`. InputError for others."""
+    places = (constants[name] for name in ("BASE_MODEL", "REFERENCE_ENCODER", "TEXT_ENCODER"))
+    denoiser, training = load_vision(constants["CHECKPOINT"], backbone, *places)
+    trained, denoiser = training["constants"], denoiser.to(device).eval()
+    vae, pooled = load_vae(trained["BASE_MODEL"], device), isinstance(denoiser.fusion, PooledFusion)
+    text_encoder = TextEncoder(trained["BASE_MODEL"], pooled=pooled, device=device, name=trained["TEXT_ENCODER"])
+    reference_encoder = ReferenceEncoder(trained["REFERENCE_ENCODER"], device)
+    encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
+    check_encoders(training, **encoders)
+    return VisionModels(denoiser, training, vae, text_encoder, reference_encoder, encoders)
+
+
+def sampling_settings(models: VisionModels, constants: dict, precision: str) -> dict:
+    """What a tree's manifest states. The order counts: a tree's first number depends on it."""
     low, high = constants["GUIDANCE_INTERVAL"]
     if low > high:
         raise InputError(f"GUIDANCE_INTERVAL {low}, {high} is empty: the first noise level has to be the lower one")
@@ -83,8 +108,9 @@ def _tree_settings(denoiser, training, encoders, constants, accelerator) -> dict
         "condition": constants["CONDITION"], "text_guidance": constants["TEXT_GUIDANCE"],
         "reference_guidance": constants["REFERENCE_GUIDANCE"], "guidance_low": low, "guidance_high": high,
         "steps": constants["STEPS"], "scheduler": constants["SCHEDULER"],
-        "checkpoint_sha256": weights_fingerprint(denoiser), "image_size": training["constants"]["IMAGE_SIZE"],
-        "precision": accelerator.mixed_precision, **encoders, **student_settings(training),
+        "checkpoint_sha256": weights_fingerprint(models.denoiser),
+        "image_size": models.training["constants"]["IMAGE_SIZE"], "precision": precision,
+        **models.encoders, **student_settings(models.training),
     }  # fmt: skip
 
 

@@ -205,5 +205,5 @@ def test_pipeline_py_writes_a_folder_with_a_card_and_refuses_what_is_none(of_scr
     assert "OUTPUT" in write(SYNTHETIC=made, OUTPUT=tmp_path / "other")
     with pytest.raises(InputError, match=r"no pipeline in .*pipeline\.py"):
         CXRIRGenPipeline.from_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="RUN_DIR/best"):
+    with pytest.raises(InputError, match="set CHECKPOINT"):
         CXRIRGenPipeline.from_runs(str(tmp_path))
