@@ -97,7 +97,7 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
         task_categories=["text-to-image", "image-to-text"],
     )  # fmt: skip
     sources = [
-        f"* CXR-IRGen's checkpoint `{place}`; SHA-256 of its weights: {digest}" if place else "* another project"
+        f"* CXR-IRGen's checkpoint `{place}`, SHA-256 of its weights: {digest}" if place else "* another project"
         for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
     ]
     settings = {part: manifest[part] for part in (SYNTHETIC_TREE, WRITTEN_REPORTS) if part in manifest}
