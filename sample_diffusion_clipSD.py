@@ -7,6 +7,7 @@
 
 Reads:  CHECKPOINT, and what it was trained with: its CXR tree (label vectors, reference images), frozen encoders, cache
 Writes: OUTPUT_ROOT, a CXR tree with manifest.json, plan.csv, synthetic.csv, latents/; a second run adds what is missing
+        OUTPUT_ROOT/{metadata.csv,README.md}, which make the tree a data set for Hugging Face's datasets
         OUTPUT_ROOT/first.png, the first 16 images of the run beside real ones with the same findings
 """
 

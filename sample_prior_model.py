@@ -9,7 +9,7 @@ Reads:  CHECKPOINT (of train_prior_model.py), BART_CHECKPOINT, DATA_ROOT (a CXR 
 Writes: OUTPUT_ROOT/files/pNN/pNNNNNNNN/sNNNNNNNN.txt (a report each study, in MIMIC-CXR's layout),
         OUTPUT_ROOT/{manifest.json,reports.csv,reports.json}; a second run adds what is missing. Further columns of
         reports.csv: `reconstruction` with RECONSTRUCT; with CANDIDATES `floor`, a report that was chosen in the same
-        way among as many random training reports
+        way among as many random training reports. A synthetic tree's metadata.csv and README.md get the reports, too
 """
 
 from utils.constants import check_command_line, override_constants

@@ -31,6 +31,7 @@ from evaluation.baselines import FLOOR_FILE, SELECTION_FILE
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.images import Images, Loading
 from evaluation.selection import keep_candidates, score_candidates
+from sampling.data_set import save_data_set
 from sampling.plan import PLAN_FILE
 from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
@@ -205,6 +206,7 @@ def main():
     judges.try_judge(judge_settings, accelerator.device)
     with making(SYNTHETIC_TREE, root, settings):
         if (root / SELECTION_FILE).exists():
+            save_data_set(root)  # of an earlier version's tree
             say(f"{root} is finished: {len(read_table(root, with_reports=False))} pairs are kept")
             return
         judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator)
@@ -227,6 +229,7 @@ def main():
         _save_csv(root / FLOOR_FILE, beside(kept, floor[floor["kept"]]))
         write_kept(root, Path(SYNTHETIC), kept, made)
     copy_written(root, Path(SYNTHETIC), kept)
+    save_data_set(root)
     summary = {"synthetic": SYNTHETIC, "by": BY, "keep": KEEP, **cost(selected), "floor": cost(floor)}
     known = np.array(FINDINGS)[judge.known].tolist()
     summary["judge"] = {**asdict(judge_settings), "patients": judged["subject_id"].nunique(), "findings": known}

@@ -58,7 +58,7 @@ RUN_DIR = "runs/bart"  # checkpoints, metrics and examples; a run in it is resum
 CHECKPOINT_EVERY = 2000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
 VALIDATION_ROWS = 1000  # validation reports a validation (0 or more; 0: all of them)
 EVALUATION_REPORTS = 300  # test reports reconstructed at the end, and scored (0 or more; 0: none)
-LOG_WITH = ""  # a tracker beside metrics.csv (empty, tensorboard, wandb, mlflow or comet_ml; empty: none)
+LOG_WITH = ""  # a tracker (empty, aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, trackio or wandb)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 0  # processes that load batches; reports are tokenised before, so 0 is fast enough (0 to 256)
 

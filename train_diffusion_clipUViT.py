@@ -67,7 +67,7 @@ SEED = 1234  # of data order, noise, references and dropout (0 or more)
 # running
 RUN_DIR = "runs/clipUViT"  # checkpoints, metrics and pictures; a run in it is resumed (a folder to write)
 CHECKPOINT_EVERY = 1000  # optimiser steps between checkpoints, each with validation and preview (1 or more)
-LOG_WITH = ""  # a tracker beside metrics.csv (empty, tensorboard, wandb, mlflow or comet_ml; empty: none)
+LOG_WITH = ""  # a tracker (empty, aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, trackio or wandb)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 NUM_WORKERS = 4  # threads that decode images, and processes that load batches (0 to 256)
 

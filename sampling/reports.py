@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
+from sampling.data_set import save_data_set
 from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.csv_files import check_unique, csv_header, read_csv
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
@@ -216,3 +217,4 @@ def write_reports(
         finally:
             if accelerator.is_main_process:
                 reports.save()
+                save_data_set(reports.root)

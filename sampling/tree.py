@@ -19,6 +19,7 @@ from models.diffusion import PromptedDenoiser, sampling_scheduler
 from models.distillation import student_settings
 from models.graphs import replay
 from models.weights import load_vision
+from sampling.data_set import save_data_set
 from sampling.images import ImageSampler, batches_to_draw
 from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
 from sampling.reference_pool import ReferencePool
@@ -159,6 +160,7 @@ class SyntheticTree:
         listed = self.plan[self.exist(self.plan)]
         if len(listed):
             write_tree(self.root, listed, provenance=listed[[*SYNTHETIC_COLUMNS]])
+            save_data_set(self.root)
         return len(listed)
 
 

@@ -13,10 +13,12 @@ from collections import deque
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -40,6 +42,7 @@ DEFAULTS = {  # and these, where a script has them
     "LOG_EVERY": 50,  # optimiser steps a row of metrics.csv
     "VALIDATION_ROWS": 1000,  # examples a validation; 0: all of them
 }
+PICTURE_TRACKERS = ("tensorboard", "wandb")  # the trackers of accelerate that take a batch of images
 BAD_STEPS = 20  # consecutive steps without a finite gradient after which a run ends
 
 
@@ -135,7 +138,7 @@ class _Run:
                         self._checkpoint(row, log)
                     elif log:
                         log.add(row)
-                    accelerator.log({name: value for name, value in row.items() if value is not None}, self.step)
+                        self._track(row)
                     progress.set_postfix(loss=row["loss"], validation=self.validation_loss)
                     since = time.perf_counter()
                 # of several processes, all stop if one was told to before the step began
@@ -258,8 +261,9 @@ class _Run:
                 self._save()
                 log.add(row)
                 try:
+                    self._track(row)
                     self._draw_preview()
-                finally:  # a preview that fails costs no checkpoint
+                finally:  # a tracker or a preview that fails costs no checkpoint
                     name_checkpoint(self.folder, improved)
         self.accelerator.wait_for_everyone()
 
@@ -271,11 +275,24 @@ class _Run:
         yield
         self.average.restore(self.parameters)
 
+    def _track(self, row):
+        """Gives a row of metrics.csv to the trackers."""
+        self.accelerator.log({name: value for name, value in row.items() if value is not None}, self.step)
+
     def _draw_preview(self):
-        if self.preview:
-            (self.folder / "previews").mkdir(exist_ok=True)
-            with torch.no_grad(), self.accelerator.autocast(), self._averaged_weights():
-                self.preview(self.raw_model, self.folder / "previews" / f"step-{self.step:08d}")
+        if not self.preview:
+            return
+        path = self.folder / "previews" / f"step-{self.step:08d}"
+        path.parent.mkdir(exist_ok=True)
+        with torch.no_grad(), self.accelerator.autocast(), self._averaged_weights():
+            self.preview(self.raw_model, path)
+        picture = path.with_suffix(".png")  # of an image model; others write text
+        if picture.exists():
+            with Image.open(picture) as image:
+                pixels = np.asarray(image.convert("L"))[None, None]  # (1, 1, height, width) uint8
+            for tracker in self.accelerator.trackers:
+                if tracker.name in PICTURE_TRACKERS:
+                    tracker.log_images({"preview": pixels}, step=self.step)
 
     @torch.no_grad()
     def _validate(self):

@@ -111,6 +111,12 @@ def kept(root):
     return [int(name.split("-")[-1]) for name in read_table(root)["dicom_id"]]
 
 
+def assert_data_set(root, table):
+    """metadata.csv lists the pairs of a tree's table, with their reports."""
+    rows = pd.read_csv(root / "metadata.csv")
+    assert rows[["dicom_id", "report"]].values.tolist() == table[["dicom_id", "report"]].values.tolist()
+
+
 @pytest.mark.parametrize(
     ("by", "keep", "places", "agree"),
     [
@@ -141,6 +147,7 @@ def test_a_kept_pair_is_the_pair_that_it_was(select, made, tmp_path, capsys):
     was, now = read_table(made).set_index("dicom_id"), read_table(root).set_index("dicom_id")
     columns = [name for name in now if name != "image_path"]
     pd.testing.assert_frame_equal(now[columns], was.loc[now.index, columns])
+    assert_data_set(root, now.reset_index())
     assert read_reports(root) == now["report"].to_dict(), "and the writer of reports goes on from there"
     manifest = json.loads((root / MANIFEST_FILE).read_text())
     assert manifest[SYNTHETIC_TREE]["by"] == "pair" and manifest[WRITTEN_REPORTS] == {"SEED": 1}
@@ -149,6 +156,8 @@ def test_a_kept_pair_is_the_pair_that_it_was(select, made, tmp_path, capsys):
     capsys.readouterr()
     assert select("kept", BY="pair") == 0
     assert "is finished: 2 pairs" in capsys.readouterr().out and contents(root) == after
+    (root / "metadata.csv").unlink()  # as in a tree of an earlier version
+    assert select("kept", BY="pair") == 0 and contents(root) == after
     (root / "selection.json").unlink()  # as after a kill
     next(root.rglob("*.jpg")).unlink()
     assert select("kept", BY="pair") == 0 and contents(root) == after
@@ -189,6 +198,7 @@ def test_a_csv_of_another_project(select, tmp_path, capsys):
     assert select("kept", SYNTHETIC=folder / "pairs.csv", BY="pair") == 0
     table = read_table(tmp_path / "kept")
     assert table["dicom_id"].tolist() == ["3-2", "5-4"] and table["report"].tolist() == [texts[2], texts[4]]
+    assert_data_set(tmp_path / "kept", table)
     for row, number in zip(table.itertuples(), (2, 4)):
         assert Path(row.image_path).read_bytes() == (folder / f"{number}.png").read_bytes()
     frame.drop(columns="report").to_csv(folder / "pairs.csv", index=False)

@@ -1,0 +1,108 @@
+"""A synthetic tree as a data set for others: metadata.csv, which Hugging Face's `datasets` reads, and a card."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from utils.csv_files import read_csv
+from utils.errors import replacing, writing
+from utils.findings import FINDINGS, to_physionet
+from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
+from utils.mimic_cxr import PROVENANCE_FILE, read_table
+
+COLUMNS = ("file_name", "dicom_id", "prompt", *FINDINGS, "report", "split", "seed")  # of metadata.csv
+_CARD = """
+# Synthetic chest X-rays with reports
+
+{images} chest X-rays, {reports} of them with a report. All are generated: no image was taken of a patient, and no
+report was written by a physician. The images are from
+
+{sources}
+
+## Loading
+
+In this folder, by `datasets` (image, prompt, findings and report):
+
+```python
+from datasets import load_dataset
+pairs = load_dataset("imagefolder", data_dir=".", data_files="metadata.csv")["train"]
+```
+
+by torchxrayvision (image and findings), as any tree in the layout of MIMIC-CXR-JPG:
+
+```python
+from torchxrayvision.datasets import MIMIC_Dataset
+images = MIMIC_Dataset("files", "{kind}chexpert.csv.gz", "{kind}metadata.csv.gz", views={views})
+```
+
+## Labels
+
+The 14 findings are what each image was asked to show, not what a reader found in it. They are coded as in MIMIC-CXR's
+{kind}chexpert.csv: 1.0 present, 0.0 absent, -1.0 uncertain, blank not mentioned.
+
+## Limits
+
+Not for diagnosis, or any other decision about a patient. The models make mistakes: an image, its labels and its report
+can disagree, and image and report can repeat parts of the training data. The agreement under which those data were
+given (such as PhysioNet's for MIMIC-CXR) may forbid publishing what is made from them: read it before you share this
+folder.
+
+## Settings
+
+```json
+{settings}
+```
+
+Each command that adds to this folder writes this file anew.
+"""
+
+
+def save_data_set(root: str | Path) -> None:
+    """Writes metadata.csv and README.md of a synthetic tree; of any other folder, or one without images, neither.
+
+    metadata.csv has a row for each image that the tree's CSVs list and that is on disk, with COLUMNS: the path from the
+    root, labels in PhysioNet's coding, the report as in reports.csv. InputError for a damaged CSV of the tree.
+    """
+    root = Path(root)
+    manifest, provenance = read_manifest(root), root / PROVENANCE_FILE
+    if SYNTHETIC_TREE not in manifest or not provenance.exists():
+        return
+    written = root / "reports.csv"
+    only_files = "by" in manifest[SYNTHETIC_TREE] and not written.exists()  # pairs selected from a CSV
+    table = read_table(root, with_reports=only_files, check_images=False)
+    texts = ["prompt", "seed", "checkpoint", "checkpoint_sha256"]
+    made = read_csv(provenance, ["dicom_id"], texts=["dicom_id"], optional=texts)
+    rows = table[table["image_path"].map(os.path.isfile)].merge(made, on="dicom_id")
+    if rows.empty:
+        return
+    if written.exists():
+        reports = read_csv(written, ["dicom_id", "report"], texts=["dicom_id", "report"])
+        rows["report"] = rows["dicom_id"].map(dict(zip(reports["dicom_id"], reports["report"]))).fillna("")
+    names = rows["image_path"].str.removeprefix(f"{root}/")
+    with writing("the data set", root):
+        with replacing(root / "metadata.csv") as temporary:
+            frame = rows.assign(file_name=names, **to_physionet(rows))[[*COLUMNS]]
+            frame.to_csv(temporary, index=False, lineterminator="\n")
+        with replacing(root / "README.md") as temporary:
+            _card(rows, manifest).save(temporary)
+
+
+def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
+    """The card of the rows of a tree, with the columns of its synthetic.csv."""
+    data = DatasetCardData(
+        pretty_name="Synthetic chest X-rays with reports", language="en", tags=["medical", "chest-x-ray", "synthetic"],
+        task_categories=["text-to-image", "image-to-text"],
+    )  # fmt: skip
+    sources = [
+        f"* CXR-IRGen's checkpoint `{place}`, SHA-256 of its weights: {digest}" if place else "* another project"
+        for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
+    ]
+    settings = {part: manifest[part] for part in (SYNTHETIC_TREE, WRITTEN_REPORTS) if part in manifest}
+    text = _CARD.format(
+        images=len(rows), reports=(rows["report"] != "").sum(), sources="\n".join(sources), kind="mimic-cxr-2.0.0-",
+        views=sorted({*rows["view"]}), settings=json.dumps(settings, indent=2),
+    )  # fmt: skip
+    return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
