@@ -31,32 +31,29 @@ from datasets import load_dataset
 pairs = load_dataset("imagefolder", data_dir=".", data_files="metadata.csv")["train"]
 ```
 
-by torchxrayvision (image and findings), as any tree in the layout of MIMIC-CXR-JPG:
+and by torchxrayvision (image and findings), for which this is a tree in the layout of MIMIC-CXR-JPG:
 
 ```python
 from torchxrayvision.datasets import MIMIC_Dataset
 images = MIMIC_Dataset("files", "{kind}chexpert.csv.gz", "{kind}metadata.csv.gz", views={views})
 ```
 
-## Labels
+## Labels and limits
 
 The 14 findings are what each image was asked to show, not what a reader found in it. They are coded as in MIMIC-CXR's
 {kind}chexpert.csv: 1.0 present, 0.0 absent, -1.0 uncertain, blank not mentioned.
 
-## Limits
-
 Not for diagnosis, or any other decision about a patient. The models make mistakes: an image, its labels and its report
-can disagree, and image and report can repeat parts of the training data. The agreement under which those data were
-given (such as PhysioNet's for MIMIC-CXR) may forbid publishing what is made from them: read it before you share this
-folder.
+can disagree, and image and report can repeat parts of the training data, whose agreement (such as PhysioNet's for
+MIMIC-CXR) may forbid publishing what is made from them. Read it before you share this folder.
 
 ## Settings
+
+Each command that adds to this folder writes this file anew.
 
 ```json
 {settings}
 ```
-
-Each command that adds to this folder writes this file anew.
 """
 
 
@@ -81,21 +78,18 @@ def save_data_set(root: str | Path) -> None:
     if written.exists():
         reports = read_csv(written, ["dicom_id", "report"], texts=["dicom_id", "report"])
         rows["report"] = rows["dicom_id"].map(dict(zip(reports["dicom_id"], reports["report"]))).fillna("")
-    names = rows["image_path"].str.removeprefix(f"{root}/")
+    frame = rows.assign(file_name=rows["image_path"].str.removeprefix(f"{root}/"), **to_physionet(rows))
     with writing("the data set", root):
         with replacing(root / "metadata.csv") as temporary:
-            frame = rows.assign(file_name=names, **to_physionet(rows))[[*COLUMNS]]
-            frame.to_csv(temporary, index=False, lineterminator="\n")
+            frame[[*COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
         with replacing(root / "README.md") as temporary:
             _card(rows, manifest).save(temporary)
 
 
 def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
     """The card of the rows of a tree, with the columns of its synthetic.csv."""
-    data = DatasetCardData(
-        pretty_name="Synthetic chest X-rays with reports", language="en", tags=["medical", "chest-x-ray", "synthetic"],
-        task_categories=["text-to-image", "image-to-text"],
-    )  # fmt: skip
+    tasks = ["text-to-image", "image-to-text"]
+    data = DatasetCardData(language="en", tags=["medical", "chest-x-ray", "synthetic"], task_categories=tasks)
     sources = [
         f"* CXR-IRGen's checkpoint `{place}`, SHA-256 of its weights: {digest}" if place else "* another project"
         for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
