@@ -2,15 +2,18 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nbclient import NotebookClient
 from PIL import Image
-from running import BACKBONES, run_script, sample
+from running import BACKBONES, ROOT, run_script, sample
 from tiny_models import save_bert
 
 from sampling.pipeline import CXRIRGenPipeline
@@ -94,6 +97,20 @@ def test_the_folder_makes_the_same_pairs_without_this_project(of_scripts, tmp_pa
     assert (alone / "again" / "cxr_irgen" / "uvit_model.py").read_text() == (
         tmp_path / "cxr-irgen" / "cxr_irgen" / "uvit_model.py"
     ).read_text()
+
+
+def test_the_notebook_runs(of_scripts, tmp_path, monkeypatch):
+    made = of_scripts("clipUViT")
+    (tmp_path / "demo" / "synthetic").mkdir(parents=True)
+    shutil.copytree(made, tmp_path / "demo" / "synthetic" / "clipUViT")
+    pipeline_of_tree(str(made)).save_pretrained(tmp_path / "demo" / "cxr-irgen")
+    for name, place in {"CXR_IRGEN_ROOT": ROOT, "CXR_IRGEN_DEMO": tmp_path / "demo", "HF_HOME": tmp_path}.items():
+        monkeypatch.setenv(name, str(place))
+    notebook = nbformat.read(ROOT / "docs" / "pipeline.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert "image/png" in shown
+    assert "num_rows: 3" in "".join(output.get("text", "") for output in notebook.cells[11].outputs)
 
 
 @pytest.fixture
