@@ -1,8 +1,8 @@
 """The demo's BERT: small, for the impressions of drawn chests, as CXR-BERT is for those of real ones.
 
 It learns to embed an impression as the demo's CLIP embeds the prompt of its findings, so that a denoiser which was
-pretrained on prompts can use it at once, and to predict the words of the impression, so that the embedding holds side
-and size too. The embedding of a text is the state of its first token: there is no pooler.
+pretrained on prompts can use it at once, and to tell by a linear layer what the impression says, sides, zones and degrees
+included. The embedding of a text is the state of its first token: there is no pooler.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import trange
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from evaluation.details import detail_flags
 from utils.findings import ABSENT, NOT_MENTIONED, to_prompt
 from utils.prompts import TextEncoder
 from utils.report_cleaning import clean_report
@@ -23,7 +24,7 @@ from utils.report_text import report_sections, report_text
 VOCABULARY = 500  # tokens: the five special ones, letters, whole words or pieces
 LAYERS = 2  # of the encoder
 MAX_POSITIONS = 128  # tokens an impression
-WORDS_WEIGHT = 0.05  # of predicting the words against matching CLIP
+FLAGS_WEIGHT = 0.05  # of telling what is said, a sum over flags, against matching CLIP
 BATCH_SIZE = 64  # impressions an optimiser step
 LEARNING_RATE = 1e-3  # of AdamW, falling to zero along a cosine
 
@@ -52,20 +53,17 @@ def make_bert(folder: Path, base_model: Path, reports: list[str], labels: np.nda
         ),
         add_pooling_layer=False,
     )  # fmt: skip
-    words = nn.Linear(clip.width, len(tokenizer))
-    optimizer = torch.optim.AdamW([*bert.parameters(), *words.parameters()], lr=LEARNING_RATE)
+    flags = torch.from_numpy(detail_flags(texts)[1]).float()  # (N, K)
+    readout = nn.Linear(clip.width, flags.shape[1])
+    optimizer = torch.optim.AdamW([*bert.parameters(), *readout.parameters()], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng, losses = np.random.default_rng(seed), []
     for _ in trange(steps, desc="impressions"):
         batch = rng.integers(len(texts), size=BATCH_SIZE)
         tokens = tokenizer([texts[row] for row in batch], padding=True, return_tensors="pt")
         text = bert(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[:, 0]  # (B, D)
-        present = torch.zeros(len(batch), len(tokenizer)).scatter_(1, tokens.input_ids, 1.0)  # (B, V)
-        loss = (
-            F.mse_loss(text, wanted[batch])
-            + WORDS_WEIGHT
-            * F.binary_cross_entropy_with_logits(words(text), present, reduction="none").sum(dim=1).mean()
-        )
+        told = F.binary_cross_entropy_with_logits(readout(text), flags[batch], reduction="none").sum(dim=1).mean()
+        loss = F.mse_loss(text, wanted[batch]) + FLAGS_WEIGHT * told
         loss.backward()
         torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
         optimizer.step()
