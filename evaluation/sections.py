@@ -65,7 +65,12 @@ def _distances(real_features, draws, seed):
 
     KID deviation: over the draws; of a single one over KID's own subsets.
     """
-    rows = pd.DataFrame([metrics.feature_distances(real_features, features, NEIGHBOURS, seed) for features in draws])
+    rows = []
+    for features in draws:
+        kid, deviation = metrics.kernel_distance(real_features, features, seed)
+        row = {"FID": metrics.frechet_distance(real_features, features), "KID": kid, "KID deviation": deviation}
+        rows.append(row | metrics.neighbourhood_metrics(real_features, features, NEIGHBOURS))
+    rows = pd.DataFrame(rows)
     if len(draws) > 1:
         rows["KID deviation"] = rows["KID"].std()
     means = rows.mean().to_dict()
