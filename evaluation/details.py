@@ -7,7 +7,7 @@ side    left, right, bilateral. "both", "bibasilar", "bases" and left with right
 zone    upper (apex), middle (perihilar, lingula), lower (base, costophrenic, retrocardiac); several: "lower, upper"
 degree  small (trace, mild), moderate, large (severe, marked, extensive). "Mild to moderate" is moderate; what is said
         of a change ("mildly increased") is no degree
-kind    of fractures, devices, nodules, opacities ..., see _KINDS; several: "line, tube"
+kind    of fractures, devices, nodules, opacities ..., see words.toml; several: "line, tube"
 
 A finding shares side and zone of the one beside it where it names neither itself: "left base opacity, likely
 atelectasis", and of lungs and pleura "left effusion and atelectasis". Of all that a report names of one finding, sides
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.finding_scope import Mention
-from evaluation.finding_words import ORGANS
+from evaluation.finding_words import ORGANS, WORDS
 from evaluation.labeler import codes_of_sentence, label_reports, read_mentions, report_and_addenda
 from utils.findings import FINDINGS, PRESENT
 
@@ -31,7 +31,7 @@ DETAILS = ("side", "zone", "degree", "kind")
 DEGREES = ("small", "moderate", "large")  # the last one that is named counts
 LEAST_REPORTS = 20  # that name a flag, for a network to learn it
 _UNPLACED = ("Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding")  # have neither side nor zone
-APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
+APPLIES = {  # detail => the findings that have it; kinds are those of words.toml
     "side": {*FINDINGS} - {*_UNPLACED},
     "zone": {*FINDINGS} - {*_UNPLACED, "Support Devices", "Fracture"},
     "degree": {*FINDINGS} - {"Support Devices", "Fracture", "No Finding"},
@@ -39,73 +39,6 @@ APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
 _SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side of the edema
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-_NOT_SIDE = (
-    r"(?![- ](?:sided )?(?:atri|ventric|heart|main|aortic arch|(?:upper|lower) quadrant|lateral (?:decub|view|film)))"
-)
-_OF_LUNG = (  # what a zone is said of, perhaps after further words of place: "upper and lower lobes"
-    r"(?=(?:[ ,/-]+(?:upper|mid|middle|lower|and|or|to|the|left|right|bilateral|lateral|medial|posterior|anterior|inner"
-    r"|outer|half|third|portions?|aspects?|of|both|/))*[ /-]+"
-    r"(?:lobes?|lobar|lungs?(?! volume)|zones?|fields?|\w*thora(?:x|ces)|chest|hemichest|pulmonary)\b)"
-)
-_WORDS = {
-    "side": {
-        "left": rf"left\b{_NOT_SIDE}|lt\b|lul\b|lll\b|lingula\w*",
-        "right": rf"right\b{_NOT_SIDE}|rt\b|rul\b|rml\b|rll\b|(?<!left )middle lobe",
-        "bilateral": r"bilateral\w*|bi-?(?:bas|apic)\w+|[lr] ?[<>] ?[lr]\b"
-        r"|(?<!right )(?<!left )(?<!and )(?:(?:lung )?(?:bases|apices)|(?:upper|lower) lobes)\b"
-        r"|both (?:the )?(?:[\w-]+ )?(?:lungs?|sides?|bases|apices|lobes?|hemithora\w+|zones?|fields?|hila"
-        r"|pleura\w*|costophrenic|clavicles)\b",
-    },
-    "zone": {
-        "upper": rf"upper{_OF_LUNG}|(?<!cardiac )(?:apex|apices)\b(?! of the heart)|(?:bi-?)?apical\b(?! lordotic)"
-        r"|apico\w+|supra-?hilar|[rl]ul\b",
-        "middle": rf"mid(?:dle)?{_OF_LUNG}|midlungs?\b|rml\b|lingula\w*|(?:peri|para)-?hilar|hil(?:um|a)\b"
-        r"|hilar\b(?! (?:retraction|prominen|enlarge|vascul|contour|structure|lymph|adenopath))",
-        "lower": rf"lower{_OF_LUNG}|bases?\b(?! of the (?:skull|neck|heart))|(?:bi-?|postero)?bas(?:al|ilar)\b|[rl]ll\b"
-        r"|(?:costo|cardio)-?phrenic|retro-?cardiac|subpulmonic|infra-?hilar",
-    },
-    "degree": {
-        "small": r"trace|tiny|small|minimal(?:ly)?|mild(?:ly)?|slight(?:ly)?|minor|minute|minuscule|subtle|faint",
-        "moderate": r"moderate(?:ly)?",
-        "large": r"(?<!slightly )(?<!mildly )(?<!minimally )large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|huge"
-        r"|sizable|extensive(?:ly)?|substantial(?:ly)?",
-    },
-}
-_KINDS = {
-    "Fracture": {
-        "rib": r"ribs?\b|costal", "clavicle": r"clavic\w+", "humerus": r"humer\w+", "scapula": r"scapul\w+",
-        "vertebra": r"vertebra\w*|spin(?:e|al|ous)\b|compression|[tl]\d+\b|wedge\w*|end-?plates?",
-        "sternum": r"stern(?:um|al)\b",
-    },
-    "Support Devices": {
-        "airway tube": r"endotracheal|e\.?t\.? ?tube|ett\b|tracheostomy",
-        "chest tube": r"chest (?:\w+ )?tubes?|pigtail|thoracostomy|pleural (?:\w+ )?(?:tube|catheter|drain)\w*",
-        "enteric tube": r"(?:naso|oro)-?(?:gastric|enteric|jejunal)|enteric|[no]g ?t?\b|feeding|dobb?-?hoff",
-        "line": r"picc|(?:central|venous|ij|jugular|subclavian|dialysis|picc) (?:\w+ ){0,2}(?:line|catheter)s?|cv[cl]\b"
-        r"|port\b|port-?a-?cath\w*|(?:medi|infusa)port|swan|hickman|(?:perma|vas)-?cath\w*|central lines?",
-        "pacemaker": r"pace-?maker\w*|pacers?\b|pacing|a?icds?\b|defibrillator\w*|leads?\b|generator",
-        "valve": r"valv\w+|annuloplasty",
-        "hardware": r"hardware|screws?|plates?|fixation|\w*arthroplast\w+|fusion|rods?\b",
-    },
-    "Lung Lesion": {
-        "nodule": r"(?:micro)?nodul\w+",
-        "mass": r"mass(?:es)?\b|tumou?rs?|carcinoma\w*|cancer|neoplas\w+|malignan\w+",
-    },
-    "Lung Opacity": {
-        "interstitial": r"interstitial|reticul\w+|bronchial wall|bronchovascular", "scar": r"scar\w*",
-        "airspace": r"air-? ?space|infiltrat\w+|alveolar|ground[- ]glass|ggos?\b",
-    },
-    "Pleural Other": {
-        "plaque": r"plaques?|pleural calcific\w+", "thickening": r"thickening|cap\b|capping",
-        "scar": r"scar\w*", "fibrosis": r"fibro\w+",
-    },
-    "Edema": {"interstitial": r"interstitial|kerley|b[- ]lines", "alveolar": r"alveolar|air-? ?space"},
-    "Atelectasis": {
-        "linear": r"linear|plate-? ?like|discoid|band-? ?like|(?:sub)?segmental", "collapse": r"collaps\w+",
-    },
-}  # fmt: skip
-
 
 _NO_CHANGE = (  # "mildly increased"
     r"\b(?!(?:[ -]\w+)?[ -](?:increas|decreas|improv|worse|larger|smaller|bigger|more|less|displac|progress|chang|bowel"
@@ -117,8 +50,8 @@ def _compiled(words, end=""):
     return {value: re.compile(rf"\b(?:{pattern}){end}") for value, pattern in words.items()}
 
 
-_WORDS = {detail: _compiled(words, _NO_CHANGE if detail == "degree" else "") for detail, words in _WORDS.items()}
-_KINDS = {finding: _compiled(words) for finding, words in _KINDS.items()}
+_WORDS = {name: _compiled(words, _NO_CHANGE if name == "degree" else "") for name, words in WORDS["details"].items()}
+_KINDS = {finding: _compiled(words) for finding, words in WORDS["kinds"].items()}
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
