@@ -6,34 +6,20 @@ no words: it is what is left (evaluation/labeler.py).
 """
 
 import re
-import tomllib
 from functools import lru_cache, partial
 from pathlib import Path
 
 from utils.findings import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
-from utils.report_text import misspells
+from utils.report_text import misspells, read_words
 
 CODES = {"present": PRESENT, "absent": ABSENT, "uncertain": UNCERTAIN, "not mentioned": NOT_MENTIONED}
-_TABLES = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
-
-
-def _unfolded(value):
-    """A value of words.toml whose patterns stand on one line each, with {name} replaced by the part of that name."""
-    if isinstance(value, dict):
-        return {key: _unfolded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_unfolded(item) for item in value]
-    if isinstance(value, bool):
-        return value
-    one_line = re.sub(r"\n *", "", value)
-    return re.sub(r"\{([a-z_]+)\}", lambda name: _unfolded(_TABLES["parts"][name[1]]), one_line)
 
 
 def _any_of(patterns):
     return re.compile(rf"\b(?:{'|'.join(patterns)})")
 
 
-WORDS = _unfolded(_TABLES)
+WORDS = read_words(Path(__file__).with_name("words.toml"))
 MENTIONS, UNMEANT = ({name: _any_of(WORDS[kind][name]) for name in WORDS[kind]} for kind in ("mentions", "unmeant"))
 HEART_FAILURE = re.compile(r"\bchf\b|\b(?:heart|cardiac|ventricular|congestive) failure")
 ORGANS = {name: re.compile(pattern) for name, pattern in WORDS["organs"].items()}
