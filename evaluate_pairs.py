@@ -211,9 +211,8 @@ def main() -> None:
     stopwatch.lap("trees")
 
     judge_rows = sections.judge_rows(sets.train.table, JUDGE_PATIENTS)
-    train = sets.train.table.iloc[judge_rows]
-    judge = judges.image_judge(train, tables["validation"], settings, CACHE_DIR, accelerator)
-    extractors["judge"] = judge
+    judged = sets.train.table.iloc[judge_rows]
+    judge = extractors["judge"] = judges.image_judge(judged, tables["validation"], settings, CACHE_DIR, accelerator)
     stopwatch.lap("image judge")
 
     result["image_quality"] = sections.image_quality(sets, [extractors[name] for name in FEATURES])
