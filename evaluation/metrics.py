@@ -285,16 +285,12 @@ def rouge_l(
 
     words: report => list of its words; beta: how much recall counts beside precision.
     """
-    pairs = [[words(text) for text in pair] for pair in zip(references, candidates)]
-    return mean_or_nan(np.array([_rouge_of_words(*pair, beta) for pair in pairs]))
-
-
-def _rouge_of_words(reference, candidate, beta):
-    common = _common_subsequence(reference, candidate)
-    if not common:
-        return 0.0
-    precision, recall = common / len(candidate), common / len(reference)
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    scores = []
+    for reference, candidate in ((words(one), words(other)) for one, other in zip(references, candidates)):
+        common = _common_subsequence(reference, candidate)
+        precision, recall = common / max(1, len(candidate)), common / max(1, len(reference))
+        scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if common else 0.0)
+    return mean_or_nan(np.array(scores))
 
 
 def _common_subsequence(first, second):
