@@ -40,10 +40,7 @@ _SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
-_NO_CHANGE = (  # "mildly increased"
-    r"\b(?!(?:[ -]\w+)?[ -](?:increas|decreas|improv|worse|larger|smaller|bigger|more|less|displac|progress|chang|bowel"
-    r"|bore|caliber))"
-)
+_NO_CHANGE = WORDS["parts"]["no_change"]  # "mildly increased"
 
 
 def _compiled(words, end=""):
@@ -120,42 +117,8 @@ def _details_of_sentence(sentence):
 
 # ---- the words that are said of a finding ----------------------------------------------------------------------------
 
-_STOP = re.compile(  # ends what is said of a finding
-    r";| - |\b(?:but|however|(?:al)?though|while|whereas|with(?:out)?|no|after|following|since|compared|previously"
-    r"|prior|superimposed|status post|s/p)\b|\bin (?:the )?setting\b"
-    r"|\bthere (?:is|are|has|have|was|were|may|remains?|appears?)\b"
-)
-_SEPARATOR = re.compile(r"[,():]|\b(?:and|or|plus|as well as|versus|vs|which|that)\b|/")
-_SAME = re.compile(  # what follows is another name of the finding before
-    r"\b(?:consistent|compatible) with\b|\b(?:most )?likely\b|\b(?:suggest|represent|reflect|indicat)\w*\b"
-    r"|\b(?:due|secondary|related) to\b|\bsuspicious for\b|\bconcerning for\b|\bcompressive\b"
-)
-_AND = re.compile(
-    r"\b(?:and|or|versus|vs)\b|/|\b(?:with|and) (?:an? )?(?:adjacent|associated|overlying|underlying|subjacent)\b"
-)
-_JOINED = re.compile(  # this "and" is no end: "right and left effusions", "upper and lower lobe nodules"
-    r"(?<!the )\b(?:left|right|upper|mid|middle|lower|basilar|apical)(?:[ -]sided)?(?:,| and| or|/|, and) ?"
-    r"(?=(?:left|right|upper|mid|middle|lower|basilar|apical)\b(?! (?:lungs?|lobes?|base|apex)\b(?! and)))"
-)
-_TOGETHER = re.compile(  # "small, left effusion"
-    r"(?<!is )(?<!are )(?<!now )(?<!appears )(?<!remains )\b(?:small|trace|tiny|mild|minimal|moderate|large|severe), "
-    r"(?=left|right|bilateral|bi)"
-)
-_JOINT = re.compile(  # no word before a finding that is said of it
-    r"\b(?:in|at|on|of|within|along|over|to|from|for|is|are|was|were|has|have|remains?|appears?|clear|normal"
-    r"|unremarkable|intact|expanded|than)\b"
-)
-_LOCATIVE = re.compile(  # "In the left lung, there is a nodule"
-    r"(?:^|[,;] (?:and )?|\band )(?:in|at|on|within|along|throughout|over\w*|involving) (?:[\w-]+ ){1,6}?[\w-]+,? ?$"
-)
-_PLACE = r"(?:the|left|right|upper|lower|mid|middle|lobes?|lungs?|bases?|ap(?:ex|ices)|zones?|sides?|and|both)"
-_VERB = r"(?:is|are|was|were|remains?|appears?|has|have|demonstrates?|shows?)"
-_OTHER_CLAUSE = re.compile(  # "effusion on the left, and the right lung is clear", not "effusion, which is small"
-    rf"(?:,| and) (?!(?:which|that|now|{_VERB})\b)(?!(?:{_PLACE} )+{_VERB}\b)(?:[\w'-]+ ){{1,6}}?{_VERB}\b"
-    rf"|(?:,| and) (?:[\w-]+ ){{1,5}}?(?:{_VERB} )?(?:otherwise )?(?:\w+ly )?(?:clear|normal|unremarkable|well|free)\b"
-)
-_TIP = re.compile(r"\b(?:tips?|terminat\w+|ends?|ending|extend\w*|cours\w+|leads?|project\w*|position\w*)\b")
-_SAID = re.compile(rf"(?:\b(?:{_VERB}|now|currently|be|being|of)|^,|^ \() (?:\w+ ){{0,2}}$|^ ?\(?$")
+_PHRASES = {name: re.compile(pattern) for name, pattern in WORDS["phrases"].items()}
+_STOP, _SAME, _SEPARATOR, _AND, _JOINT = (_PHRASES[name] for name in ("stop", "same", "separator", "and", "joint"))
 _REACH = 120  # characters after a finding that may be said of it
 _LINK = 40  # characters between two findings that share a place
 
@@ -175,9 +138,10 @@ class _Phrase:
     def read(self, sentence: str, begin: int, end: int) -> None:
         """Reads the text of a sentence from `begin` to `end`, where the words of its neighbours begin."""
         self.own, self.before = sentence[self.start : self.end], sentence[begin : self.start]
-        limits = [match.start() for stop in (_STOP, _OTHER_CLAUSE) if (match := stop.search(sentence, self.end, end))]
+        found = (_PHRASES[name].search(sentence, self.end, end) for name in ("stop", "other_clause"))
+        limits = [match.start() for match in found if match]
         if self.mentions[0].name == "Support Devices":  # where its tip lies is no side of a line
-            limits += [match.start() for match in _TIP.finditer(sentence, self.end, end)]
+            limits += [match.start() for match in _PHRASES["tip"].finditer(sentence, self.end, end)]
         self.after = sentence[self.end : min([end, self.end + _REACH, *limits])]
         near = f"{self.before}{self.own} | {self.after}"
         self.details = {detail: _found(_WORDS[detail], near) for detail in ("side", "zone")}
@@ -187,7 +151,7 @@ class _Phrase:
         """Degrees that are said of the finding afterwards: "is small", "moderate in size"; not "and small nodes"."""
 
         def is_said(match):
-            return _SAID.search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
+            return _PHRASES["said"].search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
 
         is_organ, degrees = self.mentions[0].name in ORGANS, _WORDS["degree"].items()
         return {value for value, words in degrees for match in words.finditer(self.after) if is_organ or is_said(match)}
@@ -229,7 +193,8 @@ def _begin(sentence, start, end):
     stops = [match for pattern in (_STOP, _SAME) for match in pattern.finditer(sentence, start, end)]
     stop = max(stops, key=lambda match: match.end(), default=None)
     first = stop.end() if stop else start
-    joined = [match.span() for pattern in (_JOINED, _TOGETHER) for match in pattern.finditer(sentence, first, end)]
+    named = (_PHRASES[name].finditer(sentence, first, end) for name in ("joined", "together"))
+    joined = [match.span() for match in chain(*named)]
     places = [
         match.end() for match in _SEPARATOR.finditer(sentence, first, end)
         if not any(low <= match.start() < high for low, high in joined)
@@ -242,7 +207,7 @@ def _begin(sentence, start, end):
     else:
         begin = end if _JOINT.search(sentence, start, end) else start
     for place in (stop.start() if stop else begin, begin):
-        locative = _LOCATIVE.search(sentence[start:place])
+        locative = _PHRASES["locative"].search(sentence[start:place])
         if locative:
             return start + locative.start()
     return begin

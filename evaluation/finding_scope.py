@@ -44,7 +44,6 @@ class _Rule(NamedTuple):
     weak: bool  # after a negation it is only more of it: "no opacity to suggest pneumonia"
 
 
-_SEEN, _GONE, _DOUBTED, _HOLD = (WORDS["parts"][name] for name in ("seen", "gone", "doubted", "hold"))
 # at one place of a sentence the first rule that fits counts
 _RULE_OF = [_Rule(CODES.get(cue["code"]), cue["reach"], "weak" in cue) for cue in WORDS["cues"].values()]
 _CUE = re.compile("|".join(f"({'|'.join(cue['patterns'])})" for cue in WORDS["cues"].values()))
@@ -52,36 +51,8 @@ _CUE = re.compile("|".join(f"({'|'.join(cue['patterns'])})" for cue in WORDS["cu
 # ---- clauses ---------------------------------------------------------------------------------------------------------
 
 _SEPARATOR = re.compile(r",(?: and| plus| as well as)?(?= )| (?:and|plus|as well as)(?= )")
-_VERBS = (
-    r"(?:is|are|was|were|remains?|appears?|has|have|demonstrates?|shows?|persists?|continues?|improves?|increases?"
-    r"|decreases?|worsens?|progresses|enlarges|resolves?|develops|extends?|terminates?|ends|projects?|lies|overlies"
-    r"|may|might|could|in (?:place|situ|(?:\w+ )?position))"
-)
-_VERB = re.compile(rf"\b{_VERBS}\b")
-_OWN_VERB = re.compile(  # "no effusion and the heart is enlarged", but "no effusion, edema or pneumothorax is seen"
-    rf"(?!(?:or|nor|which|that|if|suggest\w*) )(?:[\w'/-]+ ){{1,8}}?{_VERBS}\b"
-    rf"(?! (?:(?:not|also|all|both|now|\w+ly|be|been|no longer) )*(?:{_SEEN}|{_GONE}|{_DOUBTED}|absent|negative"
-    rf"|unlikely))"
-)
-_SIDE = r"(?:right|left|bilateral|bibasilar|bibasal|biapical)"
-_OWN_WORDS = re.compile(  # an article, a size, a course or a side begins a phrase that stands for itself
-    r"(?:an?|the|this|these|those|some|multiple|several|few|scattered|numerous|\d+|small|tiny|trace|mild|mildly"
-    r"|moderate|moderately|minimal|minimally|slight|slightly|severe|subtle|low|extensive|definite(?:ly)?|certain(?:ly)?"
-    r"|clearly|stable|unchanged|persistent|persisting|chronic|improv(?:ed|ing)|decreas(?:ed|ing)|increas(?:ed|ing)"
-    rf"|worsen(?:ed|ing)|enlarg(?:ed|ing)|known|new|recurrent|residual|evolving|resolving|old|healed|healing"
-    rf"|(?:large )?{_SIDE}|only|now|otherwise|rather(?! than)|likely|patchy|streaky|platelike|linear)\b"
-)
-_ADJECTIVE = re.compile(  # its noun is still to come: "no left and right effusion", "no acute, displaced fracture"
-    r"\b(?:acute|focal|new|old|large|small|discrete|definite|significant|suspicious|gross|overt|(?<!the )right"
-    r"|(?<!the )left|dense|displaced|obvious|confluent|lobar|upper|lower)$"
-)
-_CONDITION = re.compile(r"\bif (?:any|present|at all|anything)$")  # "if present, the effusion is small"
-_RELATIVE = re.compile(rf"(?:which|that) (?:{_HOLD}\b|is (?:likely|probably))")
-_EVENT = re.compile(
-    r"(?:(?:the|interval|new|subsequent|further) )*"
-    r"(?:development|appearance|placement|insertion|accumulation|reaccumulation|recurrence|progression|worsening"
-    r"|increase)\b"
-)
+_VERB = re.compile(rf"\b{WORDS['parts']['verbs']}\b")
+_BEGINS = {name: re.compile(pattern) for name, pattern in WORDS["clauses"].items()}
 _OR = re.compile(r"\b(?:or|nor)\b")
 _LIST = 80  # characters of a list that an "or" may close
 
@@ -101,7 +72,7 @@ def read(sentence: str, mentions: Sequence[Mention]) -> list[int]:
 
 def _phrase_starts(sentence: str, mentions: Sequence[Mention], ends: Sequence[int]) -> Iterable[int]:
     """Where, after a comma or "and", a phrase begins that no negation before it reaches."""
-    begin, _places = 0, [mention.start for mention in mentions]
+    begin = 0
     for separator in _SEPARATOR.finditer(sentence):
         place = separator.start()
         begin = max([begin, *(end for end in ends if end < place)])
@@ -113,10 +84,10 @@ def _phrase_starts(sentence: str, mentions: Sequence[Mention], ends: Sequence[in
 
 def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
     """Whether the words from `start` are a phrase of their own, not the next item of the list in the text `before`."""
-    if _CONDITION.search(before) or _RELATIVE.match(sentence, start):
+    if _BEGINS["condition"].search(before) or _BEGINS["relative"].match(sentence, start):
         return False
     verb = _VERB.search(sentence, start, limit)
-    if _OWN_VERB.match(sentence, start, limit) or _EVENT.match(sentence, start, limit):
+    if _BEGINS["own_verb"].match(sentence, start, limit) or _BEGINS["event"].match(sentence, start, limit):
         return True
     if verb and _VERB.search(before) and not _OR.match(sentence, start):
         return True  # "cardiomegaly persists, edema has resolved"
@@ -125,8 +96,8 @@ def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
     last = next((mention for mention in reversed(mentions) if mention.start < start), None)
     item = next((mention for mention in mentions if mention.start >= start), None)
     devices = [bool(mention) and mention.name == "Support Devices" for mention in (last, item)]
-    if _OWN_WORDS.match(sentence, start):
-        return not _ADJECTIVE.search(before) and not (all(devices) and sentence[start - 4 : start] == "and ")
+    if _BEGINS["own_words"].match(sentence, start):
+        return not _BEGINS["adjective"].search(before) and not (all(devices) and sentence[start - 4 : start] == "and ")
     return devices == [False, True] and bool(last and last.name)
 
 
