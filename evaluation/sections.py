@@ -264,7 +264,6 @@ def _pairs_and_baselines(sets, judge, text_judge, constant):
 
     Codes and readings (see evaluation/agreement.py) are (N, 14), patients (N,).
     """
-
     table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
     image, reports, train_reports = image_reading(judge, sets.synthetic), table["report"], train.table["report"]
     made = {"synthetic": (image, reports)}  # image readings and reports

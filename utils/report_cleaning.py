@@ -167,14 +167,13 @@ def drop_comparisons(text: str) -> tuple[str, int]:
     """
     if not _COMPARES.search(text):
         return text, 0
-    return _section_by_section(text, _of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
 
+    def of_these_images(text):
+        sentences = _SENTENCE_END.split(text)
+        rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
+        return " ".join(filter(None, rest))
 
-def _of_these_images(text):
-    """Sentences => what they say of their own image, those that say nothing of it left out."""
-    sentences = _SENTENCE_END.split(text)
-    rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
-    return " ".join(filter(None, rest))
+    return _section_by_section(text, of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
 
 
 def _of_this_image(sentence):
