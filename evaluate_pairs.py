@@ -20,20 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import baselines, detail_agreement, sections
+from evaluation import baselines, detail_agreement, judges, sections
 from evaluation.conventions import image_conventions
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.gallery import write_page
 from evaluation.images import Images, ImageSets, Loading
-from evaluation.judges import (
-    ChexbertJudge,
-    JudgeSettings,
-    RulesJudge,
-    first_half,
-    image_judge,
-    load_extractor,
-    try_judge,
-)
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
 from utils import mimic_cxr
@@ -84,7 +75,7 @@ def read_tables(
     train_all = read_table(train, views=views, hold_out=hold_out) if train else real_all
     validation = train_all[train_all["split"] == "validate"].reset_index(drop=True)
     if split == "validate" and train_all is real_all:
-        validation = validation[first_half(validation)].reset_index(drop=True)
+        validation = validation[judges.first_half(validation)].reset_index(drop=True)
     tables = {
         "real": real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
         "synthetic": read_synthetic(synthetic, reports_root if synthetic == real else "", views, hold_out, split),
@@ -135,10 +126,10 @@ def read_written(folder: str, table: pd.DataFrame) -> pd.DataFrame:
 
 def load_pretrained(features: tuple, classifier: str, text_judge: str, device) -> tuple:
     """What is not trained here: ({name: Extractor}, a text judge, or None: tfidf is trained on training reports)."""
-    extractors = {name: load_extractor(name, device) for name in sorted({*features, classifier} - {"judge"})}
+    extractors = {name: judges.load_extractor(name, device) for name in sorted({*features, classifier} - {"judge"})}
     if text_judge == "chexbert":
-        return extractors, ChexbertJudge(device)
-    return extractors, RulesJudge() if text_judge == "rules" else None
+        return extractors, judges.ChexbertJudge(device)
+    return extractors, judges.RulesJudge() if text_judge == "rules" else None
 
 
 def image_sets(
@@ -149,16 +140,11 @@ def image_sets(
     real, synthetic, train = (Images(tables[kind], names[kind], judge_size, loading) for kind in kinds)
     known = {*tables["real"]["subject_id"], *judge_table["subject_id"]}
     unseen = tables["real_all"][~tables["real_all"]["subject_id"].isin(known)].reset_index(drop=True)
-    return ImageSets(
-        real,
-        synthetic,
-        train,
-        copies=baselines.nearest_by_labels(synthetic.table, train.table, seed),
-        seed=seed,
-        unseen=Images(unseen, names["unseen"], judge_size, loading) if len(unseen) > 1 else None,
-        ceiling=np.flatnonzero(~real.table["subject_id"].isin(tables["validation"]["subject_id"])),
-        floor=baselines.selected_floor(names["synthetic"], synthetic.table, train.table),
-    )
+    unseen = Images(unseen, names["unseen"], judge_size, loading) if len(unseen) > 1 else None
+    ceiling = np.flatnonzero(~real.table["subject_id"].isin(tables["validation"]["subject_id"]))
+    copies = baselines.nearest_by_labels(synthetic.table, train.table, seed)
+    floor = baselines.selected_floor(names["synthetic"], synthetic.table, train.table)
+    return ImageSets(real, synthetic, train, copies, seed, unseen, ceiling, floor)
 
 
 def page_of(synthetic: str, output: Path) -> Path:
@@ -181,10 +167,8 @@ def evaluate_reports(
     constant = baselines.constant_normal_report(sets.train.table)
     result = {"text_judge": text_judge.name, "constant_report": constant}
     for prefix, reports in all_reports.items():
-        rows, f1_tables, conventions = sections.report_quality(
-            text_judge, reports, sets.train.table, constant, sets.seed
-        )
-        result |= {f"{prefix}reports": rows, f"{prefix}report_f1": f1_tables, f"{prefix}conventions": conventions}
+        parts = sections.report_quality(text_judge, reports, sets.train.table, constant, sets.seed)
+        result |= {f"{prefix}{name}": part for name, part in zip(("reports", "report_f1", "conventions"), parts)}
         pairs = reports.table[["study_id"]].assign(reference=reports.references, hypothesis=reports.table["report"])
         if sets.real.loading.accelerator.is_main_process:
             with writing("the reports for RadEval", output):
@@ -197,7 +181,9 @@ def main() -> None:
     constants = override_constants(globals())
     accelerator, stopwatch = make_accelerator(DEVICE, "no"), Stopwatch()
     output, page, name = Path(OUTPUT), page_of(SYNTHETIC, Path(OUTPUT)), Path(SYNTHETIC).name
-    settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED)
+    settings = judges.JudgeSettings(
+        JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED
+    )
 
     # what is quick and can fail comes first
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)
@@ -207,7 +193,7 @@ def main() -> None:
     if WRITTEN:
         written["written_"] = read_written(WRITTEN, tables["real"])
     extractors, text_judge = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
-    try_judge(settings, accelerator.device)
+    judges.try_judge(settings, accelerator.device)
     with writing("the evaluation", output):
         output.mkdir(parents=True, exist_ok=True)
 
@@ -225,8 +211,8 @@ def main() -> None:
     stopwatch.lap("trees")
 
     judge_rows = sections.judge_rows(sets.train.table, JUDGE_PATIENTS)
-    judge = image_judge(sets.train.table.iloc[judge_rows], tables["validation"], settings, CACHE_DIR, accelerator)
-    extractors["judge"] = judge
+    judged = sets.train.table.iloc[judge_rows]
+    judge = extractors["judge"] = judges.image_judge(judged, tables["validation"], settings, CACHE_DIR, accelerator)
     stopwatch.lap("image judge")
 
     result["image_quality"] = sections.image_quality(sets, [extractors[name] for name in FEATURES])

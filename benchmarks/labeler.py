@@ -74,13 +74,6 @@ def codes_of(said: str) -> dict[str, int]:
     return {_SHORT[word[:-1]]: _SIGNS[word[-1]] for word in said.split()}
 
 
-def hand_written() -> tuple[list[str], np.ndarray]:
-    """The sentences of the file beside this script => (texts, their codes (N, 14))."""
-    lines = [line.split("||") for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
-    codes = pd.DataFrame([codes_of(said) for _, said in lines], columns=FINDINGS).fillna(0).to_numpy(np.int8)
-    return [sentence.strip() for sentence, _ in lines], codes
-
-
 def scores(found: np.ndarray, wanted: np.ndarray) -> dict:
     """Two boolean arrays => N wanted, precision, recall and F1; None where nothing is found or wanted."""
     hits, said, meant = int((found & wanted).sum()), int(found.sum()), int(wanted.sum())
@@ -108,11 +101,10 @@ def score_reports(table: pd.DataFrame) -> tuple[dict, float]:
 
 def score_sentences() -> dict:
     """The hand-written sentences => {finding, or "all of them": scores of present, absent and uncertain}."""
-    texts, wanted = hand_written()
-    others = [name for name in FINDINGS if name != "No Finding"]
-    places = [FINDINGS.index(name) for name in others]
-    found, wanted = label_reports(texts)[:, places], wanted[:, places]
-    rows = {}
+    lines = [line.split("||") for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts, others = [sentence.strip() for sentence, _ in lines], [name for name in FINDINGS if name != "No Finding"]
+    wanted = pd.DataFrame([codes_of(said) for _, said in lines], columns=others).fillna(0).to_numpy(np.int8)
+    found, rows = pd.DataFrame(label_reports(texts), columns=FINDINGS)[others].to_numpy(), {}
     for place, name in enumerate([*others, "all of them"]):
         columns = place if name in others else slice(None)
         of_codes = {

@@ -108,10 +108,8 @@ def processor(device: torch.device | str = "cpu") -> str:
     """The name of the GPU, or the name of the CPU and its number of cores."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        model = None
+    info = Path("/proc/cpuinfo")  # of Linux
+    model = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
     name = model[1].strip() if model else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 

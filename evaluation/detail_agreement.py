@@ -175,14 +175,12 @@ def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge,
     for name, images in (("synthetic", sets.synthetic), ("real", sets.real)):
         texts = images.table["report"]
         seen, told = read_places(place_judge, images), read_details(texts)
-        stated = {detail: told[detail] for detail in PLACES}
-        found = agreement_rows(stated, seen, images.subjects(), train, sets.seed)
-        rows += [{"images": name, **row} for row in found]
         asked = read_details(images.table.get("prompt", []))
-        if any((asked[detail] != "").any() for detail in PLACES):  # prompts of findings name no place
-            stated = {detail: asked[detail] for detail in PLACES}
-            found = agreement_rows(stated, seen, images.subjects(), train, sets.seed)
-            rows += [{"images": f"{name}, as asked", **row} for row in found]
+        for what, said in ((name, told), (f"{name}, as asked", asked)):
+            stated = {detail: said[detail] for detail in PLACES}
+            if said is told or any((named != "").any() for named in stated.values()):  # prompts seldom name a place
+                found = agreement_rows(stated, seen, images.subjects(), train, sets.seed)
+                rows += [{"images": what, **row} for row in found]
         pairs.append(_pairs_row(name, images, texts, judge, text_judge, seen, sets.seed))
         if name == "synthetic":
             moved = pd.Series(shuffled(texts, sets.seed))

@@ -7,7 +7,7 @@ side    left, right, bilateral. "both", "bibasilar", "bases" and left with right
 zone    upper (apex), middle (perihilar, lingula), lower (base, costophrenic, retrocardiac); several: "lower, upper"
 degree  small (trace, mild), moderate, large (severe, marked, extensive). "Mild to moderate" is moderate; what is said
         of a change ("mildly increased") is no degree
-kind    of fractures, devices, nodules, opacities ..., see _KINDS; several: "line, tube"
+kind    of fractures, devices, nodules, opacities ..., see words.toml; several: "line, tube"
 
 A finding shares side and zone of the one beside it where it names neither itself: "left base opacity, likely
 atelectasis", and of lungs and pleura "left effusion and atelectasis". Of all that a report names of one finding, sides
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.finding_scope import Mention
-from evaluation.finding_words import ORGANS
+from evaluation.finding_words import ORGANS, WORDS
 from evaluation.labeler import codes_of_sentence, label_reports, read_mentions, report_and_addenda
 from utils.findings import FINDINGS, PRESENT
 
@@ -31,7 +31,7 @@ DETAILS = ("side", "zone", "degree", "kind")
 DEGREES = ("small", "moderate", "large")  # the last one that is named counts
 LEAST_REPORTS = 20  # that name a flag, for a network to learn it
 _UNPLACED = ("Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding")  # have neither side nor zone
-APPLIES = {  # detail => the findings that have it; kinds are those of _KINDS
+APPLIES = {  # detail => the findings that have it; kinds are those of words.toml
     "side": {*FINDINGS} - {*_UNPLACED},
     "zone": {*FINDINGS} - {*_UNPLACED, "Support Devices", "Fracture"},
     "degree": {*FINDINGS} - {"Support Devices", "Fracture", "No Finding"},
@@ -40,85 +40,15 @@ _SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
-_NOT_SIDE = (
-    r"(?![- ](?:sided )?(?:atri|ventric|heart|main|aortic arch|(?:upper|lower) quadrant|lateral (?:decub|view|film)))"
-)
-_OF_LUNG = (  # what a zone is said of, perhaps after further words of place: "upper and lower lobes"
-    r"(?=(?:[ ,/-]+(?:upper|mid|middle|lower|and|or|to|the|left|right|bilateral|lateral|medial|posterior|anterior|inner"
-    r"|outer|half|third|portions?|aspects?|of|both|/))*[ /-]+"
-    r"(?:lobes?|lobar|lungs?(?! volume)|zones?|fields?|\w*thora(?:x|ces)|chest|hemichest|pulmonary)\b)"
-)
-_WORDS = {
-    "side": {
-        "left": rf"left\b{_NOT_SIDE}|lt\b|lul\b|lll\b|lingula\w*",
-        "right": rf"right\b{_NOT_SIDE}|rt\b|rul\b|rml\b|rll\b|(?<!left )middle lobe",
-        "bilateral": r"bilateral\w*|bi-?(?:bas|apic)\w+|[lr] ?[<>] ?[lr]\b"
-        r"|(?<!right )(?<!left )(?<!and )(?:(?:lung )?(?:bases|apices)|(?:upper|lower) lobes)\b"
-        r"|both (?:the )?(?:[\w-]+ )?(?:lungs?|sides?|bases|apices|lobes?|hemithora\w+|zones?|fields?|hila"
-        r"|pleura\w*|costophrenic|clavicles)\b",
-    },
-    "zone": {
-        "upper": rf"upper{_OF_LUNG}|(?<!cardiac )(?:apex|apices)\b(?! of the heart)|(?:bi-?)?apical\b(?! lordotic)"
-        r"|apico\w+|supra-?hilar|[rl]ul\b",
-        "middle": rf"mid(?:dle)?{_OF_LUNG}|midlungs?\b|rml\b|lingula\w*|(?:peri|para)-?hilar|hil(?:um|a)\b"
-        r"|hilar\b(?! (?:retraction|prominen|enlarge|vascul|contour|structure|lymph|adenopath))",
-        "lower": rf"lower{_OF_LUNG}|bases?\b(?! of the (?:skull|neck|heart))|(?:bi-?|postero)?bas(?:al|ilar)\b|[rl]ll\b"
-        r"|(?:costo|cardio)-?phrenic|retro-?cardiac|subpulmonic|infra-?hilar",
-    },
-    "degree": {
-        "small": r"trace|tiny|small|minimal(?:ly)?|mild(?:ly)?|slight(?:ly)?|minor|minute|minuscule|subtle|faint",
-        "moderate": r"moderate(?:ly)?",
-        "large": r"(?<!slightly )(?<!mildly )(?<!minimally )large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|huge"
-        r"|sizable|extensive(?:ly)?|substantial(?:ly)?",
-    },
-}
-_KINDS = {
-    "Fracture": {
-        "rib": r"ribs?\b|costal", "clavicle": r"clavic\w+", "humerus": r"humer\w+", "scapula": r"scapul\w+",
-        "vertebra": r"vertebra\w*|spin(?:e|al|ous)\b|compression|[tl]\d+\b|wedge\w*|end-?plates?",
-        "sternum": r"stern(?:um|al)\b",
-    },
-    "Support Devices": {
-        "airway tube": r"endotracheal|e\.?t\.? ?tube|ett\b|tracheostomy",
-        "chest tube": r"chest (?:\w+ )?tubes?|pigtail|thoracostomy|pleural (?:\w+ )?(?:tube|catheter|drain)\w*",
-        "enteric tube": r"(?:naso|oro)-?(?:gastric|enteric|jejunal)|enteric|[no]g ?t?\b|feeding|dobb?-?hoff",
-        "line": r"picc|(?:central|venous|ij|jugular|subclavian|dialysis|picc) (?:\w+ ){0,2}(?:line|catheter)s?|cv[cl]\b"
-        r"|port\b|port-?a-?cath\w*|(?:medi|infusa)port|swan|hickman|(?:perma|vas)-?cath\w*|central lines?",
-        "pacemaker": r"pace-?maker\w*|pacers?\b|pacing|a?icds?\b|defibrillator\w*|leads?\b|generator",
-        "valve": r"valv\w+|annuloplasty",
-        "hardware": r"hardware|screws?|plates?|fixation|\w*arthroplast\w+|fusion|rods?\b",
-    },
-    "Lung Lesion": {
-        "nodule": r"(?:micro)?nodul\w+",
-        "mass": r"mass(?:es)?\b|tumou?rs?|carcinoma\w*|cancer|neoplas\w+|malignan\w+",
-    },
-    "Lung Opacity": {
-        "interstitial": r"interstitial|reticul\w+|bronchial wall|bronchovascular", "scar": r"scar\w*",
-        "airspace": r"air-? ?space|infiltrat\w+|alveolar|ground[- ]glass|ggos?\b",
-    },
-    "Pleural Other": {
-        "plaque": r"plaques?|pleural calcific\w+", "thickening": r"thickening|cap\b|capping",
-        "scar": r"scar\w*", "fibrosis": r"fibro\w+",
-    },
-    "Edema": {"interstitial": r"interstitial|kerley|b[- ]lines", "alveolar": r"alveolar|air-? ?space"},
-    "Atelectasis": {
-        "linear": r"linear|plate-? ?like|discoid|band-? ?like|(?:sub)?segmental", "collapse": r"collaps\w+",
-    },
-}  # fmt: skip
-
-
-_NO_CHANGE = (  # "mildly increased"
-    r"\b(?!(?:[ -]\w+)?[ -](?:increas|decreas|improv|worse|larger|smaller|bigger|more|less|displac|progress|chang|bowel"
-    r"|bore|caliber))"
-)
+_NO_CHANGE = WORDS["parts"]["no_change"]  # "mildly increased"
 
 
 def _compiled(words, end=""):
     return {value: re.compile(rf"\b(?:{pattern}){end}") for value, pattern in words.items()}
 
 
-_WORDS = {detail: _compiled(words, _NO_CHANGE if detail == "degree" else "") for detail, words in _WORDS.items()}
-_KINDS = {finding: _compiled(words) for finding, words in _KINDS.items()}
+_WORDS = {name: _compiled(words, _NO_CHANGE if name == "degree" else "") for name, words in WORDS["details"].items()}
+_KINDS = {finding: _compiled(words) for finding, words in WORDS["kinds"].items()}
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
@@ -187,42 +117,8 @@ def _details_of_sentence(sentence):
 
 # ---- the words that are said of a finding ----------------------------------------------------------------------------
 
-_STOP = re.compile(  # ends what is said of a finding
-    r";| - |\b(?:but|however|(?:al)?though|while|whereas|with(?:out)?|no|after|following|since|compared|previously"
-    r"|prior|superimposed|status post|s/p)\b|\bin (?:the )?setting\b"
-    r"|\bthere (?:is|are|has|have|was|were|may|remains?|appears?)\b"
-)
-_SEPARATOR = re.compile(r"[,():]|\b(?:and|or|plus|as well as|versus|vs|which|that)\b|/")
-_SAME = re.compile(  # what follows is another name of the finding before
-    r"\b(?:consistent|compatible) with\b|\b(?:most )?likely\b|\b(?:suggest|represent|reflect|indicat)\w*\b"
-    r"|\b(?:due|secondary|related) to\b|\bsuspicious for\b|\bconcerning for\b|\bcompressive\b"
-)
-_AND = re.compile(
-    r"\b(?:and|or|versus|vs)\b|/|\b(?:with|and) (?:an? )?(?:adjacent|associated|overlying|underlying|subjacent)\b"
-)
-_JOINED = re.compile(  # this "and" is no end: "right and left effusions", "upper and lower lobe nodules"
-    r"(?<!the )\b(?:left|right|upper|mid|middle|lower|basilar|apical)(?:[ -]sided)?(?:,| and| or|/|, and) ?"
-    r"(?=(?:left|right|upper|mid|middle|lower|basilar|apical)\b(?! (?:lungs?|lobes?|base|apex)\b(?! and)))"
-)
-_TOGETHER = re.compile(  # "small, left effusion"
-    r"(?<!is )(?<!are )(?<!now )(?<!appears )(?<!remains )\b(?:small|trace|tiny|mild|minimal|moderate|large|severe), "
-    r"(?=left|right|bilateral|bi)"
-)
-_JOINT = re.compile(  # no word before a finding that is said of it
-    r"\b(?:in|at|on|of|within|along|over|to|from|for|is|are|was|were|has|have|remains?|appears?|clear|normal"
-    r"|unremarkable|intact|expanded|than)\b"
-)
-_LOCATIVE = re.compile(  # "In the left lung, there is a nodule"
-    r"(?:^|[,;] (?:and )?|\band )(?:in|at|on|within|along|throughout|over\w*|involving) (?:[\w-]+ ){1,6}?[\w-]+,? ?$"
-)
-_PLACE = r"(?:the|left|right|upper|lower|mid|middle|lobes?|lungs?|bases?|ap(?:ex|ices)|zones?|sides?|and|both)"
-_VERB = r"(?:is|are|was|were|remains?|appears?|has|have|demonstrates?|shows?)"
-_OTHER_CLAUSE = re.compile(  # "effusion on the left, and the right lung is clear", not "effusion, which is small"
-    rf"(?:,| and) (?!(?:which|that|now|{_VERB})\b)(?!(?:{_PLACE} )+{_VERB}\b)(?:[\w'-]+ ){{1,6}}?{_VERB}\b"
-    rf"|(?:,| and) (?:[\w-]+ ){{1,5}}?(?:{_VERB} )?(?:otherwise )?(?:\w+ly )?(?:clear|normal|unremarkable|well|free)\b"
-)
-_TIP = re.compile(r"\b(?:tips?|terminat\w+|ends?|ending|extend\w*|cours\w+|leads?|project\w*|position\w*)\b")
-_SAID = re.compile(rf"(?:\b(?:{_VERB}|now|currently|be|being|of)|^,|^ \() (?:\w+ ){{0,2}}$|^ ?\(?$")
+_PHRASES = {name: re.compile(pattern) for name, pattern in WORDS["phrases"].items()}
+_STOP, _SAME, _SEPARATOR, _AND, _JOINT = (_PHRASES[name] for name in ("stop", "same", "separator", "and", "joint"))
 _REACH = 120  # characters after a finding that may be said of it
 _LINK = 40  # characters between two findings that share a place
 
@@ -242,9 +138,10 @@ class _Phrase:
     def read(self, sentence: str, begin: int, end: int) -> None:
         """Reads the text of a sentence from `begin` to `end`, where the words of its neighbours begin."""
         self.own, self.before = sentence[self.start : self.end], sentence[begin : self.start]
-        limits = [match.start() for stop in (_STOP, _OTHER_CLAUSE) if (match := stop.search(sentence, self.end, end))]
+        found = (_PHRASES[name].search(sentence, self.end, end) for name in ("stop", "other_clause"))
+        limits = [match.start() for match in found if match]
         if self.mentions[0].name == "Support Devices":  # where its tip lies is no side of a line
-            limits += [match.start() for match in _TIP.finditer(sentence, self.end, end)]
+            limits += [match.start() for match in _PHRASES["tip"].finditer(sentence, self.end, end)]
         self.after = sentence[self.end : min([end, self.end + _REACH, *limits])]
         near = f"{self.before}{self.own} | {self.after}"
         self.details = {detail: _found(_WORDS[detail], near) for detail in ("side", "zone")}
@@ -254,7 +151,7 @@ class _Phrase:
         """Degrees that are said of the finding afterwards: "is small", "moderate in size"; not "and small nodes"."""
 
         def is_said(match):
-            return _SAID.search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
+            return _PHRASES["said"].search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
 
         is_organ, degrees = self.mentions[0].name in ORGANS, _WORDS["degree"].items()
         return {value for value, words in degrees for match in words.finditer(self.after) if is_organ or is_said(match)}
@@ -296,7 +193,8 @@ def _begin(sentence, start, end):
     stops = [match for pattern in (_STOP, _SAME) for match in pattern.finditer(sentence, start, end)]
     stop = max(stops, key=lambda match: match.end(), default=None)
     first = stop.end() if stop else start
-    joined = [match.span() for pattern in (_JOINED, _TOGETHER) for match in pattern.finditer(sentence, first, end)]
+    named = (_PHRASES[name].finditer(sentence, first, end) for name in ("joined", "together"))
+    joined = [match.span() for match in chain(*named)]
     places = [
         match.end() for match in _SEPARATOR.finditer(sentence, first, end)
         if not any(low <= match.start() < high for low, high in joined)
@@ -309,7 +207,7 @@ def _begin(sentence, start, end):
     else:
         begin = end if _JOINT.search(sentence, start, end) else start
     for place in (stop.start() if stop else begin, begin):
-        locative = _LOCATIVE.search(sentence[start:place])
+        locative = _PHRASES["locative"].search(sentence[start:place])
         if locative:
             return start + locative.start()
     return begin

@@ -95,7 +95,12 @@ def _columns(path):
 
 def _with_image_paths(frame, column, path):
     """The rows whose image is there, with the column image_path; InputError if none is."""
-    frame = frame.assign(image_path=[_find(path.parent, name) for name in frame[column]])
+
+    def find(name):
+        paths = (path.parent / f"{name}{ending}" for ending in ENDINGS)
+        return next((str(path) for path in paths if path.is_file()), "")
+
+    frame = frame.assign(image_path=frame[column].map(find))
     missing = frame[column][frame["image_path"] == ""]
     if len(missing):
         message = f"{len(missing)} of {len(frame)} images of {path} are not in {path.parent}, e.g. {missing.iloc[0]}"
@@ -103,12 +108,6 @@ def _with_image_paths(frame, column, path):
             raise InputError(f"{message}: put the CSV into the folder that its column `{column}` starts from")
         say(f"{message}: dropped")
     return frame[frame["image_path"] != ""]
-
-
-def _find(folder, name):
-    """The path of an image that a CSV names, "" where there is none."""
-    paths = (folder / f"{name}{ending}" for ending in ENDINGS)
-    return next((str(path) for path in paths if path.is_file()), "")
 
 
 def _reports(frame, columns):

@@ -77,9 +77,13 @@ def write_page(
         raise InputError(f"none of the images for {page} can be read, e.g. {images.unreadable[0]}, so no page was made")
     if images.unreadable:
         print(f"{page}: left out {len(images.unreadable)} images that cannot be read, e.g. {images.unreadable[0]}")
+    entries = []
+    for place, (column, table) in enumerate(tables.items()):
+        reports = [card["pictures"][place]["report"] for card in cards if card["pictures"][place]]
+        made = {key: ", ".join(filter(None, table[key].unique())) for key in _SETTINGS}
+        entries.append({"title": column, "images": len(reports), "reports": sum(map(bool, reports)), "made": made})
     content = {
-        "title": title, "findings": findings.FINDINGS,
-        "trees": [*map(_tree_entry, tables, tables.values(), zip(*(card["pictures"] for card in cards)))],
+        "title": title, "findings": findings.FINDINGS, "trees": entries,
         "summary": [[str(name), str(value)] for name, value in summary],
         "showReferences": references is not None and any(card["reference"] for card in cards),
         "references": shown_references, "cards": cards,
@@ -107,22 +111,18 @@ class _PageImages:
             with open_image(path) as image:
                 width, height = image.size
                 if self.folder not in path.parents or image.format == "DICOM":
-                    path, (width, height) = self._copy(path, image)
+                    path = self.copies / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jpg"
+                    image.draft("L", (_COPY_SIDE, _COPY_SIDE))
+                    copy = to_grey(image).convert("L")
+                    copy.thumbnail((_COPY_SIDE, _COPY_SIDE))
+                    with writing("the page's images", self.copies):
+                        self.copies.mkdir(exist_ok=True)
+                        copy.save(path, quality=92)
+                    width, height = copy.size
         except (OSError, ValueError):
             self.unreadable.append(image_path)
             return None
         return {"src": quote(Path(os.path.relpath(path, self.folder)).as_posix()), "width": width, "height": height}
-
-    def _copy(self, path, image):
-        """Copies an open image of a file => the copy's path and size."""
-        copy = self.copies / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jpg"
-        image.draft("L", (_COPY_SIDE, _COPY_SIDE))
-        image = to_grey(image).convert("L")
-        image.thumbnail((_COPY_SIDE, _COPY_SIDE))
-        with writing("the page's images", self.copies):
-            self.copies.mkdir(exist_ok=True)
-            image.save(copy, quality=92)
-        return copy, image.size
 
 
 def _cards(rows, marks, images):
@@ -156,15 +156,6 @@ def _references(cards, references, images):
         if image:
             shown[row["dicom_id"]] = image | {"prompt": findings.to_prompt(_codes(row))}
     return shown
-
-
-def _tree_entry(column, table, pictures):
-    """What the page says of a tree; pictures: its pictures on the cards, None where a card has none."""
-    shown = [picture for picture in pictures if picture]
-    return {
-        "title": column, "images": len(shown), "reports": sum(bool(picture["report"]) for picture in shown),
-        "made": {key: ", ".join(filter(None, table[key].unique())) for key in _SETTINGS},
-    }  # fmt: skip
 
 
 def _codes(row):

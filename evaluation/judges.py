@@ -132,14 +132,14 @@ def image_judge(
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
     path = Path(cache_dir) / "judge" / f"{name}.safetensors"
     if accelerator.is_main_process and not path.exists():
-        _save_judge(_train_judge(train, validation, settings, accelerator.device, start and start.model), path)
+        _train_judge(train, validation, settings, accelerator.device, start and start.model, path)
     while not path.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
     return _load_judge(path, settings, accelerator.device)
 
 
-def _train_judge(train, validation, settings, device, start):
-    """A new Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
+def _train_judge(train, validation, settings, device, start, path):
+    """Trains and saves a Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
     known = enough(train[2] == 1)
     model = train_classifier(*train, settings, device, start)
     judge = Judge(model, settings, np.full(len(known), 0.5), known)
@@ -147,10 +147,6 @@ def _train_judge(train, validation, settings, device, start):
     if keys:
         _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)
         judge.thresholds = best_thresholds(labels, probabilities)
-    return judge
-
-
-def _save_judge(judge, path):
     values = {f"model.{name}": value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
     values |= {"thresholds": torch.from_numpy(judge.thresholds), "known": torch.from_numpy(judge.known)}
     with writing("the image judge", path.parent), replacing(path) as temporary:
@@ -245,13 +241,12 @@ def pixel_reader(cache: Mapping, keys: list) -> Callable[[int], torch.Tensor]:
 
 def file_reader(paths: list[str], compared_at: int, image_size: int) -> Callable[[int], torch.Tensor]:
     """read(row) => pixels (1, S, S) in [-1, 1] of image files, resized to compared_at and then to a network's size."""
-    return lambda row: images_to_pixels([read_grey(paths[row], compared_at)], image_size)[0]
 
+    def read(row):
+        image = Image.fromarray(read_grey(paths[row], compared_at))
+        return to_float(np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))[None])[0]
 
-def images_to_pixels(images: list[np.ndarray] | np.ndarray, image_size: int) -> torch.Tensor:
-    """Images (B, S, S) uint8 => pixels (B, 1, s, s) in [-1, 1] at a network's size, resized as image files are."""
-    size = (image_size, image_size)
-    return to_float(np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]))
+    return read
 
 
 def to_float(pixels: np.ndarray) -> torch.Tensor:

@@ -107,13 +107,6 @@ def neighbourhood_metrics(real: np.ndarray, fake: np.ndarray, neighbours: int = 
     }
 
 
-def feature_distances(real: np.ndarray, fake: np.ndarray, neighbours: int, seed: int) -> dict:
-    """FID, KID and its deviation, precision, recall, density and coverage of fake features against real ones."""
-    kid, deviation = kernel_distance(real, fake, seed)
-    distances = {"FID": frechet_distance(real, fake), "KID": kid, "KID deviation": deviation}
-    return distances | neighbourhood_metrics(real, fake, neighbours)
-
-
 def label_set_pairs(tables: Sequence[pd.DataFrame], count: int, seed: int) -> list[np.ndarray]:
     """Up to `count` pairs of rows with the same findings present, of two patients, drawn at random => (P, 2) a table.
 
@@ -292,16 +285,12 @@ def rouge_l(
 
     words: report => list of its words; beta: how much recall counts beside precision.
     """
-    pairs = [[words(text) for text in pair] for pair in zip(references, candidates)]
-    return mean_or_nan(np.array([_rouge_of_words(*pair, beta) for pair in pairs]))
-
-
-def _rouge_of_words(reference, candidate, beta):
-    common = _common_subsequence(reference, candidate)
-    if not common:
-        return 0.0
-    precision, recall = common / len(candidate), common / len(reference)
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    scores = []
+    for reference, candidate in ((words(one), words(other)) for one, other in zip(references, candidates)):
+        common = _common_subsequence(reference, candidate)
+        precision, recall = common / max(1, len(candidate)), common / max(1, len(reference))
+        scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if common else 0.0)
+    return mean_or_nan(np.array(scores))
 
 
 def _common_subsequence(first, second):
@@ -357,12 +346,8 @@ def text_habits(reports: Sequence[str]) -> dict:
 
 def stutters(text: str) -> bool:
     """Whether a phrase of up to STUTTER_WORDS words stands three times in a row, de-identification marks aside."""
-    words = _words(without_marks(text))
-    return any(
-        words[start : start + 2 * size] == words[start + size : start + 3 * size]
-        for size in range(1, STUTTER_WORDS + 1)
-        for start in range(len(words) - 3 * size + 1)
-    )
+    words = "".join(f"{word} " for word in _words(without_marks(text)))
+    return bool(re.search(rf"(?<!\S)((?:\S+ ){{1,{STUTTER_WORDS}}})\1\1", words))
 
 
 def mean_or_nan(values: np.ndarray) -> float:

@@ -4,8 +4,10 @@
 """
 
 import json
+import re
 import time
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import pandas as pd
@@ -166,141 +168,53 @@ def _percent(share, low, high):
 
 
 def as_markdown(result: dict) -> str:
-    """evaluation.md."""
-    real, parts = result["real"], ["# Evaluation"]
-    for title, name in (("Synthetic", "synthetic"), (f"Real, {real['split']}", "real"), ("Training rows", "train")):
-        rows = result[name]
-        parts.append(f"{title}: {rows['tree']}, N = {rows['N']} ({rows['unreadable']} unreadable, left out).")
-    if "unseen" in result:
-        unseen = result["unseen"]
-        splits = " and ".join(f"{count} of the split {name}" for name, count in unseen["splits"].items())
-        parts.append(f"Unseen by the judge: N = {unseen['N']} real images of further patients ({splits}).")
-    else:
-        parts.append("Unseen by the judge: no image; the floor is of training images, which it may know.")
-    parts += [f"**Selection:** {result['selected']}.", *(f"**Note:** {note}." for note in result["notes"])]
-    parts += [
-        "Floor: what needs no generator; for a distance (FID, KID) its best value, the mean and deviation of "
-        f"{FLOOR_DRAWS} draws of unseen real images with the labels of the requests. Ceiling: real images, reports or "
-        "pairs. Intervals: 95 %, by patients drawn again.",
-        markdown(headline(result)),
-        *_images(result), *_reports(result), *_conventions(result), *_pairs(result), *_details(result),
-        "## Memorisation",
-        "The distance to the nearest training image, whatever the shift (up to 1/16 of the side), mirror, scale (up to "
-        f"a tenth), brightness and contrast. A copy is nearer than all but {COPY_QUANTILE:.0%} of the real images, "
-        "which were not trained on (95 % Clopper-Pearson). Planted copies show what the search finds:",
-        markdown(share_columns(result["memorisation"], "share")), "![closest pairs](closest.png)",
-    ]  # fmt: skip
+    """evaluation.md: report.md filled in, without the sections about which the result says nothing."""
+    values, parts = _values(result), []
+    for section in re.split(r"\n\n(?=## )", Path(__file__).with_name("report.md").read_text(encoding="utf-8").strip()):
+        paragraphs = [Template(" ".join(paragraph.splitlines())) for paragraph in section.split("\n\n")]
+        if all(name in values for paragraph in paragraphs for name in paragraph.get_identifiers()):
+            parts += filter(None, (paragraph.substitute(values) for paragraph in paragraphs))
     return "\n\n".join(parts) + "\n"
 
 
-def _images(result):
-    return [
-        "## Image quality",
-        "Each row against the same real images. The floor: real images whose patients the judge does not know, with "
-        f"the labels of the requests, {FLOOR_DRAWS} draws of the same N; `FID / floor` is the ratio to their mean. "
-        "Copying gives training images of the nearest labels, which the judge may know. An FID of fewer than D images "
-        "says little.",
-        markdown(result["image_quality"]),
-        "Diversity: MS-SSIM of pairs with the same findings (1: all alike; compare with the real images), at as many "
-        "of its five scales as fit into the image:",
-        markdown(result["diversity"]),
-        "## Clinical efficacy of images",
-        f"Classifier: {result['classifier']}. Asked findings on synthetic images; the last columns are the "
-        f"classifier's own AUROC on real images. A finding with fewer than {metrics.MINIMUM_POSITIVES} positives (too "
-        "few) is no part of the mean. Where every draw has one and the same AUROC, the interval is Newcombe's (2006).",
-        markdown(auroc_columns(result["auroc"])), "![AUROC](auroc.png)",
-    ]  # fmt: skip
-
-
-def _reports(result):
-    parts = []
-    for prefix, title in (("", "Reports"), ("written_", "Reports written for real images")):
-        if f"{prefix}reports" in result:
-            parts += [
-                f"## {title}",
-                f"Clinical F1 by the {result['text_judge']} against the asked findings; the other scores against the "
-                "real report of the image that the label vector came from. The headings FINDINGS: and IMPRESSION: are "
-                f"no words.{_wording(result)}",
-                markdown(result[f"{prefix}reports"]),
-                markdown(f1_columns(result[f"{prefix}report_f1"])),
-            ]
-    if "texts" in result:
-        table = pd.DataFrame(result["texts"])
-        for name in ("marks", "comparisons", "contradictions", "stuttering"):
-            table[name] = [f"{count} of {total}" for count, total in zip(table[name], table["N"])]
-        parts += [
-            "## Reports as texts",
-            "Reports with a de-identification mark (`___`, `XXXX`); with a comparison to an earlier film; with a "
-            "contradiction: one sentence calls a finding present and another absent, by rules that do not distinguish "
-            "sides, so that some real reports count; with stuttering: a word or a few stand three times in a row. "
-            "`distinct`: the share of different texts, which falls with N.",
-            markdown(table.drop(columns="N")),
-        ]
-    return parts
-
-
-def _conventions(result):
-    tables = [("synthetic reports", "conventions"), ("reports written for real images", "written_conventions")]
-    tables = [(what, result[name]) for what, name in tables if result.get(name)]
-    images = result.get("image_conventions", [])
-    return [
-        "## Beside other people's papers",
-        "The same reports and images in the conventions of other papers; the figures differ from those above by "
-        "convention alone. R2Gen: findings only, lower case, its tokens, at most "
-        f"{conventions.R2GEN_WORDS} words, words rarer than {conventions.R2GEN_RARE} in the training reports unknown, "
-        "without METEOR. RadEval: BLEU with capitals and marks, ROUGE-L of stemmed words (with the package nltk), F1 "
-        "of what a report calls present or uncertain against that of the real report, over all 14 findings.",
-        *(part for what, rows in tables for part in (f"Of {what}:", markdown(rows))),
-        "CheXGenBench: FID and KID in the features of Inception (299 pixels) or RAD-DINO; its pixel distance is not "
-        "imitated, because it subtracts unsigned bytes, which wrap around.",
-        markdown(images) if images else "Neither is here: set FEATURES to inception or rad-dino.",
-    ]
-
-
-def _wording(result):
-    note = " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
-    return note if "TF-IDF" in result.get("text_judge", "") else ""
-
-
-def _pairs(result):
+def _values(result):
+    """{name in report.md: its text}, those that the result has."""
     means = {name: table.loc["mean"] for name, table in result["pairs"].items()}
-    return [
-        "## Pairs",
-        "Agreement between request, image (image judge) and report (text judge), mean over findings:",
-        markdown([{"pairs": name, **mean, "asked": int(mean["asked"])} for name, mean in means.items()]),
-        "Per finding, synthetic:",
-        markdown(result["pairs"]["synthetic"].rename_axis("finding").reset_index()),
-        "The share of pairs that agree on every finding that both judges know and the request does not leave "
-        "uncertain, with its 95 % bootstrap interval over patients. The real pairs, of patients who set no threshold "
-        "of the image judge, show how far the judges themselves get. In the last columns two of the three agree on all "
-        f"findings. The judges were trained on the images and reports of the row of copies.{_wording(result)}",
-        markdown(share_columns(result["complete_agreement"])),
-    ]
+    tables = {
+        "headline": headline(result), "auroc": auroc_columns(result["auroc"]),
+        "means": [{"pairs": name, **mean, "asked": int(mean["asked"])} for name, mean in means.items()],
+        "pairs": result["pairs"]["synthetic"].rename_axis("finding").reset_index(),
+    }  # fmt: skip
+    plain = ("image_quality", "diversity", "reports", "written_reports")
+    tables |= {name: result[name] for name in plain if name in result}
+    tables |= {name: f1_columns(result[name]) for name in ("report_f1", "written_report_f1") if name in result}
+    shares = dict.fromkeys(("memorisation", "written_details", "image_details"), "share")
+    shares |= {"complete_agreement": "all three", "agreement_with_sides": "and every side"}
+    tables |= {name: share_columns(result[name], share) for name, share in shares.items() if name in result}
+    if "texts" in result:
+        tables["texts"] = text_columns(result["texts"])
+    values = {name: markdown(table) for name, table in tables.items()}
 
-
-def _details(result):
-    parts = []
-    if "written_details" in result:
-        parts += [
-            "## Details of reports written for real images",
-            "Side, zone, degree and kind of a finding, by rules: the share that is right of those that the written and "
-            "the real report both name (N; the real ones name `of`), with its 95 % interval over patients. Chance: two "
-            "draws of what training reports name of the same detail of the same finding. Shuffled: other patients' "
-            "written reports that name it of the same finding. Ceiling: reconstructions of the real reports by BART.",
-            markdown(share_columns(result["written_details"], "share")),
-        ]
-    if "image_details" in result:
-        parts += [
-            "## Sides and zones of images",
-            "What a judge, trained on the sides and zones that reports of real images name, sees of a report's "
-            "findings, against what the report names, or what the prompt asked for; the real rows show how far the "
-            "judge itself gets.",
-            markdown(share_columns(result["image_details"], "share")),
-            "Pairs that agree on every finding, and those that also agree on each side that the report names and the "
-            "judge can see:",
-            markdown(share_columns(result["agreement_with_sides"], "and every side")),
-        ]
-    return parts
+    for name in ("synthetic", "real", "train"):
+        rows = result[name]
+        values[name] = f"{rows['tree']}, N = {rows['N']} ({rows['unreadable']} unreadable, left out)"
+    values["unseen"] = "no image; the floor is of training images, which it may know"
+    if "unseen" in result:
+        splits = " and ".join(f"{count} of the split {name}" for name, count in result["unseen"]["splits"].items())
+        values["unseen"] = f"N = {result['unseen']['N']} real images of further patients ({splits})"
+    judge = result.get("text_judge", "")
+    note = " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
+    rows = {"synthetic reports": "conventions", "reports written for real images": "written_conventions"}
+    kinds = (f"Of {what}:\n\n{markdown(result[name])}" for what, name in rows.items() if result.get(name))
+    images = result.get("image_conventions")
+    return values | {
+        "text_judge": judge, "wording": note if "TF-IDF" in judge else "", "split": result["real"]["split"],
+        "selected": result["selected"], "classifier": result["classifier"],
+        "notes": "\n\n".join(f"**Note:** {note}." for note in result["notes"]), "conventions": "\n\n".join(kinds),
+        "image_conventions": markdown(images) if images else "Neither is here: set FEATURES to inception or rad-dino.",
+        "draws": FLOOR_DRAWS, "positives": metrics.MINIMUM_POSITIVES, "words": conventions.R2GEN_WORDS,
+        "rare": conventions.R2GEN_RARE, "copies": f"{COPY_QUANTILE:.0%}",
+    }  # fmt: skip
 
 
 def markdown(rows: pd.DataFrame | list[dict], digits: int = 3) -> str:
@@ -345,6 +259,14 @@ def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([positives, f1], axis=1).rename_axis("finding").reset_index()
 
 
+def text_columns(rows: list[dict]) -> pd.DataFrame:
+    """Rows of `metrics.text_habits` => a table with each count out of N."""
+    table = pd.DataFrame(rows)
+    for name in ("marks", "comparisons", "contradictions", "stuttering"):
+        table[name] = [f"{row[name]} of {row['N']}" for row in rows]
+    return table.drop(columns="N")
+
+
 def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:
     """AUROC with its interval per finding, for each of the tables."""
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -366,12 +288,10 @@ def draw_closest(nearest: Nearest, synthetic: pd.DataFrame, train: pd.DataFrame,
     figure = Figure(figsize=(1.6 * count, 3.8), layout="constrained")
     upper, lower = figure.subplots(2, count, squeeze=False)
     for column, row in enumerate(np.argsort(nearest.synthetic, kind="stable")[:count]):
-        _show(upper[column], synthetic["image_path"].iloc[row], image_size, f"{nearest.synthetic[row]:.3f}")
-        _show(lower[column], train["image_path"].iloc[nearest.places[row]], image_size, "training image")
+        made, copied = synthetic["image_path"].iloc[row], train["image_path"].iloc[nearest.places[row]]
+        shown = (upper, made, f"{nearest.synthetic[row]:.3f}"), (lower, copied, "training image")
+        for axes, image_path, title in shown:
+            axes[column].imshow(read_pixels(image_path, image_size)[0].numpy(), cmap="gray", vmin=-1, vmax=1)
+            axes[column].set_title(title, fontsize=8)
+            axes[column].set(xticks=[], yticks=[])
     figure.savefig(path, dpi=120)
-
-
-def _show(axes, image_path, image_size, title):
-    axes.imshow(read_pixels(image_path, image_size)[0].numpy(), cmap="gray", vmin=-1, vmax=1)
-    axes.set_title(title, fontsize=8)
-    axes.set(xticks=[], yticks=[])

@@ -65,7 +65,12 @@ def _distances(real_features, draws, seed):
 
     KID deviation: over the draws; of a single one over KID's own subsets.
     """
-    rows = pd.DataFrame([metrics.feature_distances(real_features, features, NEIGHBOURS, seed) for features in draws])
+    rows = []
+    for features in draws:
+        kid, deviation = metrics.kernel_distance(real_features, features, seed)
+        row = {"FID": metrics.frechet_distance(real_features, features), "KID": kid, "KID deviation": deviation}
+        rows.append(row | metrics.neighbourhood_metrics(real_features, features, NEIGHBOURS))
+    rows = pd.DataFrame(rows)
     if len(draws) > 1:
         rows["KID deviation"] = rows["KID"].std()
     means = rows.mean().to_dict()
@@ -259,7 +264,6 @@ def _pairs_and_baselines(sets, judge, text_judge, constant):
 
     Codes and readings (see evaluation/agreement.py) are (N, 14), patients (N,).
     """
-
     table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
     image, reports, train_reports = image_reading(judge, sets.synthetic), table["report"], train.table["report"]
     made = {"synthetic": (image, reports)}  # image readings and reports

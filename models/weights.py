@@ -126,12 +126,11 @@ def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
         _fill(weights, read_tensors(weights, "unet"), (model.denoiser, _prefixed("unet.")), copy=True)
         return
     tensors = read_tensors(weights, "uvit", "official")
+    places = [(model.denoiser, _prefixed("uvit.uvit.")), (model.fusion, _prefixed("uvit."))]
     if "pos_embed" in tensors:
         tensors.pop("label_emb.weight", None)  # of ImageNet's classes
-        _fill(weights, tensors, (model.denoiser, _prefixed("")), copy=True)
-    else:
-        places = (model.denoiser, _prefixed("uvit.uvit.")), (model.fusion, _prefixed("uvit."))
-        _fill(weights, tensors, *places, copy=True)
+        places = [(model.denoiser, _prefixed(""))]
+    _fill(weights, tensors, *places, copy=True)
     _say_heads(weights, model.denoiser.config.num_heads, model.denoiser.config.embed_dim)
 
 

@@ -102,8 +102,13 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
     Prints what each step dropped. InputError when nothing is left, or for a folder that holds something else.
     """
     root = Path(settings["root"])
-    table = _with_ids(table, settings["source"])
-    table = table.assign(split=_splits(table, settings))  # before anything is dropped: so that it changes no split
+    first_patient, first_study = _NUMBERS[settings["source"]]
+    groups = {patient: 10 + keyed_seed("group", settings["source"], patient) % 10 for patient in {*table["patient"]}}
+    table = table.assign(
+        subject_id=table["patient"].map(groups) * 1_000_000 + first_patient + table["patient"],
+        study_id=first_study + table["study"],
+        split=_splits(table, settings),  # before anything is dropped: so that it changes no split
+    )
     way_out = "mend the lists, or fetch them again"
     check_one_each(table, "patient", ["split"], root, "split", f"so training and test would mix; {way_out}", "file")
     check_one_each(table, "study", ["patient", *FINDINGS], root, "set of labels", way_out, "file")
@@ -115,17 +120,11 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
         table = _place_images(Path(output).resolve(), root, table, settings["images"], threads)
         further = [name for name in table if name not in (*_PROVENANCE, *_NOT_IN_PROVENANCE)]
         write_tree(output, table, table[[*_PROVENANCE, *further]], PROVENANCE_FILE)
-    _say_result(output, table)
-
-
-def _with_ids(table, source):
-    """The table with subject_id and study_id."""
-    first_patient, first_study = _NUMBERS[source]
-    groups = {patient: 10 + keyed_seed("group", source, patient) % 10 for patient in table["patient"].unique()}
-    return table.assign(
-        subject_id=table["patient"].map(groups) * 1_000_000 + first_patient + table["patient"],
-        study_id=first_study + table["study"],
-    )
+    present = (table[list(FINDINGS)] == PRESENT).sum()
+    findings = ", ".join(f"{name} {count}" for name, count in present.items() if count) or "no finding"
+    size = f"{table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} images"
+    splits, reported = count_values(table["split"]), (table["report"] != "").sum()
+    say(f"{output}: {size} ({splits}), {reported} with a report; present: {findings}")
 
 
 def _splits(table, settings):
@@ -186,11 +185,3 @@ def _place_image(source, target, how):
     if not is_jpeg:
         return f"converted from {kind}", ""
     return f"{'linked' if how == 'link' else 'copied'}, {kind}", ""
-
-
-def _say_result(output, table):
-    present = (table[list(FINDINGS)] == PRESENT).sum()
-    findings = ", ".join(f"{name} {count}" for name, count in present.items() if count)
-    size = f"{table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} images"
-    splits, reported = count_values(table["split"]), (table["report"] != "").sum()
-    say(f"{output}: {size} ({splits}), {reported} with a report; present: {findings or 'no finding'}")

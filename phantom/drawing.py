@@ -45,8 +45,8 @@ def draw_chest(anatomy: Anatomy, drawn: list[Finding], view: str, image_size: in
         if finding.name in LUNG_FINDINGS:
             for side in SIDES if finding.side == "both" else (finding.side,):
                 film += finding.strength * lungs[side].mask * LUNG_FINDINGS[finding.name](canvas, lungs[side], finding)
-    if "Pneumothorax" in by_name:
-        film = draw_pneumothorax(canvas, film, lungs[by_name["Pneumothorax"].side], by_name["Pneumothorax"])
+    if finding := by_name.get("Pneumothorax"):
+        film = draw_pneumothorax(canvas, film, lungs[finding.side], finding)
 
     heart = _mediastinum(canvas, anatomy)
     film += heart * (np.maximum(film, _HEART) - film)
@@ -55,25 +55,22 @@ def draw_chest(anatomy: Anatomy, drawn: list[Finding], view: str, image_size: in
     film += _spine(canvas)
     film += _ribs(canvas, anatomy, by_name.get("Fracture"))
     film += body * _shoulders(canvas, anatomy, view, by_name.get("Fracture"))
-    if "Support Devices" in by_name:
-        film += by_name["Support Devices"].strength * _devices(canvas, anatomy, by_name["Support Devices"])
+    if finding := by_name.get("Support Devices"):
+        film += finding.strength * _devices(canvas, anatomy, finding)
     return _expose(canvas, film, view, rng)
 
 
 def _in_view(anatomy, by_name, view):
     """The anatomy as this study and view show it: AP magnifies heart and diaphragm, findings change its shape."""
     heart_ratio, mediastinum, domes = anatomy.heart_ratio, anatomy.mediastinum, list(anatomy.domes)
-    if "Cardiomegaly" in by_name:
-        finding = by_name["Cardiomegaly"]
+    if finding := by_name.get("Cardiomegaly"):
         heart_ratio += finding.strength * (0.60 + 0.10 * finding.extent - heart_ratio)
-    if "Enlarged Cardiomediastinum" in by_name:
-        finding = by_name["Enlarged Cardiomediastinum"]
+    if finding := by_name.get("Enlarged Cardiomediastinum"):
         mediastinum += finding.strength * (0.29 + 0.09 * finding.extent - mediastinum)
     if view == "AP":
         heart_ratio, mediastinum = 1.05 * heart_ratio, 1.12 * mediastinum
         domes = [dome - 0.05 for dome in domes]
-    if "Atelectasis" in by_name:
-        finding = by_name["Atelectasis"]
+    if finding := by_name.get("Atelectasis"):
         domes[finding.side == "left"] -= finding.strength * (0.20 + 0.10 * finding.extent)
     return dataclasses.replace(anatomy, heart_ratio=heart_ratio, mediastinum=mediastinum, domes=tuple(domes))
 

@@ -1,46 +1,15 @@
 """The report of a drawn study: it states the labels, and each finding with its side and size as drawn."""
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 
 from phantom.anatomy import MASS_EXTENT, Finding, nodule_count
 from utils import findings as cxr
 
-_SIZES, _SEVERITIES = ("small", "moderate", "large"), ("mild", "moderate", "severe")  # from the smallest to the largest
+_WORDING = tomllib.loads(Path(__file__).with_name("wording.toml").read_text(encoding="utf-8"))
 _BY_SEVERITY = ("Cardiomegaly", "Edema", "Atelectasis", "Enlarged Cardiomediastinum")
-_NAMES = {  # name of a finding, or of its kind, in a report; {degree}, {side} and {zone} as drawn
-    "Atelectasis": "{degree} {side} basilar atelectasis", "Cardiomegaly": "{degree} cardiomegaly",
-    "Consolidation": "{degree} consolidation in the {side} {zone} lung", "Edema": "{degree} pulmonary edema",
-    "Enlarged Cardiomediastinum": "{degree} widening of the mediastinum",
-    "rib": "displaced fractures of several {side} ribs", "clavicle": "displaced fracture of the {side} clavicle",
-    "Lung Lesion": "mass in the {side} {zone} lung", "nodules 1": "{side} {zone} lung nodule",
-    "nodules 2": "two nodules in the {side} {zone} lung", "nodules 3": "three nodules in the {side} lung",
-    "Lung Opacity": "{degree} hazy opacity in the {side} {zone} lung",
-    "Pleural Effusion": "{degree} {side} pleural effusion", "thickening": "{degree} {side} pleural thickening",
-    "cap": "{degree} {side} apical pleural thickening", "plaque": "calcified {side} pleural plaques",
-    "Pneumonia": "{degree} patchy pneumonia in the {side} {zone} lung", "Pneumothorax": "{degree} {side} pneumothorax",
-    "pacemaker": "{side} pacemaker with two leads", "lines": "endotracheal tube and {side} central line",
-}  # fmt: skip
-_UNQUALIFIED = {  # findings named without place or size in other words than their own, to be negated
-    "Consolidation": "focal consolidation", "Edema": "pulmonary edema",
-    "Enlarged Cardiomediastinum": "widening of the mediastinum", "Fracture": "displaced fracture",
-    "Lung Lesion": "nodule or mass", "Lung Opacity": "hazy opacity", "Pleural Other": "pleural thickening",
-    "Support Devices": "support device",
-}  # fmt: skip
-_PRESENT_WORDS = ("There is {}.", "{} is seen.", "{} is present.", "{}.")
-_PRESENT_WORDS_PLURAL = ("There are {}.", "{} are seen.", "{} are present.", "{}.")
-_UNCERTAIN_WORDS = ("Possible {}.", "There is possible {}.", "{} cannot be excluded.", "There may be {}.")
-_ABSENT_WORDS = ("There is no {}.", "No {} is seen.", "No evidence of {}.", "No {}.")
-_CLEAR = ("The lungs are clear.", "Both lungs are well expanded and clear.", "The lungs appear clear.")
-_FILLERS = (
-    ("The trachea is midline.", "The airway is midline."),
-    ("The stomach bubble is in the usual place.", "The upper abdomen is unremarkable."),
-    ("The patient is slightly rotated.", "The technique is adequate.", "Image quality is good."),
-)
-_NORMAL_IMPRESSIONS = ("No acute cardiopulmonary process.", "Normal chest.", "No acute cardiopulmonary abnormality.")
-_INDICATIONS = (
-    "___ year old {} with cough.", "___ year old {} with shortness of breath.", "___ year old {} with chest pain.",
-    "___ year old {} with fever, please evaluate.", "___ year old {} after a fall.",
-)  # fmt: skip
 
 
 def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Generator) -> str:
@@ -61,7 +30,7 @@ def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Genera
         impression = [f"{number}. {sentence}" for number, sentence in enumerate(impression, 1)]
     parts = [
         str(rng.choice(["EXAMINATION:  CHEST RADIOGRAPH", "EXAMINATION:  CHEST (SINGLE VIEW)"])),
-        "INDICATION:  " + str(rng.choice(_INDICATIONS)).format(rng.choice(["man", "woman"])),
+        "INDICATION:  " + str(rng.choice(_WORDING["indications"])).format(rng.choice(["man", "woman"])),
         "COMPARISON:  " + str(rng.choice(["None.", "Chest radiograph of ___.", "___."])),
         "FINDINGS: \n\n " + " ".join(sentences),
         "IMPRESSION: \n\n " + " ".join(impression),
@@ -72,34 +41,34 @@ def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Genera
 def _findings_section(present, uncertain, absent, normal, rng):
     """Sentences about all labelled findings, with fillers up to about three sentences."""
     positives = [_say(_words_for(finding), _mention(finding), rng) for finding in rng.permutation(present)]
-    hedges = [_say(_UNCERTAIN_WORDS, _hedged(finding), rng) for finding in uncertain]
+    hedges = [_say(_WORDING["uncertain"], _hedged(finding), rng) for finding in uncertain]
     # one sentence negates at most two findings
     pairs = [" or ".join(_unqualified(name) for name in absent[at : at + 2]) for at in range(0, len(absent), 2)]
-    negatives = [_say(_ABSENT_WORDS, pair, rng) for pair in pairs]
+    negatives = [_say(_WORDING["absent"], pair, rng) for pair in pairs]
     in_order = rng.random() < 0.7
-    sentences = [rng.choice(_CLEAR)] if normal else []
+    sentences = [rng.choice(_WORDING["clear"])] if normal else []
     sentences += [*positives, *hedges, *negatives] if in_order else [*negatives, *positives, *hedges]
-    for place in rng.permutation(len(_FILLERS))[: max(1, 3 - len(sentences))]:
+    for place in rng.permutation(len(_WORDING["fillers"]))[: max(1, 3 - len(sentences))]:
         if len(sentences) < 6:
-            sentences.append(rng.choice(_FILLERS[place]))
+            sentences.append(rng.choice(_WORDING["fillers"][place]))
     return sentences
 
 
 def _impression_section(present, uncertain, normal, rng):
     """A sentence for each present or uncertain finding, after one that calls a normal chest normal."""
-    sentences = [rng.choice(_NORMAL_IMPRESSIONS)] if normal else []
+    sentences = [rng.choice(_WORDING["normal_impressions"])] if normal else []
     sentences += [_capital(_mention(finding)) + "." for finding in present]
     return sentences + [f"Possible {_hedged(finding)}." for finding in uncertain]
 
 
 def _mention(finding):
     """The finding in words, with its degree, side and zone as drawn."""
-    degrees = _SEVERITIES if finding.name in _BY_SEVERITY else _SIZES
+    degrees = _WORDING["severities"] if finding.name in _BY_SEVERITY else _WORDING["sizes"]
     name = finding.kind or finding.name
     if finding.name == "Lung Lesion" and finding.extent <= MASS_EXTENT:
         name = f"nodules {nodule_count(finding)}"
     degree = degrees[min(2, int(3 * finding.extent))]
-    return _NAMES[name].format(degree=degree, side=finding.side, zone=finding.zone)
+    return _WORDING["names"][name].format(degree=degree, side=finding.side, zone=finding.zone)
 
 
 def _hedged(finding):
@@ -109,13 +78,13 @@ def _hedged(finding):
 
 
 def _unqualified(name):
-    return _UNQUALIFIED.get(name, name.lower())
+    return _WORDING["unqualified"].get(name, name.lower())
 
 
 def _words_for(finding):
     """Sentence templates for a finding, singular or plural as `_mention` words it."""
     several = finding.kind in ("rib", "plaque") or (finding.name == "Lung Lesion" and nodule_count(finding) > 1)
-    return _PRESENT_WORDS_PLURAL if several or finding.kind == "lines" else _PRESENT_WORDS
+    return _WORDING["present_plural"] if several or finding.kind == "lines" else _WORDING["present"]
 
 
 def _say(templates, words, rng):

@@ -294,7 +294,10 @@ def write_tree(
     assert table["dicom_id"].is_unique
     assert len(studies) == len(table.drop_duplicates([*ids, "report", *FINDINGS])), "a study has two reports or labels"
 
-    sizes = list(map(_image_size, image_files(root, table)))
+    sizes = []  # (width, height) in pixels, from the files' headers
+    for path in image_files(root, table):
+        with Image.open(path) as image:
+            sizes.append(image.size)
     metadata = table[["dicom_id", *ids]].assign(
         ViewPosition=table["view"], Rows=[height for _, height in sizes], Columns=[width for width, _ in sizes],
         ViewCodeSequence_CodeMeaning=table["view"].map(VIEW_MEANINGS).fillna(""),
@@ -342,12 +345,6 @@ def _merge_csv(
 def _replace_file(path: Path, content: bytes, root: Path) -> None:
     with writing(path.name, root), replacing(path) as temporary:
         temporary.write_bytes(content)
-
-
-def _image_size(path: str) -> tuple[int, int]:
-    """(width, height) in pixels, from the file's header."""
-    with Image.open(path) as image:
-        return image.size
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:

@@ -13,6 +13,8 @@ to what it says of this image ("The effusion has increased." => "There is effusi
 import re
 import unicodedata
 
+from utils.report_text import WORDS
+
 _NAMED = (
     r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact"
     r"|number|id|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month"
@@ -36,16 +38,10 @@ _MARKED_PHRASE = re.compile(rf"(?i){_MARKED}(?:(?: and| at| to|,)? {_MARKED})*(?
 def _backwards(between, words):
     """A pattern of words, longer ones before what they end in, each with what may stand before it, for a text that is
     read from its end: forwards, each of a thousand would be tried as the first."""
-    return re.compile(between.format("|".join(word[::-1] for word in words.split(", "))), re.IGNORECASE)
+    return re.compile(between.format("|".join(word[::-1] for word in words)), re.IGNORECASE)
 
 
-_LEADING = _backwards(  # words that lead up to a mark
-    r"(?:[ ,(]+(?:{})\b)*",
-    "comparison is made, comparison was made, comparison made, in comparison, by comparison, as compared, when compared"
-    ", when comparing, comparison, compared, comparing, since, dated, from, of, on, at, to, with, by, and, or, the, a"
-    ", an, prior, previous, earlier, study, exam, examination, radiograph, radiographs, film, performed, obtained, done"
-    ", date, time, see",
-)
+_LEADING = _backwards(r"(?:[ ,(]+(?:{})\b)*", WORDS["marks"]["leading"])  # words that lead up to a mark
 _SENTENCE_END = re.compile(r"(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!Drs\.)(?<!\b\d\.)(?<=[.!?])\s+")
 _SECTION = re.compile(r"\b(FINDINGS:|IMPRESSION:)")
 _TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
@@ -122,28 +118,12 @@ def _without_end(text, words):
 
 # ---- messages between people -----------------------------------------------------------------------------------------
 
-_SENT = re.compile(
-    r"(?i)\b(?:notif\w+|discuss\w*|communicat\w+|convey\w*|report(?:ed|s)? (?:by|to)|telephon\w*|phoned?|called|paged?"
-    r"|informed|relayed|e-?mail\w*|texted|told|alerted|made aware|d/w|reviewed with)\b"
+_SENT, _PERSON, _SUBJECT_MATTER, _NO_MATTER = (
+    re.compile(WORDS["messages"][name]) for name in ("sent", "person", "subject_matter", "no_matter")
 )
-_PERSON = re.compile(
-    r"(?i)\b(?:Drs?|doctor|physician|nurse|team|clinician|service|resident|surgeon|provider|RN|NP|PA)\b"
-)
-_LEADS_UP = _backwards(  # words before a message that belong to it: "..., and these findings were"
-    r"(?:[\s,;(-]+|(?:{})(?![a-z]))*",
-    "was, were, is, are, has been, have been, being, and, as, which, that, this, these, those, it, the, all, above"
-    ", findings, finding, results, result, impression, also, then, immediately, subsequently, urgently, verbally"
-    ", directly, promptly, preliminary",
-)
-_SUBJECT_MATTER = re.compile(
-    r"(?:.{0,60}?\b(?:of|about|regarding|concerning|that|re) |\W*)"
-    r"(?P<matter>.+?)(?: (?:by|at|on|via|over|with|to|in|during|who|immediately|from)\b.*)?[.!?]?$"
-)
+# words before a message that belong to it: "..., and these findings were"
+_LEADS_UP = _backwards(r"(?:[\s,;(-]+|(?:{})(?![a-z]))*", WORDS["messages"]["leads_up"])
 _CLAUSE_SIGNS = (",", ";", "(", " - ", " and ")
-_NO_MATTER = re.compile(
-    r"(?i)(?:(?:the|these|this|those|all|above|critical|aforementioned|preliminary|final|urgent|her|his|their) ?)*"
-    r"(?:findings?|results?|impression|report|above|same|study|exam\w*)?$"
-)
 
 
 def _without_message(sentence):
@@ -170,76 +150,8 @@ def _without_message(sentence):
 
 # ---- comparisons with earlier films --------------------------------------------------------------------------------
 
-_EARLIER = r"(?:prior|previous|earlier|last|preceding|old|older|outside|comparison|baseline|most recent|recent|remote)"
-_FILM = r"(?:stud(?:y|ies)|exam\w*|radiographs?|films?|x-?rays?|images?|imaging|cxr|ct|chest|report|day|time|one|scan)"
-_STEADY = r"(?:unchanged|stable|similar|the same|not (?:\w+ly )?changed|persistent)"
-_COURSE = (
-    r"(?:stable|unchanged|persist(?:ent|ing)|new(?:ly)?|worsen(?:ing|ed)|improv(?:ed|ing)|residual|recurrent"
-    r"|progressive|increasing|decreasing|enlarging|resolving|evolving|continued|redemonstrated|interval"
-    r"|previously (?:seen|noted|described|identified|demonstrated|visualized|mentioned))"
-)
-_MOVED = r"(?:(?:in|de)creased|(?:improv|worsen|progress|enlarg|chang|develop|recurr|regress|diminish)ed|grown)"
-_GONE = r"(?:resolved|cleared|disappeared|been removed|been withdrawn)"
-_MOVE = (
-    r"(?:(?:in|de)crease|(?:improve|enlarge|develop)ment|progression|worsening|appearance|reduction|growth|changes?)"
-)
-_HOW = (
-    r"(?:(?:\w+ly|interval|significant|substantial|slight|mild|moderate|marked|further|some|overall|appreciable|an?) )*"
-)
-
-_COMPARES = re.compile(
-    rf"(?i)\b(?:compar(?:ed|ison|ing|able)|interval|again|{_COURSE}|similar (?:to|in)|as before|remains?|persists?"
-    rf"|still|no longer|{_EARLIER} {_FILM}|from (?:the )?(?:prior|previous)|previously"
-    rf"|since (?:the )?(?:{_EARLIER}|\w+ \d|\d)"
-    rf"|(?:has|have|had) (?:since |now |also |been )*(?:\w+ly )*(?:{_MOVED}|{_GONE})|resolution of|continues?"
-    rf"|(?:no|without) {_HOW}change|(?:(?:larger|smaller|better|worse|more|less) )?than (?:before|on|previously))\b"
-    r"|\bin the interim\b|\b(?:from|than|to|with|since|on) (?:the )?(?:\w+ )?(?:prior|previous)\b"
-    r"|\bprior(?= ?(?:X{3}|_|[,.;]|$))"
-)
-_SINCE = (
-    rf"(?:(?:as|when|in) )?(?:compar(?:ed|ison|ing) (?:to|with)|since|from|relative to|versus|than)"
-    rf"(?: (?:the|a|an|that of|those of|his|her|on|to))*(?: \w+)? {_EARLIER}\b[^,.;]*"
-)
-_WITHOUT_CLAUSE = (  # clauses that only compare
-    rf"^(?:{_SINCE}|(?:as |when |in )?(?:compar(?:ed|ison|ing))\b[^,.;]*|in the (?:interval|interim)|(?:once )?again"
-    r"|since [^,.;]*), ?",
-    r"^(?:as |when )?compar(?:ed|ison|ing) (?:to|with) [\w /]*?(?=there (?:is|are|has|have)\b)",
-    rf",? ?\b{_SINCE}",
-    r",? ?\b(?:as |when )?(?:compared|in comparison) (?:to|with)\b[^,.;]*",
-    r",? ?\b(?:in|over|during) the (?:interval|interim)\b(?: since[^,.;]*)?",
-    rf",(?: (?:which|that) (?:is|are|appears?|remains?))?(?: (?:likely|grossly|overall|essentially|\w+ly))* {_STEADY}\b"
-    r"(?: in (?:appearance|size|position|extent|configuration))?(?: (?:as|to|from|since|when)\b[^,.;]*)?(?=[.;,]|$)",
-    r",? as before\b|,? (?:without|with no) (?:\w+ ){0,3}change\b[^,.;]*",
-    rf"(?<=\w) and {_COURSE}(?= \w)|\b{_STEADY}(?: and|,) (?=\w)|,? and {_STEADY}(?=[.;,]|$)",
-    r"\b(?:once )?again ?(?=\w)|(?<=\w) again\b|\bstill ?(?=\w)",
-    # "mild cardiomegaly unchanged", but "the effusion is unchanged"
-    rf"(?<!\bis)(?<!\bare)(?<!remain)(?<!remains)(?<!appear)(?<!appears)(?<!ly)(?<!\bnot) {_STEADY}(?=[.;]?$)",
-)
-_WHAT = r"^(?:the |an? )?(?P<what>[^.,;]+?)"
-_THERE_IS = r"^(?:there (?:is|are|has been|have been) )?"
-_RESTATED = {  # what a sentence then says of this image: what it says of a change
-    "No {}": (
-        rf"{_THERE_IS}{_HOW}(?:resolution|clearing|removal) of (?:the )?(?P<what>[^.;]+)",
-        rf"{_WHAT} (?:has|have|is|are)(?: (?:since|now|also|been|\w+ly))* {_GONE}\b[^,.;]*",
-        rf"{_WHAT} (?:is|are) no longer (?:seen|present|visible|identified|evident|visualized)",
-    ),
-    "There is {}": (
-        rf"{_THERE_IS}(?:no |without )?{_HOW}{_MOVE} (?:of|in)(?: the)?(?: (?:size|extent|amount|degree) of)?(?: the)?"
-        r" (?P<what>[^.;]+)",
-        rf"{_WHAT} (?:has|have)(?: (?:not|since|now|also|\w+ly))* {_MOVED}(?: in (?:size|extent|amount))?\b[^,.;]*",
-        rf"{_WHAT} (?:is|are|remains?|appears?)(?: (?:grossly|overall|\w+ly))* {_STEADY}\b[^,.;]*",
-        rf"{_WHAT} (?:persists?|continues?)\b(?: to be (?:seen|present))?",
-    ),
-}
-_ORGAN = r"(?:heart|mediastin\w*|silhouettes?|size|lungs?|volumes?|appearance|contours?|exam\w*|study|chest|findings?)"
-_NO_IMAGE_OF = re.compile(  # said to be there, these say nothing
-    rf"(?i)\b(?:{_ORGAN}|aeration|inflation|position|vascul\w+|structures?|thorax|hila|aorta|diaphragm)\b"
-    r"(?! (?:opaci|nodul|effus|edema|congest|mass|tube|wall|port))"
-    r"|^(?:no|not|without|it|this|that|these|those|which|there|otherwise)\b|\b(?:is|are|was|were|has|have)\b"
-)
-_STATES_NOTHING = re.compile(
-    r"(?i)^(?:the |an? )?(?:(?:overall|cardiac|cardiomediastinal|mediastinal|hilar|lung|and|chest|heart|aortic|general"
-    rf"|of|the) )*(?:{_ORGAN}|change)\W*$"
+_COMPARES, _NO_IMAGE_OF, _STATES_NOTHING = (
+    re.compile(WORDS["comparisons"][name]) for name in ("compares", "no_image_of", "states_nothing")
 )
 
 
@@ -255,23 +167,22 @@ def drop_comparisons(text: str) -> tuple[str, int]:
     """
     if not _COMPARES.search(text):
         return text, 0
-    return _section_by_section(text, _of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
 
+    def of_these_images(text):
+        sentences = _SENTENCE_END.split(text)
+        rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
+        return " ".join(filter(None, rest))
 
-def _of_these_images(text):
-    """Sentences => what they say of their own image, those that say nothing of it left out."""
-    sentences = _SENTENCE_END.split(text)
-    rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
-    return " ".join(filter(None, rest))
+    return _section_by_section(text, of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
 
 
 def _of_this_image(sentence):
     """What a sentence that compares says of its own image; "" where that is nothing."""
     number = re.match(r"(?:\d{1,2}[.)] +)?", sentence)[0]
     rest = sentence[len(number) :]
-    for clause in _WITHOUT_CLAUSE:
+    for clause in WORDS["comparisons"]["clauses"]:
         rest = re.sub(clause, "", rest, flags=re.IGNORECASE).strip()
-    for restated, changes in _RESTATED.items():
+    for restated, changes in WORDS["restated"].items():
         found = next(filter(None, (re.match(change, rest, re.IGNORECASE) for change in changes)), None)
         if found:
             what = found["what"].strip()
@@ -281,7 +192,7 @@ def _of_this_image(sentence):
             rest = restated.format(what[0].lower() + what[1:] if what[1:2].islower() else what) + rest[found.end() :]
             break
     rest = re.sub(r"\b(remain|persist|continue)(s?)(?: to be)?\b(?= \w)", lambda verb: "is" if verb[2] else "are", rest)
-    rest = re.sub(rf"\b{_COURSE}\b,? ?(?=\w)", "", rest, flags=re.IGNORECASE)
+    rest = re.sub(rf"\b{WORDS['parts']['course']}\b,? ?(?=\w)", "", rest, flags=re.IGNORECASE)
     rest = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", re.sub(r"\b([Aa])n (?=[^aeiou\W])", r"\1 ", rest))
     rest = re.sub(r" +([,.;])", r"\1", re.sub(r"^[\s,;.]+|[\s,;]+(?=[.]?$)", "", rest))
     if _COMPARES.search(rest) or _STATES_NOTHING.match(rest) or not re.search(r"[A-Za-z]{3}", rest):

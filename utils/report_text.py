@@ -15,12 +15,33 @@ view                    words in capitals that name the views; unknown: any othe
 """
 
 import re
+import tomllib
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from textwrap import TextWrapper
 
+
+def read_words(path: str | Path) -> dict:
+    """The tables of a TOML file of words, whose patterns stand on one line each, with {name} replaced from [parts]."""
+    tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+
+    def unfolded(value):
+        if isinstance(value, dict):
+            return {key: unfolded(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [unfolded(item) for item in value]
+        if isinstance(value, bool):
+            return value
+        one_line = re.sub(r"\n *", "", value)
+        return re.sub(r"\{([a-z_]+)\}", lambda name: unfolded(tables["parts"][name[1]]), one_line)
+
+    return unfolded(tables)
+
+
+WORDS = read_words(Path(__file__).with_name("report_words.toml"))
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
 _LINES = TextWrapper(78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
@@ -137,36 +158,17 @@ def _collapse(text):
 
 
 def _kinds(table):
-    """Lines of a kind and its names => {name: kind}; "A/B OF C" stands for the names "A OF C" and "B OF C"."""
-    lines = (line.split(maxsplit=1) for line in table.strip().splitlines())
+    """{kind: names} => {name: kind}; "A/B OF C" stands for the names "A OF C" and "B OF C"."""
     return {
         " ".join(words): kind
-        for kind, names in lines
-        for name in names.split(", ")
+        for kind, names in table.items()
+        for name in names
         for words in product(*(word.split("/") for word in name.split()))
     }
 
 
-_KINDS = _kinds("""
-    findings   FINDINGS, FINDINGS AND IMPRESSION/CONCLUSION, IMPRESSION AND FINDINGS
-    impression IMPRESSION/IMPRESSIONS/CONCLUSION/CONCLUSIONS/OPINION/SUMMARY, FINAL IMPRESSION
-    addendum   ADDENDUM/ADDENDA/AMENDMENT/CORRECTION, FINAL ADDENDUM, AMENDED/CORRECTED/SUPPLEMENTARY REPORT
-    comparison COMPARISON/COMPARISONS, COMPARISON EXAM/EXAMINATION/STUDY/STUDIES/FILM/FILMS, PRIOR STUDY/STUDIES
-    other      INDICATION/INDICATIONS/HISTORY/TECHNIQUE/TECHNIQUES, PATIENT/MEDICAL HISTORY, MEDICAL CONDITION
-    other      CLINICAL INDICATION/INDICATIONS/HISTORY/INFORMATION/DATA/DETAILS/NOTES/QUESTION/STATEMENT
-    other      REASON FOR EXAM/EXAMINATION/STUDY/VISIT/ORDER/REQUEST, REASON FOR THE/THIS EXAM/EXAMINATION/STUDY
-    other      PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS, PROVISIONAL FINDINGS IMPRESSION/IMPRESSIONS (PFI), PFI
-    other      WET READ, REFERENCE EXAM, ADMITTING DIAGNOSIS, PROCEDURE COMMENTS, NOTIFICATION/NOTIFICATIONS
-    other      RECOMMENDATION/RECOMMENDATIONS/RECOMMENDATION(S), END OF IMPRESSION
-""")
-# These are headings at the start of a line only: "PA AND LATERAL VIEWS: clear lungs" may stand within the findings.
-_KINDS_OF_A_LINE = _KINDS | _kinds("""
-    findings   REPORT/INTERPRETATION/OBSERVATIONS, RADIOGRAPHIC FINDINGS
-    impression ASSESSMENT/COMMENT/COMMENTS/IMP
-    view       NARRATIVE
-    other      EXAM/EXAMS/EXAMINATION/EXAMINATIONS/STUDY/PROCEDURE/PROTOCOL/VIEW/VIEWS, TYPE OF EXAM/EXAMINATION
-    other      DATE/ATTENDING/SYMPTOMS/REASON/INFORMATION, DICTATED BY
-""")
+_KINDS = _kinds(WORDS["headings"])
+_KINDS_OF_A_LINE = _KINDS | _kinds(WORDS["headings_of_a_line"])  # at the start of a line only
 _ENDS_COMPARISON = re.compile(  # the line that follows speaks of this image, in the present, and of no other film
     r"(?<=[.!?)])\n+(?=[A-Z])(?=[^.\n]*\b(?i:is|are|no|remains?|appears?|clear|normal|shows?|has|have|without)\b)"
     r"(?!(?i:(?:[^.]|\.(?!\s)){0,300}?(?:__|\b(?:was|were|had|then|dated|showed|available|reviewed|obtained|performed"
