@@ -3,7 +3,6 @@
 #                   OPEN_CONFIG=open-gpu.toml at the paper's sizes, on a GPU
 # make test         sets up .venv and runs the tests
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
-# make ablation     does the reference image help? text only against fused prompts, at the demo's size
 # make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
 # make bench        how many times quicker than the same done naively? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
@@ -19,12 +18,12 @@ DEMO := --config demo.toml
 OPEN ?= downloads
 PAIRS ?=
 OPEN_CONFIG ?= open.toml
-PARTS := $(addprefix parts/,chests vae decoder clip uvit unet unprompted vit bart prior bert)
+PARTS := $(addprefix parts/,chests vae decoder clip uvit unet vit bart prior bert)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
 .PHONY: demo/selected-clipUViT demo/pairs-clipUViT demo/selected-clipSD demo/pairs-clipSD
-.PHONY: demo demo-open parts $(PARTS) test test-oldest ablation utility bench soak lint lock clean
+.PHONY: demo demo-open parts $(PARTS) test test-oldest utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, of those that can begin the first named, each with half of the cores: small networks
@@ -119,7 +118,7 @@ $(PARTS): parts/%:
 parts/vae parts/clip: parts/chests
 parts/decoder: parts/vae
 parts/bert: parts/clip
-parts/uvit parts/unprompted parts/unet parts/vit: parts/decoder parts/clip
+parts/uvit parts/unet parts/vit: parts/decoder parts/clip
 parts/prior: parts/vit parts/bart
 
 # two tests at a time, too: most of them hold one core
@@ -130,9 +129,6 @@ test: .venv/installed-test
 
 test-oldest: .venv-oldest/installed
 	$(HALF_THE_CORES) $(OLDEST)/python -m pytest $(IN_TWO_PROCESSES)
-
-ablation: .venv/installed
-	$(RUN) -m benchmarks.ablation
 
 utility: .venv/installed
 	$(RUN) -m benchmarks.utility

@@ -1,8 +1,8 @@
 """The demo's BERT: small, for the impressions of drawn chests, as CXR-BERT is for those of real ones.
 
 It learns to embed an impression as the demo's CLIP embeds the prompt of its findings, so that a denoiser which was
-pretrained on prompts can use it at once, and to tell by a linear layer what the impression says, sides, zones and degrees
-included. The embedding of a text is the state of its first token: there is no pooler.
+pretrained on prompts can use it at once, and to tell by a linear layer what the impression says, sides and zones too.
+The embedding of a text is the state of its first token: there is no pooler.
 """
 
 from pathlib import Path

@@ -6,16 +6,15 @@
 
 Reads:  nothing but drawn chests (phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
-        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/uvit_unprompted (diffusers),
-        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers), FOLDER/prior (diffusers); WORK, from
-        which a second run resumes: finished parts are kept, and the trainings of scripts continue
+        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/prior (diffusers), FOLDER/vit (timm
+        local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run resumes: finished parts
+        are kept, and the trainings of scripts continue
 
 What each part is trained on. Its counterpart in the paper was likewise pretrained on something else than chest X-rays.
 
     VAE                            images
     image tower and text encoder   images with their prompts (and, as a training aid, the findings)
     U-Net and U-ViT                images with prompts, as Stable Diffusion's U-Net was, and no reference images
-    uvit_unprompted                images *without* prompts; the ablation starts from it
     ViT of the prior               latents, to predict what the report says: which findings, on which side, in which
                                    zone, how large; as vit_base_patch16_224 was trained to classify photographs
     BART                           reports, to undo noise, then to write them from one latent
@@ -25,8 +24,7 @@ What each part is trained on. Its counterpart in the paper was likewise pretrain
 Denoisers, autoencoder and prior are pretrained by the project's own scripts, and profit from improvements there. The
 images' parts in FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512.
 Minutes of one core, while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the
-VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT without prompts 25 (144,000 examples), the U-ViT twice
-that, the U-Net 43 (192,000), BART's denoising 21, BERT 4. Cores without AVX-512 took more than twice as long. There
+VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 50 (288,000 examples), the U-Net 43 (192,000), BART's denoising 21, BERT 4. Cores without AVX-512 took more than twice as long. There
 were made the ViT (40), the autoencoder (27) and the prior (6, on both cores).
 """
 
@@ -67,15 +65,13 @@ from utils.latents import encode_moments, load_vae, read_grey
 from utils.mimic_cxr import read_table
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "unprompted", "vit", "bart", "prior", "bert")  # in order
+PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "vit", "bart", "prior", "bert")  # in order
 CONFIG = "assets/parts.toml"  # how the scripts pretrain what they train
 WORK = "parts"  # drawn chests, cache, runs and finished parts: a second run resumes from it (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
 IMAGE_SIZE = 64  # pixels (32 to 4096)
 SEED = 20_000  # of drawing and training; the demo draws with another (0 or more)
 WIDTH = 128  # of the text encoder and of the image tower (2 to 16384)
-# what differs in the training of uvit_unprompted, which only has to be a start: half the steps
-_UNPROMPTED = ("--PROMPT_DROPOUT", "(0, 0, 1)", "--MAX_STEPS", "3000")
 VAE_CHANNELS = (16, 32, 64)  # of the autoencoder's three levels: 64 pixels <=> 4 x 16 x 16 latents (each 8 to 4096)
 UNET_CHANNELS = (32, 64, 96)  # of the U-Net's three levels (each 8 to 4096)
 VAE_STEPS = 1500  # of 16 images (1 or more)
@@ -227,9 +223,9 @@ def pretrain(script: str, run: str, *arguments) -> PromptedDenoiser:
     return PromptedDenoiser.from_pretrained(work / run / "best")
 
 
-def make_uvit(folder: Path, run: str, *arguments) -> None:
+def make_uvit(folder: Path) -> None:
     """A U-ViT, and the fusion of its prompts in folder/fusion."""
-    trained = pretrain("train_diffusion_clipUViT.py", run, *arguments)
+    trained = pretrain("train_diffusion_clipUViT.py", "clipUViT")
     save_half(trained.denoiser, folder)
     save_half(trained.fusion, folder / "fusion")
 
@@ -346,9 +342,7 @@ def make(part: str, folder: Path) -> None:
         case "clip":
             make_clip(folder, *draw_chests(), CLIP_STEPS)
         case "uvit":
-            make_uvit(folder / "uvit", "clipUViT")
-        case "unprompted":
-            make_uvit(folder / "uvit_unprompted", "unprompted", *_UNPROMPTED)
+            make_uvit(folder / "uvit")
         case "unet":
             make_unet(folder)
         case "vit":

@@ -19,7 +19,7 @@ def _any_of(patterns):
     return re.compile(rf"\b(?:{'|'.join(patterns)})")
 
 
-WORDS = read_words(Path(__file__).with_name("words.toml"))
+WORDS = read_words(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 MENTIONS, UNMEANT = ({name: _any_of(WORDS[kind][name]) for name in WORDS[kind]} for kind in ("mentions", "unmeant"))
 HEART_FAILURE = re.compile(r"\bchf\b|\b(?:heart|cardiac|ventricular|congestive) failure")
 ORGANS = {name: re.compile(pattern) for name, pattern in WORDS["organs"].items()}

@@ -14,47 +14,7 @@ from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
 from utils.mimic_cxr import PROVENANCE_FILE, read_table
 
 COLUMNS = ("file_name", "dicom_id", "prompt", *FINDINGS, "report", "split", "seed")  # of metadata.csv
-_CARD = """
-# Synthetic chest X-rays with reports
-
-{images} chest X-rays, {reports} of them with a report. All are generated: no image was taken of a patient, and no
-report was written by a physician. The images are from
-
-{sources}
-
-## Loading
-
-In this folder, by `datasets` (image, prompt, findings and report):
-
-```python
-from datasets import load_dataset
-pairs = load_dataset("imagefolder", data_dir=".", data_files="metadata.csv")["train"]
-```
-
-and by torchxrayvision (image and findings), for which this is a tree in the layout of MIMIC-CXR-JPG:
-
-```python
-from torchxrayvision.datasets import MIMIC_Dataset
-images = MIMIC_Dataset("files", "{kind}chexpert.csv.gz", "{kind}metadata.csv.gz", views={views})
-```
-
-## Labels and limits
-
-The 14 findings are what each image was asked to show, not what a reader found in it. They are coded as in MIMIC-CXR's
-{kind}chexpert.csv: 1.0 present, 0.0 absent, -1.0 uncertain, blank not mentioned.
-
-Not for diagnosis, or any other decision about a patient. The models make mistakes: an image, its labels and its report
-can disagree, and image and report can repeat parts of the training data, whose agreement (such as PhysioNet's for
-MIMIC-CXR) may forbid publishing what is made from them. Read it before you share this folder.
-
-## Settings
-
-Each command that adds to this folder writes this file anew.
-
-```json
-{settings}
-```
-"""
+_CARD = Path(__file__).with_name("data_set_card.md").read_text(encoding="utf-8")
 
 
 def save_data_set(root: str | Path) -> None:

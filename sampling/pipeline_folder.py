@@ -18,44 +18,10 @@ from utils.errors import replacing, writing
 ENTRY, PACKAGE = "pipeline", "cxr_irgen"  # the module that diffusers runs; the folder of those that it imports
 LOADED_AS = f"diffusers_modules.local.{PACKAGE}"  # the package as diffusers imports it
 _ROOT = Path(__file__).resolve().parent.parent
+_FILE = re.compile(r"Path\(__file__\)\.with_name\(\"([\w.]+)\"\)\.read_text\(encoding=\"utf-8\"\)")
 _IMPORT = re.compile(r"^( *)from (sampling|evaluation|models|utils|uvit)\.(\w+) import", re.MULTILINE)
 DEFAULT_CARD = "What it was trained on is not stated here, nor has it been evaluated."
-_CARD = """
-# {name}: synthetic chest X-rays with their reports
-
-Made by the models of CXR-IRGen (Shentu & Al Moubayed, WACV 2024). One call returns images of {size} x {size} pixels
-and a report of each; `pipe.report(film)` writes the report of any chest film.
-
-```python
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
-pairs = pipe({example!r}, num_images=4, seed=1)
-pairs.images, pairs.reports, pairs.labels
-```
-
-It needs torch, diffusers, transformers, accelerate, timm, open_clip_torch, pandas, pillow, filelock and tqdm. From the
-hub, download the folder first (`huggingface_hub.snapshot_download`). Its code can be read in `{package}/`.
-
-## Data and evaluation
-
-{card}
-
-{references} What was trained on MIMIC-CXR is derived from it: PhysioNet's credentialed data use agreement forbids
-sharing weights, embeddings, images and reports with people who have not signed it. This card grants no licence.
-
-## Limits
-
-- Not for diagnosis, nor for anything that concerns a patient.
-- A report is written for its image, not for the request; an image may miss its request, and a report its image.
-- Trained on {trained_on}. What is not asked for in a prompt is as the training data have it.
-- Whether images or reports repeat training data has not been ruled out.
-
-## Constants
-
-```json
-{constants}
-```
-"""
+_CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 
 
 def complete_folder(folder: Path, pipeline, card: str) -> None:
@@ -118,10 +84,18 @@ def _write_code(folder: Path) -> list[str]:
 
 def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
     """{flat name: text} of a module and all modules of this project that it imports when it is imported itself."""
-    text = (_ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    path = (_ROOT / module.replace(".", "/")).with_suffix(".py")
+    text = path.read_text(encoding="utf-8")
+    text = _FILE.sub(lambda file: _literal(path.with_name(file[1])), text)
     found[flat_name(module)] = _IMPORT.sub(r"\1from .\2_\3 import", text)
     for node in ast.parse(text).body:
         name = node.module if isinstance(node, ast.ImportFrom) else None
         if name and _IMPORT.match(f"from {name} import") and flat_name(name) not in found:
             _sources(name, found)
     return found
+
+
+def _literal(file: Path) -> str:
+    """A file's text as Python code, a line each: diffusers copies modules and no other files."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "\n".join(["(", *(f"    {line!r}" for line in lines), ")"])

@@ -24,9 +24,9 @@ from pathlib import Path
 from textwrap import TextWrapper
 
 
-def read_words(path: str | Path) -> dict:
-    """The tables of a TOML file of words, whose patterns stand on one line each, with {name} replaced from [parts]."""
-    tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+def read_words(text: str) -> dict:
+    """The tables of a TOML text of words, whose patterns stand on one line each, with {name} replaced from [parts]."""
+    tables = tomllib.loads(text)
 
     def unfolded(value):
         if isinstance(value, dict):
@@ -41,7 +41,7 @@ def read_words(path: str | Path) -> dict:
     return unfolded(tables)
 
 
-WORDS = read_words(Path(__file__).with_name("report_words.toml"))
+WORDS = read_words(Path(__file__).with_name("report_words.toml").read_text(encoding="utf-8"))
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
 _LINES = TextWrapper(78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
