@@ -17,7 +17,7 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 from sampling.pipeline import CXRIRGenPipeline
-from sampling.pipeline_runs import data_card, pipeline_of_tree
+from sampling.pipeline_runs import data_card, parts_of_tree
 from utils.errors import run, say
 from utils.folders import PIPELINE, making
 
@@ -29,7 +29,7 @@ WITH_REFERENCES = True  # whether embeddings of training images go with it; with
 
 def main():
     override_constants(globals())
-    pipeline, card = pipeline_of_tree(SYNTHETIC), data_card(SYNTHETIC, EVALUATION)
+    pipeline, card = CXRIRGenPipeline(**parts_of_tree(SYNTHETIC)), data_card(SYNTHETIC, EVALUATION)
     with making(PIPELINE, OUTPUT, {"class": CXRIRGenPipeline.__name__}, constant="OUTPUT"):
         pipeline.save_pretrained(OUTPUT, references=WITH_REFERENCES, card=card)
     example = "cardiomegaly" if pipeline.config.image_settings["trained_on"] == "findings" else "Cardiomegaly."

@@ -24,8 +24,9 @@ What each part is trained on. Its counterpart in the paper was likewise pretrain
 Denoisers, autoencoder and prior are pretrained by the project's own scripts, and profit from improvements there. The
 images' parts in FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512.
 Minutes of one core, while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the
-VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 50 (288,000 examples), the U-Net 43 (192,000), BART's denoising 21, BERT 4. Cores without AVX-512 took more than twice as long. There
-were made the ViT (40), the autoencoder (27) and the prior (6, on both cores).
+VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 50 (288,000 examples), the U-Net 43 (192,000), BART's
+denoising 21. Cores without AVX-512 took more than twice as long. There were made the ViT (40), the autoencoder (27), the
+prior (6, on both cores) and BERT (8).
 """
 
 import json

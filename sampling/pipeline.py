@@ -103,9 +103,9 @@ class CXRIRGenPipeline(DiffusionPipeline):
         prior_checkpoint: "" for images alone. config: a TOML file of constants; without one, and for what it leaves
         out, the samplers' scripts have them. Needs this project. InputError as in the samplers.
         """
-        from sampling.pipeline_runs import pipeline_of_runs  # not in a folder that stands alone
+        from sampling.pipeline_runs import parts_of_runs  # not in a folder that stands alone
 
-        return pipeline_of_runs(checkpoint, prior_checkpoint, config)
+        return cls(**parts_of_runs(checkpoint, prior_checkpoint, config))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None) -> "CXRIRGenPipeline":

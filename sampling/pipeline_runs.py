@@ -1,11 +1,10 @@
-"""A pipeline out of what the trainers wrote, with the constants that the samplers' scripts have."""
+"""The parts of a pipeline out of what the trainers wrote, with the constants that the samplers' scripts have."""
 
 import json
 from pathlib import Path
 
 from models.diffusion import class_name
 from models.weights import load_autoencoder, load_prior
-from sampling.pipeline import CXRIRGenPipeline
 from sampling.plan import real_rows
 from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
@@ -18,22 +17,22 @@ IMAGE_SAMPLERS = {"UViT": "sample_diffusion_clipUViT.py", "UNet2DConditionModel"
 REPORT_SAMPLER = "sample_prior_model.py"
 
 
-def pipeline_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> CXRIRGenPipeline:
-    """A pipeline of two checkpoints, as `CXRIRGenPipeline.from_runs` describes it."""
+def parts_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> dict:
+    """The arguments of `CXRIRGenPipeline` for two checkpoints, as its `from_runs` describes them."""
     from_file = ["--config", config] if config else []
     script = IMAGE_SAMPLERS[class_name(Path(checkpoint), IMAGE_SAMPLERS)]
     images, _ = resolve(REPOSITORY / script, [*from_file, "--CHECKPOINT", checkpoint])
     reports, _ = resolve(REPOSITORY / REPORT_SAMPLER, [*from_file, "--CHECKPOINT", prior_checkpoint])
-    return make_pipeline(images, reports if prior_checkpoint else None)
+    return load_parts(images, reports if prior_checkpoint else None)
 
 
-def pipeline_of_tree(tree: str) -> CXRIRGenPipeline:
-    """The pipeline that makes the images of a synthetic tree, and its reports if it has some, with its constants."""
+def parts_of_tree(tree: str) -> dict:
+    """Those of the pipeline that makes a synthetic tree's images, and its reports if it has some."""
     images, reports = Path(tree, "constants.json"), Path(tree, "reports.json")
     try:
         image_constants = json.loads(images.read_text(encoding="utf-8"))
         report_constants = json.loads(reports.read_text(encoding="utf-8"))["constants"] if reports.exists() else None
-        return make_pipeline(image_constants, report_constants)
+        return load_parts(image_constants, report_constants)
     except (OSError, ValueError, KeyError, TypeError) as error:
         way_out = "set SYNTHETIC to what an image sampler wrote"
         raise InputError(f"{tree} is no synthetic tree with its constants ({reason(error)}): {way_out}") from error
@@ -64,8 +63,8 @@ def data_card(tree: str, evaluation: str) -> str:
     return "\n".join(lines)
 
 
-def make_pipeline(image_constants: dict, report_constants: dict | None) -> CXRIRGenPipeline:
-    """A pipeline on the CPU; the constants of an image sampler, and those of sample_prior_model.py or None.
+def load_parts(image_constants: dict, report_constants: dict | None) -> dict:
+    """Those of a pipeline on the CPU; the constants of an image sampler, and those of sample_prior_model.py or None.
 
     Encodes every training image that is a reference and is not in the cache yet. InputError as in these scripts.
     """
@@ -77,12 +76,12 @@ def make_pipeline(image_constants: dict, report_constants: dict | None) -> CXRIR
     if settings["condition"] != "text":
         table = real_rows(trained, image_constants["DATA_ROOT"], image_constants["REPORTS_ROOT"], with_prompts=False)
         references = models.reference_pool(table, image_constants, accelerator).to_embeddings()
-    return CXRIRGenPipeline(
-        vae=models.vae, text_encoder=texts.model, tokenizer=texts.tokenizer, scheduler=denoiser.schedule,
-        denoiser=denoiser.denoiser, fusion=denoiser.fusion, references=references,
-        reference_encoder=models.reference_encoder.component(), image_settings=settings,
+    return {
+        "vae": models.vae, "text_encoder": texts.model, "tokenizer": texts.tokenizer, "scheduler": denoiser.schedule,
+        "denoiser": denoiser.denoiser, "fusion": denoiser.fusion, "references": references,
+        "reference_encoder": models.reference_encoder.component(), "image_settings": settings,
         **_report_parts(report_constants, settings["vae"]),
-    )  # fmt: skip
+    }  # fmt: skip
 
 
 def _report_parts(constants, vae) -> dict:

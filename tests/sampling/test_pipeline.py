@@ -17,7 +17,7 @@ from running import BACKBONES, ROOT, run_script, sample
 from tiny_models import save_bert
 
 from sampling.pipeline import CXRIRGenPipeline
-from sampling.pipeline_runs import pipeline_of_tree
+from sampling.pipeline_runs import parts_of_tree
 from sampling.tree import JPEG_QUALITY
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -51,7 +51,7 @@ def as_jpeg(image):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_images_and_reports_are_those_of_the_scripts_also_from_the_saved_folder(backbone, of_scripts, tmp_path):
     made = of_scripts(backbone)
-    pipeline_of_tree(str(made)).save_pretrained(tmp_path / "cxr-irgen")
+    CXRIRGenPipeline(**parts_of_tree(str(made))).save_pretrained(tmp_path / "cxr-irgen")
     pairs = CXRIRGenPipeline.from_pretrained(tmp_path / "cxr-irgen")(ASKED, num_images=3, seed=1)
     plan, table = pd.read_csv(made / "plan.csv"), read_table(made).set_index("dicom_id")
     written = pd.read_csv(made / "reports.csv", keep_default_na=False).set_index("dicom_id").report
@@ -81,7 +81,7 @@ print(json.dumps(pairs.reports))
 def test_the_folder_makes_the_same_pairs_without_this_project(of_scripts, tmp_path, monkeypatch):
     made, alone = of_scripts("clipUViT"), tmp_path / "alone"
     alone.mkdir()
-    pipeline_of_tree(str(made)).save_pretrained(tmp_path / "cxr-irgen")
+    CXRIRGenPipeline(**parts_of_tree(str(made))).save_pretrained(tmp_path / "cxr-irgen")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     command = [sys.executable, "-c", ALONE, str(tmp_path / "cxr-irgen"), ASKED, str(JPEG_QUALITY)]
     done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
@@ -103,7 +103,7 @@ def test_the_notebook_runs(of_scripts, tmp_path, monkeypatch):
     made = of_scripts("clipUViT")
     (tmp_path / "demo" / "synthetic").mkdir(parents=True)
     shutil.copytree(made, tmp_path / "demo" / "synthetic" / "clipUViT")
-    pipeline_of_tree(str(made)).save_pretrained(tmp_path / "demo" / "cxr-irgen")
+    CXRIRGenPipeline(**parts_of_tree(str(made))).save_pretrained(tmp_path / "demo" / "cxr-irgen")
     for name, place in {"CXR_IRGEN_ROOT": ROOT, "CXR_IRGEN_DEMO": tmp_path / "demo", "HF_HOME": tmp_path}.items():
         monkeypatch.setenv(name, str(place))
     notebook = nbformat.read(ROOT / "docs" / "pipeline.ipynb", as_version=4)
