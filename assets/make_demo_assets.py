@@ -25,8 +25,8 @@ Denoisers, autoencoder and prior are pretrained by the project's own scripts, an
 images' parts in FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512.
 Minutes of one core, while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the
 VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 50 (288,000 examples), the U-Net 43 (192,000), BART's
-denoising 21. Cores without AVX-512 took more than twice as long. There were made the ViT (40), the autoencoder (27), the
-prior (6, on both cores) and BERT (8).
+denoising 21. Cores without AVX-512 took more than twice as long. There were made the ViT (40), the autoencoder (27),
+the prior (15) and BERT (8).
 """
 
 import json
