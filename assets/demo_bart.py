@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
+from torch import nn
 from tqdm import trange
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
@@ -85,6 +86,22 @@ def make_bart(folder: Path, reports: list[str], steps: int, seed: int) -> float:
     bart.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def widen_decoder(bart: BartForConditionalGeneration, width: int) -> None:
+    """Gives the decoder's MLPs this width; the new units are without effect until they are trained."""
+    for layer in bart.model.decoder.layers:
+        narrow, first, second = (
+            layer.fc1.out_features,
+            nn.Linear(layer.embed_dim, width),
+            nn.Linear(width, layer.embed_dim),
+        )
+        with torch.no_grad():
+            first.weight[:narrow], first.bias[:narrow] = layer.fc1.weight, layer.fc1.bias
+            second.weight[:, :narrow], second.bias[:] = layer.fc2.weight, layer.fc2.bias
+            second.weight[:, narrow:] = 0
+        layer.fc1, layer.fc2 = first, second
+    bart.config.decoder_ffn_dim = width
 
 
 def make_tokenizer(reports: list[str]) -> PreTrainedTokenizerFast:

@@ -52,7 +52,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels, train
-from assets.demo_bart import make_bart
+from assets.demo_bart import make_bart, widen_decoder
 from assets.demo_bert import make_bert
 from evaluation.details import detail_flags
 from models.diffusion import PromptedDenoiser
@@ -83,7 +83,10 @@ CLIP_STEPS = 1200  # of 64 pairs (1 or more)
 VIT_STEPS = 10_000  # of 64 latents (1 or more)
 REPORTS = 60_000  # written reports for BART and BERT, more than chests since nothing is drawn for them (1 or more)
 BART_STEPS = 5000  # of 32 reports, in which it undoes noise (1 or more)
-BERT_STEPS = 3000  # of 64 impressions (1 or more)
+DECODER_WIDTH = 1024  # of the MLPs of BART's decoder, when it is trained alone (256 or more)
+BART_DECODER_STEPS = 8000  # of 64 reports, in which it is (1 or more)
+BERT_STEPS = 4000  # of 64 impressions (1 or more)
+UNSEEN = 40_000  # drawn studies that the ViT has not seen, for the prior (1 or more)
 
 
 def draw_chests() -> tuple[np.ndarray, np.ndarray]:
@@ -288,7 +291,10 @@ def make_vit(folder: Path, steps: int) -> None:
 
 
 def make_autoencoder(folder: Path) -> None:
-    """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports."""
+    """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports, last its decoder alone.
+
+    A linear layer finds each side in the latent, but a narrow decoder exchanges them in reports of several findings.
+    """
     work, (reports, _) = Path(WORK), write_reports()
     denoiser, listed = work / "bart", work / "reports.csv"
     if not denoiser.exists():
@@ -300,7 +306,13 @@ def make_autoencoder(folder: Path) -> None:
     listing.to_csv(listed, index=False)
     places = ("--DATA_ROOT", listed, "--INITIAL_WEIGHTS", denoiser, "--RUN_DIR", work / "autoencoder")
     run_script("train_bart.py", "--config", CONFIG, *places)
-    ReportAutoencoder.from_pretrained(work / "autoencoder" / "best").half().save_pretrained(folder)
+    wide = ReportAutoencoder.from_pretrained(work / "autoencoder" / "best")
+    widen_decoder(wide.bart, DECODER_WIDTH)
+    wide.save_pretrained(work / "wide")
+    places = ("--DATA_ROOT", listed, "--INITIAL_WEIGHTS", work / "wide", "--RUN_DIR", work / "decoder")
+    steps = ("--FREEZE_ENCODER", True, "--BATCH_SIZE", 64, "--MAX_STEPS", BART_DECODER_STEPS)
+    run_script("train_bart.py", "--config", CONFIG, *places, *steps)
+    ReportAutoencoder.from_pretrained(work / "decoder" / "best").half().save_pretrained(folder)
 
 
 def make_prior(folder: Path) -> None:
@@ -310,7 +322,9 @@ def make_prior(folder: Path) -> None:
     """
     work = Path(WORK)
     unseen = work / "unseen"
-    run_script("-m", "phantom", "--config", CONFIG, "--OUTPUT_ROOT", unseen, "--SEED", SEED + 10_000)
+    run_script(
+        "-m", "phantom", "--config", CONFIG, "--OUTPUT_ROOT", unseen, "--SEED", SEED + 20_000, "--STUDIES", UNSEEN
+    )
     places = ("--DATA_ROOT", unseen, "--CACHE_DIR", work / "cache", "--RUN_DIR", work / "prior")
     parts = ("--BASE_MODEL", folder / "base_model", "--BART_CHECKPOINT", folder / "bart")
     start = ("--PRETRAINED", f"local-dir:{folder / 'vit'}")

@@ -109,6 +109,11 @@ class ReportAutoencoder(nn.Module):
         self.readout.bias.data = torch.as_tensor(rates, dtype=torch.float32).clamp(1e-4, 1 - 1e-4).logit()
         self.bart.config.flags = list(names)
 
+    def freeze_encoder(self) -> None:
+        """Ends the training of all that latents depend on, the readout and the words that the decoder shares included."""
+        for part in filter(None, (self.bart.get_encoder(), self.bart.lm_head, self.readout)):
+            part.requires_grad_(False)
+
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L), mask (B, L) with 1 for a token and 0 for padding behind => latents (B, D)."""
         attended = self._own_sentences(input_ids, attention_mask) if self.pooling == "sentences" else attention_mask

@@ -21,8 +21,8 @@ def parts_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> dict:
     """The arguments of `CXRIRGenPipeline` for two checkpoints, as its `from_runs` describes them."""
     from_file = ["--config", config] if config else []
     script = IMAGE_SAMPLERS[class_name(Path(checkpoint), IMAGE_SAMPLERS)]
-    images, _ = resolve(REPOSITORY / script, [*from_file, "--CHECKPOINT", checkpoint])
-    reports, _ = resolve(REPOSITORY / REPORT_SAMPLER, [*from_file, "--CHECKPOINT", prior_checkpoint])
+    images = resolve(REPOSITORY / script, [*from_file, "--CHECKPOINT", checkpoint])
+    reports = resolve(REPOSITORY / REPORT_SAMPLER, [*from_file, "--CHECKPOINT", prior_checkpoint])
     return load_parts(images, reports if prior_checkpoint else None)
 
 

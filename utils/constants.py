@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.errors import InputError, reason, replacing, run, say, writing
+from utils.errors import InputError, reason, replacing, run, writing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
@@ -61,11 +61,6 @@ GONE = {  # former constant => what to do instead; a name that the script in que
     **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
     **dict.fromkeys(("BASE_MODEL", "CHECK", "HEAD_ROWS", "START"), "this script needs none; remove it"),
 }
-IGNORED = {  # former constants; a value given for one is ignored, with a note
-    "VALIDATION_ROWS", "LOG_EVERY", "KEEP_CHECKPOINTS", "PREVIEW_STEPS", "PREVIEW_GUIDANCE", "PREVIEW_REPORTS",
-    "KEEP_LATENTS", "SAVE_EVERY", "NUM_WORKERS", "NEIGHBOURS", "DIVERSITY_PAIRS", "BOOTSTRAP", "CLOSEST", "PAGE_IMAGES",
-    "COPY_QUANTILE",
-}  # fmt: skip
 
 
 def check_command_line(name: str, file: str) -> None:
@@ -83,9 +78,7 @@ def override_constants(namespace: dict, arguments: list[str] | None = None) -> d
     namespace: the script's globals(); arguments: the command line, by default sys.argv[1:]. InputError for an unknown
     name, a wrong type, a value out of its range, or a misspelt flag. --help prints docstring and constants, and exits.
     """
-    values, notes = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments)
-    for note in notes:
-        say(note)
+    values = resolve(Path(namespace["__file__"]), sys.argv[1:] if arguments is None else arguments)
     namespace.update(values)
     return values
 
@@ -101,30 +94,24 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the constants")
 
 
-def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
-    """The values of all constants of a script, {name: value}, after its config file and its command line.
-
-    Also returns a sentence for each value that is IGNORED.
-    """
-    script, notes = read_script(path), []
+def resolve(path: Path, arguments: Iterable[str]) -> dict:
+    """The values of all constants of a script, {name: value}, after its config file and its command line."""
+    script = read_script(path)
     config_parser = _Parser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config")
     config, rest = config_parser.parse_known_args(list(arguments))
     values = dict(script.defaults)
     origins = {name: f"{script.name}, {name}" for name in values}  # where each value was set, for messages
     if config.config:
-        for name, value, origin in _read_config(Path(config.config), script, path, notes):
+        for name, value, origin in _read_config(Path(config.config), script, path):
             values[name], origins[name] = value, origin
 
     given, unknown = _command_line_parser(script, values).parse_known_args(rest)
     if unknown:
         raise InputError(_unknown_constant(unknown[0], values))
     for name, text in vars(given).items():
-        if name in values:
-            origins[name] = f"--{name}"
-            values[name] = _parse(text, script.defaults[name], origins[name])
-        else:
-            notes.append(f"--{name} is ignored: it is no longer a constant; remove it")
+        origins[name] = f"--{name}"
+        values[name] = _parse(text, script.defaults[name], origins[name])
     for name, value in values.items():
         stated = read_range(script.comments[name], script.defaults[name])
         if stated:
@@ -132,7 +119,7 @@ def resolve(path: Path, arguments: Iterable[str]) -> tuple[dict, list[str]]:
             other = stated.multiple_of
             if other and value % values[other]:
                 raise InputError(f"{origins[name]}: {value} is not a multiple of {other}, which is {values[other]}")
-    return values, notes
+    return values
 
 
 def _command_line_parser(script: "Script", values: dict) -> _Parser:
@@ -145,8 +132,6 @@ def _command_line_parser(script: "Script", values: dict) -> _Parser:
     for name, value in values.items():
         text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
         parser.add_argument(f"--{name}", metavar="VALUE", help=text)
-    for name in IGNORED - values.keys():
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser
 
 
@@ -201,8 +186,8 @@ def _read_comments(text: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Z][A-Z0-9_]*) = .*?(?:  # (.*))?$", text, re.MULTILINE))
 
 
-def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]) -> list[tuple[str, object, str]]:
-    """(name, value, where it stands) of each of a script's constants in a TOML file; adds to the notes of `resolve`."""
+def _read_config(path: Path, script: Script, script_path: Path) -> list[tuple[str, object, str]]:
+    """(name, value, where it stands) of each of a script's constants in a TOML file."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -224,8 +209,6 @@ def _read_config(path: Path, script: Script, script_path: Path, notes: list[str]
                 found.append((name, _as_type_of(script.defaults[name], value, where), where))
             elif table == "common" and any(name in _read_comments(file.read_text()) for file in scripts.values()):
                 continue  # another script's
-            elif name in IGNORED:
-                notes.append(f"{path}, [{table}]: {name} is ignored: it is no longer a constant; remove it")
             else:
                 raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
     return found

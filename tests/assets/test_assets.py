@@ -90,6 +90,8 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
         "PARTS": ("vae", "decoder", "clip", "vit", "bart", "prior"), "CHESTS": 80, "VAE_CHANNELS": (8, 16, 16),
         "VAE_STEPS": 2, "DECODER_STEPS": 3, "CRITIC_FROM": 2, "CLIP_STEPS": 1, "VIT_STEPS": 1, "REPORTS": 80,
         "BART_STEPS": 1,
+        "BART_DECODER_STEPS": 1,
+        "UNSEEN": 40,
     }.items():  # fmt: skip
         monkeypatch.setattr(make_demo_assets, name, value)
     monkeypatch.setattr(make_demo_assets, "override_constants", lambda own: None)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BartTokenizer, PreTrainedTokenizerFast
 
 import train_bart
+from assets.demo_bart import widen_decoder
 from models.report_autoencoder import ReportAutoencoder, blur, tokenise
 from training.examples import ReportExamples
 from utils.errors import InputError
@@ -225,6 +226,28 @@ def test_save_and_load(tokenizer, tmp_path):
     plain, info = BartForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert plain.config.pooling == "eos" and not any(info[name] for name in ("missing_keys", "unexpected_keys"))
     assert plain.generation_config.no_repeat_ngram_size in (None, 0)
+
+
+def test_a_decoder_learns_alone_and_can_be_widened_before(tokenizer):
+    autoencoder = without_dropout(make_autoencoder(tokenizer)).train()
+    autoencoder.add_readout(["Edema", "Fracture"], [0.5, 0.1])
+    batch = {**make_batch(autoencoder, REPORTS), "flags": torch.eye(4, 2)}
+    places = batch["input_ids"], batch["attention_mask"]
+    latents, (logits, flags) = autoencoder.encode(*places), autoencoder(*places)
+    width = autoencoder.bart.config.decoder_ffn_dim
+    widen_decoder(autoencoder.bart, 3 * width)
+    torch.testing.assert_close(autoencoder(*places)[0], logits)
+    autoencoder.freeze_encoder()
+    before = train_bart.compute_loss(autoencoder, batch, latent_noise=0.0)
+    trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        train_bart.compute_loss(autoencoder, batch, latent_noise=0.0, details_weight=1.0).backward()
+        optimizer.step()
+    assert train_bart.compute_loss(autoencoder, batch, latent_noise=0.0) < before - 0.1
+    assert autoencoder.bart.model.decoder.layers[0].fc1.weight[width:].grad.any()
+    assert torch.equal(autoencoder.encode(*places), latents) and torch.equal(autoencoder(*places)[1], flags)
 
 
 def test_a_readout_of_flags_is_learned_and_kept(tokenizer, tmp_path):
