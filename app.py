@@ -109,7 +109,7 @@ def build_page(pipeline: CXRIRGenPipeline, seed: int):
         return line, image, gr.Image(shown, visible=shown is not None), report
 
     settings = pipeline.config.image_settings
-    own = {} if settings["student"] else settings  # guidance and steps are built into a student
+    own = {} if "student" in settings else settings  # guidance and steps are built into a student
     one_at_a_time = {"concurrency_id": "pipeline", "concurrency_limit": 1}
     number = partial(gr.Number, min_width=130, visible=bool(own))
     upload = partial(gr.File, height=145)
