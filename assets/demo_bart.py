@@ -91,11 +91,8 @@ def make_bart(folder: Path, reports: list[str], steps: int, seed: int) -> float:
 def widen_decoder(bart: BartForConditionalGeneration, width: int) -> None:
     """Gives the decoder's MLPs this width; the new units are without effect until they are trained."""
     for layer in bart.model.decoder.layers:
-        narrow, first, second = (
-            layer.fc1.out_features,
-            nn.Linear(layer.embed_dim, width),
-            nn.Linear(width, layer.embed_dim),
-        )
+        narrow, own = layer.fc1.out_features, layer.embed_dim
+        first, second = nn.Linear(own, width), nn.Linear(width, own)
         with torch.no_grad():
             first.weight[:narrow], first.bias[:narrow] = layer.fc1.weight, layer.fc1.bias
             second.weight[:, :narrow], second.bias[:] = layer.fc2.weight, layer.fc2.bias

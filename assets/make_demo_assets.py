@@ -291,7 +291,7 @@ def make_vit(folder: Path, steps: int) -> None:
 
 
 def make_autoencoder(folder: Path) -> None:
-    """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports, last its decoder alone.
+    """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports, at last its decoder.
 
     A linear layer finds each side in the latent, but a narrow decoder exchanges them in reports of several findings.
     """
@@ -322,9 +322,8 @@ def make_prior(folder: Path) -> None:
     """
     work = Path(WORK)
     unseen = work / "unseen"
-    run_script(
-        "-m", "phantom", "--config", CONFIG, "--OUTPUT_ROOT", unseen, "--SEED", SEED + 20_000, "--STUDIES", UNSEEN
-    )
+    drawing = ("--OUTPUT_ROOT", unseen, "--SEED", SEED + 20_000, "--STUDIES", UNSEEN)
+    run_script("-m", "phantom", "--config", CONFIG, *drawing)
     places = ("--DATA_ROOT", unseen, "--CACHE_DIR", work / "cache", "--RUN_DIR", work / "prior")
     parts = ("--BASE_MODEL", folder / "base_model", "--BART_CHECKPOINT", folder / "bart")
     start = ("--PRETRAINED", f"local-dir:{folder / 'vit'}")

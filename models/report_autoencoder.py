@@ -110,7 +110,7 @@ class ReportAutoencoder(nn.Module):
         self.bart.config.flags = list(names)
 
     def freeze_encoder(self) -> None:
-        """Ends the training of all that latents depend on, the readout and the words that the decoder shares included."""
+        """Ends the training of what latents depend on, the readout and the words that the decoder shares included."""
         for part in filter(None, (self.bart.get_encoder(), self.bart.lm_head, self.readout)):
             part.requires_grad_(False)
 

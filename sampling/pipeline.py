@@ -39,7 +39,7 @@ from utils.prompts import PooledFusion, ReferenceTower, TextEncoder, TokenFusion
 from utils.seeds import keyed_generator, keyed_seed
 
 OWN = {**DENOISERS, **FUSIONS, **{kind.__name__: kind for kind in (Prior, ReferenceTower, ReferenceEmbeddings)}}
-LARGEST_GUIDANCE, MOST_STEPS, MOST_IMAGES = 100.0, 1000, 1_000_000  # as in the samplers
+LARGEST_GUIDANCE, MOST_STEPS, MOST_IMAGES, LARGEST_SEED = 100.0, 1000, 1_000_000, 2**63 - 1  # as in the samplers
 
 
 @dataclass
@@ -88,6 +88,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
             references=references,
         )  # fmt: skip
         self.register_to_config(image_settings=image_settings, report_settings=report_settings)
+        vae.to(memory_format=torch.channels_last)  # as `load_vae` has it: the layout changes how sums are rounded
         for part in self.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
@@ -140,6 +141,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
         settings = self._settings(guidance_scale, reference_guidance_scale, num_inference_steps)
         if seed is None:
             seed = int(torch.randint(2**31, (1,), generator=generator))
+        _check_range("seed", seed, 0, LARGEST_SEED)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(text.strip() for text in prompts):
             raise InputError("a prompt is empty: name findings, such as 'edema, not pneumothorax', or write a text")

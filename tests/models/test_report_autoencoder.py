@@ -246,7 +246,7 @@ def test_a_decoder_learns_alone_and_can_be_widened_before(tokenizer):
         train_bart.compute_loss(autoencoder, batch, latent_noise=0.0, details_weight=1.0).backward()
         optimizer.step()
     assert train_bart.compute_loss(autoencoder, batch, latent_noise=0.0) < before - 0.1
-    assert autoencoder.bart.model.decoder.layers[0].fc1.weight[width:].grad.any()
+    assert autoencoder.bart.model.decoder.layers[0].fc1.weight.grad[width:].any()
     assert torch.equal(autoencoder.encode(*places), latents) and torch.equal(autoencoder(*places)[1], flags)
 
 

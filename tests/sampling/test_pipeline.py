@@ -165,6 +165,7 @@ def test_a_call_follows_its_arguments(pipe, tree):
         (" ", {}, "empty"),
         ([], {}, "empty"),
         ("edema", {"num_images": 0}, "num_images 0"),
+        ("edema", {"seed": -1}, "seed -1"),
         ("edema", {"guidance_scale": -1.0}, "guidance_scale -1.0"),
         ("edema", {"num_inference_steps": 0}, "num_inference_steps 0"),
         ("edema", {"reference": "none.png"}, "none.png"),
