@@ -36,7 +36,8 @@ DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best t
 _LARGEST_FILE = "200mb"  # of a film
 _LIKELY = 0.5  # probability from which on a finding's side, zone ... is listed
 _NOTICE = "> **Not for diagnosis.** Images and reports are generated; nothing here is for the care of patients."
-_CSS = ".image-frame img {width: 100%; height: 100%; object-fit: contain} [role=alert] {color: #b91c1c}"
+_CSS = """.gradio-container {--font: system-ui, sans-serif; --font-mono: var(--font)} [role=alert] {color: #b91c1c}
+.image-frame img {width: 100%; height: 100%; object-fit: contain}"""  # small images fill their place
 
 
 def findings_prompt(present: Sequence[str], absent: Sequence[str], uncertain: Sequence[str]) -> str:
