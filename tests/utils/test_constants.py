@@ -32,7 +32,7 @@ FREE_TEXTS = {  # paths to read and names that other libraries know: any text ma
     "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
     "JUDGE_MODEL", "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "TRAINING", "SAMPLING", "EVALUATION",
     "TITLE",
-    "DATA_ROOTS", "ASSETS", "RECORD", "REPORTS",
+    "DATA_ROOTS", "ASSETS", "RECORD", "REPORTS", "PIPELINE", "HOST",
 }  # fmt: skip
 
 SCRIPT = '''"""Trains nothing.
