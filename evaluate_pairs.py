@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 
 from evaluation import baselines, detail_agreement, judges, sections
-from evaluation.conventions import image_conventions
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.gallery import write_page
 from evaluation.images import Images, ImageSets, Loading
@@ -229,7 +228,6 @@ def main() -> None:
         stopwatch.lap("reports")
     elif WRITTEN:
         notes.append(f"the reports in WRITTEN, {WRITTEN}, are not evaluated either: no text judge can read them")
-    result["image_conventions"] = image_conventions(result["image_quality"], "synthetic", sections.FLOOR)
 
     pair_findings, agreement = sections.pairs(sets, judge, text_judge, result.get("constant_report", ""))
     result |= agreement | detail_agreement.evaluate(sets, judge, text_judge, judge_rows, written.get("written_"))

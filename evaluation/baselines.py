@@ -62,9 +62,6 @@ def nearest_by_labels(table: pd.DataFrame, train_table: pd.DataFrame, seed: int)
     return train_table.index.to_numpy()[rows]
 
 
-# ---- selected trees ------------------------------------------------------------------------------------------------
-
-
 def selected_floor(tree: str | Path, table: pd.DataFrame, train_table: pd.DataFrame) -> np.ndarray | None:
     """The training row that FLOOR_FILE names for each synthetic image of a selected tree, (N,); None without the file.
 
@@ -100,9 +97,6 @@ def describe_selection(tree: str | Path) -> str:
     if (Path(tree) / SELECTOR_FILE).is_file():
         return "selected images: a sampler kept the candidate that its selector preferred"
     return "not selected: every image and report that was made for a request counts"
-
-
-# ---- texts ---------------------------------------------------------------------------------------------------------
 
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The same reports and images in the conventions of other papers, so that a figure can stand beside theirs.
+"""The same reports in the conventions of other papers, so that a figure can stand beside theirs.
 
 R2Gen          (Chen et al. 2020, and who followed) the findings alone, in lower case; a full stop between sentences is
                a word, other marks vanish; words rarer than 10 in the training reports are one unknown word; texts end
@@ -7,8 +7,6 @@ R2Gen          (Chen et al. 2020, and who followed) the findings alone, in lower
 RadEval        (Xu et al. 2025) words as they are written, capitals and marks included; ROUGE-L of stemmed words; F1 of
                the findings that a report calls present *or uncertain*, against those of the real report, the mean over
                all 14, those without a positive included
-CheXGenBench   (Dutt et al. 2025) FID and KID in Inception's or RAD-DINO's features. Its pixel distance is not imitated:
-               it subtracts unsigned bytes, which wrap around, so that 1 - 2 is 255
 """
 
 import re
@@ -24,7 +22,6 @@ from utils.findings import PRESENT, UNCERTAIN
 from utils.report_text import report_sections
 
 R2GEN_RARE, R2GEN_WORDS = 10, 99  # R2Gen's settings for MIMIC-CXR: 100 words, of which the first is a mark
-CHEXGENBENCH = ("Inception v3", "RAD-DINO")  # extractors, as they are named in a table of image quality
 
 
 def text_conventions(text_judge, references: list[str], candidates: dict[str, list[str]], train: list[str]) -> list:
@@ -53,20 +50,6 @@ def text_conventions(text_judge, references: list[str], candidates: dict[str, li
 def _possible(codes):
     """Which findings are present or uncertain."""
     return np.isin(codes, (PRESENT, UNCERTAIN))
-
-
-def image_conventions(image_quality: list[dict], synthetic: str, floor: str) -> list[dict]:
-    """CheXGenBench's rows {convention, measure, synthetic, floor}, of its extractors that FEATURES asked for.
-
-    image_quality: rows of `sections.image_quality`; synthetic, floor: the names of the two kinds of images in it.
-    """
-    rows = {}
-    for row in image_quality:
-        extractor = row["extractor"].split(",")[0]
-        if extractor in CHEXGENBENCH and row["images"] in (synthetic, floor):
-            for measure in ("FID", "KID"):
-                rows.setdefault(f"{measure}, {extractor}", {})[row["images"]] = row[measure]
-    return [{"convention": "CheXGenBench", "measure": measure, **row} for measure, row in rows.items()]
 
 
 def r2gen(references: Sequence[str], candidates: Sequence[str], frequent: set[str]) -> dict:

@@ -80,9 +80,6 @@ def _descriptors(middles):
     return F.normalize(middles - middles.mean(dim=1, keepdim=True), dim=1, eps=1e-3)
 
 
-# ---- what is found -------------------------------------------------------------------------------------------------
-
-
 def plant_copies(images: np.ndarray) -> dict[str, np.ndarray]:
     """Images (B, S, S) uint8 => {kind of copy: copies (B, S, S) uint8}; what a search for copies has to find."""
     side = images.shape[-1]

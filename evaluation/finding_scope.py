@@ -35,9 +35,6 @@ class Mention:
         self.code = code if self.meaning == PRESENT else self.meaning
 
 
-# ---- words of negation and doubt -------------------------------------------------------------------------------------
-
-
 class _Rule(NamedTuple):
     code: int | None  # what the cue says; None: nothing, and other cues within these words say nothing either
     reach: str  # forward, backward, both (forward and backward), around (forward, or else backward), end or none
@@ -47,8 +44,6 @@ class _Rule(NamedTuple):
 # at one place of a sentence the first rule that fits counts
 _RULE_OF = [_Rule(CODES.get(cue["code"]), cue["reach"], "weak" in cue) for cue in WORDS["cues"].values()]
 _CUE = re.compile("|".join(f"({'|'.join(cue['patterns'])})" for cue in WORDS["cues"].values()))
-
-# ---- clauses ---------------------------------------------------------------------------------------------------------
 
 _SEPARATOR = re.compile(r",(?: and| plus| as well as)?(?= )| (?:and|plus|as well as)(?= )")
 _VERB = re.compile(rf"\b{WORDS['parts']['verbs']}\b")
@@ -100,8 +95,6 @@ def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
         return not _BEGINS["adjective"].search(before) and not (all(devices) and sentence[start - 4 : start] == "and ")
     return devices == [False, True] and bool(last and last.name)
 
-
-# ---- scopes ----------------------------------------------------------------------------------------------------------
 
 _Scope = namedtuple("_Scope", ("start", "end", "code"))
 _CONJOINED = re.compile(r"(?! (?:with|in|at|on|of|is|are)\b)[ \w-]{0,40}?(?:,? and\b|,? or\b|/)[ \w,-]{0,40}$")

@@ -30,8 +30,6 @@ ATTRIBUTE = re.compile(  # what may stand between a word of size and what it is 
     rf"|unchanged|{WORDS['parts']['shapes']}|cardiac|heart|hilar|aortic|mediastinal),? (?:(?:or|and) )?)*"
 )
 
-# ---- spelling --------------------------------------------------------------------------------------------------------
-
 _TERMS, _SHORT_FORMS = WORDS["spelling"]["terms"], WORDS["short_forms"]
 _WELL_SPELT = re.compile(
     "|".join([*(f"(?:{pattern.pattern})" for pattern in MENTIONS.values()), WORDS["spelling"]["no_terms"]])

@@ -80,8 +80,6 @@ def _strongest(codes_of_sentences: Iterable[dict]) -> dict:
     return {name: next(code for code in _STRENGTH if code in found) for name, found in codes.items()}
 
 
-# ---- sentences -----------------------------------------------------------------------------------------------------
-
 _BOUNDARY = re.compile(
     r"(?:(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bvs)(?<!\bst)(?<!\bapprox)(?<!\.)\.+"
     r"|(?<![!?])!+|(?<=\w\?)(?! [a-z]))"  # "? edema" asks of edema
@@ -134,9 +132,6 @@ def _after_word(match):
     return word + (" - " if any(words.fullmatch(word) for words in MENTIONS.values()) else "-")
 
 
-# ---- mentions --------------------------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=20_000)
 def codes_of_sentence(sentence: str) -> dict:
     """What a normalised sentence says => {finding: the strongest code}; not to be changed."""
@@ -169,8 +164,6 @@ def _mentions(sentence: str) -> list[Mention]:
         mentions += found
     return sorted(mentions, key=lambda mention: mention.start)
 
-
-# ---- heart and mediastinum -------------------------------------------------------------------------------------------
 
 _PREDICATE = re.compile(r"(?<!there )\b(?:is|are|was|were|be|appears?|remains?|within)(?: \w+ly)? $")
 _VERB = re.compile(r"\b(?:is|are|was|were|appears?|remains?|demonstrates?|shows?|has|have)\b")

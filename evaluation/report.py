@@ -206,12 +206,10 @@ def _values(result):
     note = " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
     rows = {"synthetic reports": "conventions", "reports written for real images": "written_conventions"}
     kinds = (f"Of {what}:\n\n{markdown(result[name])}" for what, name in rows.items() if result.get(name))
-    images = result.get("image_conventions")
     return values | {
         "text_judge": judge, "wording": note if "TF-IDF" in judge else "", "split": result["real"]["split"],
         "selected": result["selected"], "classifier": result["classifier"],
         "notes": "\n\n".join(f"**Note:** {note}." for note in result["notes"]), "conventions": "\n\n".join(kinds),
-        "image_conventions": markdown(images) if images else "Neither is here: set FEATURES to inception or rad-dino.",
         "draws": FLOOR_DRAWS, "positives": metrics.MINIMUM_POSITIVES, "words": conventions.R2GEN_WORDS,
         "rare": conventions.R2GEN_RARE, "copies": f"{COPY_QUANTILE:.0%}",
     }  # fmt: skip

@@ -77,9 +77,6 @@ def read(root: str | Path) -> pd.DataFrame:
     return pd.concat([table, labels], axis=1)
 
 
-# ---- the library's form --------------------------------------------------------------------------------------------
-
-
 def _read_xmls(paths, root):
     """=> (reports, images): a row a report that can be read, and a row an image that one names."""
     reports, images, broken = [], [], []
@@ -119,9 +116,6 @@ def _read_report(tree, path):
     return row
 
 
-# ---- Kaggle's form -------------------------------------------------------------------------------------------------
-
-
 def _read_reports_csv(path):
     columns = {"MeSH": "mesh_major", "Problems": "problems", "image": "caption", "uid": "patient_id"}
     names = (*columns, *_SECTIONS)
@@ -146,9 +140,6 @@ def _numbers(column, path):
     """Numbers of reports as integers; InputError for anything else."""
     check_rows(column, column.str.fullmatch(r"\d{1,5}"), path, "uid {!r} is no number of a report")
     return column.astype(int)
-
-
-# ---- both ----------------------------------------------------------------------------------------------------------
 
 
 def _image_key(name):

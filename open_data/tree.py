@@ -138,9 +138,6 @@ def _splits(table, settings):
     return table["split"].where(table["split"] != "", table["patient"].map(drawn))
 
 
-# ---- images --------------------------------------------------------------------------------------------------------
-
-
 def _place_images(output, root, table, how, threads):
     """Links, copies or converts each image; returns the rows whose image can be read."""
     targets = [image_file(output, *row) for row in zip(table["subject_id"], table["study_id"], table["dicom_id"])]

@@ -18,8 +18,6 @@ SPLITS = ("train", "validate", "test")
 _DICOM_ID = r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}"  # names a file in its study's folder, and nowhere else
 _LARGEST_ID = 10**15  # a float64, which pandas makes of a column with blanks, still holds it exactly
 
-# ---- any CSV -------------------------------------------------------------------------------------------------------
-
 
 def csv_header(path: str | Path) -> set[str]:
     """The names of a CSV's columns; empty if there is no CSV that can be read."""
@@ -99,9 +97,6 @@ def join_numbers(numbers: pd.Series, keys: pd.Series) -> pd.Series:
     return joined
 
 
-# ---- checks --------------------------------------------------------------------------------------------------------
-
-
 def check_rows(column: pd.Series, right: pd.Series, path: str | Path, wrong: str) -> None:
     """InputError unless all values of a CSV's column are right; wrong: the rest of the sentence, {} for the value."""
     if not right.all():
@@ -149,9 +144,6 @@ def check_one_each(
         examples = several.loc[several[key] == first, shown or columns[0]].astype(str)
         ids = f"{several[key].nunique()} {key}s have more than one {what}"
         raise InputError(f"{path}: {ids}, e.g. {first}: {' and '.join(examples)}; {way_out}")
-
-
-# ---- the authors' CSV ----------------------------------------------------------------------------------------------
 
 
 def read_authors_csv(path: Path, with_reports: bool) -> pd.DataFrame:

@@ -126,9 +126,6 @@ def white_of(values: np.ndarray) -> int:
     return 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
 
 
-# ---- DICOM ---------------------------------------------------------------------------------------------------------
-
-
 def _read_dicom(path: str | Path) -> Image.Image:
     """The film of a DICOM file as it is to be shown, mode L; ValueError for a file without one film in grey."""
     try:
@@ -181,9 +178,6 @@ def _look_up(lut, values: np.ndarray) -> tuple[np.ndarray, int, int]:
         entries = np.frombuffer(entries, np.uint8 if len(entries) == count else "<u2")
     places = np.rint(values).astype(np.int64) - first
     return np.asarray(entries)[places.clip(0, len(entries) - 1)], 0, 2**bits - 1
-
-
-# ---- the VAE -------------------------------------------------------------------------------------------------------
 
 
 def load_vae(base_model: str, device: str | torch.device = "cpu") -> AutoencoderKL:

@@ -116,8 +116,6 @@ def _without_end(text, words):
     return text[: len(text) - words.match(text[::-1]).end()]
 
 
-# ---- messages between people -----------------------------------------------------------------------------------------
-
 _SENT, _PERSON, _SUBJECT_MATTER, _NO_MATTER = (
     re.compile(WORDS["messages"][name]) for name in ("sent", "person", "subject_matter", "no_matter")
 )
@@ -147,8 +145,6 @@ def _without_message(sentence):
         return ""
     return matter + end
 
-
-# ---- comparisons with earlier films --------------------------------------------------------------------------------
 
 _COMPARES, _NO_IMAGE_OF, _STATES_NOTHING = (
     re.compile(WORDS["comparisons"][name]) for name in ("compares", "no_image_of", "states_nothing")

@@ -154,9 +154,6 @@ def _collapse(text):
     return " ".join(_CONTROL_CHARACTERS.sub("", text).split())
 
 
-# ---- headings ------------------------------------------------------------------------------------------------------
-
-
 def _kinds(table):
     """{kind: names} => {name: kind}; "A/B OF C" stands for the names "A OF C" and "B OF C"."""
     return {

@@ -49,19 +49,3 @@ def test_stemmed_rouge_l_is_that_of_rouge_score():
     pytest.importorskip("nltk")
     value = conventions.stemmed_rouge_l(REFERENCES, CANDIDATES)
     assert value == pytest.approx(0.567227, abs=1e-6)
-
-
-def test_chexgenbench_is_of_its_extractors():
-    def row(images, extractor, fid):
-        return {"images": images, "extractor": extractor, "FID": fid, "KID": fid / 10}
-
-    rows = [
-        row("synthetic", "judge, D = 4", 1),
-        row("synthetic", "RAD-DINO, D = 768", 2),
-        row("floor", "RAD-DINO, D = 768", 3),
-    ]
-    assert conventions.image_conventions(rows, "synthetic", "floor") == [
-        {"convention": "CheXGenBench", "measure": "FID, RAD-DINO", "synthetic": 2, "floor": 3},
-        {"convention": "CheXGenBench", "measure": "KID, RAD-DINO", "synthetic": 0.2, "floor": 0.3},
-    ]
-    assert conventions.image_conventions(rows[:1], "synthetic", "floor") == []
