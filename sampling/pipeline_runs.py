@@ -10,7 +10,7 @@ from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
 from utils.constants import REPOSITORY, resolve
 from utils.devices import make_accelerator
-from utils.errors import InputError, reason
+from utils.errors import InputError, reason, say
 from utils.folders import DRAWN_TREE, read_manifest
 
 IMAGE_SAMPLERS = {"UViT": "sample_diffusion_clipUViT.py", "UNet2DConditionModel": "sample_diffusion_clipSD.py"}
@@ -88,6 +88,8 @@ def _report_parts(constants, vae) -> dict:
     """The components that write reports, and their settings; vae: the fingerprint of the one beside them."""
     if constants is None:
         return {}
+    if constants["CANDIDATES"] > 1:
+        say(f"the pipeline draws one report an image, and not the best of {constants['CANDIDATES']} CANDIDATES")
     prior, training = load_prior(constants["CHECKPOINT"])
     bart = constants["BART_CHECKPOINT"] or training["constants"]["BART_CHECKPOINT"]
     autoencoder = load_autoencoder(bart, constants["POOLING"], constants["TOKENIZER"])
