@@ -67,6 +67,7 @@ ALONE = """
 import importlib.util, json, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in f"{finder} {type(finder)}"]
 assert importlib.util.find_spec("sampling") is None
+sys.modules |= dict.fromkeys(("gradio", "datasets", "wandb", "pydicom"))  # cannot be imported
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 pairs = pipe(sys.argv[2], num_images=3, seed=1)
