@@ -143,7 +143,7 @@ def image_sets(
     ceiling = np.flatnonzero(~real.table["subject_id"].isin(tables["validation"]["subject_id"]))
     copies = baselines.nearest_by_labels(synthetic.table, train.table, seed)
     floor = baselines.selected_floor(names["synthetic"], synthetic.table, train.table)
-    return ImageSets(real, synthetic, train, copies, seed, unseen, ceiling, floor)
+    return ImageSets(real, synthetic, train, copies=copies, seed=seed, unseen=unseen, ceiling=ceiling, floor=floor)
 
 
 def page_of(synthetic: str, output: Path) -> Path:

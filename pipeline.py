@@ -17,20 +17,22 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 from sampling.pipeline import CXRIRGenPipeline
-from sampling.pipeline_runs import data_card, parts_of_tree
+from sampling.pipeline_runs import constants_of_tree, data_card, load_parts
 from utils.errors import run, say
 from utils.folders import PIPELINE, making
 
 SYNTHETIC = "synthetic/clipUViT"  # a synthetic tree: the pipeline makes images and reports as it was made
 EVALUATION = ""  # a folder of evaluate_pairs.py, whose figures the model card shows; empty: none
 OUTPUT = "cxr-irgen"  # the pipeline (a folder to write)
-WITH_REFERENCES = True  # whether embeddings of training images go with it; without them no reference is drawn
+WITH_REFERENCES = True  # whether embeddings and labels of training images go with it, to draw references from
 
 
 def main():
     override_constants(globals())
-    pipeline, card = CXRIRGenPipeline(**parts_of_tree(SYNTHETIC)), data_card(SYNTHETIC, EVALUATION)
+    constants = constants_of_tree(SYNTHETIC)
+    card = data_card(*constants, EVALUATION)
     with making(PIPELINE, OUTPUT, {"class": CXRIRGenPipeline.__name__}, constant="OUTPUT"):
+        pipeline = CXRIRGenPipeline(**load_parts(*constants))
         pipeline.save_pretrained(OUTPUT, references=WITH_REFERENCES, card=card)
     example = "cardiomegaly" if pipeline.config.image_settings["trained_on"] == "findings" else "Cardiomegaly."
     say(f"""{OUTPUT} is written; in Python:

@@ -105,8 +105,8 @@ def main():
         return texts
 
     side = prior.config.latent_side
-    made_up = pd.DataFrame({"dicom_id": [""], "report": "Clear lungs."})
-    write(torch.zeros(1, prior.config.latent_channels, side, side), made_up)  # what can fail, fails before the manifest
+    trial = pd.DataFrame({"dicom_id": [""], "report": "Clear lungs."})
+    write(torch.zeros(1, prior.config.latent_channels, side, side), trial)  # what can fail, fails before the manifest
 
     inside = SYNTHETIC_TREE if own else ""
     with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process):

@@ -40,7 +40,7 @@ PRIORS = "keep"  # sentences that compare with earlier films (keep or drop; pape
 INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer
 POOLING = "mean"  # of the encoder's states into the latent (mean, bos, eos or sentences; paper: mean)
 DETAILS_WEIGHT = 0.0  # of the loss of a readout of findings, sides ... from the latent (0 or more; 0: none; paper: 0)
-FREEZE_ENCODER = False  # True: the decoder alone is trained; latents, and priors on them, stay as they are
+FREEZE_ENCODER = False  # True: the decoder alone is trained, and latents stay as they are
 LATENT_NOISE = 0.0  # noise on the latent in training, in its standard deviations (0 to 100; 0: none, as in the paper)
 # optimisation
 BATCH_SIZE = 8  # reports an optimiser step, over all processes (1 to 65536; a multiple of ACCUMULATION)
@@ -123,7 +123,7 @@ def main():
         names, flags["train"] = detail_flags(reports["train"])
         flags["validate"] = detail_flags(reports["validate"], names)[1]
         model.add_readout(names, flags["train"].mean(axis=0))
-    else:
+    elif not FREEZE_ENCODER:
         model.readout = None  # one of INITIAL_WEIGHTS is not trained on
     if FREEZE_ENCODER:
         model.freeze_encoder()

@@ -62,8 +62,8 @@ def make_bert(folder: Path, base_model: Path, reports: list[str], labels: np.nda
         batch = rng.integers(len(texts), size=BATCH_SIZE)
         tokens = tokenizer([texts[row] for row in batch], padding=True, return_tensors="pt")
         text = bert(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[:, 0]  # (B, D)
-        told = F.binary_cross_entropy_with_logits(readout(text), flags[batch], reduction="none").sum(dim=1).mean()
-        loss = F.mse_loss(text, wanted[batch]) + FLAGS_WEIGHT * told
+        flags_loss = F.binary_cross_entropy_with_logits(readout(text), flags[batch], reduction="none").sum(dim=1).mean()
+        loss = F.mse_loss(text, wanted[batch]) + FLAGS_WEIGHT * flags_loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
         optimizer.step()

@@ -174,16 +174,19 @@ def median_seconds(variants: dict[str, Callable], warm_up: int) -> dict[str, flo
     They alternate, so that a slow minute of the machine affects all of them; what counts is the ratio of two variants
     of one run. warm_up: rounds before that do not count.
     """
-    durations, end = {name: [] for name in variants}, math.inf
-    for turn in range(-warm_up, _TURNS):
-        if turn > 0 and time.monotonic() > end:
+    for _ in range(warm_up):
+        for variant in variants.values():
+            variant()
+    durations = {name: [] for name in variants}
+    end = time.monotonic() + _ENOUGH
+    for turn in range(_TURNS):
+        if turn and time.monotonic() > end:
             break
-        end = time.monotonic() + _ENOUGH if turn == 0 else end
         for name, variant in variants.items():
             start = timer()
             variant()
             durations[name].append(timer() - start)
-    return {name: statistics.median(values[warm_up:]) for name, values in durations.items()}
+    return {name: statistics.median(values) for name, values in durations.items()}
 
 
 @contextmanager

@@ -34,9 +34,7 @@ def main():
     constants = override_constants(globals())
     rows = []
     for suffix, prefix in (("", ""), ("-selected", "selected: ")):
-        paths = [Path(EVALUATION, f"{name}{suffix}", "evaluation.json") for name in _BACKBONES]
-        texts = [path.read_text(encoding="utf-8") if path.exists() else '{"headline": []}' for path in paths]
-        made = [{row["measure"]: row for row in json.loads(text)["headline"]} for text in texts]
+        made = [_headline(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
         for measure in dict.fromkeys(measure for rows_of_one in made for measure in rows_of_one):
             found = [rows_of_one.get(measure, {}) for rows_of_one in made]
             beside = [spread([row.get(name, "") for row in found]) for name in ("floor", "ceiling")]
@@ -45,6 +43,13 @@ def main():
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
     table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "floor", "ceiling"])
     write_record(RECORD, TITLE, table, constants, _NOTES)
+
+
+def _headline(path):
+    """{measure: its row} of an evaluation.json; {} where it is missing."""
+    if not path.exists():
+        return {}
+    return {row["measure"]: row for row in json.loads(path.read_text(encoding="utf-8"))["headline"]}
 
 
 if __name__ == "__main__":

@@ -38,9 +38,7 @@ APPLIES = {  # detail => the findings that have it; kinds are those of words.tom
 }
 _SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side of the edema
 
-# ---- words -----------------------------------------------------------------------------------------------------------
-
-_NO_CHANGE = WORDS["parts"]["no_change"]  # "mildly increased"
+_NO_CHANGE = WORDS["parts"]["no_change"]  # behind a degree: "mildly increased" is excluded
 
 
 def _compiled(words, end=""):
@@ -49,8 +47,6 @@ def _compiled(words, end=""):
 
 _WORDS = {name: _compiled(words, _NO_CHANGE if name == "degree" else "") for name, words in WORDS["details"].items()}
 _KINDS = {finding: _compiled(words) for finding, words in WORDS["kinds"].items()}
-
-# ---- reports ---------------------------------------------------------------------------------------------------------
 
 
 def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
@@ -114,8 +110,6 @@ def _details_of_sentence(sentence):
                 named.setdefault((name, detail), set()).update(values)
     return named
 
-
-# ---- the words that are said of a finding ----------------------------------------------------------------------------
 
 _PHRASES = {name: re.compile(pattern) for name, pattern in WORDS["phrases"].items()}
 _STOP, _SAME, _SEPARATOR, _AND, _JOINT = (_PHRASES[name] for name in ("stop", "same", "separator", "and", "joint"))

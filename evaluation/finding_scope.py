@@ -5,6 +5,8 @@ clause   => cues      words of negation or doubt, each with a direction
 cue      => scope     forward: up to the end of the clause or the next cue, of doubt also up to a comma that begins no
                       list; backward: the finding before it and those that "and" or "or" joins with it
 mention  => code      that of the last scope around it; present without one
+
+The words are those of evaluation/words.toml, [cues] and [clauses].
 """
 
 import re
@@ -42,12 +44,14 @@ class _Rule(NamedTuple):
 
 
 # at one place of a sentence the first rule that fits counts
-_RULE_OF = [_Rule(CODES.get(cue["code"]), cue["reach"], "weak" in cue) for cue in WORDS["cues"].values()]
+_RULE_OF = [
+    _Rule({"": None, **CODES}[cue["code"]], cue["reach"], cue.get("weak", False)) for cue in WORDS["cues"].values()
+]
 _CUE = re.compile("|".join(f"({'|'.join(cue['patterns'])})" for cue in WORDS["cues"].values()))
 
 _SEPARATOR = re.compile(r",(?: and| plus| as well as)?(?= )| (?:and|plus|as well as)(?= )")
 _VERB = re.compile(rf"\b{WORDS['parts']['verbs']}\b")
-_BEGINS = {name: re.compile(pattern) for name, pattern in WORDS["clauses"].items()}
+_CLAUSES = {name: re.compile(pattern) for name, pattern in WORDS["clauses"].items()}
 _OR = re.compile(r"\b(?:or|nor)\b")
 _LIST = 80  # characters of a list that an "or" may close
 
@@ -79,10 +83,10 @@ def _phrase_starts(sentence: str, mentions: Sequence[Mention], ends: Sequence[in
 
 def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
     """Whether the words from `start` are a phrase of their own, not the next item of the list in the text `before`."""
-    if _BEGINS["condition"].search(before) or _BEGINS["relative"].match(sentence, start):
+    if _CLAUSES["condition"].search(before) or _CLAUSES["relative"].match(sentence, start):
         return False
     verb = _VERB.search(sentence, start, limit)
-    if _BEGINS["own_verb"].match(sentence, start, limit) or _BEGINS["event"].match(sentence, start, limit):
+    if _CLAUSES["own_verb"].match(sentence, start, limit) or _CLAUSES["event"].match(sentence, start, limit):
         return True
     if verb and _VERB.search(before) and not _OR.match(sentence, start):
         return True  # "cardiomegaly persists, edema has resolved"
@@ -91,8 +95,8 @@ def _stands_for_itself(sentence, start, limit, before, mentions) -> bool:
     last = next((mention for mention in reversed(mentions) if mention.start < start), None)
     item = next((mention for mention in mentions if mention.start >= start), None)
     devices = [bool(mention) and mention.name == "Support Devices" for mention in (last, item)]
-    if _BEGINS["own_words"].match(sentence, start):
-        return not _BEGINS["adjective"].search(before) and not (all(devices) and sentence[start - 4 : start] == "and ")
+    if _CLAUSES["own_words"].match(sentence, start):
+        return not _CLAUSES["adjective"].search(before) and not (all(devices) and sentence[start - 4 : start] == "and ")
     return devices == [False, True] and bool(last and last.name)
 
 

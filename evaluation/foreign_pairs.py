@@ -98,7 +98,7 @@ def _with_image_paths(frame, column, path):
 
     def find(name):
         paths = (path.parent / f"{name}{ending}" for ending in ENDINGS)
-        return next((str(path) for path in paths if path.is_file()), "")
+        return next((str(file) for file in paths if file.is_file()), "")
 
     frame = frame.assign(image_path=frame[column].map(find))
     missing = frame[column][frame["image_path"] == ""]

@@ -47,8 +47,6 @@ LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process t
 THREADS = 4  # that decode images
 SELECTOR_FILE = "selector.csv"  # in a synthetic tree: the training patients of its selector
 
-# ---- the image judge -----------------------------------------------------------------------------------------------
-
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
@@ -231,9 +229,6 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     return thresholds
 
 
-# ---- features ------------------------------------------------------------------------------------------------------
-
-
 def pixel_reader(cache: Mapping, keys: list) -> Callable[[int], torch.Tensor]:
     """read(row) => pixels (1, S, S) in [-1, 1], out of `cache_pixels`."""
     return lambda row: to_float(cache[keys[row]][None])[0]
@@ -356,9 +351,6 @@ def _rad_dino(device):
 
 
 _LOADERS = {"imagenet": _imagenet, "inception": _inception, "torchxrayvision": _torchxrayvision, "rad-dino": _rad_dino}
-
-
-# ---- reports -------------------------------------------------------------------------------------------------------
 
 
 class TextJudge:

@@ -1,8 +1,8 @@
 """What a chest X-ray report says of the 14 findings, by rules: text => codes.
 
 The task is that of NegBio (Peng et al. 2018) and of the CheXpert labeler (Irvin et al. 2019): find the mentions of each
-finding, tell what is said of each, and take the strongest. Rules and words are this project's own. Where a choice had
-to be made it is that of the CheXpert labeler, unless a line below says otherwise.
+finding, tell what is said of each, and take the strongest. Rules and words (words.toml) are this project's own.
+Where a choice had to be made it is that of the CheXpert labeler, unless a line below says otherwise.
 
 How a report is read
     Findings and impression only (utils/report_text.py): an indication or a comparison says nothing of this image.

@@ -48,9 +48,6 @@ def enough(labels: np.ndarray) -> np.ndarray:
     return np.minimum(count, len(labels) - count) >= MINIMUM_POSITIVES
 
 
-# ---- image quality -------------------------------------------------------------------------------------------------
-
-
 def _as_network(width):
     """What torchmetrics takes for a network when its inputs are features (N, width) already."""
     network = torch.nn.Identity()
@@ -171,9 +168,6 @@ def diversity(read: Callable[[int], torch.Tensor], pairs: np.ndarray) -> float:
     return float(np.concatenate(values).mean()) if values else np.nan
 
 
-# ---- clinical efficacy ---------------------------------------------------------------------------------------------
-
-
 def patient_weights(subjects: np.ndarray, seed: int) -> np.ndarray:
     """How often each of N rows counts in each draw of as many patients, with repetition; (BOOTSTRAP, N).
 
@@ -259,9 +253,6 @@ def clinical_f1(labels: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
     table.loc["micro"] = [positives.sum(), f1_score(labels, predictions, average="micro", zero_division=0.0)]
     table.loc["macro"] = [positives[counted].sum(), mean_or_nan(scores[counted])]
     return table.astype({"positives": int})
-
-
-# ---- reports -------------------------------------------------------------------------------------------------------
 
 
 def report_words(report: str) -> list[str]:

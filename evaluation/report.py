@@ -23,6 +23,10 @@ from utils.latents import read_pixels
 CLOSEST = 8  # closest pairs in the picture
 PICTURE_SIZE = 256  # pixels a side of an image in it, at most
 PAGE_IMAGES = 5000  # synthetic images on the gallery page, at most
+OPTIONAL = {  # tables without which a section of report.md is left out
+    "reports", "report_f1", "written_reports", "written_report_f1", "texts", "written_details", "image_details",
+    "agreement_with_sides",
+}  # fmt: skip
 
 
 class Stopwatch:
@@ -172,7 +176,8 @@ def as_markdown(result: dict) -> str:
     values, parts = _values(result), []
     for section in re.split(r"\n\n(?=## )", Path(__file__).with_name("report.md").read_text(encoding="utf-8").strip()):
         paragraphs = [Template(" ".join(paragraph.splitlines())) for paragraph in section.split("\n\n")]
-        if all(name in values for paragraph in paragraphs for name in paragraph.get_identifiers()):
+        named = {name for paragraph in paragraphs for name in paragraph.get_identifiers()}
+        if not named & OPTIONAL - values.keys():
             parts += filter(None, (paragraph.substitute(values) for paragraph in paragraphs))
     return "\n\n".join(parts) + "\n"
 

@@ -34,8 +34,6 @@ FLOOR_DRAWS = 8  # draws of unseen images, for the mean and deviation of the flo
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM
 
-# ---- image quality and diversity -----------------------------------------------------------------------------------
-
 
 def image_quality(sets: ImageSets, extractors: list[Judge | Extractor]) -> list[dict]:
     """For each extractor a row for the synthetic images, the floor and copying; all against the same real images.
@@ -90,9 +88,6 @@ def diversity(sets: ImageSets) -> list[dict]:
     return rows
 
 
-# ---- clinical efficacy ---------------------------------------------------------------------------------------------
-
-
 def clinical_efficacy(sets: ImageSets, classifier: Judge | Extractor) -> dict[str, pd.DataFrame]:
     """AUROC per finding of asked findings on synthetic images and on baselines, and of real findings on real images."""
     asked, present = metrics.positives(sets.synthetic.table), metrics.positives(sets.real.table)
@@ -105,9 +100,6 @@ def clinical_efficacy(sets: ImageSets, classifier: Judge | Extractor) -> dict[st
         probabilities, subjects = images.encode(classifier, rows)[1], images.subjects(rows)
         tables[name] = metrics.auroc_table(labels, probabilities, classifier.known, sets.seed, subjects)
     return tables
-
-
-# ---- reports -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,9 +219,6 @@ def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: in
     return [{"reports": name, **metrics.text_habits(table["report"].tolist())} for name, table in tables.items()]
 
 
-# ---- pairs ---------------------------------------------------------------------------------------------------------
-
-
 def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.DataFrame, dict]:
     """Whether request, image and report agree => (a row an image and finding; parts of evaluation.json).
 
@@ -303,9 +292,6 @@ def report_reading(text_judge, texts: Sequence[str], counted: np.ndarray) -> np.
     return np.where(text_judge.known & counted[:, None], present.astype(float), np.nan)
 
 
-# ---- the selector ---------------------------------------------------------------------------------------------------
-
-
 def judge_rows(table: pd.DataFrame, patients: str) -> np.ndarray:
     """Which rows of the training images train the image judge; patients: "all", or "second half"."""
     return np.flatnonzero(~judges.first_half(table)) if patients == "second half" else np.arange(len(table))
@@ -331,9 +317,6 @@ def check_apart(tree: str, judge_table: pd.DataFrame, text_judge: str, written: 
                 f"the reports in {folder} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or "
                 "chexbert"
             )
-
-
-# ---- memorisation --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

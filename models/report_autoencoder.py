@@ -110,9 +110,9 @@ class ReportAutoencoder(nn.Module):
         self.bart.config.flags = list(names)
 
     def freeze_encoder(self) -> None:
-        """Ends the training of what latents depend on, the readout and the words that the decoder shares included."""
-        for part in filter(None, (self.bart.get_encoder(), self.bart.lm_head, self.readout)):
-            part.requires_grad_(False)
+        """Ends the training of what latents depend on: the encoder, and the words that the decoder shares with it."""
+        self.bart.get_encoder().requires_grad_(False)
+        self.bart.lm_head.requires_grad_(False)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L), mask (B, L) with 1 for a token and 0 for padding behind => latents (B, D)."""

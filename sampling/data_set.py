@@ -30,7 +30,7 @@ def save_data_set(root: str | Path) -> None:
     written = root / "reports.csv"
     only_files = "by" in manifest[SYNTHETIC_TREE] and not written.exists()  # pairs selected from a CSV
     table = read_table(root, with_reports=only_files, check_images=False)
-    texts = ["prompt", "seed", "checkpoint", "checkpoint_sha256"]
+    texts = ["prompt", "prompt_kind", "seed", "checkpoint", "checkpoint_sha256"]
     made = read_csv(provenance, ["dicom_id"], texts=["dicom_id"], optional=texts)
     rows = table[table["image_path"].map(os.path.isfile)].merge(made, on="dicom_id")
     if rows.empty:
@@ -55,7 +55,12 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
         for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
     ]
     settings = {part: manifest[part] for part in (SYNTHETIC_TREE, WRITTEN_REPORTS) if part in manifest}
+    impressions = (rows["prompt_kind"] == "impression").any()
+    prompts = (
+        " Prompts are impressions of real reports, whose agreement holds for this folder, too." if impressions else ""
+    )
     text = _CARD.format(
+        prompts=prompts,
         images=len(rows), reports=(rows["report"] != "").sum(), sources="\n".join(sources), kind="mimic-cxr-2.0.0-",
         views=sorted({*rows["view"]}), settings=json.dumps(settings, indent=2),
     )  # fmt: skip

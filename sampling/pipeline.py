@@ -5,13 +5,14 @@
     latents           => images     by the VAE
     latents, float16  => reports    by the prior and BART, as sample_prior_model.py writes them for kept latents
 
-So an image and its report are those of the scripts for the same seed.
+So an image and its report are those of the scripts for the same seed, in float32 and in batches of the same size.
 """
 
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 import diffusers
@@ -31,9 +32,10 @@ from sampling.images import ImageSampler, batches_to_draw
 from sampling.pipeline_folder import DEFAULT_CARD, complete_folder
 from sampling.plan import label_vectors, make_requests
 from sampling.reference_pool import ReferenceEmbeddings, ReferencePool
-from utils.checkpoints import why_unloaded
+from utils.checkpoints import load_strictly, why_unloaded
 from utils.errors import InputError
 from utils.findings import FINDINGS
+from utils.folders import MANIFEST_FILE
 from utils.latents import draw_posterior, encode_moments, read_pixels
 from utils.prompts import PooledFusion, ReferenceTower, TextEncoder, TokenFusion
 from utils.seeds import keyed_generator, keyed_seed
@@ -116,12 +118,24 @@ class CXRIRGenPipeline(DiffusionPipeline):
             if not folder.exists():
                 folder = Path(_download(str(folder)))
             index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
+            if cls.__name__ not in index["_class_name"]:
+                raise ValueError(f"it is a {index['_class_name']}")
             parts = {name: _load_part(folder / name, *value) for name, value in index.items() if _is_part(name, value)}
+            pipeline = cls(**parts, **{name: index[name] for name in ("image_settings", "report_settings")})
         except Exception as error:  # a broken file fails in whatever reads it
             failed = f"no pipeline in {str(folder)!r}: {why_unloaded(folder, error)}"
             raise InputError(f"{failed}; make one by pipeline.py") from error
-        pipeline = cls(**parts, **{name: index[name] for name in ("image_settings", "report_settings")})
-        return pipeline if torch_dtype is None else pipeline.to(torch_dtype)
+        return pipeline.to(torch_dtype or torch.float32)
+
+    def to(self, *args, **kwargs) -> "CXRIRGenPipeline":
+        """diffusers' own; the VAE stays in float32: in float16 the decoders of some overflow."""
+        moved = super().to(*args, **kwargs)
+        self.vae.float()
+        return moved
+
+    def push_to_hub(self, *args, **kwargs):
+        """Not offered: what a folder holds has to be looked at before it is published."""
+        raise InputError("write the folder by save_pretrained, read its card, then use huggingface_hub.upload_folder")
 
     @torch.no_grad()
     def __call__(
@@ -140,17 +154,22 @@ class CXRIRGenPipeline(DiffusionPipeline):
         _check_range("num_images", num_images, 1, MOST_IMAGES)
         settings = self._settings(guidance_scale, reference_guidance_scale, num_inference_steps)
         if seed is None:
-            seed = int(torch.randint(2**31, (1,), generator=generator))
+            device = generator.device if generator else "cpu"
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
         _check_range("seed", seed, 0, LARGEST_SEED)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(text.strip() for text in prompts):
             raise InputError("a prompt is empty: name findings, such as 'edema, not pneumothorax', or write a text")
         trained_on, digest = settings["trained_on"], settings["checkpoint_sha256"]
         kind = "findings" if trained_on == "findings" else "text"
-        vectors = [label_vectors(None, seed, trained_on, **{kind: text}) for text in dict.fromkeys(prompts)]
-        requests = make_requests(pd.concat(vectors, ignore_index=True), num_images, seed, digest)
+        vectors = [label_vectors(None, seed, trained_on, **{kind: text}) for text in prompts]
+        vectors = pd.concat(vectors, ignore_index=True)
+        requests = make_requests(vectors.drop_duplicates("prompt"), num_images, seed, digest)
         pool = self._pool if reference is None else _Given(self._embed(reference))
-        settings["condition"] = "both" if pool else "text"
+        if pool is None:
+            settings["condition"] = "text"
+        elif reference is not None and settings["condition"] == "text":
+            settings["condition"] = "both"
         requests["reference_dicom_id"] = pool.draw(requests) if pool else ""
         sampler = ImageSampler(self._model, self.vae, self._texts, settings, pool, self._autocast, self.progress_bar)
         images, reports = {}, {}
@@ -159,9 +178,10 @@ class CXRIRGenPipeline(DiffusionPipeline):
             images.update(zip(batch.index, map(Image.fromarray, sampler.decode(latents))))
             kept = latents.half().float()  # as a tree keeps them
             reports.update(zip(batch.index, self._write(kept, batch.dicom_id, seed)))
-        self.maybe_free_model_hooks()
-        of_request = [images[row] for row in requests.index], [reports[row] for row in requests.index]
-        return ImageReportPairs(*of_request, requests[[*FINDINGS]], requests.prompt.tolist(), requests.seed.tolist())
+        rows = [row for prompt in vectors.prompt for row in requests.index[requests.prompt == prompt]]
+        made, requests = ([images[row] for row in rows], [reports[row] for row in rows]), requests.loc[rows]
+        labels = requests[[*FINDINGS]].reset_index(drop=True)
+        return ImageReportPairs(*made, labels, requests.prompt.tolist(), requests.seed.tolist())
 
     @torch.no_grad()
     def report(self, image: str | Path | Image.Image | np.ndarray, seed: int = 1234) -> str:
@@ -173,7 +193,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def read(self, image: str | Path | Image.Image | np.ndarray, seed: int = 1234) -> dict[str, float]:
-        """What the prior's readout sees in a film: {flag, e.g. a finding or its side: probability}; {} without one."""
+        """What the prior's readout predicts of a film: {flag, such as a finding: probability}; {} without one."""
         latents = self._encode(image, seed)
         with self._autocast():
             flags = self.prior.read_flags(latents)
@@ -188,12 +208,15 @@ class CXRIRGenPipeline(DiffusionPipeline):
         card: what the model card says of data and evaluation. options: diffusers' own.
         """
         kept, folder = self.references, Path(save_directory)
-        self.references = kept if references else None
+        others = {path.name for path in folder.glob("*")} - {MANIFEST_FILE, ".lock"}
+        if others and not (folder / self.config_name).exists():
+            raise InputError(f"{folder} is not empty and no pipeline's folder: name a new one")
+        self.register_modules(references=kept if references else None)
         try:
             super().save_pretrained(str(folder), **options)
             complete_folder(folder, self, card)
         finally:
-            self.references = kept
+            self.register_modules(references=kept)
 
     def _settings(self, guidance_scale, reference_guidance_scale, num_inference_steps) -> dict:
         """The sampler's settings: those of this pipeline, where none are given."""
@@ -212,8 +235,8 @@ class CXRIRGenPipeline(DiffusionPipeline):
 
     def _autocast(self):
         """The context in which parts of a lower precision compute with float32 inputs."""
-        lower = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype) if lower else nullcontext()
+        dtype = self.denoiser.dtype
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
 
     def _write(self, latents, dicom_ids, seed) -> list[str]:
         """Latents (B, C, h, w) => their reports, by the names of their images."""
@@ -227,11 +250,9 @@ class CXRIRGenPipeline(DiffusionPipeline):
     def _encode(self, image, seed) -> torch.Tensor:
         """A film => its latents (1, C, h, w), a draw of the posterior."""
         if self.prior is None or self._autoencoder is None:
-            raise InputError("this pipeline has no prior, so it writes no reports: make it with PRIOR_CHECKPOINT")
-        with self._autocast():
-            moments = (
-                encode_moments(self.vae, _pixels(image, self.config.image_settings["image_size"]))[0].float().cpu()
-            )  # (2C, h, w)
+            raise InputError("this pipeline has no prior, so it writes no reports: make it with a prior_checkpoint")
+        pixels = _pixels(image, self.config.image_settings["image_size"])
+        moments = encode_moments(self.vae, pixels)[0].cpu()  # (2C, h, w)
         generator = keyed_generator(seed, "posterior", _name(image))
         return draw_posterior(moments, generator, self.vae.config.scaling_factor)[None]
 
@@ -271,8 +292,9 @@ def _name(image) -> str:
 
 
 def _check_range(name, value, low, high):
-    if not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{name} {value!r} is not a number from {low} to {high}")
+    kind = Real if isinstance(high, float) else Integral
+    if not isinstance(value, kind) or not low <= value <= high:
+        raise InputError(f"{name} {value!r} is not a {'' if kind is Real else 'whole '}number from {low} to {high}")
 
 
 def _is_part(name, value) -> bool:
@@ -282,7 +304,7 @@ def _is_part(name, value) -> bool:
 def _load_part(folder, library, class_name):
     """A component of a pipeline's folder, by the name of its class."""
     kind = OWN.get(class_name) or getattr(transformers if library == "transformers" else diffusers, class_name)
-    return kind.from_pretrained(folder)
+    return load_strictly(kind, folder) if issubclass(kind, ModelMixin) else kind.from_pretrained(folder)
 
 
 def _download(name) -> str:

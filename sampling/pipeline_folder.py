@@ -18,6 +18,7 @@ from utils.errors import replacing, writing
 ENTRY, PACKAGE = "pipeline", "cxr_irgen"  # the module that diffusers runs; the folder of those that it imports
 LOADED_AS = f"diffusers_modules.local.{PACKAGE}"  # the package as diffusers imports it
 _ROOT = Path(__file__).resolve().parent.parent
+_STANDS_ALONE = Path(__file__).resolve().parent.name == PACKAGE  # this is a module of such a folder
 _FILE = re.compile(r"Path\(__file__\)\.with_name\(\"([\w.]+)\"\)\.read_text\(encoding=\"utf-8\"\)")
 _IMPORT = re.compile(r"^( *)from (sampling|evaluation|models|utils|uvit)\.(\w+) import", re.MULTILINE)
 DEFAULT_CARD = "What it was trained on is not stated here, nor has it been evaluated."
@@ -48,7 +49,7 @@ def _write_card(folder, pipeline, card):
     text = _CARD.format(
         name=folder.name, size=settings["image_size"], package=PACKAGE, card=card,
         example="cardiomegaly, edema, not pneumothorax" if findings else "Large left pleural effusion.",
-        references=f"Embeddings of training images are {'' if has_references else 'not '}in this folder.",
+        references=f"Embeddings and labels of training images are {'' if has_references else 'not '}in this folder.",
         trained_on="prompts of 14 findings" if findings else "impressions of reports",
         constants=json.dumps({**settings, **(pipeline.config.report_settings or {})}, indent=2),
     )  # fmt: skip
@@ -66,11 +67,7 @@ def flat_name(module: str) -> str:
 
 def _write_code(folder: Path) -> list[str]:
     """Writes pipeline.py and the package; returns the flat names of its modules."""
-    own = Path(__file__).resolve().parent
-    if own.name == PACKAGE:  # this pipeline was loaded from such a folder
-        sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(own.glob("*.py"))}
-    else:
-        sources = _sources("sampling.pipeline", {})
+    sources = _sources("sampling_pipeline" if _STANDS_ALONE else "sampling.pipeline", {})
     shutil.rmtree(folder / PACKAGE, ignore_errors=True)
     (folder / PACKAGE).mkdir()
     for name, text in sources.items():
@@ -84,14 +81,14 @@ def _write_code(folder: Path) -> list[str]:
 
 def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
     """{flat name: text} of a module and all modules of this project that it imports when it is imported itself."""
-    path = (_ROOT / module.replace(".", "/")).with_suffix(".py")
-    text = path.read_text(encoding="utf-8")
+    path = Path(__file__).with_name(module) if _STANDS_ALONE else _ROOT / module.replace(".", "/")
+    text = path.with_suffix(".py").read_text(encoding="utf-8")
     text = _FILE.sub(lambda file: _literal(path.with_name(file[1])), text)
     found[flat_name(module)] = _IMPORT.sub(r"\1from .\2_\3 import", text)
     for node in ast.parse(text).body:
-        name = node.module if isinstance(node, ast.ImportFrom) else None
-        if name and _IMPORT.match(f"from {name} import") and flat_name(name) not in found:
-            _sources(name, found)
+        own = isinstance(node, ast.ImportFrom) and (node.level or _IMPORT.match(f"from {node.module} import"))
+        if own and flat_name(node.module) not in found:
+            _sources(node.module, found)
     return found
 
 

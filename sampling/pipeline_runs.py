@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from models.diffusion import class_name
-from models.weights import load_autoencoder, load_prior
+from models.weights import is_foreign, load_autoencoder, load_prior
 from sampling.plan import real_rows
 from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
@@ -26,27 +26,31 @@ def parts_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> dict:
     return load_parts(images, reports if prior_checkpoint else None)
 
 
-def parts_of_tree(tree: str) -> dict:
-    """Those of the pipeline that makes a synthetic tree's images, and its reports if it has some."""
+def constants_of_tree(tree: str) -> tuple[dict, dict | None]:
+    """The constants by which a synthetic tree's images, and its reports if it has some, were made."""
     images, reports = Path(tree, "constants.json"), Path(tree, "reports.json")
     try:
         image_constants = json.loads(images.read_text(encoding="utf-8"))
         report_constants = json.loads(reports.read_text(encoding="utf-8"))["constants"] if reports.exists() else None
-        return load_parts(image_constants, report_constants)
     except (OSError, ValueError, KeyError, TypeError) as error:
         way_out = "set SYNTHETIC to what an image sampler wrote"
         raise InputError(f"{tree} is no synthetic tree with its constants ({reason(error)}): {way_out}") from error
+    return image_constants, report_constants
 
 
-def data_card(tree: str, evaluation: str) -> str:
-    """What a model card says of data and evaluation, in Markdown.
+def data_card(image_constants: dict, report_constants: dict | None, evaluation: str) -> str:
+    """What a model card says of data and evaluation, in Markdown; evaluation: a folder of evaluate_pairs.py, or "".
 
-    tree: a synthetic tree; evaluation: a folder of evaluate_pairs.py, or "". InputError where it has no figures.
+    InputError where it has no figures.
     """
-    trained_on = json.loads(Path(tree, "constants.json").read_text(encoding="utf-8"))["CHECKPOINT"]
-    data_root = read_training(trained_on)["constants"]["DATA_ROOT"]
-    drawn = DRAWN_TREE in read_manifest(data_root, "DATA_ROOT")
-    what = "chests that a program drew: nobody's films" if drawn else f"the images and reports of {data_root}"
+    trained = [read_training(image_constants["CHECKPOINT"])["constants"]]
+    if report_constants:
+        trained.append(read_training(report_constants["CHECKPOINT"])["constants"])
+        bart = report_constants["BART_CHECKPOINT"] or trained[1]["BART_CHECKPOINT"]
+        trained += [read_training(bart)["constants"]] if Path(bart, "training.json").exists() else []
+    roots = {image_constants["DATA_ROOT"], *(constants.get("DATA_ROOT", "") for constants in trained)} - {""}
+    drawn = all(DRAWN_TREE in read_manifest(root, "DATA_ROOT") for root in roots)
+    what = "chests that a program drew: nobody's films" if drawn else f"films and reports of {', '.join(sorted(roots))}"
     lines = [f"Trained on {what}."]
     if not evaluation:
         return "\n".join([*lines, "", "It has not been evaluated."])
@@ -68,6 +72,8 @@ def load_parts(image_constants: dict, report_constants: dict | None) -> dict:
 
     Encodes every training image that is a reference and is not in the cache yet. InputError as in these scripts.
     """
+    if is_foreign(image_constants["CHECKPOINT"], "CHECKPOINT"):
+        raise InputError(f"{image_constants['CHECKPOINT']} is an authors' file: convert it by python -m models.weights")
     models, accelerator = load_models("", image_constants, "cpu"), make_accelerator("cpu", "no")
     denoiser, trained, texts = models.denoiser, models.training["constants"], models.text_encoder
     settings = sampling_settings(models, image_constants, "no")

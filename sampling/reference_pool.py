@@ -64,13 +64,14 @@ class ReferencePool:
         self._embeddings = {}  # dicom_id => embedding, None for an image that cannot be read
 
     @classmethod
-    def from_embeddings(cls, kept: ReferenceEmbeddings, prompting: str) -> "ReferencePool":
-        """The pool whose `to_embeddings` is kept: it draws the same rows, whose dicom_id is their number."""
+    def from_embeddings(cls, saved: ReferenceEmbeddings, prompting: str) -> "ReferencePool":
+        """Rebuilds a pool from its `to_embeddings`; a row's number is its dicom_id."""
         pool = cls.__new__(cls)
-        pool.prompting, pool.width = prompting, kept.config.width
-        table = pd.DataFrame(kept.labels.cpu().numpy(), columns=FINDINGS)
-        pool._set_table(table.assign(dicom_id=table.index.astype(str), subject_id=kept.patients.cpu().numpy()))
-        embeddings = kept.embeddings.float().cpu().numpy()
+        pool.prompting, pool.width = prompting, saved.config.width
+        table = pd.DataFrame(saved.labels.cpu().numpy(), columns=FINDINGS)
+        ids = {"dicom_id": table.index.astype(str), "subject_id": saved.patients.cpu().numpy(), "image_path": ""}
+        pool._set_table(table.assign(**ids))
+        embeddings = saved.embeddings.float().cpu().numpy()
         pool._embeddings = {str(row): values if values.any() else None for row, values in enumerate(embeddings)}
         return pool
 

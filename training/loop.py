@@ -141,9 +141,9 @@ class _Run:
                         self._track(row)
                     progress.set_postfix(loss=row["loss"], validation=self.validation_loss)
                     since = time.perf_counter()
-                # of several processes, all stop if one was told to before the step began
-                told = stop_requested() if accelerator.num_processes == 1 else self.stop_requests.item() > 0
-                if told and self.step < self.total_steps:
+                # of several processes, all stop if one got the signal before the step began
+                stops = stop_requested() if accelerator.num_processes == 1 else self.stop_requests.item() > 0
+                if stops and self.step < self.total_steps:
                     self._stop(saved=at_checkpoint)
         progress.close()
         say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")

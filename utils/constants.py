@@ -148,9 +148,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {similar[0]}?)" if similar else ""
 
 
-# ---- reading a script ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Script:
     """What the text of a script says about its constants."""
@@ -239,8 +236,6 @@ def _as_type_of(default: object, value: object, where: str) -> object:
         raise InputError(f"{where}: {reason(repr(value))} is not of the type of the default, {default!r}")
     return value
 
-
-# ---- ranges --------------------------------------------------------------------------------------------------------
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _BOUNDS = re.compile(

@@ -73,8 +73,8 @@ def read_pixels(path: str | Path | Image.Image | np.ndarray, size: int, refuse_b
     return torch.from_numpy(grey / 127.5 - 1).expand(3, size, size)  # 0..255 => [-1, 1]
 
 
-def read_grey(path: str | Path, size: int, refuse_blank: bool = False) -> np.ndarray:
-    """An image file => (size, size) uint8, read by `read_pixels`; ValueError as there."""
+def read_grey(path: str | Path | Image.Image | np.ndarray, size: int, refuse_blank: bool = False) -> np.ndarray:
+    """An image => (size, size) uint8, read by `read_pixels`; ValueError as there."""
     return read_pixels(path, size, refuse_blank)[0].add(1).mul(127.5).round().byte().numpy()
 
 
@@ -85,7 +85,9 @@ def open_image(path: str | Path | Image.Image | np.ndarray) -> Iterator[Image.Im
     Errors are Pillow's, of many types; for a .dcm file OSError and ValueError, and InputError where pydicom is missing.
     """
     if isinstance(path, Image.Image | np.ndarray):
-        yield path.copy() if isinstance(path, Image.Image) else Image.fromarray(path)
+        picture = path if isinstance(path, Image.Image) else Image.fromarray(path)
+        picture.load()  # from here on `draft` changes nothing of it
+        yield picture
     elif str(path).lower().endswith(".dcm"):
         try:
             picture = _read_dicom(path)

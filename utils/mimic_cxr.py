@@ -61,8 +61,6 @@ REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
 PROVENANCE_FILE = "synthetic.csv"
 PICTURE_FILE = "first.png"  # the first images of a synthetic tree, see sampling/first_images.py
 
-# ---- reading -------------------------------------------------------------------------------------------------------
-
 
 def read_table(
     root: str | Path, reports_root: str | Path = "", views: Sequence[str] = (), splits: Sequence[str] = (),
@@ -170,9 +168,6 @@ def _find_csvs(root: Path, kind: str) -> list[Path]:
     return sorted(found, key=lambda path: (path.name.removesuffix(".gz"), path.suffix == ".csv"), reverse=True)
 
 
-# ---- filters -------------------------------------------------------------------------------------------------------
-
-
 def _say_kept(what: str, mask: pd.Series, why: str) -> None:
     say(f"{what}: {mask.sum()} of {len(mask)} images kept ({(~mask).sum()} {why})")
 
@@ -221,9 +216,6 @@ def _keep_existing_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     return table
 
 
-# ---- reports -------------------------------------------------------------------------------------------------------
-
-
 def _read_reports(table: pd.DataFrame, root: Path, reports_root: Path | None) -> list[str]:
     """The report of each row; each study is read once, from the first place that has it."""
     if reports_root and not reports_root.exists():
@@ -267,9 +259,6 @@ def _read_report(places: list[Path | zipfile.Path], study: str) -> str | None:
             unreadable = f"the report {study}.txt in {place} cannot be read ({reason(error)})"
             raise InputError(f"{unreadable}; repair it, or unpack its zip") from error
     return None
-
-
-# ---- writing -------------------------------------------------------------------------------------------------------
 
 
 def write_tree(

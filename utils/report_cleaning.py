@@ -164,8 +164,8 @@ def drop_comparisons(text: str) -> tuple[str, int]:
     if not _COMPARES.search(text):
         return text, 0
 
-    def of_these_images(text):
-        sentences = _SENTENCE_END.split(text)
+    def of_these_images(section):
+        sentences = _SENTENCE_END.split(section)
         rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
         return " ".join(filter(None, rest))
 

@@ -25,7 +25,7 @@ from textwrap import TextWrapper
 
 
 def read_words(text: str) -> dict:
-    """The tables of a TOML text of words, whose patterns stand on one line each, with {name} replaced from [parts]."""
+    """The tables of a TOML text of words: patterns joined to one line, {name} replaced from [parts] (else KeyError)."""
     tables = tomllib.loads(text)
 
     def unfolded(value):

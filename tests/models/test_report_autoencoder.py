@@ -233,7 +233,7 @@ def test_a_decoder_learns_alone_and_can_be_widened_before(tokenizer):
     autoencoder.add_readout(["Edema", "Fracture"], [0.5, 0.1])
     batch = {**make_batch(autoencoder, REPORTS), "flags": torch.eye(4, 2)}
     places = batch["input_ids"], batch["attention_mask"]
-    latents, (logits, flags) = autoencoder.encode(*places), autoencoder(*places)
+    latents, (logits, _) = autoencoder.encode(*places), autoencoder(*places)
     width = autoencoder.bart.config.decoder_ffn_dim
     widen_decoder(autoencoder.bart, 3 * width)
     torch.testing.assert_close(autoencoder(*places)[0], logits)
@@ -247,7 +247,7 @@ def test_a_decoder_learns_alone_and_can_be_widened_before(tokenizer):
         optimizer.step()
     assert train_bart.compute_loss(autoencoder, batch, latent_noise=0.0) < before - 0.1
     assert autoencoder.bart.model.decoder.layers[0].fc1.weight.grad[width:].any()
-    assert torch.equal(autoencoder.encode(*places), latents) and torch.equal(autoencoder(*places)[1], flags)
+    assert torch.equal(autoencoder.encode(*places), latents)
 
 
 def test_a_readout_of_flags_is_learned_and_kept(tokenizer, tmp_path):

@@ -17,7 +17,7 @@ from running import BACKBONES, ROOT, run_script, sample
 from tiny_models import save_bert
 
 from sampling.pipeline import CXRIRGenPipeline
-from sampling.pipeline_runs import parts_of_tree
+from sampling.pipeline_runs import constants_of_tree, load_parts
 from sampling.tree import JPEG_QUALITY
 from utils.errors import InputError
 from utils.findings import FINDINGS
@@ -51,7 +51,7 @@ def as_jpeg(image):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_images_and_reports_are_those_of_the_scripts_also_from_the_saved_folder(backbone, of_scripts, tmp_path):
     made = of_scripts(backbone)
-    CXRIRGenPipeline(**parts_of_tree(str(made))).save_pretrained(tmp_path / "cxr-irgen")
+    CXRIRGenPipeline(**load_parts(*constants_of_tree(str(made)))).save_pretrained(tmp_path / "cxr-irgen")
     pairs = CXRIRGenPipeline.from_pretrained(tmp_path / "cxr-irgen")(ASKED, num_images=3, seed=1)
     plan, table = pd.read_csv(made / "plan.csv"), read_table(made).set_index("dicom_id")
     written = pd.read_csv(made / "reports.csv", keep_default_na=False).set_index("dicom_id").report
@@ -82,7 +82,7 @@ print(json.dumps(pairs.reports))
 def test_the_folder_makes_the_same_pairs_without_this_project(of_scripts, tmp_path, monkeypatch):
     made, alone = of_scripts("clipUViT"), tmp_path / "alone"
     alone.mkdir()
-    CXRIRGenPipeline(**parts_of_tree(str(made))).save_pretrained(tmp_path / "cxr-irgen")
+    CXRIRGenPipeline(**load_parts(*constants_of_tree(str(made)))).save_pretrained(tmp_path / "cxr-irgen")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     command = [sys.executable, "-c", ALONE, str(tmp_path / "cxr-irgen"), ASKED, str(JPEG_QUALITY)]
     done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
@@ -104,7 +104,7 @@ def test_the_notebook_runs(of_scripts, tmp_path, monkeypatch):
     made = of_scripts("clipUViT")
     (tmp_path / "demo" / "synthetic").mkdir(parents=True)
     shutil.copytree(made, tmp_path / "demo" / "synthetic" / "clipUViT")
-    CXRIRGenPipeline(**parts_of_tree(str(made))).save_pretrained(tmp_path / "demo" / "cxr-irgen")
+    CXRIRGenPipeline(**load_parts(*constants_of_tree(str(made)))).save_pretrained(tmp_path / "demo" / "cxr-irgen")
     for name, place in {"CXR_IRGEN_ROOT": ROOT, "CXR_IRGEN_DEMO": tmp_path / "demo", "HF_HOME": tmp_path}.items():
         monkeypatch.setenv(name, str(place))
     notebook = nbformat.read(ROOT / "docs" / "pipeline.ipynb", as_version=4)
@@ -131,8 +131,11 @@ def test_a_films_report_is_that_of_the_script_and_does_not_depend_on_how_it_is_g
     row = read_table(tree).iloc[0]
     assert pipe.report(row.image_path, seed=1) == written[row.dicom_id] != ""
     opened = Image.open(row.image_path)
-    given = [pipe.report(image, seed=1) for image in (opened, np.asarray(opened.convert("L")))]
-    assert given[0] == given[1]
+    values = np.asarray(opened.convert("L"))
+    assert pipe.report(opened, seed=1) == pipe.report(values, seed=1)
+    Image.fromarray(65535 - 257 * values.astype(np.uint16)).save(tmp_path / "negative.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "negative.tif") as negative:  # white is zero
+        assert pipe.report(negative, seed=1) == pipe.report(opened, seed=1)
     assert pipe.read(opened) == {}  # this prior has no readout
     for broken in (tmp_path / "none.png", np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.float32)):
         with pytest.raises(InputError, match="unreadable|blank"):
@@ -153,9 +156,12 @@ def test_a_call_follows_its_arguments(pipe, tree):
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     first, second = (pipe("edema", generator=generator) for generator in generators)
     assert first.seeds == second.seeds != pipe("edema", generator=generators[0]).seeds
-    several = pipe(["edema", ASKED, "edema"], num_images=2, seed=1)
-    assert len(several.images) == 4 and several.seeds[2] == usual.seeds[0]
-    assert pipe.to(torch.bfloat16)(ASKED, seed=1).images[0].size == (32, 32)
+    several = pipe(["edema", ASKED, "Edema"], num_images=2, seed=np.int64(1))
+    assert several.seeds[2] == usual.seeds[0] and several.seeds[:2] == several.seeds[4:]
+    assert [as_jpeg(image) for image in several.images[:2]] == [as_jpeg(image) for image in several.images[4:]]
+    lower = np.asarray(pipe.to(torch.bfloat16)(ASKED, seed=1).images[0], dtype=float)
+    assert 0 < np.abs(lower - np.asarray(usual.images[0])).mean() < 5
+    assert pipe.vae.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -167,6 +173,7 @@ def test_a_call_follows_its_arguments(pipe, tree):
         ([], {}, "empty"),
         ("edema", {"num_images": 0}, "num_images 0"),
         ("edema", {"seed": -1}, "seed -1"),
+        ("edema", {"num_images": 1.5}, "num_images 1.5 is not a whole number"),
         ("edema", {"guidance_scale": -1.0}, "guidance_scale -1.0"),
         ("edema", {"num_inference_steps": 0}, "num_inference_steps 0"),
         ("edema", {"reference": "none.png"}, "none.png"),
@@ -183,9 +190,15 @@ def test_without_prior_and_references_images_are_made_and_nothing_else(config, r
     assert with_references.reports == [""]
     images_alone.save_pretrained(tmp_path / "cxr-irgen", references=False)
     assert images_alone.references is not None and not (tmp_path / "cxr-irgen" / "references").exists()
+    images_alone.save_pretrained(tmp_path / "again")  # with them, after a folder without
+    assert (tmp_path / "again" / "references").exists()
+    again = CXRIRGenPipeline.from_pretrained(tmp_path / "again")
+    assert as_jpeg(again("edema", seed=1).images[0]) == as_jpeg(with_references.images[0])
+    with pytest.raises(InputError, match="upload_folder"):
+        images_alone.push_to_hub("anyone/model")
     loaded = CXRIRGenPipeline.from_pretrained(tmp_path / "cxr-irgen")
     assert as_jpeg(loaded("edema", seed=1).images[0]) != as_jpeg(with_references.images[0])
-    with pytest.raises(InputError, match="PRIOR_CHECKPOINT"):
+    with pytest.raises(InputError, match="prior_checkpoint"):
         loaded.report(with_references.images[0])
 
 
@@ -224,5 +237,11 @@ def test_pipeline_py_writes_a_folder_with_a_card_and_refuses_what_is_none(of_scr
     assert "OUTPUT" in write(SYNTHETIC=made, OUTPUT=tmp_path / "other")
     with pytest.raises(InputError, match=r"no pipeline in .*pipeline\.py"):
         CXRIRGenPipeline.from_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
+    with pytest.raises(InputError, match="it is a DDPMPipeline"):
+        CXRIRGenPipeline.from_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model_index.json").unlink()
+    with pytest.raises(InputError, match="is not empty"):
+        CXRIRGenPipeline.from_pretrained(output).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="set CHECKPOINT"):
         CXRIRGenPipeline.from_runs(str(tmp_path))
