@@ -24,7 +24,7 @@ from utils.report_text import report_sections, report_text
 VOCABULARY = 500  # tokens: the five special ones, letters, whole words or pieces
 LAYERS = 2  # of the encoder
 MAX_POSITIONS = 128  # tokens an impression
-FLAGS_WEIGHT = 0.05  # of telling what is said, a sum over flags, against matching CLIP
+FLAGS_WEIGHT = 0.5  # of telling what is said, a sum over flags, against matching CLIP
 BATCH_SIZE = 64  # impressions an optimiser step
 LEARNING_RATE = 1e-3  # of AdamW, falling to zero along a cosine
 
