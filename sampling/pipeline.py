@@ -5,7 +5,8 @@
     latents           => images     by the VAE
     latents, float16  => reports    by the prior and BART, as sample_prior_model.py writes them for kept latents
 
-So an image and its report are those of the scripts for the same seed, in float32 and in batches of the same size.
+So an image and its report are those of the scripts for the same seed, in float32, on as many threads and in batches of
+the same size.
 """
 
 import json
