@@ -37,9 +37,9 @@ from utils.checkpoints import load_strictly, why_unloaded
 from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.folders import MANIFEST_FILE
-from utils.latents import draw_posterior, encode_moments, read_pixels
+from utils.latents import draw_latents, read_pixels
 from utils.prompts import PooledFusion, ReferenceTower, TextEncoder, TokenFusion
-from utils.seeds import keyed_generator, keyed_seed
+from utils.seeds import keyed_seed
 
 OWN = {**DENOISERS, **FUSIONS, **{kind.__name__: kind for kind in (Prior, ReferenceTower, ReferenceEmbeddings)}}
 LARGEST_GUIDANCE, MOST_STEPS, MOST_IMAGES, LARGEST_SEED = 100.0, 1000, 1_000_000, 2**63 - 1  # as in the samplers
@@ -253,9 +253,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
         if self.prior is None or self._autoencoder is None:
             raise InputError("this pipeline has no prior, so it writes no reports: make it with a prior_checkpoint")
         pixels = _pixels(image, self.config.image_settings["image_size"])
-        moments = encode_moments(self.vae, pixels)[0].cpu()  # (2C, h, w)
-        generator = keyed_generator(seed, "posterior", _name(image))
-        return draw_posterior(moments, generator, self.vae.config.scaling_factor)[None]
+        return draw_latents(self.vae, pixels, seed, _name(image))[None]
 
     def _embed(self, image) -> torch.Tensor:
         """A reference image => its embedding, (R,)."""
@@ -263,7 +261,8 @@ class CXRIRGenPipeline(DiffusionPipeline):
             raise InputError("this pipeline has no reference encoder: leave `reference` out")
         tower = self.reference_encoder.tower
         with self._autocast():
-            return self.reference_encoder(_pixels(image, tower.image_size[0]).to(self.device))[0].float().cpu()
+            pixels = _pixels(image, tower.image_size[0])[None].to(self.device)
+            return self.reference_encoder(pixels)[0].float().cpu()
 
 
 class _Given:
@@ -280,9 +279,9 @@ class _Given:
 
 
 def _pixels(image, size) -> torch.Tensor:
-    """(1, 3, size, size) in [-1, 1]; InputError for an image that cannot be read."""
+    """(3, size, size) in [-1, 1]; InputError for an image that cannot be read."""
     try:
-        return read_pixels(image, size, refuse_blank=True)[None]
+        return read_pixels(image, size, refuse_blank=True)
     except ValueError as error:
         raise InputError(f"{error}: give a chest film") from error
 

@@ -17,11 +17,11 @@ from sampling.data_set import save_data_set
 from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.csv_files import check_unique, csv_header, read_csv
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
-from utils.latents import draw_posterior, encode_moments, load_vae, read_pixels
+from utils.latents import draw_latents, load_vae, read_pixels
 from utils.mimic_cxr import image_file, read_table
 from utils.report_cleaning import clean_report
 from utils.report_text import report_file, report_sections
-from utils.seeds import keyed_generator, keyed_seed
+from utils.seeds import keyed_seed
 
 SAVE_EVERY = 1000  # reports between two writings of reports.csv: what a kill can lose
 RECONSTRUCTION, FLOOR = "reconstruction", "floor"  # further columns of reports.csv, see sample_prior_model.py
@@ -51,17 +51,11 @@ class ImageLatents:
             images = list(pool.map(self._read_image, rows["image_path"].iloc[absent]))
         for place, pixels in zip(absent, images):
             if pixels is not None:
-                latents[place] = self._encode(pixels, rows["dicom_id"].iloc[place])
+                self.load_vae()
+                latents[place] = draw_latents(self.vae, pixels, self.seed, rows["dicom_id"].iloc[place])
         readable = rows[np.array([values is not None for values in latents], dtype=bool)]
         found = [values for values in latents if values is not None]
         return readable, torch.stack(found) if found else torch.zeros(0, *self.shape)
-
-    def _encode(self, pixels, dicom_id):
-        """pixels (3, S, S) => latents (C, h, w), a draw of the posterior by the image's own seed."""
-        self.load_vae()
-        moments = encode_moments(self.vae, pixels[None])[0].float().cpu()  # (2C, h, w)
-        generator = keyed_generator(self.seed, "posterior", dicom_id)
-        return draw_posterior(moments, generator, self.vae.config.scaling_factor)
 
     def _read_image(self, path):
         """The pixels (3, S, S) of an image; None for one that cannot be read, which is named."""

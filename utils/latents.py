@@ -38,6 +38,7 @@ from PIL import Image, ImageOps
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import load_strictly, weights_fingerprint
 from utils.errors import InputError, reason
+from utils.seeds import keyed_generator
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
 SMALLEST_SIDE = 8  # pixels; a smaller image is not an X-ray
@@ -224,6 +225,12 @@ def draw_posterior(moments: np.ndarray, generator: torch.Generator, scaling_fact
     """One image's cached moments (2C, h, w) => one draw of its posterior, latents (C, h, w), unit variance."""
     moments = torch.from_numpy(np.asarray(moments, dtype=np.float32))
     return DiagonalGaussianDistribution(moments[None]).sample(generator)[0] * scaling_factor
+
+
+def draw_latents(vae: AutoencoderKL, pixels: torch.Tensor, seed: int, name: str) -> torch.Tensor:
+    """pixels (3, S, S) in [-1, 1] => latents (C, h, w), one draw of the posterior by the image's own seed and name."""
+    moments = encode_moments(vae, pixels[None])[0].float().cpu()  # (2C, h, w)
+    return draw_posterior(moments, keyed_generator(seed, "posterior", name), vae.config.scaling_factor)
 
 
 def mean_latents(moments: torch.Tensor | np.ndarray, scaling_factor: float) -> torch.Tensor | np.ndarray:
