@@ -208,6 +208,8 @@ class CXRIRGenPipeline(DiffusionPipeline):
         references: whether the embeddings of training images go with it, which a data set's agreement may forbid.
         card: what the model card says of data and evaluation. options: diffusers' own.
         """
+        if options.get("push_to_hub"):
+            self.push_to_hub()
         kept, folder = self.references, Path(save_directory)
         others = {path.name for path in folder.glob("*")} - {MANIFEST_FILE, ".lock"}
         if others and not (folder / self.config_name).exists():

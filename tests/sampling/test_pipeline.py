@@ -196,6 +196,9 @@ def test_without_prior_and_references_images_are_made_and_nothing_else(config, r
     assert as_jpeg(again("edema", seed=1).images[0]) == as_jpeg(with_references.images[0])
     with pytest.raises(InputError, match="upload_folder"):
         images_alone.push_to_hub("anyone/model")
+    with pytest.raises(InputError, match="upload_folder"):
+        images_alone.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    assert not (tmp_path / "pushed").exists()
     loaded = CXRIRGenPipeline.from_pretrained(tmp_path / "cxr-irgen")
     assert as_jpeg(loaded("edema", seed=1).images[0]) != as_jpeg(with_references.images[0])
     with pytest.raises(InputError, match="prior_checkpoint"):
