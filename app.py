@@ -23,7 +23,7 @@ from pathlib import Path
 
 from sampling.pipeline import CXRIRGenPipeline
 from utils.devices import make_accelerator
-from utils.errors import InputError, reason, run, say
+from utils.errors import InputError, as_input_error, reason, run, say
 from utils.findings import FINDINGS
 from utils.latents import read_grey
 
@@ -155,13 +155,12 @@ def main():
     with tempfile.TemporaryDirectory(prefix="cxr-irgen-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build_page(pipeline, SEED)
-        try:
+        failed = f"no page at HOST {HOST}, PORT {PORT}"
+        with as_input_error(lambda error: f"{failed} ({reason(error)}): set others, or PORT 0", OSError):
             with socket.create_server((HOST, PORT)) as free:
                 place = {"server_name": HOST, "server_port": free.getsockname()[1]}
             settings = {"share": False, "ssr_mode": False, "quiet": True, "footer_links": [], "css": _CSS}
             page.launch(**place, **settings, prevent_thread_lock=True, max_file_size=_LARGEST_FILE)
-        except OSError as error:
-            raise InputError(f"no page at HOST {HOST}, PORT {PORT} ({reason(error)}): set others, or PORT 0") from error
         say(f"the page is at {page.local_url}, until Ctrl-C")
         page.block_thread()
 

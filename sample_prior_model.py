@@ -27,7 +27,7 @@ from models.weights import load_autoencoder, load_prior
 from sampling import reports
 from utils.checkpoints import check_encoders, check_hold_out
 from utils.devices import make_accelerator
-from utils.errors import InputError, replacing, run, say, writing
+from utils.errors import InputError, run, say, write_whole
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, making
 from utils.mimic_cxr import read_table
 from utils.seeds import keyed_seed
@@ -125,8 +125,7 @@ def main():
         say(f"{len(table)} images, {done} with a report already; {kept} of the others have kept latents")
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if accelerator.is_main_process:
-            with writing("reports.json", output_root), replacing(output_root / "reports.json") as temporary:
-                temporary.write_text(json.dumps({"constants": constants}, indent=2) + "\n")
+            write_whole(output_root / "reports.json", json.dumps({"constants": constants}, indent=2) + "\n")
         reports.write_reports(missing, image_latents, write, file, BATCH_SIZE, accelerator)
         empty = (file.written["report"] == "").sum()
         studies = len(file.first_images)

@@ -35,9 +35,9 @@ from sampling.data_set import save_data_set
 from sampling.plan import PLAN_FILE
 from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
-from utils.csv_files import csv_header, read_csv
+from utils.csv_files import csv_header, read_csv, write_csv
 from utils.devices import make_accelerator
-from utils.errors import InputError, replacing, run, say, writing
+from utils.errors import InputError, replacing, run, say, write_whole, writing
 from utils.findings import FINDINGS
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, making, read_manifest
 from utils.mimic_cxr import PROVENANCE_FILE, image_files, read_table, split_rows, table_fingerprint, write_tree
@@ -170,12 +170,7 @@ def copy_written(root: Path, tree: Path, kept: pd.DataFrame) -> None:
     if settings is not None and path.exists():
         rows = _read_texts(path)
         with making(WRITTEN_REPORTS, root, settings, SYNTHETIC_TREE):
-            _save_csv(root / "reports.csv", rows[rows["dicom_id"].isin(kept["dicom_id"])])
-
-
-def _save_csv(path: Path, frame: pd.DataFrame) -> None:
-    with writing(path.name, path.parent), replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+            write_csv(root / "reports.csv", rows[rows["dicom_id"].isin(kept["dicom_id"])])
 
 
 def main():
@@ -206,7 +201,6 @@ def main():
     judges.try_judge(judge_settings, accelerator.device)
     with making(SYNTHETIC_TREE, root, settings):
         if (root / SELECTION_FILE).exists():
-            save_data_set(root)  # of an earlier version's tree
             say(f"{root} is finished: {len(read_table(root, with_reports=False))} pairs are kept")
             return
         judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator)
@@ -225,16 +219,15 @@ def main():
             )
         floor = select(draw_floor(selected, pool, SEED), judge, f"{DATA_ROOT}, train", BY, KEEP, loading)
         save_constants(root, constants)
-        _save_csv(root / judges.SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))
-        _save_csv(root / FLOOR_FILE, beside(kept, floor[floor["kept"]]))
+        write_csv(root / judges.SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))
+        write_csv(root / FLOOR_FILE, beside(kept, floor[floor["kept"]]))
         write_kept(root, Path(SYNTHETIC), kept, made)
     copy_written(root, Path(SYNTHETIC), kept)
     save_data_set(root)
     summary = {"synthetic": SYNTHETIC, "by": BY, "keep": KEEP, **cost(selected), "floor": cost(floor)}
     known = np.array(FINDINGS)[judge.known].tolist()
     summary["judge"] = {**asdict(judge_settings), "patients": judged["subject_id"].nunique(), "findings": known}
-    with writing(SELECTION_FILE, root), replacing(root / SELECTION_FILE) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(root / SELECTION_FILE, json.dumps(summary, indent=2) + "\n")
     say(
         f"{root}: {len(kept)} of {len(selected)} candidates kept; {summary['share that agrees']:.1%} agree with their "
         f"requests, of random training {BY}s {summary['floor']['share that agrees']:.1%}"

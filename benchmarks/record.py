@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from utils.constants import REPOSITORY
-from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, writing
+from utils.errors import STATUS_WHEN_STOPPED, InputError, as_input_error, write_whole
 
 _FIGURE = r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?![\w.])"  # a number in a text
 _RANGE = rf"{_FIGURE}(?: to {_FIGURE})?"
@@ -45,8 +45,7 @@ def write_record(
         "notes": notes,
     }  # fmt: skip
     path = RESULTS / f"{name}.json"
-    with writing("the record", RESULTS), replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n", "the record")
     print(f"{title}\n\n{markdown_table(record['columns'], record['rows'])}\n")
     return path
 
@@ -65,10 +64,8 @@ def run_script(*arguments) -> None:
 
 def read_record(path: Path) -> dict:
     """Reads a record; InputError for a file that is none."""
-    try:
+    with as_input_error(lambda error: f"{path} is no record of a measurement: {error}", (OSError, ValueError)):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no record of a measurement: {error}") from error
     missing = [field for field in FIELDS if field not in record]
     if missing:
         raise InputError(f"{path} is no record of a measurement: it has no {', '.join(missing)}")

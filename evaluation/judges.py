@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ from evaluation.labeler import label_reports
 from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
 from utils.csv_files import read_csv
-from utils.errors import InputError, reason, replacing, writing
+from utils.errors import InputError, as_input_error, reason, replacing, writing
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN
 from utils.latents import PREPROCESSING, read_grey
 from utils.seeds import keyed_seed
@@ -152,23 +151,21 @@ def _train_judge(train, validation, settings, device, start, path):
 
 
 def _load_judge(path, settings, device):
-    try:
+    way_out = "delete this file, and it is trained again"
+    # a damaged file fails in the library that reads it
+    with as_input_error(lambda error: f"the image judge {path} is damaged ({reason(error)}): {way_out}"):
         values = load_file(path)
         thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
         model = _classifier(settings.model, len(known))
         model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
-    except Exception as error:  # a damaged file fails in the library that reads it
-        how = f"the image judge {path} is damaged ({reason(error)}): delete this file, and it is trained again"
-        raise InputError(how) from error
     return Judge(model.to(device), settings, thresholds, known)
 
 
 def _classifier(name, outputs):
-    try:
+    way_out = "timm.list_models() names those there are"
+    with as_input_error(lambda error: f"JUDGE_MODEL {name!r}: {error}; {way_out}", RuntimeError):
         model = timm.create_model(name, pretrained=False, in_chans=1, num_classes=outputs)
         return model.to(memory_format=torch.channels_last)  # quicker convolutions
-    except RuntimeError as error:
-        raise InputError(f"JUDGE_MODEL {name!r}: {error}; timm.list_models() names those there are") from error
 
 
 def try_judge(settings: JudgeSettings, device: torch.device | str) -> None:
@@ -277,16 +274,10 @@ class Extractor:
     known: np.ndarray | None = None  # (14,) bool, the findings that its probabilities are about
 
 
-@contextmanager
 def _loading(what, remedy):
     """Makes an InputError of any error inside: each library reports a missing package or network in its own way."""
-    try:
-        yield
-    except Exception as error:
-        raise InputError(
-            f"{what} cannot be loaded ({reason(error)}); install its package and have a network for its first use, or "
-            f"{remedy}"
-        ) from error
+    needs = "install its package and have a network for its first use"
+    return as_input_error(lambda error: f"{what} cannot be loaded ({reason(error)}); {needs}, or {remedy}")
 
 
 def load_extractor(name: str, device: torch.device | str) -> Extractor:
@@ -365,10 +356,9 @@ class TextJudge:
     def __init__(self, reports: list[str], labels: np.ndarray):
         self.known = enough(labels)
         self._words = TfidfVectorizer(ngram_range=(1, 3), min_df=2, max_features=200_000, sublinear_tf=True)
-        try:
+        failed = f"a text judge cannot be trained on {len(reports)} reports"
+        with as_input_error(lambda error: f"{failed}: {error}", ValueError):
             features = self._words.fit_transform(reports)
-        except ValueError as error:
-            raise InputError(f"a text judge cannot be trained on {len(reports)} reports: {error}") from error
         regression = LogisticRegression(C=30.0, class_weight="balanced", solver="liblinear")
         known = np.flatnonzero(self.known)
         self._models = {index: clone(regression).fit(features, labels[:, index]) for index in known}

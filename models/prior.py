@@ -23,7 +23,7 @@ from torch import nn
 
 from models.flow import ReportFlow
 from utils.checkpoints import load_weights
-from utils.errors import InputError, reason, say
+from utils.errors import InputError, as_input_error, reason, say
 from utils.seeds import keyed_generator
 
 SMALLEST_STD = 1e-6  # a dimension that varies less is constant
@@ -204,11 +204,9 @@ class Prior(ModelMixin, ConfigMixin):
         """
         config = self.config
         sizes = {"img_size": config.latent_side, "patch_size": config.patch_size, "in_chans": config.latent_channels}
-        try:
+        failed, way_out = f"cannot load PRETRAINED {name!r}", "set it to local-dir:FOLDER, or to '' for random weights"
+        with as_input_error(lambda error: f"{failed} ({type(error).__name__}: {reason(error)}); {way_out}"):
             source = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
-        except Exception as error:  # timm and the hub raise whatever their network layer does
-            failed = f"cannot load PRETRAINED {name!r} ({type(error).__name__}: {reason(error)})"
-            raise InputError(f"{failed}; set it to local-dir:FOLDER, or to '' for random weights") from error
         weights = source.state_dict()
         load_weights(self.vit, weights, f"PRETRAINED {name!r}", "set EMBED_DIM, DEPTH and NUM_HEADS to its sizes")
         say(f"prior: {len(weights)} tensors of the transformer from {name}, resampled to {sizes}; the head is new")

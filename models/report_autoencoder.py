@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
 from utils.checkpoints import check_config, check_loaded, load_weights, weights_fingerprint, why_unloaded
-from utils.errors import InputError, writing
+from utils.errors import InputError, as_input_error, writing
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_generator
 
@@ -70,14 +70,12 @@ class ReportAutoencoder(nn.Module):
 
         pooling: "" for the one that `save_pretrained` has put into its config. InputError if anything does not fit.
         """
-        try:
+        failed, way_out = f"no BART with its tokenizer in {str(folder)!r}", "name a folder such as runs/bart/best"
+        with as_input_error(lambda error: f"{failed}: {why_unloaded(folder, error)}; {way_out}"):
             check_config(folder)
             options = {"dtype": torch.float32, "output_loading_info": True}
             bart, info = BartForConditionalGeneration.from_pretrained(folder, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # a broken file fails in whatever reads it
-            failed = f"no BART with its tokenizer in {str(folder)!r}: {why_unloaded(folder, error)}"
-            raise InputError(f"{failed}; name a folder such as runs/bart/best") from error
         check_loaded(bart, info, repr(str(folder)))
         pooling = pooling or getattr(bart.config, "pooling", "")
         if not pooling:

@@ -29,7 +29,7 @@ from models.diffusion import PromptedDenoiser, noise_schedule
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from utils.checkpoints import check_finite, load_strictly, read_training, why_unloaded
-from utils.errors import InputError, reason, replacing, run, say, writing
+from utils.errors import InputError, as_input_error, reason, replacing, run, say, writing
 from utils.prompts import PooledFusion, TokenFusion
 from uvit.model import UViT
 
@@ -169,12 +169,10 @@ def read_tensors(path: str, *kinds: str) -> dict[str, torch.Tensor]:
 
 def _read_state(path):
     """The named tensors of a file: at its top level, or under "state_dict" as Lightning has them."""
-    try:
+    way_out = "get the file from its authors again"
+    with as_input_error(lambda error: f"cannot read {path}: {why_unloaded(path, error)}; {way_out}"):
         # only the zip files that torch has written since 2020 can be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a broken or foreign file fails in whatever reads it
-        message = f"cannot read {path}: {why_unloaded(path, error)}; get the file from its authors again"
-        raise InputError(message) from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -210,10 +208,8 @@ def _uvit(path, base_model, head_width):
 
 def _unet(path, base_model):
     tensors = read_tensors(path, "unet")
-    try:
+    with as_input_error(lambda error: f"no U-Net's config.json in BASE_MODEL {base_model!r}: {reason(error)}"):
         config = UNet2DConditionModel.load_config(base_model, subfolder="unet")
-    except (OSError, ValueError) as error:
-        raise InputError(f"no U-Net's config.json in BASE_MODEL {base_model!r}: {reason(error)}") from error
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     _fill(path, tensors, (unet, _prefixed("unet.")))
@@ -255,10 +251,8 @@ def _bart(path, pooling, tokenizer, head_width):
         bart = BartForConditionalGeneration(config)
     _fill(path, tensors, (bart, _prefixed("model.")))
     bart.tie_weights()  # the file has the one embedding four times
-    try:
+    with as_input_error(lambda error: f"no tokenizer in TOKENIZER {tokenizer!r}: {reason(error)}"):
         tokenizer_of_bart = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no tokenizer in TOKENIZER {tokenizer!r}: {reason(error)}") from error
     say(f"{path}: the file does not say its pooling and tokenizer: {pooling!r} and {tokenizer} are used")
     return ReportAutoencoder(bart, tokenizer_of_bart, pooling)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from utils.csv_files import read_csv
+from utils.csv_files import read_csv, write_csv
 from utils.errors import replacing, writing
 from utils.findings import FINDINGS, to_physionet
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
@@ -39,11 +39,9 @@ def save_data_set(root: str | Path) -> None:
         reports = read_csv(written, ["dicom_id", "report"], texts=["dicom_id", "report"])
         rows["report"] = rows["dicom_id"].map(dict(zip(reports["dicom_id"], reports["report"]))).fillna("")
     frame = rows.assign(file_name=rows["image_path"].str.removeprefix(f"{root}/"), **to_physionet(rows))
-    with writing("the data set", root):
-        with replacing(root / "metadata.csv") as temporary:
-            frame[[*COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
-        with replacing(root / "README.md") as temporary:
-            _card(rows, manifest).save(temporary)
+    write_csv(root / "metadata.csv", frame[[*COLUMNS]], "the data set")
+    with writing("the data set", root), replacing(root / "README.md") as temporary:
+        _card(rows, manifest).save(temporary)
 
 
 def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:

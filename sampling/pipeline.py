@@ -34,7 +34,7 @@ from sampling.pipeline_folder import DEFAULT_CARD, complete_folder
 from sampling.plan import label_vectors, make_requests
 from sampling.reference_pool import ReferenceEmbeddings, ReferencePool
 from utils.checkpoints import load_strictly, why_unloaded
-from utils.errors import InputError
+from utils.errors import InputError, as_input_error
 from utils.findings import FINDINGS
 from utils.folders import MANIFEST_FILE
 from utils.latents import draw_latents, read_pixels
@@ -114,8 +114,9 @@ class CXRIRGenPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None) -> "CXRIRGenPipeline":
         """A folder of `save_pretrained`, or a hub id, whose code is not run; InputError for any other folder."""
-        folder = Path(folder)
-        try:
+        folder, way_out = Path(folder), "make one by pipeline.py"
+        # a broken file fails in whatever reads it
+        with as_input_error(lambda error: f"no pipeline in {str(folder)!r}: {why_unloaded(folder, error)}; {way_out}"):
             if not folder.exists():
                 folder = Path(_download(str(folder)))
             index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
@@ -123,9 +124,6 @@ class CXRIRGenPipeline(DiffusionPipeline):
                 raise ValueError(f"it is a {index['_class_name']}")
             parts = {name: _load_part(folder / name, *value) for name, value in index.items() if _is_part(name, value)}
             pipeline = cls(**parts, **{name: index[name] for name in ("image_settings", "report_settings")})
-        except Exception as error:  # a broken file fails in whatever reads it
-            failed = f"no pipeline in {str(folder)!r}: {why_unloaded(folder, error)}"
-            raise InputError(f"{failed}; make one by pipeline.py") from error
         return pipeline.to(torch_dtype or torch.float32)
 
     def to(self, *args, **kwargs) -> "CXRIRGenPipeline":
@@ -282,10 +280,8 @@ class _Given:
 
 def _pixels(image, size) -> torch.Tensor:
     """(3, size, size) in [-1, 1]; InputError for an image that cannot be read."""
-    try:
+    with as_input_error(lambda error: f"{error}: give a chest film", ValueError):
         return read_pixels(image, size, refuse_blank=True)
-    except ValueError as error:
-        raise InputError(f"{error}: give a chest film") from error
 
 
 def _name(image) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from utils.errors import replacing, writing
+from utils.errors import write_whole, writing
 
 ENTRY, PACKAGE = "pipeline", "cxr_irgen"  # the module that diffusers runs; the folder of those that it imports
 LOADED_AS = f"diffusers_modules.local.{PACKAGE}"  # the package as diffusers imports it
@@ -38,8 +38,7 @@ def complete_folder(folder: Path, pipeline, card: str) -> None:
                 shutil.rmtree(folder / name, ignore_errors=True)
             elif module in modules:
                 index[name][0] = f"{LOADED_AS}.{module}"
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(index, indent=2) + "\n")
         _write_card(folder, pipeline, card)
 
 

@@ -10,7 +10,7 @@ from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
 from utils.constants import REPOSITORY, resolve
 from utils.devices import make_accelerator
-from utils.errors import InputError, reason, say
+from utils.errors import InputError, as_input_error, reason, say
 from utils.folders import DRAWN_TREE, read_manifest
 
 IMAGE_SAMPLERS = {"UViT": "sample_diffusion_clipUViT.py", "UNet2DConditionModel": "sample_diffusion_clipSD.py"}
@@ -29,12 +29,10 @@ def parts_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> dict:
 def constants_of_tree(tree: str) -> tuple[dict, dict | None]:
     """The constants by which a synthetic tree's images, and its reports if it has some, were made."""
     images, reports = Path(tree, "constants.json"), Path(tree, "reports.json")
-    try:
+    failed, way_out = f"{tree} is no synthetic tree with its constants", "set SYNTHETIC to what an image sampler wrote"
+    with as_input_error(lambda error: f"{failed} ({reason(error)}): {way_out}"):
         image_constants = json.loads(images.read_text(encoding="utf-8"))
         report_constants = json.loads(reports.read_text(encoding="utf-8"))["constants"] if reports.exists() else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        way_out = "set SYNTHETIC to what an image sampler wrote"
-        raise InputError(f"{tree} is no synthetic tree with its constants ({reason(error)}): {way_out}") from error
     return image_constants, report_constants
 
 
@@ -55,15 +53,13 @@ def data_card(image_constants: dict, report_constants: dict | None, evaluation: 
     if not evaluation:
         return "\n".join([*lines, "", "It has not been evaluated."])
     path = Path(evaluation, "evaluation.json")
-    try:
+    way_out = "set EVALUATION to a folder of evaluate_pairs.py, or to ''"
+    with as_input_error(lambda error: f"{path} has no figures ({reason(error)}): {way_out}"):
         facts = json.loads(path.read_text(encoding="utf-8"))
         headline, selected, synthetic = facts["headline"], facts["selected"], facts["synthetic"]
         lines += ["", f"Evaluation of {synthetic['N']} images of {synthetic['tree']}, {selected}.", ""]
         lines += ["| measure | value | floor | ceiling |", "| --- | --- | --- | --- |"]
         lines += ["| {measure} | {value} | {floor} | {ceiling} |".format(**row) for row in headline]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        way_out = "set EVALUATION to a folder of evaluate_pairs.py, or to ''"
-        raise InputError(f"{path} has no figures ({reason(error)}): {way_out}") from error
     return "\n".join(lines)
 
 

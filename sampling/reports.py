@@ -15,8 +15,8 @@ from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from sampling.data_set import save_data_set
 from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.csv_files import check_unique, csv_header, read_csv
-from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
+from utils.csv_files import check_unique, csv_header, read_csv, write_csv
+from utils.errors import InputError, Stopped, reason, say, stoppable, write_whole
 from utils.latents import draw_latents, load_vae, read_pixels
 from utils.mimic_cxr import image_file, read_table
 from utils.report_cleaning import clean_report
@@ -116,14 +116,12 @@ class Reports:
         if not self.pending:
             return
         new = pd.DataFrame(self.pending).reindex(columns=["subject_id", *self.columns], fill_value="")
-        with writing("reports", self.root):
-            for row in new.itertuples():
-                if row.dicom_id in self.first_images and row.report:
-                    self._save_file(row)
-            rows = pd.concat([self.written, new[self.columns]]).astype({"study_id": int})
-            rows = rows.sort_values(["study_id", "dicom_id"], ignore_index=True)
-            with replacing(self.path) as temporary:
-                rows.to_csv(temporary, index=False, lineterminator="\n")
+        for row in new.itertuples():
+            if row.dicom_id in self.first_images and row.report:
+                self._save_file(row)
+        rows = pd.concat([self.written, new[self.columns]]).astype({"study_id": int})
+        rows = rows.sort_values(["study_id", "dicom_id"], ignore_index=True)
+        write_csv(self.path, rows, "reports")
         self.written, self.pending = rows, []
 
     def _save_file(self, row):
@@ -131,8 +129,7 @@ class Reports:
         findings, impression = report_sections(row.report)
         if not findings and not impression:  # text without a heading
             findings = row.report
-        with replacing(path) as temporary:
-            temporary.write_text(report_file(findings, impression), encoding="utf-8")
+        write_whole(path, report_file(findings, impression), "reports", self.root)
 
 
 def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAutoencoder, precision: str) -> dict:

@@ -26,7 +26,7 @@ from training.batches import Batches, make_loader
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
-from utils.errors import InputError, Stopped, reason, say, stoppable, writing
+from utils.errors import InputError, Stopped, as_input_error, reason, say, stoppable, writing
 from utils.folders import locked
 from utils.seeds import draw_rows, keyed_seed
 
@@ -340,12 +340,10 @@ class _Run:
             say(f"{name} was {before!r}, and is {now!r} from here on")
         raw = type(self.raw_model).from_pretrained(checkpoint / "raw").state_dict()
         load_weights(self.raw_model, raw, checkpoint / "raw", "set the constants back, or change RUN_DIR")
-        try:
-            state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-            self._load_progress(training, state)
-        except Exception as error:  # a damaged file, or one that holds code, can fail anywhere
-            damage = f"its optimizer.pt or training.json is damaged ({reason(error)})"
-            raise InputError(f"{checkpoint} cannot be resumed, {damage}: restore it, or change RUN_DIR") from error
+        failed = f"{checkpoint} cannot be resumed, its optimizer.pt or training.json is damaged"
+        # a damaged file, or one that holds code, can fail anywhere
+        with as_input_error(lambda error: f"{failed} ({reason(error)}): restore it, or change RUN_DIR"):
+            self._load_progress(training, torch.load(checkpoint / "optimizer.pt", "cpu", weights_only=True))
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
         self.average.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
@@ -357,8 +355,6 @@ class _Run:
         device = self.accelerator.device
         self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
         self.validation_loss = float(training["validation_loss"])
-        for group in state["optimizer"]["param_groups"]:
-            group["fused"] = True  # older checkpoints have it otherwise
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

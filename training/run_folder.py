@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import InputError, reason, replacing, writing
+from utils.errors import InputError, as_input_error, reason, replacing, writing
 
 METRICS = (
     "step", "epoch", "loss", "validation_loss", "learning_rate", "gradient_norm", "examples_per_second", "peak_gpu_mib",
@@ -105,11 +105,11 @@ class MetricsLog:
         """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
         self.folder, self.path, self.rows = folder, folder / "metrics.csv", []
         if step and self.path.exists():
-            try:
-                with open(self.path, newline="") as file:
-                    self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
-            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-                raise InputError(f"{self.path} is damaged ({reason(error)}): restore it, or remove it") from error
+            damaged = as_input_error(
+                lambda error: f"{self.path} is damaged ({reason(error)}): restore it, or remove it"
+            )
+            with damaged, open(self.path, newline="") as file:
+                self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
 
     def add(self, row: dict) -> None:
         self.rows.append(row)

@@ -33,7 +33,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from utils.errors import InputError, Stopped, reason, replacing, stoppable, writing
+from utils.errors import InputError, Stopped, as_input_error, reason, replacing, stoppable, write_whole, writing
 from utils.folders import all_processes_agree
 
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
@@ -104,15 +104,13 @@ class FeatureCache:
             self._check_fingerprint(path, fingerprint)
         self.refresh()
         if not path.exists():
-            with writing("the feature cache", self.folder), replacing(path) as temporary:
-                temporary.write_text(json.dumps(fingerprint, indent=2))
+            write_whole(path, json.dumps(fingerprint, indent=2), "the feature cache")
 
     def _check_fingerprint(self, path: Path, fingerprint: dict) -> None:
         """InputError if the folder has another fingerprint."""
-        try:
+        way_out = "remove it, or set another CACHE_DIR"
+        with as_input_error(lambda error: f"cannot read {path}: {reason(error)}; {way_out}", (OSError, ValueError)):
             found = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {reason(error)}; remove it, or set another CACHE_DIR") from error
         for name in sorted(found.keys() | fingerprint.keys()):
             if found.get(name) != fingerprint.get(name):
                 values = f"{name} = {found.get(name)!r}, this run has {fingerprint.get(name)!r}"
@@ -175,8 +173,7 @@ class FeatureCache:
         about = {"fingerprint": self._digest, "shape": list(values.shape), "dtype": values.dtype.str, "keys": keys}
         with writing("the feature cache", self.folder):
             save_array(self._path(shard), values)
-            with replacing(self.folder / f"{shard}.keys.json") as temporary:
-                temporary.write_text(json.dumps(about))
+            write_whole(self.folder / f"{shard}.keys.json", json.dumps(about), "the feature cache")
 
     def fill(
         self, keys: Sequence[str | None], load: Callable[[int], object], encode: Callable[[list], np.ndarray],

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.errors import InputError, reason, say
+from utils.errors import InputError, as_input_error, reason, say
 
 _ADDED_LATER = {"PROMPT": "findings", "TEXT_ENCODER": "", "REPORTS_ROOT": ""}  # constants that older checkpoints lack
 _CONSTANTS = {  # frozen model => the constant that names it
@@ -25,14 +25,13 @@ def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module
     That is: no such folder or configuration, a weight that is missing, left over, misshapen or not finite, a file that
     is damaged or that holds code (which is not run).
     """
-    try:
+    failed = f"cannot load a {model_class.__name__} from {folder}"
+    # libraries raise errors of any type for a broken file
+    with as_input_error(lambda error: f"{failed}: {why_unloaded(folder, error)}"):
         check_config(folder, options.get("subfolder", ""))
         model, info = model_class.from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=Path(folder).exists(), **options
         )
-    except Exception as error:  # libraries raise errors of any type for a broken file
-        what = f"a {model_class.__name__} from {folder}"
-        raise InputError(f"cannot load {what}: {why_unloaded(folder, error)}") from error
     check_loaded(model, info, folder)
     return model
 
@@ -81,10 +80,9 @@ def check_loaded(model: nn.Module, info: dict, folder: str | Path) -> None:
 
 def load_weights(module: nn.Module, state: dict, what: str, way_out: str) -> None:
     """module.load_state_dict(state); an InputError with what it was and the way out if names or shapes differ."""
-    try:
+    other = f"{what} is a checkpoint of another architecture"
+    with as_input_error(lambda error: f"{other} ({reason(error)}); {way_out}", RuntimeError):
         module.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{what} is a checkpoint of another architecture ({reason(error)}); {way_out}") from error
 
 
 def read_training(checkpoint: str | Path) -> dict:
@@ -92,11 +90,9 @@ def read_training(checkpoint: str | Path) -> dict:
     way_out = "set CHECKPOINT to a folder such as runs/clipUViT/best"
     if not Path(checkpoint).exists():
         raise InputError(f"there is no checkpoint {checkpoint}: {way_out}")
-    try:
+    with as_input_error(lambda error: f"{checkpoint} has no readable training.json ({reason(error)}): {way_out}"):
         training = json.loads(Path(checkpoint, "training.json").read_text())
         constants = dict(training["constants"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint} has no readable training.json ({reason(error)}): {way_out}") from error
     return {**training, "constants": {**_ADDED_LATER, **constants}}
 
 

@@ -38,29 +38,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.errors import InputError, reason, replacing, run, writing
+from utils.errors import InputError, reason, run, write_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
-GONE = {  # former constant => what to do instead; a name that the script in question still has is never looked up here
-    "RESUME": "a run in RUN_DIR is always resumed; name another RUN_DIR for a new run",
-    "GRADIENT_CHECKPOINTING": "raise ACCUMULATION to save memory",
-    "PRETRAINED_FILE": "set PRETRAINED = 'local-dir:FOLDER'",
-    "REPORTS_ROOT": "put or link the reports into DATA_ROOT",
-    "DOWNSTREAM": "models trained on synthetic pairs are measured by `make utility`; remove it",
-    "RADGRAPH": "RadEval computes it from the evaluation's radeval.csv; remove it",
-    "FINDINGS_WEIGHT": "set DETAILS_WEIGHT, whose readout holds sides and zones, too",
-    "IMAGES_ROOT": "put the CSV into the folder that its image names start from",
-    **dict.fromkeys(
-        ("CANDIDATES", "KEEP", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "SELECTOR_IMAGE_SIZE"),
-        "set IMAGES_PER_LABEL, and choose among the images with select_pairs.py",
-    ),
-    **dict.fromkeys(("DROP_TEXT", "DROP_REFERENCE", "DROP_BOTH"), "set PROMPT_DROPOUT = [text, reference, both]"),
-    **dict.fromkeys(("POOLING", "TOKENIZER"), "convert an authors' BART by `python -m models.weights` first"),
-    **dict.fromkeys(("LATENT_GAIN", "IMAGE_GUIDANCE", "FLOW_TEMPERATURE"), "set it in sample_prior_model"),
-    **dict.fromkeys(("GUIDANCE_LOW", "GUIDANCE_HIGH"), "set GUIDANCE_INTERVAL = [lowest, highest]"),
-    **dict.fromkeys(("BASE_MODEL", "CHECK", "HEAD_ROWS", "START"), "this script needs none; remove it"),
-}
 
 
 def check_command_line(name: str, file: str) -> None:
@@ -85,8 +66,7 @@ def override_constants(namespace: dict, arguments: list[str] | None = None) -> d
 
 def save_constants(folder: str | Path, constants: dict) -> None:
     """Writes the resolved constants beside a result, as `<folder>/constants.json`."""
-    with writing("the constants", folder), replacing(Path(folder, "constants.json")) as temporary:
-        temporary.write_text(json.dumps(constants, indent=2) + "\n")
+    write_whole(Path(folder, "constants.json"), json.dumps(constants, indent=2) + "\n", "the constants")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,11 +116,9 @@ def _command_line_parser(script: "Script", values: dict) -> _Parser:
 
 
 def _unknown_constant(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not a constant of the script: what replaces it, or a similar name."""
-    bare = name.lstrip("-").split("=")[0]
-    if bare in GONE:
-        return f"the constant {bare} is gone: {GONE[bare]}"
-    return f"there is no constant {name!r}{_suggestion(bare, known)}; --help lists all constants"
+    """The message for a name that is not a constant of the script."""
+    similar = _suggestion(name.lstrip("-").split("=")[0], known)
+    return f"there is no constant {name!r}{similar}; --help lists all constants"
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

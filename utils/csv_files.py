@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import InputError, reason, say
+from utils.errors import InputError, reason, say, write_whole
 from utils.findings import FINDINGS, check_labels
 
 SPLITS = ("train", "validate", "test")
@@ -69,6 +69,11 @@ def read_csv(
     if key:
         check_unique(frame, key, path)
     return frame
+
+
+def write_csv(path: Path, frame: pd.DataFrame, what: str = "") -> None:
+    """Writes a frame without its index, as `write_whole` writes a file."""
+    write_whole(path, frame.to_csv(index=False, lineterminator="\n"), what)
 
 
 def drop_blank(frame: pd.DataFrame, columns: Sequence[str], path: str | Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from utils.errors import InputError, reason
+from utils.errors import InputError, as_input_error, reason
 
 TIMEOUT = 60  # minutes that processes wait for another one, which may list a million images (NCCL's default: 10)
 
@@ -20,14 +20,13 @@ def make_accelerator(device: str, precision: str, log_with: str = "", folder: st
     device supports it). With any other than "no", GPUs multiply the remaining float32 matrices in TF32. log_with: one
     of accelerate's trackers, or ""; folder: where it writes. InputError for a tracker that is not installed.
     """
-    try:
+    failed = f"DEVICE {device!r}: torch {torch.__version__} cannot compute on it here"
+    # each backend has errors of its own
+    with as_input_error(lambda error: f"{failed}: {reason(error)}; set DEVICE to 'cpu', 'cuda' or ''"):
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("there is no CUDA device")
         if device not in ("", "cpu", "cuda"):  # with "cuda" each process of a launch takes a GPU of its own later
             torch.ones(1, device=device).item()
-    except Exception as error:  # each backend has errors of its own
-        why = f"torch {torch.__version__} cannot compute on it here: {reason(error)}"
-        raise InputError(f"DEVICE {device!r}: {why}; set DEVICE to 'cpu', 'cuda' or ''") from error
     if log_with and log_with not in map(str, get_available_trackers()):
         raise InputError(f"LOG_WITH {log_with!r} is not installed here: install it, or leave LOG_WITH empty")
     if device not in ("", "cpu"):

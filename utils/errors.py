@@ -62,6 +62,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def as_input_error(
+    sentence: Callable[[Exception], str], kinds: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Turns an error of these kinds inside the block into an InputError; sentence: the error => the message."""
+    try:
+        yield
+    except kinds as error:
+        raise InputError(sentence(error)) from error
+
+
+def write_whole(path: Path, content: str | bytes, what: str = "", where: str | Path = "") -> None:
+    """Writes a file by `replacing`; an InputError of `writing`, by default of the file's name and folder, if it fails.
+
+    A text is written in UTF-8, its line ends as they are.
+    """
+    with writing(what or path.name, where or path.parent), replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
 def writing(what: str, where: str | Path) -> Iterator[None]:
     """Turns a failure to write (a full or read-only disk, a missing permission, a taken name) into an InputError.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import InputError, reason, replacing, writing
+from utils.errors import InputError, reason, write_whole, writing
 
 VISIBLE_WITHIN = 60  # seconds in which a file server shows one machine the files of another
 MANIFEST_FILE = "manifest.json"
@@ -83,8 +83,7 @@ def making(
     with locked(folder, f"the {part}"):
         manifest = _check_may_make(part, folder, settings, inside, constant)  # another run may have begun the folder
         if manifest.get(part) != settings:
-            with writing(MANIFEST_FILE, folder), replacing(folder / MANIFEST_FILE) as temporary:
-                temporary.write_text(json.dumps({**manifest, part: settings}, indent=2) + "\n", encoding="utf-8")
+            write_whole(folder / MANIFEST_FILE, json.dumps({**manifest, part: settings}, indent=2) + "\n")
         yield
 
 

@@ -37,7 +37,7 @@ from PIL import Image, ImageOps
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import load_strictly, weights_fingerprint
-from utils.errors import InputError, reason
+from utils.errors import InputError, as_input_error, reason
 from utils.seeds import keyed_generator
 
 REDUCED_DECODING = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the wanted size
@@ -185,10 +185,9 @@ def _look_up(lut, values: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 def load_vae(base_model: str, device: str | torch.device = "cpu") -> AutoencoderKL:
     """The frozen AutoencoderKL in `<base_model>/vae`; base_model is a Stable-Diffusion-like folder or a hub id."""
-    try:
+    way_out = "set BASE_MODEL to a Stable Diffusion folder"
+    with as_input_error(lambda error: f"no VAE in {base_model!r}: {error}; {way_out}", InputError):
         vae = load_strictly(AutoencoderKL, base_model, subfolder="vae")
-    except InputError as error:
-        raise InputError(f"no VAE in {base_model!r}: {error}; set BASE_MODEL to a Stable Diffusion folder") from error
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # quicker convolutions
 
 

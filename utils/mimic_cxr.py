@@ -40,7 +40,7 @@ import pandas as pd
 from PIL import Image
 
 from utils.csv_files import check_one_each, check_splits, count_values, parse_csv, read_authors_csv, read_csv
-from utils.errors import InputError, reason, replacing, say, writing
+from utils.errors import InputError, as_input_error, reason, say, write_whole
 from utils.findings import FINDINGS, codes_of_tree, to_physionet
 from utils.report_text import report_file, report_sections, report_text
 
@@ -240,11 +240,9 @@ def _report_places(root: Path, reports_root: Path | None) -> list[Path | zipfile
     for place in filter(None, (root, reports_root)):
         path = place / REPORTS_ARCHIVE if place.is_dir() else place
         if path.is_file():
-            try:
-                archive = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError, ValueError) as error:
-                raise InputError(f"{path} cannot be read as a zip file: {reason(error)}; fetch it again") from error
-            places.append(zipfile.Path(archive, "files/"))
+            failed = f"{path} cannot be read as a zip file"
+            with as_input_error(lambda error, failed=failed: f"{failed}: {reason(error)}; fetch it again"):
+                places.append(zipfile.Path(zipfile.ZipFile(path), "files/"))
     return places
 
 
@@ -297,7 +295,7 @@ def write_tree(
         if report:
             path = root / "files" / f"{_study_folder(subject, study)}.txt"
             content = report_file(*report_sections(report), dict(zip(map(str.upper, further), texts)))
-            _replace_file(path, content.encode("utf-8"), root)
+            write_whole(path, content, where=root)
     if provenance is not None:
         _merge_csv(root / provenance_file, provenance, ["dicom_id"], root)
     for kind, frame, keys in (
@@ -328,12 +326,7 @@ def _merge_csv(
     frame = frame.reindex(columns=columns).astype(object).fillna(defaults or {}).fillna("")
     frame = frame.sort_values(ids, key=lambda column: column.astype(int) if column.name != "dicom_id" else column)
     content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
-    _replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, root)
-
-
-def _replace_file(path: Path, content: bytes, root: Path) -> None:
-    with writing(path.name, root), replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, where=root)
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ ViT-B/32, D = R = 768. The CXR-IRGen authors prompt in another way, which their 
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel, PreTrain
 
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
-from utils.errors import InputError, say
+from utils.errors import InputError, as_input_error, say
 from utils.findings import PROMPT_START
 from utils.latents import PREPROCESSING, read_pixels
 
@@ -67,12 +68,10 @@ class TextEncoder:
 
     def _check_encodes(self) -> None:
         """InputError if the model fails, or encodes all texts alike, as a model of images would."""
-        try:
+        with as_input_error(partial(_no_text_encoder, self.name, "")):  # models of other kinds raise errors of any type
             text, null = self.encode([PROMPT_START, NULL_PROMPT])
             if torch.allclose(text, null):
                 raise ValueError(f"it is a {type(self.model).__name__}, which encodes all texts alike")
-        except Exception as error:  # models of other kinds raise errors of any type
-            raise _no_text_encoder(self.name, "", error) from error
         if self.pooled and not self.is_clip and getattr(self.model, "pooler", None) is None:
             say(f"{self.name} has no trained pooler: a text is the state of its first token")
 
@@ -185,7 +184,8 @@ def _load_text_model(name: str, base_model: str):
     whose name ends in "bert", such as CXR-BERT, is read as a BERT. Further weights are left out.
     """
     folder, of_model, of_tokenizer = (name, "", "") if name else (base_model, "text_encoder", "tokenizer")
-    try:
+    # a broken file or a model of another kind raises errors of any type
+    with as_input_error(partial(_no_text_encoder, name, base_model)):
         check_config(folder, of_model)
         config, _ = transformers.PretrainedConfig.get_config_dict(folder, subfolder=of_model)
         kind, options = str(config.get("model_type")), {}
@@ -206,17 +206,15 @@ def _load_text_model(name: str, base_model: str):
             model = getattr(model, "text_model", model)  # of a model with two towers
         if len(missing) < len(info["missing_keys"]):
             setattr(model.config, WITHOUT_POOLER, True)
-    except Exception as error:  # a broken file or a model of another kind raises errors of any type
-        raise _no_text_encoder(name, base_model, error) from error
     return tokenizer, model
 
 
-def _no_text_encoder(name: str, base_model: str, error: Exception) -> InputError:
+def _no_text_encoder(name: str, base_model: str, error: Exception) -> str:
     if name:
         way_out = "name a CLIP or a BERT with its tokenizer, or leave it empty for BASE_MODEL's"
-        return InputError(f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; {way_out}")
+        return f"no text encoder in TEXT_ENCODER {name!r}: {why_unloaded(name, error)}; {way_out}"
     why = f"{why_unloaded(base_model, error)}; set BASE_MODEL to a Stable Diffusion folder"
-    return InputError(f"no CLIP tokenizer and text_encoder in {base_model!r}: {why}")
+    return f"no CLIP tokenizer and text_encoder in {base_model!r}: {why}"
 
 
 class ReferenceEncoder:
@@ -301,13 +299,12 @@ def _load_image_tower(name: str) -> nn.Module:
         place = name.removeprefix("local-dir:")
     elif ":" not in name:
         architecture, _, weights = name.partition("/")
-    try:
+    form = "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
+    failed = f"cannot load REFERENCE_ENCODER {name!r}"
+    with as_input_error(lambda error: f"{failed}: {why_unloaded(place, error)}; {form}"):
         if place != ".":
             check_config(place, file="open_clip_config.json")
         return open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).visual
-    except Exception as error:  # libraries raise errors of any type for a broken file
-        form = "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
-        raise InputError(f"cannot load REFERENCE_ENCODER {name!r}: {why_unloaded(place, error)}; {form}") from error
 
 
 class PooledFusion(ModelMixin, ConfigMixin):

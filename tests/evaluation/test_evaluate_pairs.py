@@ -295,8 +295,7 @@ def test_what_is_quick_and_can_fail_ends_the_run_before_the_judge_is_trained(rea
         ({"JUDGE_PATIENTS": "first half"}, "--JUDGE_PATIENTS: 'first half' is none of all, second half"),
         ({"SPLIT": "dev"}, "--SPLIT: 'dev' is none of"),
         ({"WRITTEN": "nowhere"}, "nowhere/reports.csv is not there.*WRITTEN"),
-        ({"DOWNSTREAM": True}, "make utility"),
-        ({"BASE_MODEL": "x"}, "BASE_MODEL is gone"),
+        ({"BASE_MODEL": "x"}, "there is no constant '--BASE_MODEL"),
         ({"SYNTHETIC": "nowhere"}, "nowhere is not a folder"),
     ],
 )

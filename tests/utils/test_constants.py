@@ -7,7 +7,6 @@ import pytest
 
 from utils import constants
 from utils.constants import (
-    GONE,
     REPOSITORY,
     override_constants,
     read_range,
@@ -315,30 +314,6 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_done(tmp_path):
                     override_constants({"__file__": str(path)}, [f"--{name}={place}"])
         assert places or path.parent != REPOSITORY or path.stem == "app", f"{path.name} has no place to write"
     assert (tmp_path / "file").read_text() == "mine"
-
-
-# ---- constants that are gone ---------------------------------------------------------------------------------------
-
-
-def test_a_constant_that_is_gone_says_what_replaces_it(script, config, monkeypatch):
-    monkeypatch.setitem(GONE, "ANCIENT", "use PARTS")
-    for arguments in (("--ANCIENT", "512"), ("--ANCIENT=512",)):
-        with pytest.raises(InputError, match="ANCIENT is gone: use PARTS"):
-            script(*arguments)
-    for table in ("my_script", "common"):
-        with pytest.raises(InputError, match=rf"my.toml, \[{table}\]: .*ANCIENT is gone: use PARTS"):
-            script(*config(f"[{table}]\nANCIENT = 512\n"))
-
-
-def test_a_constant_that_a_script_still_has_is_not_gone(script, config, tmp_path, monkeypatch):
-    monkeypatch.setitem(GONE, "PARTS", "it is no longer needed; remove it")
-    monkeypatch.setitem(GONE, "PATIENTS", "it is no longer needed; remove it")
-    assert script("--PARTS", "2")["PARTS"] == 2
-    monkeypatch.setattr(constants, "REPOSITORY", tmp_path)
-    (tmp_path / "other_script.py").write_text("PATIENTS = 3  # patients (1 or more)\n")
-    assert "PATIENTS" not in script(*config("[common]\nPATIENTS = 4\n"))  # other_script has it
-    with pytest.raises(InputError, match="PATIENTS is gone"):
-        script(*config("[my_script]\nPATIENTS = 4\n"))
 
 
 # ---- config files and the command line -----------------------------------------------------------------------------
