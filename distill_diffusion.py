@@ -89,14 +89,12 @@ def main():
     vae = load_vae(constants["BASE_MODEL"], device)
     pooled = isinstance(model.fusion, PooledFusion)
     text_encoder = TextEncoder(constants["BASE_MODEL"], pooled, device, constants["TEXT_ENCODER"])
-    reference_encoder = ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
-    encoders = vae, text_encoder, reference_encoder
+    encoders = vae, text_encoder, ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
     fingerprints = encoder_fingerprints(*encoders)
     check_encoders(training, **fingerprints)
 
     guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, *GUIDANCE_INTERVAL)
-    null_text = text_encoder.encode([NULL_PROMPT])[0]
-    teacher = Teacher(model.to(device), null_text, guidance, STUDENT_STEPS, TEACHER_STEPS)
+    teacher = Teacher(model.to(device), text_encoder.encode([NULL_PROMPT])[0], guidance, STUDENT_STEPS, TEACHER_STEPS)
     student = begin_student(CHECKPOINT)
 
     image_size = constants["IMAGE_SIZE"]

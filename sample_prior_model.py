@@ -128,8 +128,7 @@ def main():
             write_whole(output_root / "reports.json", json.dumps({"constants": constants}, indent=2) + "\n")
         reports.write_reports(missing, image_latents, write, file, BATCH_SIZE, accelerator)
         empty = (file.written["report"] == "").sum()
-        studies = len(file.first_images)
-        say(f"{output_root}: {len(file.written)} reports, {empty} of them empty; {studies} studies")
+        say(f"{output_root}: {len(file.written)} reports, {empty} of them empty; {len(file.first_images)} studies")
         accelerator.wait_for_everyone()
 
 

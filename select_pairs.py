@@ -153,8 +153,7 @@ def write_kept(root: Path, synthetic: Path, kept: pd.DataFrame, made: pd.DataFra
                     with replacing(target) as temporary:
                         shutil.copyfile(source, temporary)
     texts = [text if any(report_sections(text)) else text and f"FINDINGS: {text}" for text in kept["report"]]
-    chosen = kept[["dicom_id", "score", "agrees"]]
-    write_tree(root, kept.assign(report=texts), made.merge(chosen, on="dicom_id"))
+    write_tree(root, kept.assign(report=texts), made.merge(kept[["dicom_id", "score", "agrees"]], on="dicom_id"))
 
 
 def beside(kept: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:

@@ -138,18 +138,16 @@ def evaluate(prior, autoencoder, examples, training_reports, run_dir):
     constant = constant_report(training_reports)
     predicted, drawn = torch.cat(predicted), torch.cat(drawn)  # (n, D), standardised
     unexplained = (predicted - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
-    spread = drawn.var(dim=0).mean().sqrt()
     scores = {
         "held-out images": len(rows),
         "explained variance of their report latents": 1 - unexplained.item(),
-        "spread of what was decoded (1: of the reports' own latents)": spread.item(),
+        "spread of what was decoded (1: of the reports' own latents)": drawn.var(dim=0).mean().sqrt().item(),
         "ROUGE-L of the reports written from the images": rouge_l(reports, written),
         "ROUGE-L of the same reports, shuffled": rouge_l(reports, [*written[1:], *written[:1]]),
         "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
         "ROUGE-L of the reports from their own latents": rouge_l(reports, again),
     }
-    columns = {"report ": reports, "written": written, "again  ": again}
-    write_evaluation(run_dir, "written.txt", columns, scores)
+    write_evaluation(run_dir, "written.txt", {"report ": reports, "written": written, "again  ": again}, scores)
 
 
 def main():

@@ -57,8 +57,7 @@ def run_script(*arguments) -> None:
     """
     command = [sys.executable, *map(str, arguments)]
     print("$", shlex.join(command), flush=True)
-    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, STATUS_WHEN_STOPPED: "1"}, check=False)
-    if done.returncode:
+    if subprocess.run(command, cwd=REPOSITORY, env={**os.environ, STATUS_WHEN_STOPPED: "1"}, check=False).returncode:
         raise InputError(f"{arguments[0]} failed or was stopped (see above); run the same command again to resume")
 
 

@@ -18,7 +18,7 @@ from evaluation.judges import SELECTOR_FILE
 from utils.csv_files import read_csv
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
-from utils.references import References
+from utils.references import References, label_distances
 from utils.seeds import keyed_generator, keyed_seed
 
 FLOOR_FILE, SELECTION_FILE = "floor.csv", "selection.json"  # in a selected tree
@@ -34,8 +34,7 @@ def matched_draws(asked: np.ndarray, codes: np.ndarray, draws: int, seed: int) -
     vectors, group_of_row = np.unique(codes, axis=0, return_inverse=True)
     requests, request_of = np.unique(asked, axis=0, return_inverse=True)
     rows_of_group = pd.Series(range(len(codes))).groupby(group_of_row.ravel()).indices
-    presence = np.stack([((vectors == PRESENT) != (request == PRESENT)).sum(axis=1) for request in requests])
-    distances = presence * (len(FINDINGS) + 1) + np.stack([(vectors != request).sum(axis=1) for request in requests])
+    distances = np.stack([label_distances(vectors, request) for request in requests])
     nearest = distances.argsort(axis=1, kind="stable")  # groups of each kind of request
     drawn = np.full((draws, len(asked)), -1)
     for number, places in enumerate(drawn):

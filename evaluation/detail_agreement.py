@@ -43,8 +43,7 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, writte
         return {}
     result, train = {}, training_details(sets.train.table)
     if written is not None:
-        reports = sections.written_reports(sets.real, written)
-        result["written_details"] = written_details(reports, train, sets.seed)
+        result["written_details"] = written_details(sections.written_reports(sets.real, written), train, sets.seed)
     places = place_judge(sets.train, rows, judge)
     return result if places is None else result | image_details(sets, judge, places, text_judge, train)
 

@@ -106,7 +106,7 @@ _LISTED = re.compile(r"(?! (?:with|in|at|on|of|is|are)\b)[ \w-]{0,40}?(?:,| and\
 _LISTED_ON = re.compile(r"\b(?:and|or|versus|vs|etc|less)\b|/")
 _AFTER = 80  # characters that may stand between a finding and what is said of it afterwards
 _AROUND = 40  # characters between "if any" and its finding
-_COPULA = re.compile(r"\b(?:is|are|was|were|appears?|remains?|demonstrates?|shows?|has|have)\b")
+COPULA = re.compile(r"\b(?:is|are|was|were|appears?|remains?|demonstrates?|shows?|has|have)\b")
 _SINGULAR = re.compile(r"(?:is|was|has)\b")
 
 
@@ -150,7 +150,7 @@ def _comma_after(sentence, mentions, code, start, end) -> int:
 def _stands_next(sentence, mentions, place) -> bool:
     """Whether a finding stands right after `place`, without a verb between: "if any pleural effusion"."""
     after = next((mention.start for mention in mentions if mention.start >= place), None)
-    return after is not None and after - place <= _AROUND and not _COPULA.search(sentence, place, after)
+    return after is not None and after - place <= _AROUND and not COPULA.search(sentence, place, after)
 
 
 def _read_list_before(sentence, mentions, place, code):
@@ -160,7 +160,7 @@ def _read_list_before(sentence, mentions, place, code):
     singular = _SINGULAR.match(sentence, place)
     for mention in findings:
         gap = sentence[mention.end : end]
-        if len(gap) > _AFTER or _COPULA.search(gap):
+        if len(gap) > _AFTER or COPULA.search(gap):
             return
         if link is not None and gap.strip() and not link.match(gap):
             return

@@ -15,12 +15,11 @@ from utils.report_text import misspells, read_words
 CODES = {"present": PRESENT, "absent": ABSENT, "uncertain": UNCERTAIN, "not mentioned": NOT_MENTIONED}
 
 
-def _any_of(patterns):
-    return re.compile(rf"\b(?:{'|'.join(patterns)})")
-
-
 WORDS = read_words(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
-MENTIONS, UNMEANT = ({name: _any_of(WORDS[kind][name]) for name in WORDS[kind]} for kind in ("mentions", "unmeant"))
+MENTIONS, UNMEANT = (
+    {name: re.compile(rf"\b(?:{'|'.join(patterns)})") for name, patterns in WORDS[kind].items()}
+    for kind in ("mentions", "unmeant")
+)
 HEART_FAILURE = re.compile(r"\bchf\b|\b(?:heart|cardiac|ventricular|congestive) failure")
 ORGANS = {name: re.compile(pattern) for name, pattern in WORDS["organs"].items()}
 SIZE = re.compile("|".join(rf"\b((?:{pattern}))" for pattern in WORDS["sizes"].values()))

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,11 @@ def cache_pixels(
     fingerprint = {"feature": "grey pixels, uint8", "image_size": image_size, "preprocessing": PREPROCESSING}
     cache = FeatureCache(f"{cache_dir}/pixels-{image_size}", fingerprint)
     keys, paths = image_keys(table), table["image_path"].tolist()
-
-    def read(row):
-        return read_grey(paths[row], image_size, refuse_blank=True)
-
-    readable = cache.fill(keys, read, np.stack, 256, accelerator, f"pixels at {image_size}", THREADS)
-    return cache, [key for key, kept in zip(keys, readable) if kept], readable
+    readable = cache.fill(
+        keys, lambda row: read_grey(paths[row], image_size, refuse_blank=True), np.stack, 256, accelerator,
+        f"pixels at {image_size}", THREADS,
+    )  # fmt: skip
+    return cache, [*compress(keys, readable)], readable
 
 
 def first_half(table: pd.DataFrame) -> np.ndarray:
@@ -138,8 +138,7 @@ def image_judge(
 def _train_judge(train, validation, settings, device, start, path):
     """Trains and saves a Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
     known = enough(train[2] == 1)
-    model = train_classifier(*train, settings, device, start)
-    judge = Judge(model, settings, np.full(len(known), 0.5), known)
+    judge = Judge(train_classifier(*train, settings, device, start), settings, np.full(len(known), 0.5), known)
     pixels, keys, labels = validation
     if keys:
         _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)

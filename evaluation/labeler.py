@@ -28,7 +28,7 @@ from itertools import chain
 
 import numpy as np
 
-from evaluation.finding_scope import Mention, leave_alternatives_open, read
+from evaluation.finding_scope import COPULA, Mention, leave_alternatives_open, read
 from evaluation.finding_words import ATTRIBUTE, HEART_FAILURE, MENTIONS, ORGANS, SIZE, SIZE_CODES, UNMEANT, well_spelt
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN, from_prompt
@@ -166,7 +166,6 @@ def _mentions(sentence: str) -> list[Mention]:
 
 
 _PREDICATE = re.compile(r"(?<!there )\b(?:is|are|was|were|be|appears?|remains?|within)(?: \w+ly)? $")
-_VERB = re.compile(r"\b(?:is|are|was|were|appears?|remains?|demonstrates?|shows?|has|have)\b")
 _SUBJECT = re.compile(
     r"\b(?:aort\w+|vascul\w+|arter\w+|pleura\w*|bon[ey]\w*|osseous|trachea\w*|diaphragm\w*|media\w+)\b"
 )
@@ -216,9 +215,9 @@ def _predicate(sentence, sizes, place, code):
         if size.start < place:
             continue
         gap = sentence[place : size.start]
-        verb = _VERB.search(gap)
+        verb = COPULA.search(gap)
         rest = gap[verb.end() :] if verb else gap
-        if _LUNGS.search(gap) or (verb and (_SUBJECT.search(rest) or _VERB.search(rest))):
+        if _LUNGS.search(gap) or (verb and (_SUBJECT.search(rest) or COPULA.search(rest))):
             break
         if size.meaning == PRESENT and len(rest.split()) > 3:
             break

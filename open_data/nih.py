@@ -50,8 +50,7 @@ def read(root: str | Path) -> pd.DataFrame:
     published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
     say(f"{path}: {len(table)} images of {patients} patients; {published}")
     table = _with_splits(table, root)
-    places = png_places(root, _IMAGE_FOLDERS)
-    table["file"] = table["name"].map(places).fillna("images/" + table["name"])
+    table["file"] = table["name"].map(png_places(root, _IMAGE_FOLDERS)).fillna("images/" + table["name"])
     table["dicom_id"] = table["name"].str.removesuffix(".png")
     table = table.assign(report="").drop(columns="name")
     return pd.concat([table, _codes(table["labels"], path)], axis=1)

@@ -23,6 +23,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
+from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import BartForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -118,7 +119,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
         # a broken file fails in whatever reads it
         with as_input_error(lambda error: f"no pipeline in {str(folder)!r}: {why_unloaded(folder, error)}; {way_out}"):
             if not folder.exists():
-                folder = Path(_download(str(folder)))
+                folder = Path(snapshot_download(str(folder)))
             index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
             if cls.__name__ not in index["_class_name"]:
                 raise ValueError(f"it is a {index['_class_name']}")
@@ -303,9 +304,3 @@ def _load_part(folder, library, class_name):
     """A component of a pipeline's folder, by the name of its class."""
     kind = OWN.get(class_name) or getattr(transformers if library == "transformers" else diffusers, class_name)
     return load_strictly(kind, folder) if issubclass(kind, ModelMixin) else kind.from_pretrained(folder)
-
-
-def _download(name) -> str:
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from sampling.data_set import save_data_set
+from utils.cache import load_or_name
 from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.csv_files import check_unique, csv_header, read_csv, write_csv
 from utils.errors import InputError, Stopped, reason, say, stoppable, write_whole
@@ -48,7 +50,8 @@ class ImageLatents:
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             latents = list(pool.map(self._read_kept, rows["dicom_id"]))
             absent = [place for place, values in enumerate(latents) if values is None]
-            images = list(pool.map(self._read_image, rows["image_path"].iloc[absent]))
+            read = partial(read_pixels, size=self.image_size, refuse_blank=True)
+            images = list(pool.map(partial(load_or_name, read), rows["image_path"].iloc[absent]))
         for place, pixels in zip(absent, images):
             if pixels is not None:
                 self.load_vae()
@@ -56,14 +59,6 @@ class ImageLatents:
         readable = rows[np.array([values is not None for values in latents], dtype=bool)]
         found = [values for values in latents if values is not None]
         return readable, torch.stack(found) if found else torch.zeros(0, *self.shape)
-
-    def _read_image(self, path):
-        """The pixels (3, S, S) of an image; None for one that cannot be read, which is named."""
-        try:
-            return read_pixels(path, self.image_size, refuse_blank=True)
-        except (OSError, ValueError) as error:
-            tqdm.write(f"left out: {error}")
-            return None
 
     def _read_kept(self, dicom_id):
         """The kept latents (C, h, w) of an image; None where there are none, or damaged ones, which are named."""
@@ -118,18 +113,15 @@ class Reports:
         new = pd.DataFrame(self.pending).reindex(columns=["subject_id", *self.columns], fill_value="")
         for row in new.itertuples():
             if row.dicom_id in self.first_images and row.report:
-                self._save_file(row)
+                findings, impression = report_sections(row.report)
+                if not findings and not impression:  # text without a heading
+                    findings = row.report
+                path = image_file(self.root, row.subject_id, row.study_id, row.dicom_id).parent.with_suffix(".txt")
+                write_whole(path, report_file(findings, impression), "reports", self.root)
         rows = pd.concat([self.written, new[self.columns]]).astype({"study_id": int})
         rows = rows.sort_values(["study_id", "dicom_id"], ignore_index=True)
         write_csv(self.path, rows, "reports")
         self.written, self.pending = rows, []
-
-    def _save_file(self, row):
-        path = image_file(self.root, row.subject_id, row.study_id, row.dicom_id).parent.with_suffix(".txt")
-        findings, impression = report_sections(row.report)
-        if not findings and not impression:  # text without a heading
-            findings = row.report
-        write_whole(path, report_file(findings, impression), "reports", self.root)
 
 
 def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAutoencoder, precision: str) -> dict:

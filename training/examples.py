@@ -6,6 +6,7 @@ study_reports     => ReportExamples       cleaned reports, tokenised: for the re
 """
 
 import hashlib
+from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ def _readable_rows(table, *features):
         say(f"unreadable images: {(~readable).sum()} of {len(table)} rows dropped (named above)")
     if not readable.any():
         raise InputError("not one image of the table can be read")
-    columns = (Column(cache, [key for key, kept in zip(keys, readable) if kept]) for cache, keys, _ in features)
+    columns = (Column(cache, [*compress(keys, readable)]) for cache, keys, _ in features)
     return table[readable].reset_index(drop=True), *columns
 
 
@@ -218,11 +219,10 @@ def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accele
     fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
     cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
     keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
-
-    def encode(batch):
-        return autoencoder.encode_reports(batch).float().cpu().numpy()
-
-    served = cache.fill(keys, reports.__getitem__, encode, ENCODE_BATCH_SIZE, accelerator, "report latents")
+    served = cache.fill(
+        keys, reports.__getitem__, lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
+        ENCODE_BATCH_SIZE, accelerator, "report latents",
+    )  # fmt: skip
     if not served.all():
         raise InputError(f"the latents of {(~served).sum()} reports are not finite: take another BART_CHECKPOINT")
     return Column(cache, keys)

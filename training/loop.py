@@ -188,21 +188,20 @@ class _Run:
         return applied
 
     def _read_steps(self, leave=0):
-        """Reads the results of all steps but the last `leave`; reading a step waits until the GPU has computed it."""
+        """Reads the results of all steps but the last `leave`, for each of which this waits until the GPU has it.
+
+        Prints which were not applied; InputError after BAD_STEPS of them in a row.
+        """
         while len(self.unread) > leave:
             step, loss, norm, applied = self.unread.popleft()
             if applied:
                 self.pending.append((loss, norm))
                 self.skipped = 0
-            else:
-                self.skipped += 1
-                self._report_bad_step(step, norm.item())
-
-    def _report_bad_step(self, step, norm):
-        """Prints that a step was not applied; InputError after BAD_STEPS of them."""
-        say(f"step {step + 1} is not applied: its gradient is {norm} ({self.skipped} in a row)")
-        if self.skipped == BAD_STEPS:
-            self._give_up(f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite")
+                continue
+            self.skipped += 1
+            say(f"step {step + 1} is not applied: its gradient is {norm.item()} ({self.skipped} in a row)")
+            if self.skipped == BAD_STEPS:
+                self._give_up(f"the gradients of {BAD_STEPS} steps in a row, up to step {step + 1}, are not finite")
 
     def _give_up(self, why):
         way_out = "lower LEARNING_RATE or set PRECISION to 'no', and run the same command again"
@@ -240,8 +239,7 @@ class _Run:
         """The sums of numbers over all processes: with several, tensors, so that nothing waits for a GPU."""
         if self.accelerator.num_processes == 1:
             return values
-        device = self.accelerator.device
-        own = torch.stack([torch.full((), float(value), device=device) for value in values])
+        own = torch.stack([torch.full((), float(value), device=self.accelerator.device) for value in values])
         return self.accelerator.reduce(own, "sum")
 
     @torch.compiler.set_stance("force_eager")  # compiling validation and preview would take longer than running them
@@ -343,23 +341,19 @@ class _Run:
         failed = f"{checkpoint} cannot be resumed, its optimizer.pt or training.json is damaged"
         # a damaged file, or one that holds code, can fail anywhere
         with as_input_error(lambda error: f"{failed} ({reason(error)}): restore it, or change RUN_DIR"):
-            self._load_progress(training, torch.load(checkpoint / "optimizer.pt", "cpu", weights_only=True))
+            state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
+            self.validation_loss, self.skipped = float(training["validation_loss"]), state["skipped"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            device = self.accelerator.device
+            self.pending = [tuple(torch.tensor(value, device=device) for value in pair) for pair in state["pending"]]
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
-        self.average.shadow_params = [averaged[name].detach().to(self.accelerator.device) for name in trained]
+        self.average.shadow_params = [averaged[name].detach().to(device) for name in trained]
         self.average.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
-
-    def _load_progress(self, training, state):
-        """training: the content of training.json; state: of optimizer.pt."""
-        device = self.accelerator.device
-        self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
-        self.validation_loss = float(training["validation_loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.pending = [tuple(torch.tensor(value, device=device) for value in pair) for pair in state["pending"]]
-        self.skipped = state["skipped"]
 
     def check_same_start(self):
         """InputError unless all processes begin at one step: RUN_DIR may be another folder on another machine."""

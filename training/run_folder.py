@@ -27,10 +27,6 @@ MAY_CHANGE = {  # constants that a resumed run may change: places, optimisation,
     "COMPILE", "CHECKPOINT_EVERY", "VALIDATION_ROWS", "EVALUATION_REPORTS", "EVALUATION_IMAGES", "LOG_EVERY",
     "LOG_WITH", "DEVICE", "NUM_WORKERS",
 }  # fmt: skip
-FIXED = {  # constants that scripts had before, with the values that are fixed in the code now
-    "PATCH_SIZE": 2, "TIMESTEP_MEAN": -0.7, "COSINE_WEIGHT": 0.01, "FLOW_DEPTH": 3, "FLOW_DRAWS": 4, "DROP_IMAGE": 0.1,
-    "OPTIMIZER": "adamw",
-}  # fmt: skip
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -56,14 +52,7 @@ def compare_with(checkpoint: Path, training: dict, constants: dict, facts: dict)
     for name, fact in facts.items():
         if training.get(name) != json.loads(json.dumps(fact)):
             raise InputError(f"{checkpoint} was trained with other {name}; set them back, or change RUN_DIR")
-    old = dict(training["constants"])
-    if "DROP_TEXT" in old:  # older versions had three constants for it, a student two
-        old["PROMPT_DROPOUT"] = [old["DROP_TEXT"], old["DROP_REFERENCE"], old.get("DROP_BOTH", 0.0)]
-    for name, value in FIXED.items():
-        if old.get(name, value) != value:
-            fixed = f"{name} = {old[name]!r}, which is now fixed at {value!r}"
-            raise InputError(f"{checkpoint} was trained with {fixed}: change RUN_DIR, or use the older scripts")
-    new = json.loads(json.dumps(constants))
+    old, new = training["constants"], json.loads(json.dumps(constants))
     changes = [(name, old[name], value) for name, value in new.items() if old.get(name, value) != value]
     for name, before, now in changes:
         if name not in MAY_CHANGE:

@@ -21,7 +21,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import compress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -224,7 +224,7 @@ class FeatureCache:
                     for batch in batches[first : first + batches_per_shard]:
                         if stopped():
                             return
-                        inputs = pool.map(lambda item: _load_or_name(load, item[1]), batch)
+                        inputs = pool.map(partial(load_or_name, load), [row for _, row in batch])
                         readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
                         if readable:
                             features = encode([value for _, value in readable])
@@ -250,9 +250,10 @@ def _which_are_finite(keys: list[str], features: np.ndarray) -> np.ndarray:
     return finite
 
 
-def _load_or_name(load: Callable[[int], object], row: int) -> object | None:
+def load_or_name(load: Callable[[object], object], item: object) -> object | None:
+    """load(item); None, and a line that names it, for an input that cannot be read."""
     try:
-        return load(row)
+        return load(item)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors for a file that is not an image
         tqdm.write(f"left out: {error}")
         return None

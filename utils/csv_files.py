@@ -7,6 +7,7 @@ import ast
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -21,12 +22,9 @@ _LARGEST_ID = 10**15  # a float64, which pandas makes of a column with blanks, s
 
 def csv_header(path: str | Path) -> set[str]:
     """The names of a CSV's columns; empty if there is no CSV that can be read."""
-    if not str(path).endswith((".csv", ".csv.gz")):
-        return set()
-    try:
-        return {*parse_csv(path, nrows=0).columns}
-    except InputError:
-        return set()
+    with suppress(InputError):
+        return {*parse_csv(path, nrows=0).columns} if str(path).endswith((".csv", ".csv.gz")) else set()
+    return set()
 
 
 def parse_csv(path, **options) -> pd.DataFrame:

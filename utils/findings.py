@@ -9,6 +9,7 @@ of -1; only `from_physionet` and `to_physionet` convert between them.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,7 @@ def prompts_of(table: pd.DataFrame) -> list[str]:
     """The prompt of each row of a table: its column `prompt` if there is one, else the prompt for its labels."""
     if "prompt" in table:
         return table["prompt"].tolist()
-    vectors, inverse = np.unique(table[list(FINDINGS)].to_numpy(dtype=np.int8), axis=0, return_inverse=True)
-    prompts = [to_prompt(vector) for vector in vectors]
-    return [prompts[index] for index in inverse.ravel()]
+    return [*map(cache(to_prompt), table[list(FINDINGS)].itertuples(index=False, name=None))]
 
 
 def from_prompt(prompt: str) -> np.ndarray | None:

@@ -111,22 +111,23 @@ def _check_picture(image: Image.Image) -> None:
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """An open image of any mode => mode L, or F from 0 (black) to 255 (white, see `white_of`) of more than 8 bits."""
+    """An open image of any mode => mode L, or F from 0 (black) to 255 (white) of more than 8 bits.
+
+    White is the largest number of the fewest bits, 8 to 16, that hold all values: of a 12-bit film 4095.
+    """
     if image.mode[0] not in "IF":
         return image.convert("L")
     if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     values = np.asarray(image, dtype=np.float32)
-    grey = (values * (255 / white_of(values))).clip(0, 255)
+    white = (
+        2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
+    )  # of the fewest bits, 8 to 16, that hold all values
+    grey = (values * (255 / white)).clip(0, 255)
     is_negative = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's PhotometricInterpretation: white is zero
     picture = Image.fromarray(255 - grey if is_negative else grey)
     picture.info = image.info  # with its EXIF
     return picture
-
-
-def white_of(values: np.ndarray) -> int:
-    """The largest number of the fewest bits, 8 to 16, that hold all values: a 12-bit film in a 16-bit file has 4095."""
-    return 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
 
 
 def _read_dicom(path: str | Path) -> Image.Image:

@@ -32,7 +32,7 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +94,7 @@ def read_table(
     if check_images:
         table = _keep_existing_images(table, root)
     if with_reports and from_csv:
-        texts = {raw: report_text(raw) for raw in table["report"].unique()}
-        table["report"] = table["report"].map(texts)
+        table["report"] = table["report"].map(cache(report_text))
         say(f"reports: {(table['report'] != '').sum()} of {len(table)} images have one")
     elif with_reports:
         table["report"] = _read_reports(table, root, Path(reports_root) if reports_root else None)

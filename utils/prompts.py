@@ -112,8 +112,7 @@ class TextEncoder:
 
     def lengths(self, prompts: list[str]) -> list[int]:
         """Tokens of each prompt, start and end included, 77 at most."""
-        tokens = self.tokenizer(list(prompts), truncation=True, max_length=self.longest).input_ids
-        return [len(ids) for ids in tokens]
+        return [*map(len, self.tokenizer(list(prompts), truncation=True, max_length=self.longest).input_ids)]
 
     def print_lengths(self, prompts: list[str]) -> None:
         """Prints the number and length of the distinct prompts, and how many of them are cut."""

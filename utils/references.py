@@ -16,11 +16,15 @@ from utils.findings import FINDINGS, PRESENT
 NONE = -1  # the row number of "no reference"
 
 
-class References:
-    """Draws references from a table of training rows.
+def label_distances(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far G label vectors (G, 14) are from one (14,): by the findings that differ in *being present*, then by all
+    codes that differ; (G,)."""
+    presence = ((vectors == PRESENT) != (labels == PRESENT)).sum(axis=1)
+    return presence * (len(FINDINGS) + 1) + (vectors != labels).sum(axis=1)
 
-    Two label vectors are nearer the fewer findings differ in *being present*, then the fewer codes differ at all.
-    """
+
+class References:
+    """Draws references from a table of training rows; which label vectors are near: see `label_distances`."""
 
     def __init__(self, train_table: pd.DataFrame):
         labels = _labels(train_table)
@@ -82,8 +86,7 @@ class References:
         group = self._group.get(labels.tobytes())
         if group is not None:
             yield [group]
-        presence = ((self.vectors == PRESENT) != (labels == PRESENT)).sum(axis=1)
-        distance = presence * (len(FINDINGS) + 1) + (self.vectors != labels).sum(axis=1)
+        distance = label_distances(self.vectors, labels)
         for level in np.unique(distance[distance > 0]):
             yield np.flatnonzero(distance == level).tolist()
 

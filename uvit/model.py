@@ -3,7 +3,7 @@
 The backbone of Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (CVPR 2023): every input is a
 token (prompt, time, latent patches), and long skip connections join the first half of the blocks with the second.
 Written from the paper's equations; parameter names are the official implementation's, so that its published weights
-load. What differs from it: the prompt arrives as embedded tokens, attention and MLP are timm's, and configuration,
+load. What differs from it: the prompt arrives as embedded tokens, blocks and patches are timm's, and configuration,
 saving and loading are diffusers'.
 """
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
+from timm.layers import PatchEmbed
+from timm.models import vision_transformer
 from torch import nn
 
 
@@ -31,33 +31,15 @@ def timestep_embedding(timesteps: torch.Tensor, width: int, period: float = 1000
     return F.pad(embedding, (0, width % 2))
 
 
-class Block(nn.Module):
+class Block(vision_transformer.Block):
     """A pre-norm transformer block; with `skip`, its input is first joined with an earlier block's output."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, skip: bool = False):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)  # without a bias on queries, keys and values
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        super().__init__(width, heads, mlp_ratio, norm_layer=nn.LayerNorm)  # queries, keys and values without a bias
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:  # both (B, L, D)
-        if self.skip_linear is not None:
-            x = self.skip_linear(torch.cat((x, skip), dim=-1))
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class PatchEmbed(nn.Module):
-    """Latents (B, C, H, W) => one token per patch, row by row, (B, H * W / patch_size^2, D)."""
-
-    def __init__(self, channels: int, width: int, patch_size: int):
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.proj(latents).flatten(2).transpose(1, 2)
+        return super().forward(x if skip is None else self.skip_linear(torch.cat((x, skip), dim=-1)))
 
 
 class UViT(ModelMixin, ConfigMixin):
@@ -86,7 +68,7 @@ class UViT(ModelMixin, ConfigMixin):
         if mlp_time_embed:
             hidden = 4 * embed_dim
             self.time_embed = nn.Sequential(nn.Linear(embed_dim, hidden), nn.SiLU(), nn.Linear(hidden, embed_dim))
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)  # a token a patch, row by row
         tokens = num_prompt_tokens + 1 + (img_size // patch_size) ** 2
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
 

@@ -60,11 +60,6 @@ def test_a_tree_that_a_selector_chose_is_not_added_to(config, runs, made, tmp_pa
     assert contents(root) == before
 
 
-@pytest.mark.parametrize("name", ["CANDIDATES", "SELECTOR_MODEL", "SELECTOR_STEPS", "SELECTOR_LEARNING_RATE", "KEEP"])
-def test_a_sampler_s_constants_of_selection_name_select_pairs(name, config, runs, tmp_path):
-    says(sample("clipUViT", config, runs, tmp_path / "made", **{name: 2}), name, "select_pairs.py")
-
-
 def test_a_real_tree_is_left_as_it_is(config, runs, tree, tmp_path):
     root = Path(shutil.copytree(tree, tmp_path / "real"))
     (root / "manifest.json").unlink()

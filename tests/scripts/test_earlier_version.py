@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from running import BACKBONES, CSVS, EVALUATION, ROOT, contents, flags, run_script, says, tiny_config, weights
+from running import BACKBONES, CSVS, EVALUATION, ROOT, contents, flags, run_script, tiny_config, weights
 
 pytest.importorskip("transformers", "5.24", reason="older libraries read and compute otherwise than those of the files")
 
@@ -144,12 +144,3 @@ def test_a_tree_is_evaluated_to_the_same_numbers_by_the_same_judge(archive, run)
     for name in ("synthetic", "real"):
         areas = [{row: values["auroc"] for row, values in result["auroc"][name].items()} for result in (wanted, found)]
         assert_alike(*areas, name)
-
-
-@pytest.mark.parametrize("name", ["CHECK", "HEAD_ROWS"])
-def test_a_constant_that_is_gone_is_named_with_what_to_do(name, tmp_path):
-    for table in ("common", "train_prior_model"):
-        (tmp_path / "old.toml").write_text(f"[{table}]\n{name} = 0\n")
-        message = run_script("train_prior_model", "--config", tmp_path / "old.toml")
-        says(message, name, "gone")
-        assert len(message.split()) > 8, "it says nothing of what to do"

@@ -424,42 +424,6 @@ def test_another_experiment_is_not_resumed(train, name, value):
     assert read_training(run / "last")["step"] == 4
 
 
-OLDER = {
-    "DROP_TEXT": 0.05,
-    "DROP_REFERENCE": 0.1,
-    "DROP_BOTH": 0.2,
-    "RESUME": True,
-    "KEEP_CHECKPOINTS": 2,
-    "FLOW_DRAWS": 4,
-}
-
-
-def as_of_an_older_version(run, **constants):
-    """Gives a run folder's checkpoint the constants that scripts had before, and a checkpoint named after its step."""
-    path = run / "last" / "training.json"
-    training = json.loads(path.read_text())
-    del training["constants"]["PROMPT_DROPOUT"]
-    path.write_text(json.dumps({**training, "constants": {**training["constants"], **OLDER, **constants}}))
-    shutil.copytree(run / "best", run / "step-00000004")
-
-
-def test_a_run_of_an_older_version_is_resumed(train):
-    drops = {"PROMPT_DROPOUT": (0.05, 0.1, 0.2)}
-    as_of_an_older_version(train("a", MAX_STEPS=4, **drops))
-    assert_same_run(train("a", **drops), train("b", **drops))
-
-
-@pytest.mark.parametrize(
-    ("older", "name"),
-    [({"DROP_BOTH": 0.0}, "PROMPT_DROPOUT"), ({"FLOW_DRAWS": 2}, "FLOW_DRAWS"), ({"OPTIMIZER": "muon"}, "OPTIMIZER")],
-)
-def test_another_experiment_of_an_older_version_is_not_resumed(train, older, name):
-    drops = {"PROMPT_DROPOUT": (0.05, 0.1, 0.2)}
-    as_of_an_older_version(train("a", MAX_STEPS=4, **drops), **older)
-    with pytest.raises(InputError, match=f"was trained with {name} = .*RUN_DIR"):
-        train("a", **drops)
-
-
 def terminated_at(passes):
     """A loss that sends SIGTERM to this process in its training pass of that number."""
     count = iter(range(1, 1_000_000))

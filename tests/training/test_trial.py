@@ -1,6 +1,5 @@
 """The trial before a training: it ends what cannot work before anything is encoded, and changes nothing."""
 
-import json
 import shutil
 
 import pytest
@@ -121,17 +120,3 @@ def test_a_broken_setup_ends_before_anything_is_encoded(config, runs, tmp_path, 
     forward = "models.diffusion.PromptedDenoiser.forward"
     monkeypatch.setattr(forward, lambda self, latents, *_: latents * float("nan") + self.fusion.text_embed.bias.sum())
     says(refused(script, config, tmp_path), "loss", "nan", "INITIAL_WEIGHTS")
-
-
-def test_an_old_teachers_student_is_another_experiment_with_other_dropout(config, runs, tmp_path):
-    """A student's older training.json has two constants for it."""
-    script, run = "distill_diffusion", tmp_path / "student"
-    constants = {"CHECKPOINT": runs / "clipUViT" / "best", "STUDENT_STEPS": 2, "TEACHER_STEPS": 2}
-    assert run_script(script, "--config", config, *flags(RUN_DIR=run, MAX_STEPS=2, **constants)) == 0
-    path = run / "last" / "training.json"
-    training = json.loads(path.read_text())
-    del training["constants"]["PROMPT_DROPOUT"]
-    training["constants"] |= {"DROP_TEXT": 0.05, "DROP_REFERENCE": 0.05}
-    path.write_text(json.dumps(training))
-    says(refused(script, config, tmp_path, RUN_DIR=run, PROMPT_DROPOUT="0,0,0", **constants), "PROMPT_DROPOUT")
-    assert run_script(script, "--config", config, *flags(RUN_DIR=run, **constants)) == 0
