@@ -84,12 +84,13 @@ def main():
     images = "" if own else str(Path(tree).resolve())
     settings = reports.manifest_settings(constants, images, prior, autoencoder, accelerator.mixed_precision)
     random_from = reports.training_reports(training) if CANDIDATES > 1 else []
+    arguments = reports.sampling_arguments(constants)
 
     def decode(report_latents, seeds):
-        return autoencoder.generate(report_latents, DECODING, BEAMS, TOP_P, TEMPERATURE, MAX_TOKENS, seeds)
+        return autoencoder.generate(report_latents, **arguments["decoding"], seeds=seeds)
 
     def draw(latents, seeds):
-        return decode(prior.sample(latents, seeds, LATENT_GAIN, IMAGE_GUIDANCE, FLOW_TEMPERATURE), seeds)
+        return decode(prior.sample(latents, seeds, **arguments["prior"]), seeds)
 
     def write(latents, rows):
         names, texts = rows["dicom_id"], {}

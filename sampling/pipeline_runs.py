@@ -6,6 +6,7 @@ from pathlib import Path
 from models.diffusion import class_name
 from models.weights import is_foreign, load_autoencoder, load_prior
 from sampling.plan import real_rows
+from sampling.reports import sampling_arguments
 from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
 from utils.constants import REPOSITORY, resolve
@@ -96,11 +97,5 @@ def _report_parts(constants, vae) -> dict:
     bart = constants["BART_CHECKPOINT"] or training["constants"]["BART_CHECKPOINT"]
     autoencoder = load_autoencoder(bart, constants["POOLING"], constants["TOKENIZER"])
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling, vae=vae)
-    of_prior = {"gain": "LATENT_GAIN", "guidance": "IMAGE_GUIDANCE", "temperature": "FLOW_TEMPERATURE"}
-    of_decoding = ("decoding", "beams", "top_p", "temperature", "max_tokens")
-    settings = {
-        "prior": {name: constants[constant] for name, constant in of_prior.items()},
-        "decoding": {name: constants[name.upper()] for name in of_decoding},
-    }
     parts = {"prior": prior, "bart": autoencoder.bart, "bart_tokenizer": autoencoder.tokenizer}
-    return {**parts, "report_settings": settings}
+    return {**parts, "report_settings": sampling_arguments(constants)}

@@ -132,10 +132,9 @@ class ReferencePool:
 
     def prepare(self, dicom_ids: pd.Series):
         """Encodes references that may have been drawn in an earlier run; InputError for one that is gone."""
-        names = sorted({*dicom_ids} - {""})
-        rows = [self._row_of[name] for name in names if name in self._row_of]
-        self._encode(rows)
-        gone = [name for name in names if name not in self._row_of or not self._is_readable(self._row_of[name])]
+        rows = {name: self._row_of.get(name) for name in sorted({*dicom_ids} - {""})}
+        self._encode([row for row in rows.values() if row is not None])
+        gone = [name for name, row in rows.items() if row is None or not self._is_readable(row)]
         if gone:
             raise InputError(
                 f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more, "

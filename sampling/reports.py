@@ -140,6 +140,14 @@ def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAu
     }  # fmt: skip
 
 
+def sampling_arguments(constants: dict) -> dict[str, dict]:
+    """Constants => {"prior": arguments of `Prior.sample`, "decoding": those of `ReportAutoencoder.generate`}."""
+    prior = {"gain": "LATENT_GAIN", "guidance": "IMAGE_GUIDANCE", "temperature": "FLOW_TEMPERATURE"}
+    decoding = {name: name.upper() for name in ("decoding", "beams", "top_p", "temperature", "max_tokens")}
+    parts = {"prior": prior, "decoding": decoding}
+    return {part: {name: constants[constant] for name, constant in names.items()} for part, names in parts.items()}
+
+
 def training_reports(training: dict) -> list[str]:
     """The cleaned reports of the studies that a prior was trained on; [], and a note, where their tree is not there."""
     trained = training["constants"]
