@@ -69,10 +69,8 @@ def main():
     output_root, tree = Path(OUTPUT_ROOT), DATA_ROOT or OUTPUT_ROOT
     own = Path(tree).resolve() == output_root.resolve()
     if own and RECONSTRUCT:
-        raise InputError(
-            f"the images of {tree} have no reports but those that are written here: set RECONSTRUCT to False, or name "
-            "a tree of real images as DATA_ROOT"
-        )
+        way_out = "set RECONSTRUCT to False, or name a tree of real images as DATA_ROOT"
+        raise InputError(f"the images of {tree} have no reports but those that are written here: {way_out}")
 
     prior, training = load_prior(CHECKPOINT)
     prior = prior.to(device).eval()

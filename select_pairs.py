@@ -190,9 +190,9 @@ def main():
     if BY == "pair":
         pool = pool[pool["report"] != ""]
     if pool.empty:
+        lacks = "no images (or, for BY pair, no reports) of patients other than the judge's, of which the floor is made"
         raise InputError(
-            f"the training rows of {DATA_ROOT} have no images (or, for BY pair, no reports) of patients other than the "
-            "judge's, of which the floor is made: set REPORTS_ROOT, or DATA_ROOT to a larger tree"
+            f"the training rows of {DATA_ROOT} have {lacks}: set REPORTS_ROOT, or DATA_ROOT to a larger tree"
         )
     parts = [asdict(judge_settings), *map(table_fingerprint, (judged, validation, pool))]
     selector = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -204,17 +204,15 @@ def main():
             return
         judge = judges.image_judge(judged, validation, judge_settings, CACHE_DIR, accelerator)
         if not judge.known.any():
-            raise InputError(
-                f"the judge can learn no finding: too few of its {len(judged)} images, of half the training patients, "
-                "have one; set DATA_ROOT to a larger tree"
-            )
+            why = f"too few of its {len(judged)} images, of half the training patients, have one"
+            raise InputError(f"the judge can learn no finding: {why}; set DATA_ROOT to a larger tree")
         loading = Loading(CACHE_DIR, JUDGE_IMAGE_SIZE, BATCH_SIZE, accelerator)
         selected = select(candidates, judge, SYNTHETIC, BY, KEEP, loading)
         kept = selected[selected["kept"]].reset_index(drop=True)
         if kept.empty:
+            way_out = "set KEEP to first, or BY to image, or draw more with a larger IMAGES_PER_LABEL"
             raise InputError(
-                f"none of the {len(selected)} candidates of {SYNTHETIC} agrees with its request: set KEEP to first, or "
-                "BY to image, or draw more with a larger IMAGES_PER_LABEL"
+                f"none of the {len(selected)} candidates of {SYNTHETIC} agrees with its request: {way_out}"
             )
         floor = select(draw_floor(selected, pool, SEED), judge, f"{DATA_ROOT}, train", BY, KEEP, loading)
         save_constants(root, constants)
@@ -227,10 +225,9 @@ def main():
     known = np.array(FINDINGS)[judge.known].tolist()
     summary["judge"] = {**asdict(judge_settings), "patients": judged["subject_id"].nunique(), "findings": known}
     write_whole(root / SELECTION_FILE, json.dumps(summary, indent=2) + "\n")
-    say(
-        f"{root}: {len(kept)} of {len(selected)} candidates kept; {summary['share that agrees']:.1%} agree with their "
-        f"requests, of random training {BY}s {summary['floor']['share that agrees']:.1%}"
-    )
+    shares = [part["share that agrees"] for part in (summary, summary["floor"])]
+    agree = f"{shares[0]:.1%} agree with their requests, of random training {BY}s {shares[1]:.1%}"
+    say(f"{root}: {len(kept)} of {len(selected)} candidates kept; {agree}")
 
 
 if __name__ == "__main__":

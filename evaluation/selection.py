@@ -68,10 +68,9 @@ def candidate_seed(seed: int, candidate: int) -> int:
 def check_candidates(candidates: int, flows: bool, decoding: str):
     """InputError where all candidates would be the same report."""
     if candidates > 1 and not (flows or decoding == "nucleus"):
-        raise InputError(
-            f"{candidates} CANDIDATES would be the same report: this prior predicts a mean, and DECODING {decoding} is "
-            "not random; set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
-        )
+        why = f"this prior predicts a mean, and DECODING {decoding} is not random"
+        way_out = "set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
+        raise InputError(f"{candidates} CANDIDATES would be the same report: {why}; {way_out}")
 
 
 def write_best(

@@ -50,9 +50,9 @@ class ReferencePool:
     ):  # fmt: skip
         self.prompting, self.width = fusion.config.prompting, fusion.config.reference_dim
         if reference_encoder.width != self.width:
+            widths = f"of width {self.width}, and this REFERENCE_ENCODER makes {reference_encoder.width}"
             raise InputError(
-                f"the checkpoint was trained with references of width {self.width}, and this REFERENCE_ENCODER "
-                f"makes {reference_encoder.width}: set it to the one it was trained with"
+                f"the checkpoint was trained with references {widths}: set it to the one it was trained with"
             )
         self._set_table(table.iloc[split_rows(table, "train")].reset_index(drop=True))
         self.reference_encoder, self.cache_dir = reference_encoder, cache_dir
@@ -136,10 +136,9 @@ class ReferencePool:
         self._encode([row for row in rows.values() if row is not None])
         gone = [name for name, row in rows.items() if row is None or not self._is_readable(row)]
         if gone:
-            raise InputError(
-                f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more, "
-                f"e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT"
-            )
+            example = f"e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT"
+            what = f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more"
+            raise InputError(f"{what}, {example}")
 
     def embeddings(self, dicom_ids: pd.Series) -> torch.Tensor:
         """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""

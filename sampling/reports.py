@@ -74,10 +74,9 @@ class ImageLatents:
             tqdm.write(f"damaged: {path} ({reason(error)}); the latents are made again from the image")
             return None
         if latents.shape != self.shape:
-            raise InputError(
-                f"{path} has the shape {tuple(latents.shape)}, and the prior reads {self.shape}: it was trained for "
-                "another image size; take a prior of this size, or remove the folder latents"
-            )
+            shapes = f"the shape {tuple(latents.shape)}, and the prior reads {self.shape}"
+            way_out = "it was trained for another image size; take a prior of this size, or remove the folder latents"
+            raise InputError(f"{path} has {shapes}: {way_out}")
         return latents
 
 
