@@ -309,13 +309,13 @@ def test_what_was_written_is_kept_when_a_run_is_interrupted(sample, tmp_path, mo
     make_tree(root, studies=5, reports=(), provenance=True)
     generate, calls = ReportAutoencoder.generate, []
 
-    def interrupted(self, latents, *arguments):
+    def interrupted(self, latents, **arguments):
         calls.append(len(latents))
         if len(calls) == 4 and stop != "SIGTERM":  # the first is the trial before anything is written
             raise stop("now")
         if len(calls) == 3 and stop == "SIGTERM":
             os.kill(os.getpid(), signal.SIGTERM)
-        return generate(self, latents, *arguments)
+        return generate(self, latents, **arguments)
 
     monkeypatch.setattr(ReportAutoencoder, "generate", interrupted)
     if stop == "SIGTERM":
