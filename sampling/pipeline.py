@@ -123,7 +123,8 @@ class CXRIRGenPipeline(DiffusionPipeline):
             index = json.loads((folder / cls.config_name).read_text(encoding="utf-8"))
             if cls.__name__ not in index["_class_name"]:
                 raise ValueError(f"it is a {index['_class_name']}")
-            parts = {name: _load_part(folder / name, *value) for name, value in index.items() if _is_part(name, value)}
+            parts = {name: value for name, value in index.items() if name[0] != "_" and isinstance(value, list)}
+            parts = {name: _load_part(folder / name, *value) for name, value in parts.items() if value[0] is not None}
             pipeline = cls(**parts, **{name: index[name] for name in ("image_settings", "report_settings")})
         return pipeline.to(torch_dtype or torch.float32)
 
@@ -294,10 +295,6 @@ def _check_range(name, value, low, high):
     kind = Real if isinstance(high, float) else Integral
     if not isinstance(value, kind) or not low <= value <= high:
         raise InputError(f"{name} {value!r} is not a {'' if kind is Real else 'whole '}number from {low} to {high}")
-
-
-def _is_part(name, value) -> bool:
-    return name[0] != "_" and isinstance(value, list) and value[0] is not None
 
 
 def _load_part(folder, library, class_name):

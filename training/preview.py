@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
 from models.diffusion import Guidance, Prompts, sample_latents, sampling_scheduler
 from utils.latents import decode_latents
@@ -26,10 +27,8 @@ class Preview:
         # drawn at random: the first rows are all of the first patient group
         rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:count].tolist()
         self.seeds = [keyed_seed(seed, "preview", row) for row in rows]
-        examples = [validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)]
-        self.real = torch.stack([example["latents"] for example in examples])
-        self.text = torch.stack([example["text"] for example in examples])
-        self.reference = torch.stack([example["reference"] for example in examples])
+        batch = default_collate([validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)])
+        self.real, self.text, self.reference = (batch[name] for name in ("latents", "text", "reference"))
         self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
 
     def __call__(self, model, path: Path) -> None:

@@ -296,19 +296,17 @@ def write_tree(
             content = report_file(*report_sections(report), dict(zip(map(str.upper, further), texts)))
             write_whole(path, content, where=root)
     if provenance is not None:
-        _merge_csv(root / provenance_file, provenance, ["dicom_id"], root)
+        _merge_csv(root / provenance_file, provenance, ["dicom_id"])
     for kind, frame, keys in (
         ("chexpert", chexpert, ids),
         ("split", table[["dicom_id", "study_id", "subject_id", "split"]], ["dicom_id"]),
         ("metadata", metadata, ["dicom_id"]),
     ):
         path = next(iter(_find_csvs(root, kind)), root / f"mimic-cxr-2.0.0-{kind}.csv.gz")
-        _merge_csv(path, frame, keys, root, NEW_METADATA if kind == "metadata" else {})
+        _merge_csv(path, frame, keys, NEW_METADATA if kind == "metadata" else {})
 
 
-def _merge_csv(
-    path: Path, frame: pd.DataFrame, keys: list[str], root: Path, defaults: dict[str, str] | None = None
-) -> None:
+def _merge_csv(path: Path, frame: pd.DataFrame, keys: list[str], defaults: dict[str, str] | None = None) -> None:
     """Adds the rows of a frame to a CSV, sorted by their ids; a row with the same keys has its cells replaced.
 
     defaults: column => value for further columns of rows that are new.
@@ -325,7 +323,7 @@ def _merge_csv(
     frame = frame.reindex(columns=columns).astype(object).fillna(defaults or {}).fillna("")
     frame = frame.sort_values(ids, key=lambda column: column.astype(int) if column.name != "dicom_id" else column)
     content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
-    write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, where=root)
+    write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:

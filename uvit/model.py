@@ -114,10 +114,6 @@ class UViT(ModelMixin, ConfigMixin):
             x = block(x, skips.pop())
 
         patches = self.decoder_pred(self.norm(x))[:, self.config.num_prompt_tokens + 1 :]  # (B, P, patch^2 * C)
-        return self.final_layer(self._unpatchify(patches))
-
-    def _unpatchify(self, patches):  # (B, P, patch^2 * C), channels last within a patch => (B, C, H, W)
-        size, channels = self.config.patch_size, self.config.in_chans
-        side = self.config.img_size // size
-        x = patches.view(-1, side, side, size, size, channels)  # (B, row, column, y, x, C)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, side * size, side * size)
+        size, side = self.config.patch_size, self.config.img_size // self.config.patch_size
+        x = patches.view(-1, side, side, size, size, self.config.in_chans)  # (B, row, column, y, x, C)
+        return self.final_layer(x.permute(0, 5, 1, 3, 2, 4).reshape(latents.shape))

@@ -156,7 +156,6 @@ def test_a_kept_pair_is_the_pair_that_it_was(select, made, tmp_path, capsys):
     capsys.readouterr()
     assert select("kept", BY="pair") == 0
     assert "is finished: 2 pairs" in capsys.readouterr().out and contents(root) == after
-    (root / "metadata.csv").unlink()  # as in a tree of an earlier version
     assert select("kept", BY="pair") == 0 and contents(root) == after
     (root / "selection.json").unlink()  # as after a kill
     next(root.rglob("*.jpg")).unlink()
