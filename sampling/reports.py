@@ -142,7 +142,7 @@ def manifest_settings(constants: dict, images: str, prior: Prior, bart: ReportAu
 def sampling_arguments(constants: dict) -> dict[str, dict]:
     """Constants => {"prior": arguments of `Prior.sample`, "decoding": those of `ReportAutoencoder.generate`}."""
     prior = {"gain": "LATENT_GAIN", "guidance": "IMAGE_GUIDANCE", "temperature": "FLOW_TEMPERATURE"}
-    decoding = {name: name.upper() for name in ("decoding", "beams", "top_p", "temperature", "max_tokens")}
+    decoding = {name.lower(): name for name in ("DECODING", "BEAMS", "TOP_P", "TEMPERATURE", "MAX_TOKENS")}
     parts = {"prior": prior, "decoding": decoding}
     return {part: {name: constants[constant] for name, constant in names.items()} for part, names in parts.items()}
 

@@ -50,6 +50,8 @@ def test_every_constant_is_explained_and_read(path):
     text = path.read_text()
     if "sample_tree(" in text:  # which reads the constants of the image samplers
         text += (ROOT / "sampling" / "tree.py").read_text()
+    if "sampling_arguments(" in text:  # which reads those of the report sampler
+        text += (ROOT / "sampling" / "reports.py").read_text()
     for name in house.constants(path):
         assert re.search(rf"^{name} = .*  # \w", text, re.MULTILINE), f"{name} has no comment"
         read = len(re.findall(rf"\b{name}\b", text)) > 1
