@@ -98,10 +98,8 @@ def answer(function: Callable, *values) -> tuple:
 
 def build_page(pipeline: CXRIRGenPipeline, seed: int):
     """The page as gradio.Blocks; seed: that it begins with. InputError where gradio is not installed."""
-    try:
+    with as_input_error(lambda _: 'the page needs gradio: pip install -e ".[app]"', ImportError):
         import gradio as gr
-    except ImportError:
-        raise InputError('the page needs gradio: pip install -e ".[app]"') from None
 
     def pair(*values):
         wish, rest = values[:-5], values[-5:]  # three lists of findings or one text; the numbers and the reference

@@ -115,9 +115,8 @@ class Teacher:
         """
         x0_before, h_before = None, None
         for step in range(self.teacher_steps):
-            now, following = (
-                torch.round(first + (last - first) * share / self.teacher_steps).long() for share in (step, step + 1)
-            )
+            now = torch.round(first + (last - first) * step / self.teacher_steps).long()
+            following = torch.round(first + (last - first) * (step + 1) / self.teacher_steps).long()
             (alpha, sigma), (alpha_next, sigma_next) = self.alpha_sigma(now), self.alpha_sigma(following)
             x0 = self.predict_x0(noisy, now, prompts)
             h = (alpha_next / sigma_next).log() - (alpha / sigma).log()

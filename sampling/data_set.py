@@ -53,12 +53,9 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
         for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
     ]
     settings = {part: manifest[part] for part in (SYNTHETIC_TREE, WRITTEN_REPORTS) if part in manifest}
-    impressions = (rows["prompt_kind"] == "impression").any()
-    prompts = (
-        " Prompts are impressions of real reports, whose agreement holds for this folder, too." if impressions else ""
-    )
+    agreement = " Prompts are impressions of real reports, whose agreement holds for this folder, too."
     text = _CARD.format(
-        prompts=prompts,
+        prompts=agreement if (rows["prompt_kind"] == "impression").any() else "",
         images=len(rows), reports=(rows["report"] != "").sum(), sources="\n".join(sources), kind="mimic-cxr-2.0.0-",
         views=sorted({*rows["view"]}), settings=json.dumps(settings, indent=2),
     )  # fmt: skip

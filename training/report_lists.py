@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import csv_files
-from utils.csv_files import check_splits, csv_header, read_csv
+from utils.csv_files import csv_header, read_csv
 from utils.errors import InputError, say
 from utils.report_cleaning import MARK
 from utils.report_text import join_sections, report_text
@@ -34,7 +34,7 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
         split = _splits_by_hash(frame, path)
     else:
         frame = csv_files.drop_blank(read_csv(path, ["split", "text"], texts=("split", "text")), ["split"], path)
-        check_splits(frame, path)
+        csv_files.check_splits(frame, path)
         split, reports = [*frame["split"]], [report_text(raw) for raw in csv_files.stated_reports(frame["text"])]
     if frame.empty:
         raise InputError(f"{path} has no rows")

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.errors import InputError, reason, run, write_whole
+from utils.errors import InputError, as_input_error, reason, run, write_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
@@ -163,12 +163,9 @@ def _read_comments(text: str) -> dict[str, str]:
 
 def _read_config(path: Path, script: Script, script_path: Path) -> list[tuple[str, object, str]]:
     """(name, value, where it stands) of each of a script's constants in a TOML file."""
-    try:
+    readable = as_input_error(lambda error: f"cannot read the config file {path}: {error.strerror}", OSError)
+    with readable, as_input_error(lambda error: f"{path} is not a TOML file: {reason(error)}", ValueError):
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-    except ValueError as error:  # broken TOML or broken UTF-8
-        raise InputError(f"{path} is not a TOML file: {reason(error)}") from error
     scripts = {_script_name(file): file for pattern in SCRIPTS for file in REPOSITORY.glob(pattern)}
     scripts[script.name] = script_path
     for table, entries in tables.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.errors import InputError
+from utils.errors import InputError, as_input_error
 
 FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
@@ -70,10 +70,8 @@ def from_prompt(prompt: str) -> np.ndarray | None:
 
 def finding_index(name: str) -> int:
     """The index of a finding in FINDINGS, in upper or lower case; InputError for an unknown finding."""
-    try:
+    with as_input_error(lambda _: f"unknown finding {name!r}; choose from {', '.join(FINDINGS)}", KeyError):
         return _INDEX[name.strip().lower()]
-    except KeyError:
-        raise InputError(f"unknown finding {name!r}; choose from {', '.join(FINDINGS)}") from None
 
 
 def check_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:

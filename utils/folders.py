@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import InputError, reason, write_whole, writing
+from utils.errors import InputError, as_input_error, reason, write_whole, writing
 
 VISIBLE_WITHIN = 60  # seconds in which a file server shows one machine the files of another
 MANIFEST_FILE = "manifest.json"
@@ -49,12 +49,9 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
     folder = Path(folder)
     with writing("the lock", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        try:
+        lock, way_out = FileLock(folder / ".lock", timeout=0), "wait until it has ended, or name another folder"
+        with as_input_error(lambda _: f"another run is writing {what} in {folder}: {way_out}", Timeout):
             lock.acquire()
-        except Timeout:
-            way_out = "wait until it has ended, or name another folder"
-            raise InputError(f"another run is writing {what} in {folder}: {way_out}") from None
     try:
         yield
     finally:

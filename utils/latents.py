@@ -120,9 +120,7 @@ def to_grey(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     values = np.asarray(image, dtype=np.float32)
-    white = (
-        2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
-    )  # of the fewest bits, 8 to 16, that hold all values
+    white = 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
     grey = (values * (255 / white)).clip(0, 255)
     is_negative = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's PhotometricInterpretation: white is zero
     picture = Image.fromarray(255 - grey if is_negative else grey)
@@ -132,10 +130,9 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 def _read_dicom(path: str | Path) -> Image.Image:
     """The film of a DICOM file as it is to be shown, mode L; ValueError for a file without one film in grey."""
-    try:
+    missing = f'{path} is a DICOM file, which pydicom reads: pip install -e ".[dicom]"'
+    with as_input_error(lambda _: missing, ImportError):
         import pydicom
-    except ImportError:
-        raise InputError(f'{path} is a DICOM file, which pydicom reads: pip install -e ".[dicom]"') from None
     dicom = pydicom.dcmread(path)
     photometric, bits, frames = dicom.PhotometricInterpretation, dicom.BitsStored, int(dicom.get("NumberOfFrames") or 1)
     if frames > 1 or bits > 16 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
