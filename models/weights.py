@@ -118,20 +118,18 @@ def start_from(model: PromptedDenoiser | Prior, weights: str) -> None:
     if isinstance(model, Prior):
         head_width = model.config.embed_dim // model.config.num_heads
         model.take(_prior(weights, head_width) if foreign else load_strictly(Prior, weights), weights)
-        return
-    if not foreign:
+    elif not foreign:
         model.start_from(weights)
-        return
-    if isinstance(model.denoiser, UNet2DConditionModel):
-        _fill(weights, read_tensors(weights, "unet"), (model.denoiser, _prefixed("unet.")), copy=True)
-        return
-    tensors = read_tensors(weights, "uvit", "official")
-    places = [(model.denoiser, _prefixed("uvit.uvit.")), (model.fusion, _prefixed("uvit."))]
-    if "pos_embed" in tensors:
-        tensors.pop("label_emb.weight", None)  # of ImageNet's classes
-        places = [(model.denoiser, _prefixed(""))]
-    _fill(weights, tensors, *places, copy=True)
-    _say_heads(weights, model.denoiser.config.num_heads, model.denoiser.config.embed_dim)
+    elif isinstance(model.denoiser, UNet2DConditionModel):
+        _fill(weights, read_tensors(weights, "unet"), (model.denoiser, "unet."), copy=True)
+    else:
+        tensors = read_tensors(weights, "uvit", "official")
+        places = [(model.denoiser, "uvit.uvit."), (model.fusion, "uvit.")]
+        if "pos_embed" in tensors:
+            tensors.pop("label_emb.weight", None)  # of ImageNet's classes
+            places = [(model.denoiser, "")]
+        _fill(weights, tensors, *places, copy=True)
+        _say_heads(weights, model.denoiser.config.num_heads, model.denoiser.config.embed_dim)
 
 
 def is_foreign(weights: str, constant: str) -> bool:
@@ -202,7 +200,7 @@ def _uvit(path, base_model, head_width):
             mlp_time_embed="uvit.uvit.time_embed.0.weight" in tensors,
         )  # fmt: skip
         fusion = PooledFusion(text_width, text_width, width, prompting="authors")
-    _fill(path, tensors, (uvit, _prefixed("uvit.uvit.")), (fusion, _prefixed("uvit.")))
+    _fill(path, tensors, (uvit, "uvit.uvit."), (fusion, "uvit."))
     return PromptedDenoiser(uvit, fusion, noise_schedule(base_model, "epsilon"))
 
 
@@ -212,7 +210,7 @@ def _unet(path, base_model):
         config = UNet2DConditionModel.load_config(base_model, subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    _fill(path, tensors, (unet, _prefixed("unet.")))
+    _fill(path, tensors, (unet, "unet."))
     width = unet.config.cross_attention_dim
     return PromptedDenoiser(unet, TokenFusion(width, width, prompting="authors"), noise_schedule(base_model, "epsilon"))
 
@@ -249,7 +247,7 @@ def _bart(path, pooling, tokenizer, head_width):
     )  # fmt: skip
     with torch.device("meta"):
         bart = BartForConditionalGeneration(config)
-    _fill(path, tensors, (bart, _prefixed("model.")))
+    _fill(path, tensors, (bart, "model."))
     bart.tie_weights()  # the file has the one embedding four times
     with as_input_error(lambda error: f"no tokenizer in TOKENIZER {tokenizer!r}: {reason(error)}"):
         tokenizer_of_bart = AutoTokenizer.from_pretrained(tokenizer)
@@ -288,13 +286,15 @@ def _say_heads(path, heads, width):
 def _fill(path, tensors, *places, copy=False):
     """Loads the tensors of a file into modules.
 
-    places: (module, function from a name in it to the names in the file whose tensors, joined, belong there). copy: not
-    to take over the file's memory. InputError unless each tensor has a place of its shape, and is finite.
+    places: (module, what the names in the file begin with before its own; or a function from a name in it to the names
+    in the file whose tensors, joined, belong there). copy: not to take over the file's memory. InputError unless each
+    tensor has a place of its shape, and is finite.
     """
     shapes = {}  # name in the file => the shape that belongs there
-    for module, file_names in places:
+    parts_of = {}  # (number of the place, own name) => names in the file
+    for place, (module, of_file) in enumerate(places):
         for name, own in module.state_dict().items():
-            parts = file_names(name)
+            parts = parts_of[place, name] = [of_file + name] if isinstance(of_file, str) else of_file(name)
             shapes |= dict.fromkeys(parts, (own.shape[0] // len(parts), *own.shape[1:]))
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [
@@ -306,18 +306,14 @@ def _fill(path, tensors, *places, copy=False):
         way_out = "; set the sizes in the script's constants to the file's" if copy else ""
         raise InputError(f"{path} does not fit this architecture: {_few(problems)}{way_out}")
 
-    for module, file_names in places:
+    for place, (module, _) in enumerate(places):
         state = {}
         for name, own in module.state_dict().items():
-            parts = [tensors[part] for part in file_names(name)]
+            parts = [tensors[part] for part in parts_of[place, name]]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)  # cat would copy a mapped tensor
             state[name] = whole.to(own.dtype)
         module.load_state_dict(state, assign=not copy)
         check_finite(module, path)
-
-
-def _prefixed(prefix):
-    return lambda name: [prefix + name]
 
 
 def _vit_names(name):
