@@ -82,63 +82,54 @@ def differences(whole: dict, killed: dict) -> list[str]:
     return [sentences[name] for name in sorted(sentences)]
 
 
-class Place:
-    """A working directory in which scripts run."""
+def run_in(folder: Path, script: str, kind: signal.Signals | None = None, after: float = 0.0) -> bool:
+    """Runs a script in a folder, and sends it a signal after so many seconds; returns whether the signal ended it.
 
-    def __init__(self, folder: Path, links: dict[str, Path]):
-        """links: {name in the folder: what it links to}."""
-        self.folder = folder
-        folder.mkdir()
-        for name, target in links.items():
-            (folder / name).symlink_to(target)
-
-    def run(self, script: str, kind: signal.Signals | None = None, after: float = 0.0) -> bool:
-        """Runs a script, and sends it a signal after so many seconds; returns whether the signal ended it.
-
-        InputError if it ends in any other way than completing.
-        """
-        process = get_context("fork").Process(target=self._run_here, args=(script,))
-        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the fork inherits, until the script sets its own
-        process.start()
-        signal.signal(signal.SIGTERM, handler)
-        process.join(after if kind else None)
-        if process.exitcode is None:
-            os.kill(process.pid, kind)
-            process.join()
-        status = process.exitcode
-        if status and status != {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: _STOPPED}.get(kind):
-            sent = signal.strsignal(kind) if kind else "no signal"
-            text = (self.folder / f"{script}.log").read_text(encoding="utf-8", errors="replace")
-            raise InputError(f"{script} ended with {status} after {sent}: {text[-2000:]}")
-        return status != 0
-
-    def _run_here(self, script):
-        """Runs a script in this process, which was forked for it. Its output is appended to SCRIPT.log."""
-        os.setsid()
-        os.chdir(self.folder)
-        os.environ[STATUS_WHEN_STOPPED] = str(_STOPPED)
-        sys.stdout = sys.stderr = log = open(f"{script}.log", "a", encoding="utf-8")  # noqa: SIM115
-        os.dup2(log.fileno(), 1)  # for what libraries in C write
-        os.dup2(log.fileno(), 2)
-        sys.argv = [f"{script}.py", "--config", str(_CONFIG)]
-        runpy.run_path(str(REPOSITORY / f"{script}.py"), run_name="__main__")
+    InputError if it ends in any other way than completing.
+    """
+    process = get_context("fork").Process(target=_run_here, args=(folder, script))
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the fork inherits, until the script sets its own
+    process.start()
+    signal.signal(signal.SIGTERM, handler)
+    process.join(after if kind else None)
+    if process.exitcode is None:
+        os.kill(process.pid, kind)
+        process.join()
+    status = process.exitcode
+    if status and status != {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: _STOPPED}.get(kind):
+        sent = signal.strsignal(kind) if kind else "no signal"
+        text = (folder / f"{script}.log").read_text(encoding="utf-8", errors="replace")
+        raise InputError(f"{script} ended with {status} after {sent}: {text[-2000:]}")
+    return status != 0
 
 
-def soak(script: str, whole: Place, killed: Place, signals: list[signal.Signals], rng: random.Random) -> dict:
-    """Runs a script whole, and then until all signals have hit it; returns what it prints of it, {name: value}."""
+def _run_here(folder, script):
+    """Runs a script in this process, which was forked for it. Its output is appended to SCRIPT.log."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ[STATUS_WHEN_STOPPED] = str(_STOPPED)
+    sys.stdout = sys.stderr = log = open(f"{script}.log", "a", encoding="utf-8")  # noqa: SIM115
+    os.dup2(log.fileno(), 1)  # for what libraries in C write
+    os.dup2(log.fileno(), 2)
+    sys.argv = [f"{script}.py", "--config", str(_CONFIG)]
+    runpy.run_path(str(REPOSITORY / f"{script}.py"), run_name="__main__")
+
+
+def soak(script: str, whole: Path, killed: Path, signals: list[signal.Signals], rng: random.Random) -> dict:
+    """Runs a script in the folder `whole`, and then in `killed` until all signals have hit it => what is printed."""
     begin = time.monotonic()
-    whole.run(script)
-    length, wanted = time.monotonic() - begin, contents(whole.folder, _RUNS[script])
+    run_in(whole, script)
+    length, wanted = time.monotonic() - begin, contents(whole, _RUNS[script])
     completed, sentences, hits = 0, [], 0
     while not sentences and (hits < len(signals) or not completed):
         for name in _RUNS[script]:
-            shutil.rmtree(killed.folder / name, ignore_errors=True)
-        while hits < len(signals) and killed.run(script, signals[hits], rng.uniform(0, length)):
+            shutil.rmtree(killed / name, ignore_errors=True)
+        while hits < len(signals) and run_in(killed, script, signals[hits], rng.uniform(0, length)):
             hits += 1
         if hits == len(signals):
-            killed.run(script)  # without a signal: to its end
+            run_in(killed, script)  # without a signal: to its end
         completed += 1
-        sentences = differences(wanted, contents(killed.folder, _RUNS[script]))
+        sentences = differences(wanted, contents(killed, _RUNS[script]))
     result = f"{len(sentences)} differ: {', '.join(sentences[:5])}" if sentences else "equal"
     row = {"script": script, "signals": hits, "completed": completed, "files": len(wanted)}
     return row | {"s": round(time.monotonic() - begin), "result": result}
@@ -154,8 +145,11 @@ def main():
         Path(OUTPUT).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=OUTPUT)).resolve()
         draw_tree(folder / "tree", STUDIES, _IMAGE_SIZE, SEED)
-        links = {"tree": folder / "tree", "assets": REPOSITORY / "assets" / "demo"}
-        whole, killed = (Place(folder / name, links) for name in ("whole", "killed"))
+        whole, killed = places = folder / "whole", folder / "killed"
+        for place in places:
+            place.mkdir()
+            (place / "tree").symlink_to(folder / "tree")
+            (place / "assets").symlink_to(REPOSITORY / "assets" / "demo")
     equal = True
     for script in _RUNS:
         rng = random.Random(f"{SEED} {script}")

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_changed_byte_a_missing_and_an_extra_file_are_noticed(tmp_path, change
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A place whose scripts end at once, wait for a signal, are slow to start, or fail."""
+    """Runs a script in a folder whose scripts end at once, wait for a signal, are slow to start, or fail."""
     script = "import time\nfrom utils.errors import run\n{before}\ndef main():\n    {inside}\nrun(main)\n"
     for name, before, inside in (
         ("ends", "", "pass"),
@@ -72,24 +73,25 @@ def place(tmp_path, monkeypatch):
     ):
         (tmp_path / f"{name}.py").write_text(script.format(before=before, inside=inside))
     monkeypatch.setattr(soak, "REPOSITORY", tmp_path)
-    return soak.Place(tmp_path / "place", {})
+    (tmp_path / "place").mkdir()
+    return partial(soak.run_in, tmp_path / "place")
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_signal_ends_a_run_or_comes_too_late(place, kind):
-    assert place.run("waits", kind, 0.5) is True
-    assert place.run("ends", kind, 60) is False
-    assert place.run("ends") is False
+    assert place("waits", kind, 0.5) is True
+    assert place("ends", kind, 60) is False
+    assert place("ends") is False
 
 
 def test_a_sigterm_before_the_script_is_up_does_not_count(place):
     """Not even with a handler in the parent, which a fork inherits."""
-    assert place.run("starts_late", signal.SIGKILL, 0.1) is True
+    assert place("starts_late", signal.SIGKILL, 0.1) is True
     ended = []
-    run(lambda: ended.append(place.run("starts_late", signal.SIGTERM, 0.1)))
+    run(lambda: ended.append(place("starts_late", signal.SIGTERM, 0.1)))
     assert ended == [False]
 
 
 def test_a_run_that_fails_is_an_error(place):
     with pytest.raises(InputError, match="(?s)fails ended with 1 after no signal.*broken"):
-        place.run("fails")
+        place("fails")
