@@ -120,17 +120,12 @@ _LINK = 40  # characters between two findings that share a place
 class _Phrase:
     """Findings that share their words ("nodular opacity"), with the text before and after that is said of them.
 
-    before, after: texts; details: {detail: values} that these name.
+    It has the text of a sentence from `begin` to `end`, where the words of its neighbours begin. before, after: texts;
+    details: {detail: values} that these name.
     """
 
-    def __init__(self, mentions: list[Mention]):
-        self.mentions = mentions
-        self.start, self.end = mentions[0].start, max(mention.end for mention in mentions)
-        self.own = self.before = self.after = ""
-        self.details = {}
-
-    def read(self, sentence: str, begin: int, end: int) -> None:
-        """Reads the text of a sentence from `begin` to `end`, where the words of its neighbours begin."""
+    def __init__(self, mentions: list[Mention], sentence: str, begin: int, end: int):
+        self.mentions, (self.start, self.end) = mentions, _span(mentions)
         self.own, self.before = sentence[self.start : self.end], sentence[begin : self.start]
         found = (_PHRASES[name].search(sentence, self.end, end) for name in ("stop", "other_clause"))
         limits = [match.start() for match in found if match]
@@ -169,17 +164,19 @@ def _phrases(sentence):
     for name, code in codes_of_sentence(sentence).items():
         organ = ORGANS[name].search(sentence) if name in ORGANS and name not in names and code == PRESENT else None
         mentions += [Mention(organ, name)] if organ else []
-    phrases = []
+    groups = []  # of mentions that overlap
     for mention in sorted(mentions, key=lambda mention: mention.start):
-        if phrases and mention.start < phrases[-1].end:
-            phrases[-1] = _Phrase([*phrases[-1].mentions, mention])
+        if groups and mention.start < _span(groups[-1])[1]:
+            groups[-1].append(mention)
         else:
-            phrases.append(_Phrase([mention]))
-    begins = [_begin(sentence, 0, phrases[0].start)] if phrases else []
-    begins += [_begin(sentence, one.end, other.start) for one, other in pairwise(phrases)]
-    for phrase, begin, end in zip(phrases, begins, [*begins[1:], len(sentence)]):
-        phrase.read(sentence, begin, end)
-    return phrases
+            groups.append([mention])
+    begins = [_begin(sentence, end, start) for (_, end), (start, _) in pairwise([(0, 0), *map(_span, groups)])]
+    ends = [*begins[1:], len(sentence)]
+    return [_Phrase(group, sentence, begin, end) for group, begin, end in zip(groups, begins, ends)]
+
+
+def _span(mentions):
+    return mentions[0].start, max(mention.end for mention in mentions)
 
 
 def _begin(sentence, start, end):
