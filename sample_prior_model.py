@@ -107,8 +107,7 @@ def main():
     trial = pd.DataFrame({"dicom_id": [""], "report": "Clear lungs."})
     write(torch.zeros(1, prior.config.latent_channels, side, side), trial)  # what can fail, fails before the manifest
 
-    inside = SYNTHETIC_TREE if own else ""
-    with making(WRITTEN_REPORTS, output_root, settings, inside, accelerator.is_main_process):
+    with making(WRITTEN_REPORTS, output_root, settings, SYNTHETIC_TREE if own else "", accelerator.is_main_process):
         splits = (SPLIT,) if SPLIT else ()
         table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=RECONSTRUCT)
         has_reports = (table["report"] != "").any()

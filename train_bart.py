@@ -132,8 +132,7 @@ def main():
     validation = ReportExamples(reports["validate"], model, BATCH_SIZE, flags["validate"])
     draw = partial(preview, reports=reports["validate"][:_PREVIEW_REPORTS], batch_size=BATCH_SIZE)
     try_training(model, loss, examples.longest, studies, constants, accelerator)
-    facts = {"data": table_fingerprint(studies)}
-    fit(model, examples, validation, loss, constants, accelerator, draw, facts)
+    fit(model, examples, validation, loss, constants, accelerator, draw, {"data": table_fingerprint(studies)})
 
     if accelerator.is_main_process and EVALUATION_REPORTS:
         best = ReportAutoencoder.from_pretrained(Path(RUN_DIR) / "best").eval().to(accelerator.device)

@@ -12,7 +12,6 @@ sides, zones ... Of several reports drawn for an image, evaluation/selection.py 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import timm
 import torch
@@ -33,13 +32,6 @@ SIZES = (  # that two priors have to share for one to start from the other
     "report_dim", "flow_width", "flow_depth",
 )  # fmt: skip
 FLOW_STEPS = 25  # of Euler's method
-
-
-class PriorOutput(NamedTuple):
-    """What a prior makes of B images."""
-
-    prediction: torch.Tensor  # (B, D) standardised report latents; of a flow (B, K, D) velocities
-    flags: torch.Tensor | None  # (B, K) logits, of a prior with a readout
 
 
 class Prior(ModelMixin, ConfigMixin):
@@ -86,9 +78,10 @@ class Prior(ModelMixin, ConfigMixin):
     def forward(
         self, images: torch.Tensor, noisy: torch.Tensor | None = None, times: torch.Tensor | None = None,
         dropped: torch.Tensor | None = None,
-    ) -> PriorOutput:  # fmt: skip
-        """images: latents (B, C, h, w), unit variance; or the class tokens (B, embed_dim) that `vit` made of them.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        """=> (standardised report latents (B, D), of a flow velocities (B, K, D); flags (B, K), logits, or None).
 
+        images: latents (B, C, h, w), unit variance; or the class tokens (B, embed_dim) that `vit` made of them.
         noisy, times, dropped: noisy report latents, their times, and which images are dropped, as in
         `ReportFlow.forward`; for a flow only.
         """
@@ -99,7 +92,7 @@ class Prior(ModelMixin, ConfigMixin):
             prediction = self.head(tokens)
             if self.config.pooler == "tanh":
                 prediction = prediction.tanh()
-        return PriorOutput(prediction, None if self.readout is None else self.readout(tokens))
+        return prediction, None if self.readout is None else self.readout(tokens)
 
     @torch.no_grad()
     def read_flags(self, latents: torch.Tensor) -> torch.Tensor | None:
@@ -115,7 +108,7 @@ class Prior(ModelMixin, ConfigMixin):
         gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, which
         varies less than reports do; 1 / (spread of the predictions) makes up for that. InputError for NaN or infinity.
         """
-        predicted = gain * self(latents.to(self.device, self.dtype)).prediction.float()
+        predicted = gain * self(latents.to(self.device, self.dtype))[0].float()
         return self._report_latents(predicted, f"LATENT_GAIN {gain}")
 
     @torch.no_grad()

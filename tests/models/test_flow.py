@@ -12,7 +12,7 @@ from tiny_models import PRIOR as SMALL
 import train_prior_model
 from evaluation.selection import best_reports, candidate_seed, write_best
 from models.flow import ReportFlow
-from models.prior import Prior, PriorOutput
+from models.prior import Prior
 from models.weights import start_from
 from training.examples import PriorExamples
 from utils.errors import InputError
@@ -70,7 +70,7 @@ def trained_on_two_kinds_of_images(steps=500):
     generator = torch.Generator().manual_seed(4)
 
     def model(tokens, *flowing):
-        return PriorOutput(flow(tokens, *flowing), None)
+        return flow(tokens, *flowing), None
 
     for _ in range(steps):
         kind = torch.rand(128, generator=generator) < 0.5
@@ -200,7 +200,7 @@ def test_a_frozen_transformer_runs_once(features, monkeypatch):
     assert not torch.equal(mean, drawn["latents"]), "a draw of the posterior has noise"
     assert torch.equal(frozen["report_latents"], drawn["report_latents"])
     flowing = [frozen[name][None] for name in ("noise", "times", "dropped")]
-    by_token, by_latents = (prior(images[None], *flowing).prediction for images in (frozen["tokens"], mean))
+    by_token, by_latents = (prior(images[None], *flowing)[0] for images in (frozen["tokens"], mean))
     torch.testing.assert_close(by_token, by_latents)
 
 

@@ -17,7 +17,7 @@ from tiny_models import make_autoencoder
 from torch.nn import functional
 
 import train_prior_model
-from models.prior import Prior, PriorOutput
+from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import load_autoencoder
 from training.examples import PriorExamples, PriorFeatures, reported_rows
@@ -43,7 +43,7 @@ def test_standardisation_round_trip(tmp_path):
 
     images = torch.randn(3, 4, 8, 8)
     torch.testing.assert_close(
-        prior.standardise(prior.predict(images))[:, 1:], prior(images).prediction[:, 1:], atol=1e-4, rtol=1e-3
+        prior.standardise(prior.predict(images))[:, 1:], prior(images)[0][:, 1:], atol=1e-4, rtol=1e-3
     )
     prior.save_pretrained(tmp_path)
     loaded = Prior.from_pretrained(tmp_path)
@@ -56,7 +56,7 @@ def test_the_linear_head_reaches_beyond_one_and_the_tanh_head_does_not():
     for pooler, beyond in (("linear", True), ("tanh", False)):
         prior = Prior(**SMALL, pooler=pooler).eval()
         torch.nn.init.constant_(prior.head.bias, 3.0)
-        assert bool((prior(images).prediction.abs() > 1).any()) == beyond
+        assert bool((prior(images)[0].abs() > 1).any()) == beyond
 
 
 def test_pretrained_weights_are_loaded_and_resampled(tmp_path, capsys):
@@ -115,7 +115,7 @@ def test_wrong_sizes(wrong):
 
 def as_predicted(latents):
     """A prior that returns its input."""
-    return PriorOutput(latents, None)
+    return latents, None
 
 
 def test_loss_is_the_papers():
