@@ -344,6 +344,8 @@ class _Run:
             state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
             self.step, self.best = int(training["step"]), float(training["best_validation_loss"])
             self.validation_loss, self.skipped = float(training["validation_loss"]), state["skipped"]
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = True  # older checkpoints have it otherwise, and would apply steps that are not finite
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
