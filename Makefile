@@ -4,7 +4,7 @@
 # make test         sets up .venv and runs the tests
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
 # make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
-# make bench        how many times quicker than the same done naively? DEVICE=cuda: at the paper's sizes, on a GPU
+# make bench        how quick beside diffusers, transformers and other peers? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
 # make parts        the demo's pretrained parts anew, in two hours or more; goes on where it was cut
 # make lint         style checks
@@ -134,10 +134,10 @@ utility: .venv/installed
 	$(RUN) -m benchmarks.utility
 
 bench: .venv/installed
-	$(RUN) -m benchmarks.bench $(if $(filter cuda%,$(DEVICE)),--DEVICE $(DEVICE) --SIZES paper)
+	$(RUN) -m benchmarks.peers $(if $(filter cuda%,$(DEVICE)),--DEVICE $(DEVICE) --SIZES paper)
 
 soak: .venv/installed
-	$(RUN) -m benchmarks.soak
+	$(RUN) -m tests.soak
 
 lint: .venv/installed-lint
 	$(RUN) -m ruff check .

@@ -37,7 +37,7 @@ ORDER = ("demo", "latent", "pairs", "guidance", "fidelity", "ablation", "student
 def read_records(folder: Path = RESULTS) -> list[dict]:
     """All records in the order of the page, each with its file's stem as `name`; InputError for a damaged one.
 
-    labeler.json is left out: benchmarks/labeler.py renders it into docs/labeler.md.
+    labeler.json is left out: its tables stand in docs/labeler.md.
     """
     paths = [path for path in sorted(folder.glob("*.json")) if path.stem != "labeler"]
     records = [{"name": path.stem, **read_record(path)} for path in paths]

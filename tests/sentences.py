@@ -1,10 +1,20 @@
 """The codes that sentences state and those that are read in them, for the tests of the labeler."""
 
-from benchmarks.labeler import codes_of
 from evaluation.labeler import label_report
-from utils.findings import FINDINGS, NOT_MENTIONED
+from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN
 
-__all__ = ["codes_of", "codes_read"]
+SIGNS = {"+": PRESENT, "-": ABSENT, "?": UNCERTAIN}
+SHORT = {  # a finding's name in sentences
+    "atelectasis": "Atelectasis", "heart": "Cardiomegaly", "consolidation": "Consolidation", "edema": "Edema",
+    "mediastinum": "Enlarged Cardiomediastinum", "fracture": "Fracture", "lesion": "Lung Lesion",
+    "opacity": "Lung Opacity", "effusion": "Pleural Effusion", "pleura": "Pleural Other", "pneumonia": "Pneumonia",
+    "pneumothorax": "Pneumothorax", "device": "Support Devices",
+}  # fmt: skip
+
+
+def codes_of(said):
+    """ "heart- edema?" => {"Cardiomegaly": ABSENT, "Edema": UNCERTAIN}."""
+    return {SHORT[word[:-1]]: SIGNS[word[-1]] for word in said.split()}
 
 
 def codes_read(report):

@@ -18,7 +18,7 @@ from utils.constants import override_constants
 ROOT = house.ROOT
 SCRIPTS = house.python_files()["scripts"]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-CONFIGS = ("demo.toml", "open.toml", "open-gpu.toml", "assets/parts.toml", "benchmarks/soak.toml")
+CONFIGS = ("demo.toml", "open.toml", "open-gpu.toml", "assets/parts.toml", "tests/soak.toml")
 
 
 # ---- scripts and modules

@@ -15,7 +15,7 @@ from utils.constants import (
 )
 from utils.errors import InputError
 
-FOLDERS = ("", "evaluation", "models", "open_data", "phantom", "benchmarks", "benchmarks/bench", "assets")
+FOLDERS = ("", "evaluation", "models", "open_data", "phantom", "benchmarks", "assets")
 WITH_CONSTANTS = sorted(  # all files with constants that a user may set
     path
     for folder in FOLDERS
@@ -27,7 +27,7 @@ NAMES = {path: f"{path.parent.name}/{path.stem}" for path in WITH_CONSTANTS}
 FREE_TEXTS = {  # paths to read and names that other libraries know: any text may be right
     "DATA_ROOT", "REPORTS_ROOT", "ROOT", "REAL", "SYNTHETIC", "TRAIN", "WRITTEN", "TREES", "LABELS_CSV",
     "CONFIG", "FINDINGS", "TEXT", "VIEWS", "HOLD_OUT", "CHECKPOINT", "CHECKPOINTS", "BART_CHECKPOINT",
-    "INITIAL_WEIGHTS",
+    "INITIAL_WEIGHTS", "TWINS", "TWINS_OF", "FILMS", "TOGGLE", "TARGET", "SHORTCUT",
     "BASE_MODEL", "TEXT_ENCODER", "REFERENCE_ENCODER", "TOKENIZER", "PRETRAINED", "PRETRAINED_FILE", "SCHEDULER",
     "JUDGE_MODEL", "CLASSIFIER_MODEL", "PARTS", "VARIANTS", "EVALUATION",
     "TITLE",

@@ -1,6 +1,6 @@
 """Whatever kills a run, the same command completes it: every script under random SIGKILLs and SIGTERMs.
 
-    python -m benchmarks.soak
+    python -m tests.soak
 
 Each script runs once without interruption. Then it is started again and again, and each start is ended by SIGKILL or
 SIGTERM at a random moment over the length of the uninterrupted run, until all KILLS and TERMS have hit it. Each
@@ -17,7 +17,9 @@ Prints: a line for each script; exit status 1 if anything differs
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch: a process with threads cannot be forked safely
+# before numpy and torch: a process with threads cannot be forked safely
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which pandas imports where it is installed
 
 import csv
 import json
@@ -44,7 +46,7 @@ TERMS = 5  # SIGTERMs a script (0 or more)
 STUDIES = 120  # of the drawn tree (100 or more; a judge needs 10 images of a finding)
 SEED = 1234  # of the moments, and of the tree (0 or more)
 
-_CONFIG = REPOSITORY / "benchmarks" / "soak.toml"
+_CONFIG = REPOSITORY / "tests" / "soak.toml"
 _IMAGE_SIZE = 32  # pixels of the drawn tree
 _STOPPED = 3  # exit status of a run that SIGTERM has stopped in good order
 _RUNS = {  # script => what it writes

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+import soak
 
-from benchmarks import soak
 from utils.errors import InputError, run
 
 
