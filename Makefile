@@ -3,7 +3,8 @@
 #                   OPEN_CONFIG=open-gpu.toml at the paper's sizes, on a GPU
 # make test         sets up .venv and runs the tests
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
-# make utility      what are the pairs good for? models trained on real and on synthetic ones; after make demo
+# make counterfactuals   films with one finding changed, and what else changed in them; after make demo
+# make utility      what are the films good for? classifiers trained on real and synthetic ones, twins too; after the demo
 # make bench        how quick beside diffusers, transformers and other peers? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
 # make parts        the demo's pretrained parts anew, in two hours or more; goes on where it was cut
@@ -23,7 +24,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
 .PHONY: demo/selected-clipUViT demo/pairs-clipUViT demo/selected-clipSD demo/pairs-clipSD
-.PHONY: demo demo-open parts $(PARTS) test test-oldest utility bench soak lint lock clean
+.PHONY: demo demo-open parts $(PARTS) test test-oldest counterfactuals utility bench soak lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, of those that can begin the first named, each with half of the cores: small networks
@@ -97,6 +98,17 @@ demo/selected-clipSD: demo/reports-clipSD demo/selected-clipUViT
 demo/pairs-clipSD: demo/reports-clipSD demo/selected-clipUViT
 	@$(call logged,\
 	    $(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/synthetic/clipSD --OUTPUT demo/evaluation/clipSD)
+
+counterfactuals: .venv/installed
+	$(RUN) sample_counterfactuals.py $(DEMO)
+	$(RUN) -m phantom.twins $(DEMO)
+	$(MAKE) demo/twins-of-clipUViT demo/twins-of-clipSD
+
+demo/twins-of-%:
+	$(RUN) sample_counterfactuals.py $(DEMO) --CHECKPOINT demo/runs/$*/best --OUTPUT_ROOT demo/counterfactuals/$*
+	$(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/counterfactuals/$* --CANDIDATES 8 --FLOW_TEMPERATURE 0.5
+	$(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/counterfactuals/$* --TWINS demo/twins \
+	    --OUTPUT demo/evaluation/counterfactuals/$*
 
 demo-open: .venv/installed-imagenet
 	$(RUN) -m open_data --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany

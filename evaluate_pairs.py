@@ -4,8 +4,8 @@
 
 Reads:  REAL (its split SPLIT is compared with; its split "train" trains the judges unless TRAIN is given), SYNTHETIC
         (a CXR tree, a selected one with its floor.csv, or a CSV such as CheXGenBench's prompt_INFO.csv), WRITTEN
-        (reports of real images), CACHE_DIR
-Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/{auroc,closest}.png,
+        (reports of real images), TWINS, CACHE_DIR
+Writes: OUTPUT/{evaluation.json,evaluation.md,agreement.csv.gz,constants.json}, OUTPUT/closest.png,
         OUTPUT/radeval.csv of reports with a real one beside them, and the gallery page <SYNTHETIC>.html with the main
         numbers and each pair's findings (in OUTPUT where SYNTHETIC's folder is read-only)
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import baselines, detail_agreement, judges, sections
+from evaluation import baselines, counterfactuals, detail_agreement, judges, sections
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.gallery import write_page
 from evaluation.images import Images, ImageSets, Loading
@@ -40,6 +40,7 @@ SYNTHETIC = "synthetic/clipUViT"  # a CXR tree, or another project's CSV of imag
 TRAIN = ""  # the tree whose split "train" trains the judges and is searched for copies; empty: REAL
 SPLIT = "test"  # the split of REAL to compare with (train, validate or test)
 WRITTEN = ""  # a folder with reports.csv: reports written for REAL's images (the paper's evaluation); empty: none
+TWINS = ""  # a tree of phantom.twins, for counterfactuals of drawn films: their exact twins; empty: none
 VIEWS = ("PA",)  # ViewPosition of the images; () for all
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test", as in training
 OUTPUT = "runs/evaluation"  # tables and plots (a folder to write)
@@ -167,7 +168,7 @@ def evaluate_reports(
     result = {"text_judge": text_judge.name, "constant_report": constant}
     for prefix, reports in all_reports.items():
         parts = sections.report_quality(text_judge, reports, sets.train.table, constant, sets.seed)
-        result |= {f"{prefix}{name}": part for name, part in zip(("reports", "report_f1", "conventions"), parts)}
+        result |= {f"{prefix}{name}": part for name, part in zip(("reports", "report_f1"), parts)}
         pairs = reports.table[["study_id"]].assign(reference=reports.references, hypothesis=reports.table["report"])
         if sets.real.loading.accelerator.is_main_process:
             with writing("the reports for RadEval", output):
@@ -231,6 +232,7 @@ def main() -> None:
 
     pair_findings, agreement = sections.pairs(sets, judge, text_judge, result.get("constant_report", ""))
     result |= agreement | detail_agreement.evaluate(sets, judge, text_judge, judge_rows, written.get("written_"))
+    result |= counterfactuals.evaluate(sets, judge, text_judge, SYNTHETIC, TWINS)
     stopwatch.lap("pairs")
 
     result["memorisation"], nearest = sections.memorisation(sets)

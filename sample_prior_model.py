@@ -9,7 +9,8 @@ Reads:  CHECKPOINT (of train_prior_model.py), BART_CHECKPOINT, DATA_ROOT (a CXR 
 Writes: OUTPUT_ROOT/files/pNN/pNNNNNNNN/sNNNNNNNN.txt (a report each study, in MIMIC-CXR's layout),
         OUTPUT_ROOT/{manifest.json,reports.csv,reports.json}; a second run adds what is missing. Further columns of
         reports.csv: `reconstruction` with RECONSTRUCT; with CANDIDATES `floor`, a report that was chosen in the same
-        way among as many random training reports. A synthetic tree's metadata.csv and README.md get the reports, too
+        way among as many random training reports. A synthetic tree's metadata.csv and README.md get the reports, too.
+        A counterfactual twin's report is drawn with its film's noise: what differs between the two is in the images
 """
 
 from utils.constants import check_command_line, override_constants
@@ -91,7 +92,7 @@ def main():
         return decode(prior.sample(latents, seeds, **arguments["prior"]), seeds)
 
     def write(latents, rows):
-        names, texts = rows["dicom_id"], {}
+        names, texts = rows["noise_name"], {}
         with accelerator.autocast():
             read = prior.read_flags(latents) if CANDIDATES > 1 else None  # what the image shows; never the request
             texts["report"] = write_best(latents, names, draw, CANDIDATES, SEED, read, prior.config.flags)
@@ -104,12 +105,13 @@ def main():
         return texts
 
     side = prior.config.latent_side
-    trial = pd.DataFrame({"dicom_id": [""], "report": "Clear lungs."})
+    trial = pd.DataFrame({"noise_name": [""], "report": "Clear lungs."})
     write(torch.zeros(1, prior.config.latent_channels, side, side), trial)  # what can fail, fails before the manifest
 
     with making(WRITTEN_REPORTS, output_root, settings, SYNTHETIC_TREE if own else "", accelerator.is_main_process):
         splits = (SPLIT,) if SPLIT else ()
         table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=RECONSTRUCT)
+        table["noise_name"] = reports.noise_names(tree, table)
         has_reports = (table["report"] != "").any()
         if RECONSTRUCT and not has_reports:
             say(f"{tree} has no reports, so none is reconstructed")

@@ -1,6 +1,7 @@
 """Records what `make demo` measured as one table: of all pairs that were drawn, then of the selected ones.
 
     python -m benchmarks.demo --RECORD demo-epyc-1234 --TITLE "The demo on an EPYC"
+    python -m benchmarks.demo --EVALUATION demo/evaluation/counterfactuals --RECORD counterfactual-twins --TITLE Twins
 
 Reads:  EVALUATION/{clipUViT,clipSD}{,-selected}/evaluation.json, whose `headline` it takes
 Writes: benchmarks/results/RECORD.json
@@ -9,6 +10,7 @@ Writes: benchmarks/results/RECORD.json
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.record import spread, write_record
@@ -20,13 +22,16 @@ RECORD = "demo"  # name of the record
 TITLE = "The demo"  # of the table
 
 _BACKBONES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
-_NOTES = (
+_NOTES = (  # of pairs, and of counterfactual twins
     "The first rows are of all pairs that were drawn: three images for each of 160 label vectors, one report an image. "
     "Of these `select_pairs.py` kept one a label vector, by a judge of other patients than the evaluation's: three "
     "pairs are drawn for one that is kept; the floor is random training pairs, selected in the same way. Floor: what "
     "needs no generator; for a distance (FID, KID) its best value, of unseen patients with the labels of the requests, "
     "mean and deviation of several draws. Ceiling: real images, reports or pairs, or BART's reconstructions. `to` "
-    "spans the two backbones where each has a floor or a ceiling of its own."
+    "spans the two backbones where each has a floor or a ceiling of its own.",
+    "Floor: another real film in place of the twin, with the film's findings or with the twin's. Ceiling: exact twins, "
+    "drawn from the film's own seed with one finding changed, and their own reports; of a finding that is added, which "
+    "may lie anywhere, the nearest of eight. Nothing is selected; validation films chose strength, masks and guidance.",
 )
 
 
@@ -34,22 +39,23 @@ def main():
     constants = override_constants(globals())
     rows = []
     for suffix, prefix in (("", ""), ("-selected", "selected: ")):
-        made = [_headline(Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json") for name in _BACKBONES]
+        paths = [Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json" for name in _BACKBONES]
+        evaluations = [json.loads(path.read_text()) if path.exists() else {} for path in paths]
+        made = [{row["measure"]: row for row in evaluation.get("headline", ())} for evaluation in evaluations]
         for measure in dict.fromkeys(measure for rows_of_one in made for measure in rows_of_one):
             found = [rows_of_one.get(measure, {}) for rows_of_one in made]
             beside = [spread([row.get(name, "") for row in found]) for name in ("floor", "ceiling")]
             rows.append([prefix + measure, *(row.get("value", "–") for row in found), *beside])
+        by_finding = [evaluation.get("counterfactual_findings", ()) for evaluation in evaluations]
+        for same in zip(*by_finding):
+            flips = [f"{row['flip']:.2f} of {row['N']}" for row in same]
+            rows.append(
+                [f"{same[0]['finding']} changes", *flips, "", f"{same[0].get('exact twins: flip', np.nan):.2f}"]
+            )
     if not rows:
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
     table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "floor", "ceiling"])
-    write_record(RECORD, TITLE, table, constants, _NOTES)
-
-
-def _headline(path):
-    """{measure: its row} of an evaluation.json; {} where it is missing."""
-    if not path.exists():
-        return {}
-    return {row["measure"]: row for row in json.loads(path.read_text(encoding="utf-8"))["headline"]}
+    write_record(RECORD, TITLE, table, constants, _NOTES[EVALUATION.endswith("counterfactuals")])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Renders docs/results.md and the README's table of the demo from the records in benchmarks/results.
+"""Renders docs/results.md, the tables of docs/counterfactuals.md and the README's of the demo from benchmarks/results.
 
     python -m benchmarks.render
 
 A record is one table with its command, commit, processor, date and constants (benchmarks/record.py writes it). No
-figure of the two documents is written by hand; a test fails when they differ from the records.
+figure of these tables is written by hand; a test fails when they differ from the records.
 
 Reads:  benchmarks/results/*.json
-Writes: docs/results.md, and README.md between its two marks
+Writes: docs/results.md; between marks README.md and docs/counterfactuals.md
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from benchmarks.record import RESULTS, fill, markdown_table, read_record, spread
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
+TWINS, OF_TWINS = REPOSITORY / "docs" / "counterfactuals.md", ("counterfactual", "shortcut")  # records begin so
 MARK = "rendered from benchmarks/results by python -m benchmarks.render"  # of the README's table
 HEADER = """# Results
 
@@ -50,12 +51,24 @@ def read_records(folder: Path = RESULTS) -> list[dict]:
 
 
 def page(records: list[dict]) -> str:
-    """The text of docs/results.md, a section for each record."""
-    parts = [HEADER.strip()]
+    """The text of docs/results.md, a section for each record but those of twins."""
+    own = (record for record in records if not record["name"].startswith(OF_TWINS))
+    return "\n\n".join([HEADER.strip(), *(f"## {record['title']}\n\n{section(record)}" for record in own)]) + "\n"
+
+
+def section(record: dict) -> str:
+    """A record's table, what was run, and its notes."""
+    about = f"*`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['date']}.*"
+    parts = markdown_table(record["columns"], record["rows"]), about, record["notes"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def with_twins(text: str, records: list[dict]) -> str:
+    """docs/counterfactuals.md with its records, each between its own marks."""
     for record in records:
-        about = f"*`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['date']}.*"
-        parts += [f"## {record['title']}", markdown_table(record["columns"], record["rows"]), about, record["notes"]]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        if record["name"].startswith(OF_TWINS):
+            text = fill(text, record["name"], section(record))
+    return text
 
 
 def demo_table(records: list[dict]) -> str:
@@ -70,6 +83,7 @@ def demo_table(records: list[dict]) -> str:
 def main():
     records = read_records()
     PAGE.write_text(page(records))
+    TWINS.write_text(with_twins(TWINS.read_text(), records))
     README.write_text(fill(README.read_text(), MARK, demo_table(records)))
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from evaluation import metrics
-from evaluation.judges import SELECTOR_FILE
 from utils.csv_files import read_csv
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
@@ -93,8 +92,6 @@ def describe_selection(tree: str | Path) -> str:
             f"{how['keep']}); {agree[0]} of the candidates agree with their request, of random training pairs "
             f"{agree[1]}: compare with the floor that was selected in the same way, and with unselected pairs"
         )
-    if (Path(tree) / SELECTOR_FILE).is_file():
-        return "selected images: a sampler kept the candidate that its selector preferred"
     return "not selected: every image and report that was made for a request counts"
 
 

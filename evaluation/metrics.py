@@ -257,30 +257,20 @@ def clinical_f1(labels: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
 
 def report_words(report: str) -> list[str]:
     """The words of a report, lower-case letters and digits, without its headings."""
-    return _words(without_headings(report))
-
-
-def without_headings(report: str) -> str:
-    """A report without the words FINDINGS: and IMPRESSION:, which every report of this project has."""
-    return " ".join(re.sub(r"\b(?:FINDINGS|IMPRESSION):", " ", report).split())
+    return _words(re.sub(r"\b(?:FINDINGS|IMPRESSION):", " ", report))
 
 
 def _words(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def rouge_l(
-    references: Sequence[str], candidates: Sequence[str], words: Callable = report_words, beta: float = 1.0
-) -> float:
-    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1.
-
-    words: report => list of its words; beta: how much recall counts beside precision.
-    """
+def rouge_l(references: Sequence[str], candidates: Sequence[str]) -> float:
+    """The mean ROUGE-L F-measure (Lin 2004) of candidates against references, 0 to 1."""
     scores = []
-    for reference, candidate in ((words(one), words(other)) for one, other in zip(references, candidates)):
+    for reference, candidate in (map(report_words, pair) for pair in zip(references, candidates)):
         common = _common_subsequence(reference, candidate)
         precision, recall = common / max(1, len(candidate)), common / max(1, len(reference))
-        scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if common else 0.0)
+        scores.append(2 * precision * recall / (recall + precision) if common else 0.0)
     return mean_or_nan(np.array(scores))
 
 
@@ -311,14 +301,10 @@ def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
 
     Words are lower-case letters and digits; the headings FINDINGS: and IMPRESSION: are none.
     """
-    scores = bleu(*([" ".join(report_words(text)) for text in texts] for texts in (references, candidates)))
+    wanted, made = ([" ".join(report_words(text)) for text in texts] for texts in (references, candidates))
+    wanted = [[text] for text in wanted]
+    scores = {f"BLEU-{order}": float(bleu_score(made, wanted, n_gram=order)) for order in (1, 2, 3, 4)}
     return scores | {"ROUGE-L": rouge_l(references, candidates)}
-
-
-def bleu(references: Sequence[str], candidates: Sequence[str]) -> dict:
-    """BLEU-1 to -4 over the corpus, of texts whose words have blanks between them."""
-    references = [[text] for text in references]
-    return {f"BLEU-{order}": float(bleu_score(candidates, references, n_gram=order)) for order in (1, 2, 3, 4)}
 
 
 def text_habits(reports: Sequence[str]) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from evaluation import conventions, metrics
+from evaluation import metrics
 from evaluation.copies import COPY_QUANTILE
 from evaluation.images import ImageSets
 from evaluation.sections import CHOSEN, CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED, Nearest
@@ -25,7 +25,7 @@ PICTURE_SIZE = 256  # pixels a side of an image in it, at most
 PAGE_IMAGES = 5000  # synthetic images on the gallery page, at most
 OPTIONAL = {  # tables without which a section of report.md is left out
     "reports", "report_f1", "written_reports", "written_report_f1", "texts", "written_details", "image_details",
-    "agreement_with_sides",
+    "agreement_with_sides", "counterfactuals",
 }  # fmt: skip
 
 
@@ -48,7 +48,6 @@ def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings:
     pair_findings: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
     """
     with writing("the evaluation", output):
-        draw_auroc(result["auroc"], output / "auroc.png")
         size = min(sets.synthetic.loading.image_size, PICTURE_SIZE)
         draw_closest(nearest, sets.synthetic.table, sets.train.table, size, output / "closest.png")
         pair_findings.to_csv(output / "agreement.csv.gz", index=False)
@@ -74,7 +73,9 @@ def as_json(value):
 
 def headline(result: dict) -> list[dict]:
     """The main numbers, a row each: measure, value, floor (without a generator; for a distance, its best value) and
-    ceiling (of real images, reports or pairs)."""
+    ceiling (of real images, reports or pairs). Of a tree of films and their twins: what differs between these."""
+    if "counterfactuals" in result:
+        return _twin_numbers(result)
     return [*_image_numbers(result), *_report_numbers(result), *_pair_numbers(result)]
 
 
@@ -108,6 +109,24 @@ def _image_numbers(result):
     floor = f"0.5; {SELECTED}: {auroc[SELECTED]}" if SELECTED in auroc else "0.5"
     name = f"mean AUROC of the asked findings in images ({result['classifier']})"
     return [*rows, _number(name, auroc["synthetic"], floor, auroc["real"])]
+
+
+def _twin_numbers(result):
+    made, *others = result["counterfactuals"]
+    groups = [made, others[2] if len(others) > 2 else {}, *others[:2]]
+    rows = []
+    for measure, *names in (
+        (f"the finding changes (N = {made['N']})", "flip"), ("the same, taken away / added", "taken away", "added"),
+        ("another finding changes", "drift"),
+        ("of the change, inside the true difference, taken away / added", "inside, taken away", "inside, added"),
+        ("SSIM outside of it", "SSIM outside"), ("SSIM", "SSIM"),
+        ("the reports differ in that finding only", "reports differ in it alone"),
+    ):  # fmt: skip
+        figures = (" / ".join(f"{group.get(name, np.nan):.3f}" for name in names) for group in groups)
+        value, ceiling, *floors = (text.replace("nan", "–") for text in figures)
+        if value.strip("– /"):
+            rows.append(_number(measure, value, f"film's findings: {floors[0]}; twin's: {floors[1]}", ceiling))
+    return rows
 
 
 def _report_numbers(result):
@@ -190,11 +209,11 @@ def _values(result):
         "means": [{"pairs": name, **mean, "asked": int(mean["asked"])} for name, mean in means.items()],
         "pairs": result["pairs"]["synthetic"].rename_axis("finding").reset_index(),
     }  # fmt: skip
-    plain = ("image_quality", "diversity", "reports", "written_reports")
+    plain = ("image_quality", "diversity", "reports", "written_reports", "counterfactual_findings")
     tables |= {name: result[name] for name in plain if name in result}
     tables |= {name: f1_columns(result[name]) for name in ("report_f1", "written_report_f1") if name in result}
     shares = dict.fromkeys(("memorisation", "written_details", "image_details"), "share")
-    shares |= {"complete_agreement": "all three", "agreement_with_sides": "and every side"}
+    shares |= {"complete_agreement": "all three", "agreement_with_sides": "and every side", "counterfactuals": "flip"}
     tables |= {name: share_columns(result[name], share) for name, share in shares.items() if name in result}
     if "texts" in result:
         tables["texts"] = text_columns(result["texts"])
@@ -209,14 +228,11 @@ def _values(result):
         values["unseen"] = f"N = {result['unseen']['N']} real images of further patients ({splits})"
     judge = result.get("text_judge", "")
     note = " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
-    rows = {"synthetic reports": "conventions", "reports written for real images": "written_conventions"}
-    kinds = (f"Of {what}:\n\n{markdown(result[name])}" for what, name in rows.items() if result.get(name))
     return values | {
         "text_judge": judge, "wording": note if "TF-IDF" in judge else "", "split": result["real"]["split"],
         "selected": result["selected"], "classifier": result["classifier"],
-        "notes": "\n\n".join(f"**Note:** {note}." for note in result["notes"]), "conventions": "\n\n".join(kinds),
-        "draws": FLOOR_DRAWS, "positives": metrics.MINIMUM_POSITIVES, "words": conventions.R2GEN_WORDS,
-        "rare": conventions.R2GEN_RARE, "copies": f"{COPY_QUANTILE:.0%}",
+        "notes": "\n\n".join(f"**Note:** {note}." for note in result["notes"]), "draws": FLOOR_DRAWS,
+        "positives": metrics.MINIMUM_POSITIVES, "copies": f"{COPY_QUANTILE:.0%}",
     }  # fmt: skip
 
 
@@ -268,21 +284,6 @@ def text_columns(rows: list[dict]) -> pd.DataFrame:
     for name in ("marks", "comparisons", "contradictions", "stuttering"):
         table[name] = [f"{row[name]} of {row['N']}" for row in rows]
     return table.drop(columns="N")
-
-
-def draw_auroc(efficacy: dict[str, pd.DataFrame], path: Path) -> None:
-    """AUROC with its interval per finding, for each of the tables."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for offset, (name, table) in enumerate(efficacy.items()):
-        places = np.arange(len(table)) + 0.25 * (offset - 1)
-        errors = np.abs(table[["low", "high"]].to_numpy(dtype=float).T - table["auroc"].to_numpy(dtype=float))
-        axes.errorbar(table["auroc"], places, xerr=errors, fmt="o", markersize=4, label=name)
-    axes.axvline(0.5, color="grey", linewidth=0.8)
-    axes.set(yticks=range(len(table)), yticklabels=table.index, xlabel="AUROC, 95 % bootstrap interval")
-    axes.invert_yaxis()
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
 
 
 def draw_closest(nearest: Nearest, synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path) -> None:

@@ -14,7 +14,6 @@ import pandas as pd
 
 from evaluation import agreement, copies, judges, metrics
 from evaluation.baselines import label_only_report, matched_draws, nearest_by_labels, reported, shuffled
-from evaluation.conventions import text_conventions
 from evaluation.images import Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
 from utils.csv_files import read_csv
@@ -175,11 +174,11 @@ def text_judge_for(sets: ImageSets, name: str, loaded: judges.TextJudge | None) 
 
 def report_quality(
     text_judge, reports: Reports, train_table: pd.DataFrame, constant: str, seed: int
-) -> tuple[list[dict], dict[str, pd.DataFrame], list[dict]]:
+) -> tuple[list[dict], dict[str, pd.DataFrame]]:
     """Reports and their baselines, against their references and against the asked findings.
 
     constant: the report that is written for every image. => (rows, one for each set of reports; {set of reports: F1 per
-    finding}; rows in other papers' conventions).
+    finding}).
     """
     table, made = reports.table, reports.table["report"].tolist()
     copied = nearest_by_labels(table, reported(train_table), seed)
@@ -195,17 +194,13 @@ def report_quality(
     labels, referenced = metrics.positives(table), [row for row, text in enumerate(reports.references) if text]
     references = [reports.references[row] for row in referenced]
     compared = {name: [texts[row] for row in referenced] for name, texts in candidates.items()}
-    rows, f1_tables, conventions = [], {}, []
+    rows, f1_tables = [], {}
     for name, texts in candidates.items():
         scores = metrics.text_scores(references, compared[name]) if references else {}
         f1_tables[name] = metrics.clinical_f1(labels, text_judge(texts))
         scores |= {f"clinical F1 {mean}": f1_tables[name].loc[mean, "f1"] for mean in ("micro", "macro")}
         rows.append({"reports": name, "N": len(texts), "N with a reference": len(references), **scores})
-    if references:
-        names = [name for name in candidates if name in (reports.name, CONSTANT, *FURTHER.values())]
-        train_texts = reported(train_table).drop_duplicates("study_id")["report"].tolist()
-        conventions = text_conventions(text_judge, references, {name: compared[name] for name in names}, train_texts)
-    return rows, f1_tables, conventions
+    return rows, f1_tables
 
 
 def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: int) -> list[dict]:

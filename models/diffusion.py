@@ -252,15 +252,35 @@ def guided_prediction(
     return sum(weight * prediction for weight, prediction in zip(weights, predictions.chunk(count)))
 
 
+@dataclass(frozen=True)
+class Edit:
+    """Films that are drawn anew in part (blended diffusion, Avrahami et al. 2022; from noise as in SDEdit, Meng 2022).
+
+    latents: theirs, (B, C, h, w), unit variance; mask: where they may change, (B, 1, h, w), 0 or 1; strength: the share
+    of the steps that is done, 0 to 1: at 0 nothing changes, 1 begins with noise alone.
+    """
+
+    latents: torch.Tensor
+    mask: torch.Tensor
+    strength: float
+
+    def noised(self, scheduler: diffusers.SchedulerMixin, noise: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """The films' latents with the noise of the first of the timesteps that follow; without any where none does."""
+        if not len(following):
+            return self.latents
+        return scheduler.add_noise(self.latents, noise, following[:1].expand(len(noise)))
+
+
 @torch.no_grad()
 def sample_latents(
     model: PromptedDenoiser, scheduler: diffusers.SchedulerMixin, prompts: Prompts, guidance: Guidance,
     seeds: Iterable[int], shape: tuple[int, int, int], steps: int, progress: Callable[[Iterable], Iterable] = iter,
+    edit: Edit | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Draws latents (B, C, h, w), unit variance, on the model's device; an image's noise comes from its own seed alone.
 
-    shape: (C, h, w); progress: passes the timesteps on. InputError for steps that the scheduler cannot do, and when the
-    network predicts NaN or infinity.
+    shape: (C, h, w); progress: passes the timesteps on; edit: films that are changed, None: all is drawn from noise.
+    InputError for steps that the scheduler cannot do, and when the network predicts NaN or infinity.
     """
     device = next(model.parameters()).device
     prompts = prompts.to(device)
@@ -274,13 +294,21 @@ def sample_latents(
     except Exception as error:  # each scheduler has its own limits, and its own error
         raise InputError(f"SCHEDULER {name!r} cannot do STEPS {steps}: {reason(error)}; try 25") from error
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in progress(scheduler.timesteps):
+    latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
+    if edit:
+        first = len(timesteps) - round(edit.strength * len(timesteps))
+        if hasattr(scheduler, "set_begin_index"):  # not of those that need no index
+            scheduler.set_begin_index(first)
+        timesteps = timesteps[first:]
+        latents = edit.noised(scheduler, noise, timesteps)
+    for number, timestep in enumerate(progress(timesteps), 1):
         level = min(noise_level(model.schedule, timestep), ALL_NOISE)
         scales = (guidance.text, guidance.reference) if guidance.low <= level <= guidance.high else (1, 1)
         inputs = scheduler.scale_model_input(latents, timestep)
         prediction = guided_prediction(model, inputs, timestep, prompts, *scales)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+        if edit:
+            latents = torch.where(edit.mask > 0, latents, edit.noised(scheduler, noise, timesteps[number:]))
         if not torch.isfinite(latents).all():
             way_out = f"lower the guidances {guidance.text} and {guidance.reference}, or set PRECISION to 'no'"
             raise InputError(f"sampling made NaN or infinity at timestep {int(timestep)} of STEPS {steps}: {way_out}")

@@ -108,12 +108,12 @@ def random_findings(rng: np.random.Generator) -> tuple[list[Finding], np.ndarray
         labels[cxr.finding_index("No Finding")] = cxr.PRESENT
 
     taken = set()
-    drawn = [_place(name, rng.uniform(0.85, 1.1), taken, rng) for name in present]
-    drawn += [_place(name, rng.choice([0.0, 0.0, 0.25]), taken, rng) for name in uncertain]
+    drawn = [place_finding(name, rng.uniform(0.85, 1.1), taken, rng) for name in present]
+    drawn += [place_finding(name, rng.choice([0.0, 0.0, 0.25]), taken, rng) for name in uncertain]
     return drawn, labels
 
 
-def _place(name, strength, taken, rng):
+def place_finding(name, strength, taken, rng):
     """A Finding of that name in a free place. `taken`: the set of (side, zone) in use, to which its own are added."""
     kind = str(rng.choice(_KINDS.get(name, ("",))))
     zones = _ZONES_OF.get(kind) or _ZONES_OF.get(name, tuple(ZONES))

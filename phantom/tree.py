@@ -38,20 +38,30 @@ def draw_tree(
     """
     if studies < 1 or image_size < 32:
         raise InputError(f"cannot draw {studies} studies of {image_size} pixels; ask for 1 study and 32 pixels or more")
-    root = Path(root)
-    labelled = []
     settings = {"studies": studies, "image_size": image_size, "seed": seed}
-    with making(DRAWN_TREE, root, settings), writing("the drawn CXR tree", root):
-        patient = 0
-        while len(labelled) < studies:
-            labelled += _studies_of(patient, seed)[: studies - len(labelled)]
-            patient += 1
-        draw = partial(_draw_study, root, image_size=image_size)
+    with making(DRAWN_TREE, root, settings):
+        draw_studies(root, studies_of_tree(settings), image_size, processes)
+
+
+def studies_of_tree(settings: dict) -> list[dict]:
+    """All studies of a drawn tree, as `_studies_of` has them; settings: those of its manifest."""
+    studies, patient = [], 0
+    while len(studies) < settings["studies"]:
+        studies += _studies_of(patient, settings["seed"])[: settings["studies"] - len(studies)]
+        patient += 1
+    return studies
+
+
+def draw_studies(root: str | Path, studies: list[dict], image_size: int, processes: int = 0) -> None:
+    """Writes the CXR tree of these studies; processes: as in `draw_tree`."""
+    draw = partial(_draw_study, Path(root), image_size=image_size)
+    with writing("the drawn CXR tree", root):
         with ProcessPoolExecutor(processes) if processes else nullcontext() as pool:
-            films = pool.map(draw, labelled, chunksize=CHUNK) if pool else map(draw, labelled)
+            films = pool.map(draw, studies, chunksize=CHUNK) if pool else map(draw, studies)
             images = [row for rows in films for row in rows]
-        _write_tables(root, images, labelled)
-    say(f"{root}: {patient} patients, {len(labelled)} studies, {len(images)} images of {image_size} pixels")
+        _write_tables(Path(root), images, studies)
+    patients = len({study["identity"]["subject_id"] for study in studies})
+    say(f"{root}: {patients} patients, {len(studies)} studies, {len(images)} images of {image_size} pixels")
 
 
 def random_chest(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, np.ndarray, str]:

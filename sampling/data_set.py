@@ -48,15 +48,18 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
     """The card of the rows of a tree, with the columns of its synthetic.csv."""
     tasks = ["text-to-image", "image-to-text"]
     data = DatasetCardData(language="en", tags=["medical", "chest-x-ray", "synthetic"], task_categories=tasks)
+    films = (rows["checkpoint"] == "").sum() if "strength" in manifest[SYNTHETIC_TREE] else 0  # of counterfactual twins
+    origin = f"**{films} are films of another tree**, whose agreement holds for this folder. The others are generated"
     sources = [
-        f"* CXR-IRGen's checkpoint `{place}`, SHA-256 of its weights: {digest}" if place else "* another project"
+        f"* CXR-IRGen's checkpoint `{place}`, SHA-256 of its weights: {digest}" if place else "* another tree"
         for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
     ]
     settings = {part: manifest[part] for part in (SYNTHETIC_TREE, WRITTEN_REPORTS) if part in manifest}
     agreement = " Prompts are impressions of real reports, whose agreement holds for this folder, too."
     text = _CARD.format(
         prompts=agreement if (rows["prompt_kind"] == "impression").any() else "",
-        images=len(rows), reports=(rows["report"] != "").sum(), sources="\n".join(sources), kind="mimic-cxr-2.0.0-",
-        views=sorted({*rows["view"]}), settings=json.dumps(settings, indent=2),
+        origin=origin if films else "All are generated", images=len(rows), reports=(rows["report"] != "").sum(),
+        sources="\n".join(sources), kind="mimic-cxr-2.0.0-", views=sorted({*rows["view"]}),
+        settings=json.dumps(settings, indent=2),
     )  # fmt: skip
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 
-from models.diffusion import ALL_NOISE, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
+from models.diffusion import ALL_NOISE, Edit, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from sampling.reference_pool import ReferencePool
 from utils.latents import decode_latents, latent_shape
 from utils.prompts import TextEncoder
@@ -46,10 +46,25 @@ class ImageSampler:
         request = pd.DataFrame({"prompt": [prompt], "reference_dicom_id": "", "seed": 0})
         self.decode(replace(self, settings={**self.settings, **one_step}).draw(request))
 
-    def draw(self, requests: pd.DataFrame) -> torch.Tensor:
-        """The latents of B requests, (B, C, h, w)."""
+    def make(self, requests: pd.DataFrame) -> tuple[np.ndarray, torch.Tensor | None]:
+        """The images (B, S, S) uint8 of B requests, and their latents (B, C, h, w) if these are worth keeping."""
+        latents = self.draw(requests)
+        return self.decode(latents), latents
+
+    def draw(self, requests: pd.DataFrame, edit: Edit | None = None) -> torch.Tensor:
+        """The latents of B requests, (B, C, h, w); edit: of B films that are changed, None: drawn from noise alone."""
+        settings = self.settings
+        prompts, guidance = self.prompts(requests)
+        scheduler, seeds = sampling_scheduler(settings["scheduler"], self.denoiser.schedule), requests.seed.tolist()
+        with self.autocast():
+            return sample_latents(
+                self.denoiser, scheduler, prompts, guidance, seeds, self.shape, settings["steps"], self.progress, edit
+            )
+
+    def prompts(self, requests: pd.DataFrame) -> tuple[Prompts, Guidance]:
+        """What B requests have to show, and how strongly."""
         fusion, settings = self.denoiser.fusion.config, self.settings
-        length = self.text_encoder.lengths(requests.prompt[:1])[0] if fusion.prompting == "authors" else 0
+        length = max(self.text_encoder.lengths(requests.prompt)) if fusion.prompting == "authors" else 0
         null_text, null_reference = self.text_encoder.null_prompt(fusion.prompting, length)
         text = self.text_encoder.encode(requests.prompt.tolist(), length)
         text_guidance, reference_guidance = settings["text_guidance"], settings["reference_guidance"]
@@ -60,12 +75,8 @@ class ImageSampler:
             reference = self.pool.embeddings(requests.reference_dicom_id)
         if settings["condition"] == "reference":
             text, text_guidance = null_text.expand_as(text), reference_guidance
-        prompts = Prompts(text, reference, null_text, null_reference)
         guidance = Guidance(text_guidance, reference_guidance, settings["guidance_low"], settings["guidance_high"])
-        scheduler = sampling_scheduler(settings["scheduler"], self.denoiser.schedule)
-        seeds, steps = requests.seed.tolist(), settings["steps"]
-        with self.autocast():
-            return sample_latents(self.denoiser, scheduler, prompts, guidance, seeds, self.shape, steps, self.progress)
+        return Prompts(text, reference, null_text, null_reference), guidance
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents (B, C, h, w) => images (B, S, S) uint8."""

@@ -27,9 +27,9 @@ FIRST_ID = 90_000_000  # of synthetic patients and studies, up to 99,999,999: MI
 TREE_IDS, TREES = 10_000, 800  # a tree's numbers begin at one of 800 places, 10,000 apart; 2 million follow the last
 PLAN_FILE = "plan.csv"
 PROVENANCE = ("dicom_id", "subject_id", "source", "prompt", "prompt_kind", "seed", "reference_dicom_id", "checkpoint")
-SETTINGS = (  # columns of synthetic.csv from the tree's manifest, the same for all images; `start`: of older trees
+SETTINGS = (  # columns of synthetic.csv from the tree's manifest, the same for all images
     "condition", "text_guidance", "reference_guidance", "guidance_low", "guidance_high", "steps", "scheduler",
-    "start", "checkpoint_sha256", "student",
+    "checkpoint_sha256", "student",
 )  # fmt: skip
 SYNTHETIC_COLUMNS = (*PROVENANCE, *SETTINGS)  # of synthetic.csv
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
@@ -167,21 +167,19 @@ def make_requests(vectors: pd.DataFrame, copies: int, seed: int, checkpoint_sha2
     numbers = np.tile(np.arange(copies), len(vectors))
     keys = list(zip(requests.source, requests.prompt, numbers))
     requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
-    requests["dicom_id"] = [_dicom_id(*key, seed, checkpoint_sha256) for key in keys]
+    requests["dicom_id"] = [new_dicom_id(*key, seed, checkpoint_sha256) for key in keys]
     assert requests.dicom_id.is_unique
     return requests
 
 
 def plan_requests(
-    vectors: pd.DataFrame, copies: int, pool: ReferencePool | None, settings: dict, checkpoint: str, seed: int,
-    output_root: str | Path,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Label vectors => (requests, plan), a row an image: a row of the synthetic tree and of its synthetic.csv each.
+    requests: pd.DataFrame, pool: ReferencePool | None, settings: dict, checkpoint: str, output_root: str | Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Requests => (the same, the plan): each as a row of the synthetic tree and of its synthetic.csv.
 
-    copies: images of each label vector. pool: where references are drawn from, None for images without. settings: those
-    of the tree's manifest. The plan holds these requests and all that the tree's plan.csv had before.
+    requests: of `make_requests`. pool: where references are drawn from, None for images without. settings: those of the
+    tree's manifest. The plan holds these requests and all that the tree's plan.csv had before.
     """
-    requests = make_requests(vectors, copies, seed, settings["checkpoint_sha256"])
     known = read_plan(output_root)
     new = requests[~requests.dicom_id.isin(known.dicom_id)]
     first_id = known.subject_id.max() + 1 if len(known) else _first_id(new, settings)
@@ -202,7 +200,7 @@ def _first_id(new: pd.DataFrame, settings: dict) -> int:
     return FIRST_ID + TREE_IDS * (keyed_seed("first id", *new.dicom_id[:1], *map(str, settings.items())) % TREES)
 
 
-def _dicom_id(*key) -> str:
+def new_dicom_id(*key) -> str:
     """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
     return "-".join(f"{keyed_seed('dicom_id', number, *map(str, key)) % 16**8:08x}" for number in range(5))
 
@@ -212,10 +210,8 @@ def read_plan(output_root: str | Path) -> pd.DataFrame:
     path = Path(output_root) / PLAN_FILE
     if not path.exists():
         return pd.DataFrame(columns=[*_PLAN_COLUMNS]).astype({"subject_id": "int64", "seed": "int64"})
-    texts = [name for name in (*PROVENANCE, "view") if name not in ("subject_id", "seed", "prompt_kind")]
-    columns = [name for name in _PLAN_COLUMNS if name != "prompt_kind"]
-    plan = read_csv(path, columns, texts=texts, optional=["prompt_kind"])  # older plans have prompts of findings only
-    plan["prompt_kind"] = plan["prompt_kind"].replace("", "findings")
+    texts = [name for name in (*PROVENANCE, "view") if name not in ("subject_id", "seed")]
+    plan = read_csv(path, _PLAN_COLUMNS, texts=texts)
     return plan[[*_PLAN_COLUMNS]]
 
 

@@ -20,7 +20,7 @@ from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.csv_files import check_unique, csv_header, read_csv, write_csv
 from utils.errors import InputError, Stopped, reason, say, stoppable, write_whole
 from utils.latents import draw_latents, load_vae, read_pixels
-from utils.mimic_cxr import image_file, read_table
+from utils.mimic_cxr import image_file, read_table, read_twins
 from utils.report_cleaning import clean_report
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_seed
@@ -46,7 +46,8 @@ class ImageLatents:
             check_encoders(self.training, vae=weights_fingerprint(self.vae))
 
     def __call__(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, torch.Tensor]:
-        """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance)."""
+        """Rows => (those whose image can be read, their latents (n, C, h, w), unit variance); see `noise_names`."""
+        names = rows.get("noise_name", rows["dicom_id"])
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             latents = list(pool.map(self._read_kept, rows["dicom_id"]))
             absent = [place for place, values in enumerate(latents) if values is None]
@@ -55,7 +56,7 @@ class ImageLatents:
         for place, pixels in zip(absent, images):
             if pixels is not None:
                 self.load_vae()
-                latents[place] = draw_latents(self.vae, pixels, self.seed, rows["dicom_id"].iloc[place])
+                latents[place] = draw_latents(self.vae, pixels, self.seed, names.iloc[place])
         readable = rows[np.array([values is not None for values in latents], dtype=bool)]
         found = [values for values in latents if values is not None]
         return readable, torch.stack(found) if found else torch.zeros(0, *self.shape)
@@ -145,6 +146,12 @@ def sampling_arguments(constants: dict) -> dict[str, dict]:
     decoding = {name.lower(): name for name in ("DECODING", "BEAMS", "TOP_P", "TEMPERATURE", "MAX_TOKENS")}
     parts = {"prior": prior, "decoding": decoding}
     return {part: {name: constants[constant] for name, constant in names.items()} for part, names in parts.items()}
+
+
+def noise_names(tree: str | Path, table: pd.DataFrame) -> pd.Series:
+    """By which name the noise of each image's report is drawn: its dicom_id, of a counterfactual twin its film's."""
+    own, twins = table["dicom_id"], read_twins(tree)
+    return own if twins is None else own.map(twins.set_index("dicom_id")["film_dicom_id"]).fillna(own)
 
 
 def training_reports(training: dict) -> list[str]:

@@ -21,7 +21,16 @@ from models.graphs import replay
 from models.weights import load_vision
 from sampling.data_set import save_data_set
 from sampling.images import ImageSampler, batches_to_draw
-from sampling.plan import NO_PATIENT, SYNTHETIC_COLUMNS, label_vectors, plan_digest, plan_requests, real_rows, save_plan
+from sampling.plan import (
+    NO_PATIENT,
+    SYNTHETIC_COLUMNS,
+    label_vectors,
+    make_requests,
+    plan_digest,
+    plan_requests,
+    real_rows,
+    save_plan,
+)  # fmt: skip
 from sampling.reference_pool import ReferencePool
 from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
@@ -63,7 +72,8 @@ def sample_tree(backbone: str, constants: dict):
         if accelerator.is_main_process:
             save_constants(output_root, constants)
         copies, checkpoint = constants["IMAGES_PER_LABEL"], constants["CHECKPOINT"]
-        requests, plan = plan_requests(vectors, copies, pool, settings, checkpoint, seed, output_root)
+        requests = make_requests(vectors, copies, seed, settings["checkpoint_sha256"])
+        requests, plan = plan_requests(requests, pool, settings, checkpoint, output_root)
         make_missing(SyntheticTree(Path(output_root), plan), requests, sampler, constants["BATCH_SIZE"], accelerator)
         if accelerator.is_main_process:
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
@@ -148,10 +158,11 @@ class SyntheticTree:
             say(f"damaged: {path} ({reason(error)})")
             return False
 
-    def save(self, row, image: np.ndarray, latents: np.ndarray):
-        """Writes the latents (C, h, w) and the image (S, S) of a row of the plan; the image appears last, and whole."""
+    def save(self, row, image: np.ndarray, latents: np.ndarray | None = None):
+        """Writes the latents (C, h, w), if any, and the image (S, S) of a row of the plan; the image last, whole."""
         with writing("synthetic images", self.root):
-            save_array(self.root / "latents" / f"{row.dicom_id}.npy", latents)
+            if latents is not None:
+                save_array(self.root / "latents" / f"{row.dicom_id}.npy", latents)
             with replacing(row.image_path) as temporary:
                 Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)
 
@@ -165,11 +176,13 @@ class SyntheticTree:
 
 
 def make_missing(
-    tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSampler, batch_size: int, accelerator: Accelerator
-):
+    tree: SyntheticTree, requests: pd.DataFrame, sampler: ImageSampler, batch_size: int, accelerator: Accelerator,
+    plan: pd.DataFrame | None = None,
+):  # fmt: skip
     """Makes the requested images that a tree does not have yet. Whatever ends this, all images that exist are listed.
 
-    Each process of a launch makes its share of the batches. SIGTERM ends it after the batch (Stopped).
+    plan: the rows of the tree's plan that batches are cut from, None: all. Each process of a launch makes its share of
+    the batches. SIGTERM ends it after the batch (Stopped).
     """
     missing = set(requests.dicom_id[~tree.exist(requests)])
     say(f"{len(requests)} images requested, {len(requests) - len(missing)} of them exist")
@@ -180,7 +193,7 @@ def make_missing(
     _check_shared(lambda: plan_digest(tree.root, tree.plan), tree.root, accelerator)
     if accelerator.is_main_process:
         tree.list_images()  # fails here, before hours of sampling, where the CSVs cannot be added to
-    batches = batches_to_draw(tree.plan, missing, batch_size, sampler)
+    batches = batches_to_draw(tree.plan if plan is None else plan, missing, batch_size, sampler)
     if sampler.pool and batches:
         sampler.pool.prepare(pd.concat(batches).reference_dicom_id)
     share = batches[accelerator.process_index :: accelerator.num_processes]
@@ -203,8 +216,8 @@ def _make_batches(batches, missing, tree, sampler, stopped, shows_progress):
         for batch in batches:
             if stopped():
                 return
-            latents = sampler.draw(batch)
-            images, half = sampler.decode(latents), latents.cpu().numpy().astype(np.float16)
+            images, latents = sampler.make(batch)
+            half = [None] * len(batch) if latents is None else latents.cpu().numpy().astype(np.float16)
             for place, row in enumerate(batch.itertuples()):
                 if row.dicom_id in missing:
                     tree.save(row, images[place], half[place])

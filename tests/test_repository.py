@@ -18,6 +18,7 @@ from utils.constants import override_constants
 ROOT = house.ROOT
 SCRIPTS = house.python_files()["scripts"]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FURTHER = ("models/weights.py", "evaluation/gallery.py", "phantom/twins.py")  # with tables in a TOML file, too
 CONFIGS = ("demo.toml", "open.toml", "open-gpu.toml", "assets/parts.toml", "tests/soak.toml")
 
 
@@ -48,7 +49,7 @@ def test_no_module_imports_one_that_imports_it_back():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_constant_is_explained_and_read(path):
     text = path.read_text()
-    if "sample_tree(" in text:  # which reads the constants of the image samplers
+    if "sample_tree(" in text or "load_models(" in text:  # which read the constants of the samplers
         text += (ROOT / "sampling" / "tree.py").read_text()
     if "sampling_arguments(" in text:  # which reads those of the report sampler
         text += (ROOT / "sampling" / "reports.py").read_text()
@@ -164,7 +165,7 @@ def test_configurations_name_scripts_and_their_constants(name, tmp_path):
 def check_config(text, tmp_path):
     """Every table is of a program, every constant is one of it, and every value is accepted."""
     (tmp_path / "config.toml").write_text(text)
-    programs = [*SCRIPTS, *ROOT.glob("*/__main__.py"), ROOT / "models/weights.py", ROOT / "evaluation/gallery.py"]
+    programs = [*SCRIPTS, *ROOT.glob("*/__main__.py"), *map(ROOT.joinpath, FURTHER)]
     programs = {path.parent.name if path.stem == "__main__" else path.stem: path for path in programs}
     everywhere = set().union(*map(house.constants, programs.values()))
     for table, entries in tomllib.loads(text).items():
@@ -197,6 +198,9 @@ def test_figures_of_the_documents_are_those_of_the_records():
     records, readme = render.read_records(), render.README.read_text()
     assert render.PAGE.read_text() == render.page(records), "run python -m benchmarks.render"
     assert readme == render.fill(readme, render.MARK, render.demo_table(records)), "run python -m benchmarks.render"
+    twins = render.TWINS.read_text()
+    assert twins == render.with_twins(twins, records), "run python -m benchmarks.render"
+    assert all(f"<!-- {each['name']} -->" in twins for each in records if each["name"].startswith(render.OF_TWINS))
 
 
 def test_images_are_kept_in_two_folders_only():

@@ -23,6 +23,8 @@ FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
 )  # fmt: skip
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
 
+CODE_NAMES = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain", NOT_MENTIONED: "not mentioned"}
+
 PROMPT_START = "A chest X ray image"
 # (code, words before its findings), in the order of a prompt
 PROMPT_PARTS = ((PRESENT, " with "), (ABSENT, ", without "), (UNCERTAIN, ", and with uncertain "))
@@ -72,6 +74,19 @@ def finding_index(name: str) -> int:
     """The index of a finding in FINDINGS, in upper or lower case; InputError for an unknown finding."""
     with as_input_error(lambda _: f"unknown finding {name!r}; choose from {', '.join(FINDINGS)}", KeyError):
         return _INDEX[name.strip().lower()]
+
+
+def with_code(labels: np.ndarray, finding: int, code: int) -> np.ndarray:
+    """The label vector (14,) with another code of a finding, given by its index; No Finding follows.
+
+    No Finding is present where nothing else is present or uncertain but support devices, and else not mentioned.
+    """
+    changed = labels.copy()
+    changed[finding] = code
+    ill = np.isin(changed, (PRESENT, UNCERTAIN))
+    ill[[_INDEX["no finding"], _INDEX["support devices"]]] = False
+    changed[_INDEX["no finding"]] = NOT_MENTIONED if ill.any() or (changed == UNCERTAIN).any() else PRESENT
+    return changed
 
 
 def check_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:

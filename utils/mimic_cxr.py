@@ -59,6 +59,8 @@ NEW_METADATA = {
 VIEW_MEANINGS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral"}
 REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
 PROVENANCE_FILE = "synthetic.csv"
+TWINS_FILE = "counterfactuals.csv"  # in a tree of films and their counterfactual twins, see `read_twins`
+TWIN_COLUMNS = ("dicom_id", "film_dicom_id", "source", "finding", "from", "to", "method", "strength")
 PICTURE_FILE = "first.png"  # the first images of a synthetic tree, see sampling/first_images.py
 
 
@@ -304,6 +306,18 @@ def write_tree(
     ):
         path = next(iter(_find_csvs(root, kind)), root / f"mimic-cxr-2.0.0-{kind}.csv.gz")
         _merge_csv(path, frame, keys, NEW_METADATA if kind == "metadata" else {})
+
+
+def read_twins(root: str | Path) -> pd.DataFrame | None:
+    """The counterfactual twins of a tree, a row each with TWIN_COLUMNS as text; None for a tree without TWINS_FILE.
+
+    dicom_id, film_dicom_id: of the twin and of its film, both in the tree; source: where the film is from, the dicom_id
+    of a real film; finding: the one that differs, with its codes' names in film and twin in `from` and `to`.
+    """
+    path = Path(root) / TWINS_FILE
+    if not path.exists():
+        return None
+    return read_csv(path, TWIN_COLUMNS, texts=TWIN_COLUMNS, key=["dicom_id"])
 
 
 def _merge_csv(path: Path, frame: pd.DataFrame, keys: list[str], defaults: dict[str, str] | None = None) -> None:

@@ -57,8 +57,6 @@ def test_the_floor_of_a_selected_tree_is_the_training_rows_that_it_names(tmp_pat
 
 def test_whether_a_tree_is_selected_is_said(tmp_path):
     assert "not selected" in baselines.describe_selection(tmp_path)
-    (tmp_path / "selector.csv").write_text("subject_id\n1\n")
-    assert "selected images" in baselines.describe_selection(tmp_path)
     how = {"by": "pair", "keep": "first", "requests": 20, "candidates": 60, "kept": 20, "share that agrees": 0.4}
     (tmp_path / "selection.json").write_text(json.dumps(how | {"floor": {"share that agrees": 0.1}}))
     assert "20 of 60 pairs for 20 requests" in baselines.describe_selection(tmp_path)

@@ -68,7 +68,7 @@ def test_copied_training_images_are_found_and_shown(real, evaluate, tmp_path):
     assert copied["share"] == 1 and copied["median distance"] < 0.01 < others["median distance"]
     assert len(planted) == 6 and all(row["images"].startswith("planted") for row in planted)
     assert found["synthetic"]["N"] == len(made)
-    for name in ("auroc.png", "closest.png", "evaluation.md", "constants.json"):
+    for name in ("closest.png", "evaluation.md", "constants.json"):
         assert (tmp_path / "evaluation" / name).stat().st_size > 0
     assert (tmp_path / "copies.html").stat().st_size > 0  # beside the tree
     with Image.open(tmp_path / "evaluation" / "closest.png") as picture:
@@ -148,13 +148,11 @@ def test_written_reports_of_real_images_with_their_ceiling_and_floor(real, evalu
     assert written["shuffled among images"]["ROUGE-L"] < 0.9
     ceiling, floor = written[sections.FURTHER["reconstruction"]], written[sections.CHOSEN]
     assert ceiling["ROUGE-L"] == pytest.approx(1) and ceiling["clinical F1 micro"] > floor["clinical F1 micro"]
-    conventions = by(found["written_conventions"], "measure")
-    assert conventions["BLEU-1"]["written for real images"] == pytest.approx(1)
-    assert conventions["BLEU-1"][sections.CONSTANT] < 1 > conventions["BLEU-1"][sections.CHOSEN]
+    assert written["written for real images"]["BLEU-1"] > 0.99 > floor["BLEU-1"]
     text = (tmp_path / "evaluation" / "evaluation.md").read_text()
     pairs = pd.read_csv(tmp_path / "evaluation" / "written_radeval.csv")
     assert len(pairs) == written["written for real images"]["N"] and (pairs["reference"] == pairs["hypothesis"]).all()
-    assert "## Beside other people's papers" in text and "Of reports written for real images:" in text
+    assert "## Details of reports written for real images" in text
     side = by(found["written_details"], "detail")["side"]
     assert side["share"] == 1 > side["shuffled"] and side["N"] == side["of"] > 10 and side["ceiling"] == 1
     pairs = by(found["agreement_with_sides"], "pairs")
@@ -220,7 +218,6 @@ def test_who_chose_the_images_does_not_judge_them(real, evaluate, tmp_path):
     found = evaluate(SYNTHETIC=tmp_path / "chosen", JUDGE_PATIENTS="second half")
     assert found["train"]["N"] == len(train)  # copies are of all of them
     assert by(found["image_quality"], "images")[sections.FLOOR]["N"] == len(made)
-    assert "selected images" in found["selected"]
 
 
 def test_rules_do_not_judge_reports_that_they_chose(tmp_path):

@@ -226,7 +226,8 @@ def test_trees_of_other_settings_begin_at_other_numbers(tmp_path):
     settings = {**dict.fromkeys(plan.SETTINGS, 1), "checkpoint_sha256": "abc"}
 
     def first(seed=1, count=2, **changed):
-        requests, _ = plan.plan_requests(vectors, count, None, {**settings, **changed}, "best", seed, tmp_path)
+        requests = plan.make_requests(vectors, count, seed, {**settings, **changed}["checkpoint_sha256"])
+        requests, _ = plan.plan_requests(requests, None, {**settings, **changed}, "best", tmp_path)
         return requests.subject_id.min()
 
     others = [first(), first(seed=2), first(steps=2), first(text_guidance=3.0), first(checkpoint_sha256="abd")]

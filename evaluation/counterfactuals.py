@@ -1,0 +1,177 @@
+"""What differs between films and their counterfactual twins: the finding that was to change, and what else.
+
+flip       of the films in which the judge sees the finding as it is labelled: the share whose twin it sees changed
+drift      of all other findings that both are labelled alike for: the share that the judge sees changed
+inside     of the change of all pixels: the share within the true difference, widened by TRUE_BORDER pixels. Drawn films
+           have an exact twin; of a finding that is added, which may lie anywhere, the nearest of several counts
+SSIM       structural similarity of film and twin; `outside`: outside the widened true difference
+reports    the share of pairs whose reports, by the text judge, differ in that finding and in no other
+
+No Finding follows from the others and never counts. Floors: another film in place of the twin, with the film's findings
+or with the twin's. Ceiling: the exact twins of drawn films.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from evaluation.agreement import share_interval
+from evaluation.images import Images, ImageSets
+from evaluation.judges import Judge
+from evaluation.metrics import mean_or_nan
+from evaluation.sections import image_reading, report_reading
+from utils.findings import CODE_NAMES, FINDINGS, PRESENT, finding_index
+from utils.latents import read_grey
+from utils.mimic_cxr import read_table, read_twins
+
+TRUE_CHANGE, TRUE_BORDER = 5, 3  # grey levels that JPEG alone hardly changes; pixels
+CEILING = "exact twins of drawn films (ceiling)"
+FLOORS = ("a real film with the film's findings (floor)", "a real film with the twin's findings (floor)")
+
+
+@dataclass(frozen=True)
+class Twins:
+    """N twins beside their films.
+
+    table: the rows of `read_twins`; labels: of film and twin, (2, N, 14) codes; seen, told: what judges see in their
+    images and read in their reports, (2, N, 14) readings (told: None without reports); pixels: (2, N, S, S) uint8.
+    """
+
+    table: pd.DataFrame
+    labels: np.ndarray
+    seen: np.ndarray
+    told: np.ndarray | None
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, images: Images, judge: Judge, text_judge) -> "Twins":
+        """Those rows of `read_twins` whose film and twin are among the images."""
+        places = pd.Index(images.table["dicom_id"])
+        rows = np.stack([places.get_indexer(table[name]) for name in ("film_dicom_id", "dicom_id")])
+        kept = (rows >= 0).all(axis=0)
+        table, rows = table[kept].reset_index(drop=True), rows[:, kept]
+        reports, size = images.table["report"], images.loading.image_size
+        told = None
+        if text_judge is not None and (reports != "").all():
+            told = report_reading(text_judge, reports, np.ones(len(reports), dtype=bool))[rows]
+        films = {row: read_grey(images.table["image_path"][row], size) for row in np.unique(rows)}
+        pixels = np.stack([[films[row] for row in side] for side in rows])
+        return cls(table, images.codes()[rows], image_reading(judge, images)[rows], told, pixels)
+
+    def changed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """=> (the findings that change, (N,); whether they become present, (N,); which others count, (N, 14))."""
+        finding = self.table["finding"].map(finding_index).to_numpy()
+        others = self.labels[0] == self.labels[1]
+        others[np.arange(len(finding)), finding] = False
+        others[:, finding_index("No Finding")] = False
+        return finding, (self.table["to"] == CODE_NAMES[PRESENT]).to_numpy(), others
+
+
+def evaluate(sets: ImageSets, judge: Judge, text_judge, tree: str, exact: str) -> dict:
+    """The parts of evaluation.json about the twins in a tree: "counterfactuals", "counterfactual_findings"; or {}.
+
+    exact: a tree of phantom.twins, "" for none.
+    """
+    table = read_twins(tree)
+    if table is None or not table["dicom_id"].isin(sets.synthetic.table["dicom_id"]).any():
+        return {}
+    twins = Twins.of(table, sets.synthetic, judge, text_judge)
+    groups = {"synthetic": twins, **dict(zip(FLOORS, _other_films(sets, twins, judge, text_judge)))}
+    known = dict.fromkeys(groups)  # name => true differences
+    if exact:
+        images, pair = Images(read_table(exact), exact, judge.image_size, sets.real.loading), ["source", "finding"]
+        every = Twins.of(read_twins(exact), images, judge, text_judge)
+        asked = every.table.drop_duplicates(pair).merge(twins.table[pair].drop_duplicates())  # one of several places
+        groups[CEILING] = Twins.of(asked, images, judge, text_judge)
+        known = {name: true_differences(group.table, every) for name, group in groups.items()}
+    rows = [{"twins": name, **_row(group, known[name], sets.seed)} for name, group in groups.items()]
+    return {"counterfactuals": rows, "counterfactual_findings": _by_finding(twins, groups.get(CEILING))}
+
+
+def _other_films(sets, twins, judge, text_judge):
+    """The twins' films with other films in place of the twins: training images of the film's and the twin's labels."""
+    places = pd.Index(sets.synthetic.table["dicom_id"])
+    for name in ("film_dicom_id", "dicom_id"):
+        rows = sets.copies[places.get_indexer(twins.table[name])]
+        reports, paths = (sets.train.table[column].iloc[rows] for column in ("report", "image_path"))
+        told, size = None, twins.pixels.shape[-1]
+        if twins.told is not None:
+            told = np.stack([twins.told[0], report_reading(text_judge, reports, (reports != "").to_numpy())])
+        seen = np.stack([twins.seen[0], image_reading(judge, sets.train, rows)])
+        pixels = np.stack([twins.pixels[0], [read_grey(path, size) for path in paths]])
+        yield Twins(twins.table, twins.labels, seen, told, pixels)
+
+
+def true_differences(table: pd.DataFrame, drawn: Twins) -> list[np.ndarray]:
+    """For each row of `read_twins` the true differences of its film and finding, (K, S, S) bool; K 0: not known."""
+    differs = np.abs(drawn.pixels[1].astype(int) - drawn.pixels[0]) > TRUE_CHANGE
+    differs = ndimage.binary_dilation(differs, np.ones((1, 3, 3), dtype=bool), iterations=TRUE_BORDER)
+    asked = drawn.table.groupby(["source", "finding"]).indices
+    return [
+        differs[asked.get(key, slice(0))] for key in table[["source", "finding"]].itertuples(index=False, name=None)
+    ]
+
+
+def _flips(twins):
+    """(which films show the finding as they are labelled; which of these have a twin that shows it changed), (N,)."""
+    finding, present, _ = twins.changed()
+    before, after = twins.seen[:, np.arange(len(finding)), finding]
+    labelled = before == ~present
+    return labelled, labelled & (after == present)
+
+
+def _row(twins, truth, seed):
+    """The measures of one set of twins; truth: their `true_differences`, None where nothing is known."""
+    finding, present, others = twins.changed()
+    (labelled, flips), (before, after), every = _flips(twins), twins.seen, np.arange(len(finding))
+    counted = others & ~np.isnan(before) & ~np.isnan(after)
+    row = {"N": len(finding), "flip": mean_or_nan(flips[labelled])}
+    row["low"], row["high"] = share_interval(flips, labelled, twins.table["source"].to_numpy(), seed)
+    row |= {"taken away": mean_or_nan(flips[labelled & ~present]), "added": mean_or_nan(flips[labelled & present])}
+    row["drift"] = mean_or_nan((before != after)[counted])
+    row |= _places(twins.pixels.astype(np.float64), truth, present)
+    if twins.told is not None:
+        told, wanted = twins.told, np.stack([~present, present])
+        known = ~np.isnan(told).any(axis=0)
+        only = (told[:, every, finding] == wanted).all(axis=0) & ((told[0] == told[1]) | ~(others & known)).all(axis=1)
+        row["reports differ in it alone"] = mean_or_nan(only[known[every, finding]])
+    return row
+
+
+def _places(pixels, truth, present):
+    """Where the pixels (2, N, S, S) change: shares inside the true differences, and similarity."""
+    change, film, twin = np.abs(pixels[1] - pixels[0]), *(torch.from_numpy(side)[:, None] for side in pixels)
+    pairs = zip(film.split(1), twin.split(1))
+    similar = np.stack([
+        structural_similarity_index_measure(*pair, data_range=255.0, return_full_image=True)[1][0, 0] for pair in pairs
+    ])  # fmt: skip
+    row = {"inside, taken away": np.nan, "inside, added": np.nan, "SSIM": float(similar.mean()), "SSIM outside": np.nan}
+    if truth is None:
+        return row
+    inside, outside = np.full((2, len(change)), np.nan)
+    for place, masks in enumerate(truth):
+        if len(masks) and change[place].any():
+            shares = [change[place][mask].sum() / change[place].sum() for mask in masks]
+            nearest = masks[int(np.argmax(shares))]
+            inside[place] = max(shares)
+            outside[place] = mean_or_nan(similar[place][~nearest])
+    known = ~np.isnan(inside)
+    shares = {"inside, taken away": inside[known & ~present], "inside, added": inside[known & present]}
+    row |= {name: mean_or_nan(values) for name, values in shares.items()}
+    return row | {"SSIM outside": mean_or_nan(outside[~np.isnan(outside)])}
+
+
+def _by_finding(twins, drawn):
+    """Per finding: the twins of which it is changed, and the flips of these and of the exact twins."""
+    rows = []
+    for name in (name for name in FINDINGS if (twins.table["finding"] == name).any()):
+        rows.append({"finding": name, "N": int((twins.table["finding"] == name).sum())})
+        for column, each in {"flip": twins, "exact twins: flip": drawn}.items():
+            if each is not None:
+                labelled, flips = (rows_of & (each.table["finding"] == name).to_numpy() for rows_of in _flips(each))
+                rows[-1][column] = mean_or_nan(flips[labelled])
+    return rows
