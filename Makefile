@@ -101,7 +101,7 @@ demo/pairs-clipSD: demo/reports-clipSD demo/selected-clipUViT
 
 counterfactuals: .venv/installed
 	$(RUN) sample_counterfactuals.py $(DEMO)
-	$(RUN) -m phantom.twins $(DEMO)
+	$(RUN) -m phantom $(DEMO) --TWINS_OF demo/counterfactuals/clipUViT --OUTPUT_ROOT demo/twins
 	$(MAKE) demo/twins-of-clipUViT demo/twins-of-clipSD
 
 demo/twins-of-%:

@@ -40,7 +40,7 @@ SYNTHETIC = "synthetic/clipUViT"  # a CXR tree, or another project's CSV of imag
 TRAIN = ""  # the tree whose split "train" trains the judges and is searched for copies; empty: REAL
 SPLIT = "test"  # the split of REAL to compare with (train, validate or test)
 WRITTEN = ""  # a folder with reports.csv: reports written for REAL's images (the paper's evaluation); empty: none
-TWINS = ""  # a tree of phantom.twins, for counterfactuals of drawn films: their exact twins; empty: none
+TWINS = ""  # a tree of exact twins (python -m phantom), for the counterfactuals of drawn films; empty: none
 VIEWS = ("PA",)  # ViewPosition of the images; () for all
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test", as in training
 OUTPUT = "runs/evaluation"  # tables and plots (a folder to write)
@@ -181,9 +181,7 @@ def main() -> None:
     constants = override_constants(globals())
     accelerator, stopwatch = make_accelerator(DEVICE, "no"), Stopwatch()
     output, page, name = Path(OUTPUT), page_of(SYNTHETIC, Path(OUTPUT)), Path(SYNTHETIC).name
-    settings = judges.JudgeSettings(
-        JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED
-    )
+    settings = judges.JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, 64, JUDGE_LEARNING_RATE, SEED)
 
     # what is quick and can fail comes first
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)
@@ -192,6 +190,8 @@ def main() -> None:
     written = {"": sections.read_written(SYNTHETIC)}
     if WRITTEN:
         written["written_"] = read_written(WRITTEN, tables["real"])
+    if TWINS:
+        counterfactuals.read_exact(TWINS, mimic_cxr.read_twins(SYNTHETIC))
     extractors, text_judge = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     judges.try_judge(settings, accelerator.device)
     with writing("the evaluation", output):

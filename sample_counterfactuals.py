@@ -3,7 +3,6 @@
     python sample_counterfactuals.py --CHECKPOINT runs/clipUViT/best --SPLIT test --MAX_TWINS 200
     python sample_counterfactuals.py --TOGGLE pneumothorax
     python sample_counterfactuals.py --FINDINGS "edema, not pneumothorax" --TOGGLE edema --IMAGES_PER_LABEL 8
-    accelerate launch --num_processes 4 sample_counterfactuals.py --config my.toml
 
 Reads:  CHECKPOINT, of prompts of findings; what it was trained with; FILMS (a CXR tree), or FINDINGS to make films of
 Writes: OUTPUT_ROOT, a CXR tree of films and twins with manifest.json, plan.csv, synthetic.csv; a second run adds what
@@ -11,7 +10,7 @@ Writes: OUTPUT_ROOT, a CXR tree of films and twins with manifest.json, plan.csv,
         OUTPUT_ROOT/counterfactuals.png, film, twin and difference of the first 16 twins
 
 sample_prior_model.py writes the reports of both, evaluate_pairs.py measures what changed. A tree of real films holds
-copies of them: it is as private as they are.
+copies of them: it is as private as they are. All its rows are split "train", those of test films, too.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -32,7 +31,7 @@ from utils.devices import make_accelerator
 from utils.errors import InputError, run
 from utils.folders import SYNTHETIC_TREE, making
 from utils.latents import decode_in
-from utils.mimic_cxr import read_table
+from utils.mimic_cxr import read_table, split_rows
 
 # what to load and where to write
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of either backbone, no student
@@ -47,16 +46,16 @@ SPLIT = "test"  # the films of one split (train, validate, test or empty)
 FINDINGS = ""  # in place of FILMS: films are made for this label vector, e.g. "edema, not pneumothorax"
 IMAGES_PER_LABEL = 1  # films made for FINDINGS (1 to 1000000)
 TOGGLE = ""  # the finding that changes, e.g. "edema"; empty: every finding in turn
-MAX_TWINS = 0  # twins at most, as many of each finding and direction as there are (0 or more; 0: all)
+MAX_TWINS = 200  # twins at most, findings and directions in turn (0 or more; 0: all, about 13 of each film)
 # how
 TEXT_GUIDANCE = 7.5  # of the text (0 to 100; 1: none)
 GUIDANCE_INTERVAL = (0.0, 1000.0)  # noise levels, sigma, with guidance (both 0 or more, 1000 at most; 1000: any)
 STEPS = 20  # denoising steps of a whole film (1 to 1000)
 STRENGTH = 0.7  # share of the steps that redraws where the prompts differ (0 to 1; 0: a twin is its film)
-REDRAW_THRESHOLD = 0.2  # what is redrawn: where the prompts differ by this share of the largest difference (0 to 1)
+REDRAW_THRESHOLD = 0.2  # what is redrawn: where the prompts differ by this share of the 99th percentile (0 to 1)
 MASK_THRESHOLD = 0.5  # what of it is kept: the same, compared once more with what was drawn (0 to 1)
 LEAST_CHANGE = 24.0  # grey levels; where a twin would differ by less, it keeps its film's pixels (0 to 255)
-BATCH_SIZE = 16  # twins at a time, a process; changes no picture (1 to 65536)
+BATCH_SIZE = 16  # twins at a time, a process; changes no picture but with the authors' weights (1 to 65536)
 SEED = 1234  # of noise, and of which twins are made (0 or more)
 # running
 PRECISION = "auto"  # of the arithmetic (auto, no, bf16 or fp16; auto: bf16 where the device has it)
@@ -80,13 +79,16 @@ def main():
 
     real, table = real_rows(trained, DATA_ROOT, "", with_prompts=False), None
     if not FINDINGS:
-        views, hold_out = trained["VIEWS"], trained["HOLD_OUT"]
-        table = read_table(FILMS, views=views, hold_out=hold_out, with_reports=False) if FILMS else real
-        table = counterfactuals.readable_films(table[table["split"] == SPLIT] if SPLIT else table, size)
-    vectors = label_vectors(table, SEED, findings=FINDINGS, split=SPLIT)
+        as_trained = {"views": trained["VIEWS"], "hold_out": trained["HOLD_OUT"]}
+        table = read_table(FILMS, **as_trained, with_reports=False) if FILMS else real
+        table = (table.iloc[split_rows(table, SPLIT, FILMS)] if SPLIT else table).assign(split="films")
+    vectors = label_vectors(table, SEED, findings=FINDINGS, split="films")
     films = make_requests(vectors, IMAGES_PER_LABEL if FINDINGS else 1, SEED, settings["checkpoint_sha256"])
     twins = counterfactuals.twins_of(films, TOGGLE, MAX_TWINS, SEED, real[real["split"] == "train"])
     films = films[films["dicom_id"].isin(twins["source"])]
+    if not FINDINGS:
+        films = counterfactuals.readable_films(films, table, size)
+        twins = twins[twins["source"].isin(films["dicom_id"])]
 
     decode_in(models.vae, accelerator.mixed_precision)  # from here on weights may be cast
     sampler = ImageSampler(models.denoiser, models.vae, models.text_encoder, settings, None, accelerator.autocast)
@@ -97,18 +99,19 @@ def main():
         both = pd.concat([films, twins], ignore_index=True)
         _, plan = plan_requests(both, None, settings, CHECKPOINT, OUTPUT_ROOT)
         is_twin = plan["source"].isin(plan["dicom_id"])
-        if not FINDINGS:
-            plan.loc[~is_twin, "checkpoint"] = ""  # a real film
+        plan.loc[~is_twin & (plan["source"] != "findings"), "checkpoint"] = ""  # a film of another tree
         tree, rows = SyntheticTree(Path(OUTPUT_ROOT), plan), plan.set_index("dicom_id", drop=False)
         if FINDINGS:
             make_missing(tree, rows.loc[films["dicom_id"]], sampler, BATCH_SIZE, accelerator, plan[~is_twin])
         else:
             counterfactuals.copy_films(tree, rows.loc[films["dicom_id"]], table, size, accelerator)
         changes = counterfactuals.TwinSampler(**vars(sampler), films=rows[~is_twin.to_numpy()])
-        make_missing(tree, rows.loc[twins["dicom_id"]], changes, BATCH_SIZE, accelerator, plan[is_twin])
-        if accelerator.is_main_process:
-            made = counterfactuals.save_twins(tree, STRENGTH)
-            counterfactuals.save_twins_picture(tree, made, size)
+        there = plan["source"].isin(plan["dicom_id"][tree.exist(plan)])  # a run that was killed may lack films
+        try:
+            make_missing(tree, rows.loc[twins["dicom_id"]], changes, BATCH_SIZE, accelerator, plan[is_twin & there])
+        finally:
+            if accelerator.is_main_process:
+                counterfactuals.save_twins(tree, STRENGTH, size)
 
 
 if __name__ == "__main__":

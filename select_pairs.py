@@ -91,6 +91,8 @@ def _read_tree(tree: Path, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]
         raise InputError(f"{tree} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
     if judges.selector_patients(tree):
         raise InputError(f"the pairs of {tree} are selected already: set SYNTHETIC to the tree that they are from")
+    if "strength" in read_manifest(tree).get(SYNTHETIC_TREE, {}):
+        raise InputError(f"{tree} holds films and their counterfactual twins, which a selection would part")
     made = _read_texts(path, "source", "prompt")
     for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
         check_hold_out(hold_out, **{f"the checkpoint of {tree},": checkpoint})

@@ -31,7 +31,8 @@ _NOTES = (  # of pairs, and of counterfactual twins
     "spans the two backbones where each has a floor or a ceiling of its own.",
     "Floor: another real film in place of the twin, with the film's findings or with the twin's. Ceiling: exact twins, "
     "drawn from the film's own seed with one finding changed, and their own reports; of a finding that is added, which "
-    "may lie anywhere, the nearest of eight. Nothing is selected; validation films chose strength, masks and guidance.",
+    "may lie anywhere, the nearest of eight. No film is selected; of eight reports of an image the one stays that says "
+    "what the prior's readout reads in it. Validation films chose strength, masks and guidance.",
 )
 
 
@@ -46,16 +47,15 @@ def main():
             found = [rows_of_one.get(measure, {}) for rows_of_one in made]
             beside = [spread([row.get(name, "") for row in found]) for name in ("floor", "ceiling")]
             rows.append([prefix + measure, *(row.get("value", "–") for row in found), *beside])
-        by_finding = [evaluation.get("counterfactual_findings", ()) for evaluation in evaluations]
-        for same in zip(*by_finding):
-            flips = [f"{row['flip']:.2f} of {row['N']}" for row in same]
-            rows.append(
-                [f"{same[0]['finding']} changes", *flips, "", f"{same[0].get('exact twins: flip', np.nan):.2f}"]
-            )
+        flips = [{row["finding"]: row for row in each.get("counterfactual_findings", ())} for each in evaluations]
+        for name in sorted(flips[0].keys() & flips[1].keys()):
+            same = [of[name] for of in flips]
+            cells = [f"{row['flip']:.2f} of {row['N']}" for row in same]
+            rows.append([f"{name} changes", *cells, "", f"{same[0].get('exact twins: flip', np.nan):.2f}"])
     if not rows:
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
     table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "floor", "ceiling"])
-    write_record(RECORD, TITLE, table, constants, _NOTES[EVALUATION.endswith("counterfactuals")])
+    write_record(RECORD, TITLE, table, constants, _NOTES[Path(EVALUATION).name == "counterfactuals"])
 
 
 if __name__ == "__main__":

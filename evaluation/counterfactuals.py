@@ -24,6 +24,7 @@ from evaluation.images import Images, ImageSets
 from evaluation.judges import Judge
 from evaluation.metrics import mean_or_nan
 from evaluation.sections import image_reading, report_reading
+from utils.errors import InputError
 from utils.findings import CODE_NAMES, FINDINGS, PRESENT, finding_index
 from utils.latents import read_grey
 from utils.mimic_cxr import read_table, read_twins
@@ -56,8 +57,8 @@ class Twins:
         table, rows = table[kept].reset_index(drop=True), rows[:, kept]
         reports, size = images.table["report"], images.loading.image_size
         told = None
-        if text_judge is not None and (reports != "").all():
-            told = report_reading(text_judge, reports, np.ones(len(reports), dtype=bool))[rows]
+        if text_judge is not None and (reports != "").any():
+            told = report_reading(text_judge, reports, (reports != "").to_numpy())[rows]
         films = {row: read_grey(images.table["image_path"][row], size) for row in np.unique(rows)}
         pixels = np.stack([[films[row] for row in side] for side in rows])
         return cls(table, images.codes()[rows], image_reading(judge, images)[rows], told, pixels)
@@ -74,7 +75,7 @@ class Twins:
 def evaluate(sets: ImageSets, judge: Judge, text_judge, tree: str, exact: str) -> dict:
     """The parts of evaluation.json about the twins in a tree: "counterfactuals", "counterfactual_findings"; or {}.
 
-    exact: a tree of phantom.twins, "" for none.
+    exact: a tree of exact twins (python -m phantom), "" for none.
     """
     table = read_twins(tree)
     if table is None or not table["dicom_id"].isin(sets.synthetic.table["dicom_id"]).any():
@@ -84,12 +85,21 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, tree: str, exact: str) -
     known = dict.fromkeys(groups)  # name => true differences
     if exact:
         images, pair = Images(read_table(exact), exact, judge.image_size, sets.real.loading), ["source", "finding"]
-        every = Twins.of(read_twins(exact), images, judge, text_judge)
-        asked = every.table.drop_duplicates(pair).merge(twins.table[pair].drop_duplicates())  # one of several places
+        every = Twins.of(read_exact(exact, table), images, judge, text_judge)
+        asked = every.table.drop_duplicates(pair)  # one of several places
         groups[CEILING] = Twins.of(asked, images, judge, text_judge)
         known = {name: true_differences(group.table, every) for name, group in groups.items()}
     rows = [{"twins": name, **_row(group, known[name], sets.seed)} for name, group in groups.items()]
     return {"counterfactuals": rows, "counterfactual_findings": _by_finding(twins, groups.get(CEILING))}
+
+
+def read_exact(exact: str, twins: pd.DataFrame | None) -> pd.DataFrame:
+    """The rows of `read_twins` of a tree of exact twins that are of these twins' changes; InputError for none."""
+    every, pair = read_twins(exact), ["source", "finding"]
+    rows = None if every is None or twins is None else every.merge(twins[pair].drop_duplicates())
+    if rows is None or rows.empty:
+        raise InputError(f"{exact} has no exact twins of these films: draw them by python -m phantom, or empty TWINS")
+    return rows
 
 
 def _other_films(sets, twins, judge, text_judge):
@@ -111,9 +121,7 @@ def true_differences(table: pd.DataFrame, drawn: Twins) -> list[np.ndarray]:
     differs = np.abs(drawn.pixels[1].astype(int) - drawn.pixels[0]) > TRUE_CHANGE
     differs = ndimage.binary_dilation(differs, np.ones((1, 3, 3), dtype=bool), iterations=TRUE_BORDER)
     asked = drawn.table.groupby(["source", "finding"]).indices
-    return [
-        differs[asked.get(key, slice(0))] for key in table[["source", "finding"]].itertuples(index=False, name=None)
-    ]
+    return [differs[asked.get(key, slice(0))] for key in zip(table["source"], table["finding"])]
 
 
 def _flips(twins):
@@ -133,7 +141,7 @@ def _row(twins, truth, seed):
     row["low"], row["high"] = share_interval(flips, labelled, twins.table["source"].to_numpy(), seed)
     row |= {"taken away": mean_or_nan(flips[labelled & ~present]), "added": mean_or_nan(flips[labelled & present])}
     row["drift"] = mean_or_nan((before != after)[counted])
-    row |= _places(twins.pixels.astype(np.float64), truth, present)
+    row |= _places(twins.pixels, truth, present)
     if twins.told is not None:
         told, wanted = twins.told, np.stack([~present, present])
         known = ~np.isnan(told).any(axis=0)
@@ -144,25 +152,20 @@ def _row(twins, truth, seed):
 
 def _places(pixels, truth, present):
     """Where the pixels (2, N, S, S) change: shares inside the true differences, and similarity."""
-    change, film, twin = np.abs(pixels[1] - pixels[0]), *(torch.from_numpy(side)[:, None] for side in pixels)
-    pairs = zip(film.split(1), twin.split(1))
-    similar = np.stack([
-        structural_similarity_index_measure(*pair, data_range=255.0, return_full_image=True)[1][0, 0] for pair in pairs
-    ])  # fmt: skip
-    row = {"inside, taken away": np.nan, "inside, added": np.nan, "SSIM": float(similar.mean()), "SSIM outside": np.nan}
-    if truth is None:
-        return row
-    inside, outside = np.full((2, len(change)), np.nan)
-    for place, masks in enumerate(truth):
-        if len(masks) and change[place].any():
-            shares = [change[place][mask].sum() / change[place].sum() for mask in masks]
-            nearest = masks[int(np.argmax(shares))]
-            inside[place] = max(shares)
-            outside[place] = mean_or_nan(similar[place][~nearest])
+    similar, inside, outside = np.full((3, pixels.shape[1]), np.nan)
+    for place, pair in enumerate(zip(*pixels)):
+        film, twin = (torch.from_numpy(side.astype(np.float64))[None, None] for side in pair)
+        each = structural_similarity_index_measure(film, twin, data_range=255.0, return_full_image=True)[1][0, 0]
+        similar[place], change = each.mean(), (film - twin).abs()[0, 0].numpy()
+        if truth is not None and len(truth[place]) and change.any():
+            shares = [change[mask].sum() / change.sum() for mask in truth[place]]
+            inside[place], nearest = max(shares), truth[place][int(np.argmax(shares))]
+            outside[place] = mean_or_nan(each.numpy()[~nearest])
     known = ~np.isnan(inside)
-    shares = {"inside, taken away": inside[known & ~present], "inside, added": inside[known & present]}
-    row |= {name: mean_or_nan(values) for name, values in shares.items()}
-    return row | {"SSIM outside": mean_or_nan(outside[~np.isnan(outside)])}
+    return {
+        "inside, taken away": mean_or_nan(inside[known & ~present]), "SSIM": similar.mean(),
+        "inside, added": mean_or_nan(inside[known & present]), "SSIM outside": mean_or_nan(outside[~np.isnan(outside)]),
+    }  # fmt: skip
 
 
 def _by_finding(twins, drawn):

@@ -307,9 +307,9 @@ def sample_latents(
         inputs = scheduler.scale_model_input(latents, timestep)
         prediction = guided_prediction(model, inputs, timestep, prompts, *scales)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
-        if edit:
-            latents = torch.where(edit.mask > 0, latents, edit.noised(scheduler, noise, timesteps[number:]))
         if not torch.isfinite(latents).all():
             way_out = f"lower the guidances {guidance.text} and {guidance.reference}, or set PRECISION to 'no'"
             raise InputError(f"sampling made NaN or infinity at timestep {int(timestep)} of STEPS {steps}: {way_out}")
+        if edit:
+            latents = torch.where(edit.mask > 0, latents, edit.noised(scheduler, noise, timesteps[number:]))
     return latents

@@ -8,6 +8,8 @@
 4. The film keeps every other pixel, and those that hardly change: what the VAE loses is lost nowhere else.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -19,7 +21,7 @@ from utils.seeds import keyed_generator
 
 MASK_TIMES, MASK_DRAWS = (0.35, 0.5), 8  # shares of the noise schedule, and noises of each, that a mask is the mean of
 MASK_BLUR = 0.7  # standard deviation, in latent pixels
-PEAK = 0.99  # the quantile of a map that MASK_THRESHOLD is a share of
+PEAK = 0.99  # the quantile of a map that thresholds are shares of
 SMOOTHING, FEATHER = 3 / 8, 1 / 4  # standard deviations, in latent pixels: of a change, and of the edge of what is kept
 
 
@@ -45,7 +47,7 @@ def change_map(
 
 
 def change_mask(maps: np.ndarray, threshold: float) -> torch.Tensor:
-    """Maps (B, h, w) => masks (B, 1, h, w), 0 or 1: where a map exceeds so large a share of its peak; of 0: nowhere."""
+    """Maps (B, h, w) => masks (B, 1, h, w), 0 or 1: where a map exceeds that share of its peak, but where it is 0."""
     peaks = np.quantile(maps, PEAK, axis=(1, 2), keepdims=True)
     return torch.from_numpy(maps > threshold * peaks)[:, None].float()
 
@@ -63,11 +65,7 @@ def paste(
     change, factor = after - before, films.shape[1] // mask.shape[2]
     where = mask[:, 0].cpu().numpy().repeat(factor, axis=1).repeat(factor, axis=2) > 0
     smooth = (0, SMOOTHING * factor, SMOOTHING * factor)
-    where = _widened(where) & _widened(ndimage.gaussian_filter(np.abs(change), smooth) > least_change)
+    widen = partial(ndimage.binary_dilation, structure=np.ones((1, 3, 3)))  # by a pixel to each side
+    where = widen(where) & widen(ndimage.gaussian_filter(np.abs(change), smooth) > least_change)
     weight = ndimage.gaussian_filter(where.astype(np.float32), (0, FEATHER * factor, FEATHER * factor))
     return np.clip(np.round(films + weight * change), 0, 255).astype(np.uint8)
-
-
-def _widened(masks):
-    """Masks (B, S, S) bool, by a pixel to each side."""
-    return ndimage.binary_dilation(masks, np.ones((1, 3, 3)))

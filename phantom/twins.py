@@ -1,12 +1,7 @@
 """Draws the exact twins of drawn films: what a perfect editor would make of the changes in a tree of counterfactuals.
 
-    python -m phantom.twins --TWINS_OF demo/counterfactuals/clipUViT --DATA_ROOT demo/phantom --OUTPUT_ROOT demo/twins
-
 A film and its twin are drawn from one seed: they differ by one finding alone. Where a finding is taken away there is
 one exact twin; one that is added may lie anywhere, so that eight twins are drawn, each with it at another place.
-
-Reads:  TWINS_OF (its counterfactuals.csv), DATA_ROOT (the manifest of the drawn tree that its films are from)
-Writes: OUTPUT_ROOT, a CXR tree of films and twins with their reports, and counterfactuals.csv, which joins them
 """
 
 import hashlib
@@ -18,17 +13,11 @@ import pandas as pd
 from phantom.anatomy import place_finding
 from phantom.reports import write_report
 from phantom.tree import draw_studies, studies_of_tree
-from utils.constants import override_constants
 from utils.csv_files import write_csv
-from utils.errors import InputError, run
-from utils.findings import ABSENT, CODE_NAMES, PRESENT, finding_index, with_code
+from utils.errors import InputError
+from utils.findings import CODE_NAMES, PRESENT, finding_index, with_code
 from utils.folders import DRAWN_TREE, making, read_manifest
 from utils.mimic_cxr import TWIN_COLUMNS, TWINS_FILE, read_twins
-
-TWINS_OF = "demo/counterfactuals/clipUViT"  # a tree of sample_counterfactuals.py, whose films are drawn
-DATA_ROOT = "demo/phantom"  # the drawn tree that its films are from
-OUTPUT_ROOT = "demo/twins"  # folder of the tree of exact twins (a folder to write)
-NUM_WORKERS = 0  # processes that draw (0 to 256; 0: the script's own only)
 
 _FIRST_ID = 90_000_000  # of patients and studies
 _PLACES = 8  # exact twins of a finding that is added
@@ -44,7 +33,8 @@ def exact_twins(study: dict, film: tuple, finding: str, code: int) -> list[dict]
     twins = []
     for place in range(_PLACES if code == PRESENT else 1):
         rng = np.random.default_rng([study["identity"]["study_id"], finding_index(finding), place])
-        added = [place_finding(finding, 1.0, set(), rng)] if code == PRESENT else []
+        taken = {(each.side, each.zone) for each in others}
+        added = [place_finding(finding, 1.0, taken, rng)] if code == PRESENT else []
         twin = {**study, "drawn": others + added, "labels": labels}
         twins.append(twin | {"report": write_report(others + added, labels, rng), "films": [film]})
     return twins
@@ -76,7 +66,7 @@ def draw_twins(twins_of: str, data_root: str, output_root: str, processes: int) 
         if source not in films:
             drawn.append(_with_ids({**study, "films": [film]}, len(drawn)))
             films[source] = drawn[-1]["films"][0][2]
-        code = PRESENT if after == CODE_NAMES[PRESENT] else ABSENT
+        code = next(code for code, name in CODE_NAMES.items() if name == after)
         for twin in exact_twins(study, film, finding, code):
             drawn.append(_with_ids(twin, len(drawn)))
             rows.append((drawn[-1]["films"][0][2], films[source], source, finding, before, after, "drawn", 1.0))
@@ -84,12 +74,3 @@ def draw_twins(twins_of: str, data_root: str, output_root: str, processes: int) 
     with making(DRAWN_TREE, output_root, settings):
         draw_studies(output_root, drawn, manifest["image_size"], processes)
         write_csv(Path(output_root) / TWINS_FILE, pd.DataFrame(rows, columns=TWIN_COLUMNS))
-
-
-def main():
-    override_constants(globals())
-    draw_twins(TWINS_OF, DATA_ROOT, OUTPUT_ROOT, NUM_WORKERS)
-
-
-if __name__ == "__main__":
-    run(main)

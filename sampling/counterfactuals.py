@@ -8,7 +8,6 @@ the findings of its own patient.
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from models.diffusion import Edit
 from models.editing import change_map, change_mask, paste
 from sampling.images import ImageSampler
-from sampling.plan import new_dicom_id
+from sampling.plan import new_dicom_id, save_plan
 from sampling.tree import SyntheticTree
 from utils import findings as cxr
 from utils.cache import load_or_name
@@ -31,13 +30,17 @@ from utils.latents import encode_moments, mean_latents, read_grey, read_pixels
 from utils.mimic_cxr import TWIN_COLUMNS, TWINS_FILE
 from utils.seeds import keyed_seed
 
-PICTURE_FILE, PICTURE_TWINS = "counterfactuals.png", 16  # film, twin and difference of the first twins
+PICTURE_FILE, PICTURE_TWINS = "counterfactuals.png", 16  # film, twin and difference (grey: none) of the first twins
 
 
-def readable_films(table: pd.DataFrame, image_size: int) -> pd.DataFrame:
-    """The rows of a table whose images can be read; the others are named."""
+def readable_films(films: pd.DataFrame, table: pd.DataFrame, image_size: int) -> pd.DataFrame:
+    """The requests of films whose images can be read, the others are named; table: where they are, by `source`."""
     read = partial(load_or_name, partial(read_grey, size=image_size, refuse_blank=True))
-    return table[[read(path) is not None for path in tqdm(table["image_path"], desc="films", disable=None)]]
+    paths = films["source"].map(table.set_index("dicom_id")["image_path"])
+    kept = [read(path) is not None for path in tqdm(paths, desc="films", disable=None)]
+    if not any(kept):
+        raise InputError(f"none of {len(films)} films can be read, e.g. {paths.iloc[0]}: is their tree whole?")
+    return films[kept]
 
 
 def twins_of(films: pd.DataFrame, finding: str, limit: int, seed: int, train: pd.DataFrame) -> pd.DataFrame:
@@ -60,10 +63,10 @@ def twins_of(films: pd.DataFrame, finding: str, limit: int, seed: int, train: pd
                 continue
             code = cxr.PRESENT if labels[index] != cxr.PRESENT else cxr.ABSENT if states_absence else cxr.NOT_MENTIONED
             labels = cxr.with_code(labels, index, code)
-            own = {"source": film["dicom_id"], "prompt": cxr.to_prompt(labels), **dict(zip(FINDINGS, labels))}
-            own["dicom_id"] = new_dicom_id(film["dicom_id"], FINDINGS[index])
+            own = {"source": film["dicom_id"], "dicom_id": new_dicom_id(film["dicom_id"], FINDINGS[index])}
             rank = keyed_seed(seed, "twin", film["seed"], index)  # the same for every checkpoint
-            twins.append(film | own | {"change": (index, code), "rank": rank})
+            own |= {"prompt": cxr.to_prompt(labels), "change": (index, code), "rank": rank}
+            twins.append(film | own | dict(zip(FINDINGS, labels)))
     if not twins:
         raise InputError(f"no film has a twin: {finding or 'every finding'} is uncertain in all of them; set FINDINGS")
     twins = pd.DataFrame(twins).sort_values("rank")
@@ -99,24 +102,23 @@ class TwinSampler(ImageSampler):
             return change_map(self.denoiser, latents, before, after, requests.seed.tolist())
 
 
-def copy_films(
-    tree: SyntheticTree, films: pd.DataFrame, table: pd.DataFrame, image_size: int, accelerator: Accelerator
-):
+def copy_films(tree: SyntheticTree, films: pd.DataFrame, table: pd.DataFrame, size: int, accelerator: Accelerator):
     """Writes the real films that the tree does not have yet; table: where they are, by `source`. All processes call."""
     paths = dict(zip(table["dicom_id"], table["image_path"]))
     missing = films[~tree.exist(films)]
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        save_plan(tree.root, tree.plan)
         for film in missing.itertuples():
-            tree.save(film, read_grey(paths[film.source], image_size))
+            tree.save(film, read_grey(paths[film.source], size))
     accelerator.wait_for_everyone()
 
 
-def save_twins(tree: SyntheticTree, strength: float) -> pd.DataFrame:
-    """Writes counterfactuals.csv, a row a twin that exists, and returns it."""
-    films = tree.plan.set_index("dicom_id")
-    twins = tree.plan[tree.plan.source.isin(films.index)]
-    twins = twins[tree.exist(twins)]
+def save_twins(tree: SyntheticTree, strength: float, image_size: int):
+    """Writes counterfactuals.csv, a row a twin that exists, and counterfactuals.png of the first of them."""
+    there = tree.plan[tree.exist(tree.plan)]
+    films = there.set_index("dicom_id")
+    twins = there[there.source.isin(films.index)]
     rows = []
     for twin in twins.to_dict("records"):
         film = films.loc[twin["source"]]
@@ -126,14 +128,10 @@ def save_twins(tree: SyntheticTree, strength: float) -> pd.DataFrame:
     rows = pd.DataFrame(rows, columns=TWIN_COLUMNS)
     write_csv(tree.root / TWINS_FILE, rows)
     say(f"{tree.root / TWINS_FILE}: {len(rows)} twins")
-    return rows
-
-
-def save_twins_picture(tree: SyntheticTree, twins: pd.DataFrame, image_size: int):
-    """Writes counterfactuals.png: a row a twin, with film, twin and difference (grey: none), of the first twins."""
-    path_of, rows = tree.plan.set_index("dicom_id")["image_path"], []
-    for twin, film in twins[["dicom_id", "film_dicom_id"]].head(PICTURE_TWINS).itertuples(index=False):
-        before, after = (read_grey(path_of[name], image_size).astype(int) for name in (film, twin))
-        rows.append(np.concatenate([before, after, np.clip(128 + after - before, 0, 255)], axis=1))
-    with writing(PICTURE_FILE, tree.root), replacing(Path(tree.root) / PICTURE_FILE) as temporary:
-        Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(temporary, format="PNG")
+    shown = []
+    for twin, film in rows[["dicom_id", "film_dicom_id"]].head(PICTURE_TWINS).itertuples(index=False):
+        before, after = (read_grey(films["image_path"][name], image_size).astype(int) for name in (film, twin))
+        shown.append(np.concatenate([before, after, np.clip(128 + after - before, 0, 255)], axis=1))
+    if shown:
+        with writing(PICTURE_FILE, tree.root), replacing(tree.root / PICTURE_FILE) as temporary:
+            Image.fromarray(np.concatenate(shown).astype(np.uint8)).save(temporary, format="PNG")

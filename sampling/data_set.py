@@ -49,7 +49,10 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
     tasks = ["text-to-image", "image-to-text"]
     data = DatasetCardData(language="en", tags=["medical", "chest-x-ray", "synthetic"], task_categories=tasks)
     films = (rows["checkpoint"] == "").sum() if "strength" in manifest[SYNTHETIC_TREE] else 0  # of counterfactual twins
-    origin = f"**{films} are films of another tree**, whose agreement holds for this folder. The others are generated"
+    origin = "All are generated: no image was taken of a patient, and no report was written by a physician."
+    if films:
+        whose = "films of another tree, and most pixels of the others, in which one finding is changed, are theirs"
+        origin = f"**{films} are copies of {whose}: that tree's agreement holds for this folder.**"
     sources = [
         f"* CXR-IRGen's checkpoint `{place}`, SHA-256 of its weights: {digest}" if place else "* another tree"
         for place, digest in rows[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False)
@@ -58,7 +61,7 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
     agreement = " Prompts are impressions of real reports, whose agreement holds for this folder, too."
     text = _CARD.format(
         prompts=agreement if (rows["prompt_kind"] == "impression").any() else "",
-        origin=origin if films else "All are generated", images=len(rows), reports=(rows["report"] != "").sum(),
+        origin=origin, images=len(rows), reports=(rows["report"] != "").sum(),
         sources="\n".join(sources), kind="mimic-cxr-2.0.0-", views=sorted({*rows["view"]}),
         settings=json.dumps(settings, indent=2),
     )  # fmt: skip

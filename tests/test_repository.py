@@ -18,7 +18,6 @@ from utils.constants import override_constants
 ROOT = house.ROOT
 SCRIPTS = house.python_files()["scripts"]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-FURTHER = ("models/weights.py", "evaluation/gallery.py", "phantom/twins.py")  # with tables in a TOML file, too
 CONFIGS = ("demo.toml", "open.toml", "open-gpu.toml", "assets/parts.toml", "tests/soak.toml")
 
 
@@ -165,7 +164,7 @@ def test_configurations_name_scripts_and_their_constants(name, tmp_path):
 def check_config(text, tmp_path):
     """Every table is of a program, every constant is one of it, and every value is accepted."""
     (tmp_path / "config.toml").write_text(text)
-    programs = [*SCRIPTS, *ROOT.glob("*/__main__.py"), *map(ROOT.joinpath, FURTHER)]
+    programs = [*SCRIPTS, *ROOT.glob("*/__main__.py"), ROOT / "models/weights.py", ROOT / "evaluation/gallery.py"]
     programs = {path.parent.name if path.stem == "__main__" else path.stem: path for path in programs}
     everywhere = set().union(*map(house.constants, programs.values()))
     for table, entries in tomllib.loads(text).items():

@@ -41,8 +41,7 @@ from pathlib import Path
 from utils.errors import InputError, as_input_error, reason, run, write_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# may have a table in a TOML file
-SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py", "phantom/twins.py")
+SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py")  # may have a table in a TOML file
 
 
 def check_command_line(name: str, file: str) -> None:

@@ -79,13 +79,15 @@ def finding_index(name: str) -> int:
 def with_code(labels: np.ndarray, finding: int, code: int) -> np.ndarray:
     """The label vector (14,) with another code of a finding, given by its index; No Finding follows.
 
-    No Finding is present where nothing else is present or uncertain but support devices, and else not mentioned.
+    It is present where nothing is uncertain, and nothing else present but support devices, which do not change it.
     """
-    changed = labels.copy()
+    changed, devices = labels.copy(), _INDEX["support devices"]
     changed[finding] = code
-    ill = np.isin(changed, (PRESENT, UNCERTAIN))
-    ill[[_INDEX["no finding"], _INDEX["support devices"]]] = False
-    changed[_INDEX["no finding"]] = NOT_MENTIONED if ill.any() or (changed == UNCERTAIN).any() else PRESENT
+    ill = (changed == UNCERTAIN) | (
+        (changed == PRESENT) & ~np.isin(range(len(FINDINGS)), (_INDEX["no finding"], devices))
+    )
+    if finding != devices:
+        changed[_INDEX["no finding"]] = NOT_MENTIONED if ill.any() else PRESENT
     return changed
 
 

@@ -11,6 +11,7 @@ from evaluation import counterfactuals
 from evaluation.counterfactuals import CEILING, FLOORS, Twins, true_differences
 from evaluation.images import Images, ImageSets, Loading
 from evaluation.judges import RulesJudge
+from utils.errors import InputError
 from utils.findings import FINDINGS
 from utils.mimic_cxr import TWIN_COLUMNS, image_file, write_tree
 
@@ -118,6 +119,14 @@ def test_without_exact_twins_nothing_is_claimed_about_places(evaluated):
     assert [each["twins"] for each in rows] == ["synthetic", *FLOORS]
     assert all(np.isnan(each["inside, taken away"]) and np.isnan(each["SSIM outside"]) for each in rows)
     assert 0 < rows[0]["SSIM"] < 1 and "reports differ in it alone" not in rows[0]
+
+
+def test_exact_twins_of_other_films_are_refused(tmp_path):
+    save_tree(tmp_path / "exact", {"e": (EDEMA, [], "")}, [row("x", "e", "elsewhere")])
+    twins = pd.DataFrame([row("x", "f", "a")], columns=TWIN_COLUMNS)
+    for tree, asked in ((tmp_path / "exact", twins), (tmp_path, twins), (tmp_path / "exact", None)):
+        with pytest.raises(InputError, match="no exact twins of these films.*TWINS"):
+            counterfactuals.read_exact(str(tree), asked)
 
 
 def test_the_nearest_of_several_exact_twins_counts():

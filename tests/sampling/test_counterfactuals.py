@@ -45,20 +45,37 @@ def test_a_tree_of_real_films_and_their_twins(backbone, config, runs, tree, tmp_
     assert both[0]["seed"].tolist() == both[1]["seed"].tolist() and (both[1]["reference_dicom_id"] == "").all()
     assert (tmp_path / "made" / "counterfactuals.png").exists()
     card = (tmp_path / "made" / "README.md").read_text()
-    assert f"**{joined['film_dicom_id'].nunique()} are films of another tree**" in card and "All are" not in card
+    assert f"**{joined['film_dicom_id'].nunique()} are copies of films" in card and "no image was taken" not in card
     changed = [(images[a] != images[b]).any() for a, b in zip(joined["film_dicom_id"], joined["dicom_id"])]
     assert np.mean(changed) > 0.5
 
 
-@pytest.mark.parametrize(
-    "constants", [{"STRENGTH": 0.0}, {"MASK_THRESHOLD": 1.0, "REDRAW_THRESHOLD": 1.0, "LEAST_CHANGE": 255.0}]
-)
+@pytest.mark.parametrize("constants", [{"STRENGTH": 0.0}, {"LEAST_CHANGE": 255.0}])
 def test_an_edit_of_nothing_is_the_film(constants, config, runs, tmp_path):
     assert twins(config, runs, tmp_path / "made", TOGGLE="edema", **constants) == 0
     images, joined = pictures(tmp_path / "made"), read_twins(tmp_path / "made")
     assert len(joined)
     for twin in joined.itertuples():
         assert np.abs(images[twin.dicom_id] - images[twin.film_dicom_id]).max() <= 4  # of 255: a JPEG of a JPEG
+
+
+def test_films_of_a_synthetic_tree_and_a_split_that_has_none(made, config, runs, tmp_path):
+    says(twins(config, runs, tmp_path / "again", FILMS=made, SPLIT="test"), "no rows in the split 'test'", str(made))
+    assert not (tmp_path / "again").exists()
+    assert twins(config, runs, tmp_path / "again", FILMS=made, SPLIT="", MAX_TWINS=3) == 0
+    assert set(read_twins(tmp_path / "again")["source"]) <= set(read_table(made)["dicom_id"])
+
+
+def test_a_killed_run_of_other_films_is_not_in_the_way(config, runs, tmp_path):
+    root, asked = tmp_path / "made", {"TOGGLE": "edema", "SPLIT": ""}
+    assert twins(config, runs, root, FINDINGS="edema", **asked) == 0
+    for path in root.rglob("*.jpg"):
+        path.unlink()  # killed before its first film
+    assert twins(config, runs, root, FINDINGS="edema, fracture", **asked) == 0
+    assert len(read_twins(root)) == 1
+    assert twins(config, runs, root, TOGGLE="edema", MAX_TWINS=2) == 0  # of real films, into the same tree
+    told = provenance(root)
+    assert (told["checkpoint"] == "").sum() == 2 and (told.loc[told["source"] == "findings", "checkpoint"] != "").all()
 
 
 def test_films_made_for_a_request(config, runs, tmp_path):
@@ -160,5 +177,7 @@ def test_no_finding_follows_from_the_others():
     labels = vectors({"Edema": 1, "Support Devices": 1})[list(FINDINGS)].to_numpy(dtype=np.int8)[0].copy()
     edema, no_finding = FINDINGS.index("Edema"), FINDINGS.index("No Finding")
     assert with_code(labels, edema, -1)[no_finding] == 1 and with_code(labels, edema, 1)[no_finding] == 0
+    blank = np.zeros(14, dtype=np.int8)
+    assert with_code(blank, FINDINGS.index("Support Devices"), 1)[no_finding] == 0  # devices say nothing of it
     labels[0] = -2
     assert with_code(labels, edema, -1)[no_finding] == 0 and labels[edema] == 1
