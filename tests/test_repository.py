@@ -199,7 +199,8 @@ def test_figures_of_the_documents_are_those_of_the_records():
     assert readme == render.fill(readme, render.MARK, render.demo_table(records)), "run python -m benchmarks.render"
     twins = render.TWINS.read_text()
     assert twins == render.with_twins(twins, records), "run python -m benchmarks.render"
-    assert all(f"<!-- {each['name']} -->" in twins for each in records if each["name"].startswith(render.OF_TWINS))
+    of_twins = [each for each in records if each["name"].startswith(render.OF_TWINS)]
+    assert all(f"<!-- {each['name']} -->" in twins and each["rows"] and each["commit"] for each in of_twins)
 
 
 def test_images_are_kept_in_two_folders_only():
