@@ -53,7 +53,7 @@ _RUNS = {  # script => what it writes
     "train_diffusion_clipUViT": ("cache-clipUViT", "clipUViT"), "sample_diffusion_clipUViT": ("made-by-clipUViT",),
     "train_diffusion_clipSD": ("cache-clipSD", "clipSD"), "sample_diffusion_clipSD": ("made-by-clipSD",),
     "train_bart": ("bart",), "train_prior_model": ("cache-prior", "prior"), "sample_prior_model": ("written",),
-    "select_pairs": ("cache-selected", "selected"),
+    "select_pairs": ("cache-selected", "selected"), "sample_counterfactuals": ("twins",),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from running import BACKBONES, contents, flags, pictures, provenance, read_reports, run_script, says
+from running import BACKBONES, contents, flags, launch, pictures, provenance, read_reports, run_script, says
 
 from sampling.counterfactuals import twins_of
 from utils.errors import InputError
@@ -106,6 +106,14 @@ def test_a_run_that_was_killed_goes_on_and_a_longer_one_keeps_what_is_there(made
     assert twins(config, runs, root, MAX_TWINS=12, LEAST_CHANGE=0.0) == 0
     longer = pictures(root)
     assert len(read_twins(root)) == 12 and all((longer[name] == before[name]).all() for name in before)
+
+
+def test_two_processes_make_the_same_tree(made, config, runs, tmp_path):
+    own = flags(CHECKPOINT=runs / "clipUViT" / "best", SPLIT="validate", MAX_TWINS=9, LEAST_CHANGE=0.0)
+    launch("sample_counterfactuals", config, *own, *flags(OUTPUT_ROOT=tmp_path / "made"))
+    one, two = pictures(made), pictures(tmp_path / "made")
+    assert one.keys() == two.keys() and max(np.abs(one[name] - two[name]).max() for name in one) <= 1
+    assert (tmp_path / "made" / "counterfactuals.csv").read_bytes() == (made / "counterfactuals.csv").read_bytes()
 
 
 def test_reports_of_twins_share_their_films_noise(made, config, runs, checkpoints, write_reports, tmp_path):
