@@ -24,6 +24,7 @@ from evaluation import baselines, counterfactuals, detail_agreement, judges, sec
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.gallery import write_page
 from evaluation.images import Images, ImageSets, Loading
+from evaluation.judges import JudgeSettings
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
 from utils import mimic_cxr
@@ -181,7 +182,7 @@ def main() -> None:
     constants = override_constants(globals())
     accelerator, stopwatch = make_accelerator(DEVICE, "no"), Stopwatch()
     output, page, name = Path(OUTPUT), page_of(SYNTHETIC, Path(OUTPUT)), Path(SYNTHETIC).name
-    settings = judges.JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, 64, JUDGE_LEARNING_RATE, SEED)
+    settings = JudgeSettings(JUDGE_MODEL, JUDGE_IMAGE_SIZE, JUDGE_STEPS, learning_rate=JUDGE_LEARNING_RATE, seed=SEED)
 
     # what is quick and can fail comes first
     tables = read_tables(REAL, REPORTS_ROOT, SYNTHETIC, TRAIN, SPLIT, VIEWS, HOLD_OUT)

@@ -31,7 +31,7 @@ from evaluation.baselines import FLOOR_FILE, SELECTION_FILE
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.images import Images, Loading
 from evaluation.selection import keep_candidates, score_candidates
-from sampling.data_set import save_data_set
+from sampling.data_set import holds_films, save_data_set
 from sampling.plan import PLAN_FILE
 from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
@@ -91,7 +91,7 @@ def _read_tree(tree: Path, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]
         raise InputError(f"{tree} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
     if judges.selector_patients(tree):
         raise InputError(f"the pairs of {tree} are selected already: set SYNTHETIC to the tree that they are from")
-    if "strength" in read_manifest(tree).get(SYNTHETIC_TREE, {}):
+    if holds_films(read_manifest(tree)):
         raise InputError(f"{tree} holds films and their counterfactual twins, which a selection would part")
     made = _read_texts(path, "source", "prompt")
     for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):

@@ -41,7 +41,7 @@ def main():
     rows = []
     for suffix, prefix in (("", ""), ("-selected", "selected: ")):
         paths = [Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json" for name in _BACKBONES]
-        evaluations = [json.loads(path.read_text()) if path.exists() else {} for path in paths]
+        evaluations = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths]
         made = [{row["measure"]: row for row in evaluation.get("headline", ())} for evaluation in evaluations]
         for measure in dict.fromkeys(measure for rows_of_one in made for measure in rows_of_one):
             found = [rows_of_one.get(measure, {}) for rows_of_one in made]

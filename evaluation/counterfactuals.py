@@ -86,9 +86,9 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, tree: str, exact: str) -
     if exact:
         images, pair = Images(read_table(exact), exact, judge.image_size, sets.real.loading), ["source", "finding"]
         every = Twins.of(read_exact(exact, table), images, judge, text_judge)
+        known = dict.fromkeys(groups, true_differences(twins.table, every))  # the floors are of the same films
         asked = every.table.drop_duplicates(pair)  # one of several places
-        groups[CEILING] = Twins.of(asked, images, judge, text_judge)
-        known = {name: true_differences(group.table, every) for name, group in groups.items()}
+        groups[CEILING], known[CEILING] = Twins.of(asked, images, judge, text_judge), true_differences(asked, every)
     rows = [{"twins": name, **_row(group, known[name], sets.seed)} for name, group in groups.items()]
     return {"counterfactuals": rows, "counterfactual_findings": _by_finding(twins, groups.get(CEILING))}
 

@@ -53,9 +53,7 @@ def draw_twins(twins_of: str, data_root: str, output_root: str, processes: int) 
     if wanted is None:
         raise InputError(f"{twins_of} has no {TWINS_FILE}: set TWINS_OF to a tree of sample_counterfactuals.py")
     if "studies" not in manifest:
-        raise InputError(
-            f"{data_root} is no drawn tree: set DATA_ROOT to the one that the films of {twins_of} are from"
-        )
+        raise InputError(f"{data_root} is no drawn tree: set DATA_ROOT to the one that {twins_of} has its films from")
     known = {film[2]: (study, film) for study in studies_of_tree(manifest) for film in study["films"]}
     strange = set(wanted["source"]) - set(known)
     if strange:

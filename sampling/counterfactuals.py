@@ -56,12 +56,12 @@ def twins_of(films: pd.DataFrame, finding: str, limit: int, seed: int, train: pd
         raise InputError("TOGGLE is No Finding, which follows from the other findings: name one of these")
     twins = []
     for index in changed:
-        states_absence = (train[FINDINGS[index]] == cxr.ABSENT).any()
+        absent = cxr.ABSENT if (train[FINDINGS[index]] == cxr.ABSENT).any() else cxr.NOT_MENTIONED
         for film in films.to_dict("records") if index != no_finding else ():
             labels = np.array([film[name] for name in FINDINGS], dtype=np.int8)
             if labels[index] == cxr.UNCERTAIN:
                 continue
-            code = cxr.PRESENT if labels[index] != cxr.PRESENT else cxr.ABSENT if states_absence else cxr.NOT_MENTIONED
+            code = absent if labels[index] == cxr.PRESENT else cxr.PRESENT
             labels = cxr.with_code(labels, index, code)
             own = {"source": film["dicom_id"], "dicom_id": new_dicom_id(film["dicom_id"], FINDINGS[index])}
             rank = keyed_seed(seed, "twin", film["seed"], index)  # the same for every checkpoint
@@ -88,18 +88,16 @@ class TwinSampler(ImageSampler):
         films = self.films.loc[requests.source]
         pixels = torch.stack([read_pixels(path, self.settings["image_size"]) for path in films.image_path])
         latents = mean_latents(encode_moments(self.vae, pixels), self.vae.config.scaling_factor)
-        changes = self._change_map(latents, films, requests)
+        before, after = (self.prompts(rows)[0].to(latents.device) for rows in (films, requests))
+        with self.autocast():
+            changes = change_map(self.denoiser, latents, before, after, requests.seed.tolist())
         redrawn = change_mask(changes, self.settings["redraw_threshold"]).to(latents.device)
         drawn = self.draw(requests, Edit(latents, redrawn, self.settings["strength"]))
-        changes = changes + self._change_map(drawn, films, requests)
+        with self.autocast():
+            changes = changes + change_map(self.denoiser, drawn, before, after, requests.seed.tolist())
         kept = redrawn * change_mask(changes, self.settings["mask_threshold"]).to(latents.device)
         grey = pixels[:, 0].add(1).mul(127.5).round().byte().numpy()
         return paste(grey, latents, drawn, kept, self.vae, self.settings["least_change"]), None
-
-    def _change_map(self, latents, films, requests):
-        before, after = (self.prompts(rows)[0].to(latents.device) for rows in (films, requests))
-        with self.autocast():
-            return change_map(self.denoiser, latents, before, after, requests.seed.tolist())
 
 
 def copy_films(tree: SyntheticTree, films: pd.DataFrame, table: pd.DataFrame, size: int, accelerator: Accelerator):

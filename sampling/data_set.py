@@ -17,6 +17,11 @@ COLUMNS = ("file_name", "dicom_id", "prompt", *FINDINGS, "report", "split", "see
 _CARD = Path(__file__).with_name("data_set_card.md").read_text(encoding="utf-8")
 
 
+def holds_films(manifest: dict[str, dict]) -> bool:
+    """Whether a tree is of films and their counterfactual twins, by its manifest."""
+    return "strength" in manifest.get(SYNTHETIC_TREE, {})
+
+
 def save_data_set(root: str | Path) -> None:
     """Writes metadata.csv and README.md of a synthetic tree; of any other folder, or one without images, neither.
 
@@ -48,7 +53,7 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
     """The card of the rows of a tree, with the columns of its synthetic.csv."""
     tasks = ["text-to-image", "image-to-text"]
     data = DatasetCardData(language="en", tags=["medical", "chest-x-ray", "synthetic"], task_categories=tasks)
-    films = (rows["checkpoint"] == "").sum() if "strength" in manifest[SYNTHETIC_TREE] else 0  # of counterfactual twins
+    films = (rows["checkpoint"] == "").sum() if holds_films(manifest) else 0
     origin = "All are generated: no image was taken of a patient, and no report was written by a physician."
     if films:
         whose = "films of another tree, and most pixels of the others, in which one finding is changed, are theirs"
