@@ -18,15 +18,13 @@ from functools import partial
 
 from models.diffusion import Guidance, PromptedDenoiser
 from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
-from training.loop import fit
-from training.preview import Preview
-from training.trial import random_batch, try_training
+from training.denoiser import train_denoiser
+from training.examples import check_dropout
 from utils.checkpoints import check_encoders, encoder_fingerprints, read_training, weights_fingerprint
 from utils.devices import make_accelerator
 from utils.errors import InputError, run
 from utils.latents import load_vae
-from utils.mimic_cxr import read_table, table_fingerprint
+from utils.mimic_cxr import read_table
 from utils.prompt_text import with_prompts
 from utils.prompts import NULL_PROMPT, PooledFusion, ReferenceEncoder, TextEncoder
 
@@ -90,26 +88,16 @@ def main():
     pooled = isinstance(model.fusion, PooledFusion)
     text_encoder = TextEncoder(constants["BASE_MODEL"], pooled, device, constants["TEXT_ENCODER"])
     encoders = vae, text_encoder, ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
-    fingerprints = encoder_fingerprints(*encoders)
-    check_encoders(training, **fingerprints)
+    check_encoders(training, **encoder_fingerprints(*encoders))
 
     guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, *GUIDANCE_INTERVAL)
     teacher = Teacher(model.to(device), text_encoder.encode([NULL_PROMPT])[0], guidance, STUDENT_STEPS, TEACHER_STEPS)
-    student = begin_student(CHECKPOINT)
-
-    image_size = constants["IMAGE_SIZE"]
-    loss = partial(distillation_loss, teacher=teacher)
-    make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
-    try_training(student, loss, make_batch, table, constants, accelerator)
-    features = DiffusionFeatures(table, *encoders, image_size, constants["CACHE_DIR"], NUM_WORKERS, accelerator)
-
     # the "timesteps" of an example are the student's steps
-    examples = DiffusionExamples(features, "train", STUDENT_STEPS, PROMPT_DROPOUT)
-    validation = DiffusionExamples(features, "validate", STUDENT_STEPS)
-    preview = Preview(validation, vae, student.schedule, SEED, STUDENT_STEPS, 1.0, STUDENT_SCHEDULER)
-    facts = {"encoders": fingerprints, "data": table_fingerprint(features.table)}
-    facts["student"] = teacher.describe(weights_fingerprint(model))
-    fit(student, examples, validation, loss, constants, accelerator, preview, facts)
+    train_denoiser(
+        begin_student(CHECKPOINT), partial(distillation_loss, teacher=teacher), table, encoders, constants, accelerator,
+        STUDENT_STEPS, {"student": teacher.describe(weights_fingerprint(model))},
+        steps=STUDENT_STEPS, guidance=1.0, scheduler=STUDENT_SCHEDULER,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -20,14 +20,12 @@ import torch.nn.functional as F
 from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, training_target
 from models.graphs import compiling
 from models.weights import start_from
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
-from training.loop import fit
-from training.preview import Preview
-from training.trial import random_batch, try_training
+from training.denoiser import train_denoiser
+from training.examples import check_dropout
 from utils.devices import make_accelerator
-from utils.errors import run, say
+from utils.errors import run
 from utils.latents import load_vae
-from utils.mimic_cxr import read_table, table_fingerprint
+from utils.mimic_cxr import read_table
 from utils.prompt_text import with_prompts
 from utils.prompts import ReferenceEncoder, TextEncoder, TokenFusion
 
@@ -104,16 +102,7 @@ def main():
         denoiser.compile(**compiling(denoiser, ACCUMULATION, accelerator))
 
     loss = partial(compute_loss, schedule=schedule)
-    make_batch = partial(random_batch, diffusion_shapes(*encoders, IMAGE_SIZE))
-    try_training(model, loss, make_batch, table, constants, accelerator)
-    features = DiffusionFeatures(table, *encoders, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
-
-    timesteps = schedule.config.num_train_timesteps
-    examples = DiffusionExamples(features, "train", timesteps, PROMPT_DROPOUT, TIMESTEPS)
-    validation = DiffusionExamples(features, "validate", timesteps)
-    say(f"references of the training rows: {examples.references.count_kinds(examples.table)}")
-    facts = {"encoders": features.encoders, "data": table_fingerprint(features.table)}
-    fit(model, examples, validation, loss, constants, accelerator, Preview(validation, vae, schedule, SEED), facts)
+    train_denoiser(model, loss, table, encoders, constants, accelerator, schedule.config.num_train_timesteps)
 
 
 if __name__ == "__main__":

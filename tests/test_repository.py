@@ -50,6 +50,8 @@ def test_every_constant_is_explained_and_read(path):
     text = path.read_text()
     if "sample_tree(" in text or "load_models(" in text:  # which read the constants of the samplers
         text += (ROOT / "sampling" / "tree.py").read_text()
+    if "train_denoiser(" in text:  # which reads those of the denoisers' trainers
+        text += (ROOT / "training" / "denoiser.py").read_text()
     if "sampling_arguments(" in text:  # which reads those of the report sampler
         text += (ROOT / "sampling" / "reports.py").read_text()
     for name in house.constants(path):

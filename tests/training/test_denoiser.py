@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from tiny_models import WIDTH
 
-from training.preview import Preview
+from training.denoiser import Preview
 
 
 class Examples:
