@@ -21,13 +21,11 @@ MENTIONS, UNMEANT = (
     for kind in ("mentions", "unmeant")
 )
 HEART_FAILURE = re.compile(r"\bchf\b|\b(?:heart|cardiac|ventricular|congestive) failure")
-ORGANS = {name: re.compile(pattern) for name, pattern in WORDS["organs"].items()}
+ORGANS, SENTENCES = (
+    {name: re.compile(pattern) for name, pattern in WORDS[kind].items()} for kind in ("organs", "sentences")
+)
 SIZE = re.compile("|".join(rf"\b((?:{pattern}))" for pattern in WORDS["sizes"].values()))
 SIZE_CODES = tuple(CODES[name] for name in WORDS["sizes"])  # of the groups of SIZE
-ATTRIBUTE = re.compile(  # what may stand between a word of size and what it is said of: "normal size of the heart"
-    rf"(?: and(?= stable| unchanged))? (?:(?:in|of|the|overall|appearance|left|right|stable|mild|mildly|upper|superior"
-    rf"|unchanged|{WORDS['parts']['shapes']}|cardiac|heart|hilar|aortic|mediastinal),? (?:(?:or|and) )?)*"
-)
 
 _TERMS, _SHORT_FORMS = WORDS["spelling"]["terms"], WORDS["short_forms"]
 _WELL_SPELT = re.compile(

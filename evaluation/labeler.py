@@ -29,7 +29,7 @@ from itertools import chain
 import numpy as np
 
 from evaluation.finding_scope import COPULA, Mention, leave_alternatives_open, read
-from evaluation.finding_words import ATTRIBUTE, HEART_FAILURE, MENTIONS, ORGANS, SIZE, SIZE_CODES, UNMEANT, well_spelt
+from evaluation.finding_words import HEART_FAILURE, MENTIONS, ORGANS, SENTENCES, SIZE, SIZE_CODES, UNMEANT, well_spelt
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN, from_prompt
 from utils.report_cleaning import MARK
@@ -80,14 +80,6 @@ def _strongest(codes_of_sentences: Iterable[dict]) -> dict:
     return {name: next(code for code in _STRENGTH if code in found) for name, found in codes.items()}
 
 
-_BOUNDARY = re.compile(
-    r"(?:(?<!\bdr)(?<!\bmr)(?<!\bms)(?<!\bvs)(?<!\bst)(?<!\bapprox)(?<!\.)\.+"
-    r"|(?<![!?])!+|(?<=\w\?)(?! [a-z]))"  # "? edema" asks of edema
-    r"(?:(?=[a-z])(?<=[a-z)]\.)|\s+|$)"  # "1.8 cm" is no end; "seen.There" is one
-    r"|\b(?:findings|impression|conclusion): *"
-    r"|(?:^|(?<=\s))\(?\d{1,2}[.)]\s+"  # the number of a list
-    r"|\s[*\u2022]\s"
-)
 _WORD = re.compile(r"[a-z]{2,}")
 _LONGEST = 1000  # characters of a sentence: a longer text without an end is read in pieces
 _ABOUT = re.compile(r"(?i)\b(?:indications?|history|comparisons?|technique|reason for \w+|exam(?:ination)?) ?:")
@@ -103,7 +95,7 @@ def report_and_addenda(text) -> tuple[list[str], list[str]]:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    for sentence in _BOUNDARY.split(normalise(text)):
+    for sentence in SENTENCES["boundary"].split(normalise(text)):
         while _WORD.search(sentence):
             end = len(sentence) if len(sentence) <= _LONGEST else sentence.rfind(" ", 1, _LONGEST) + 1 or _LONGEST
             yield sentence[:end].strip(" ,.:-")
@@ -165,21 +157,13 @@ def _mentions(sentence: str) -> list[Mention]:
     return sorted(mentions, key=lambda mention: mention.start)
 
 
-_PREDICATE = re.compile(r"(?<!there )\b(?:is|are|was|were|be|appears?|remains?|within)(?: \w+ly)? $")
-_SUBJECT = re.compile(
-    r"\b(?:aort\w+|vascul\w+|arter\w+|pleura\w*|bon[ey]\w*|osseous|trachea\w*|diaphragm\w*|media\w+)\b"
-)
-_LUNGS = re.compile(r"\blungs?\b")
-_PLACE = re.compile(
-    r"\b(?:over|overl\w+|behind|above|below|beneath|near|(?:adjacent|posterior) to|(?:left|right|border) of) (?:the )?$"
-)
 _REACH = 120  # characters that may stand between an organ and the word of its size
 
 
 def _organ_codes(sentence, organ, sizes, ends):
     """What is said of the size of an organ, a code a mention; nothing where nothing is said."""
     for match in organ.finditer(sentence):
-        if _PLACE.search(sentence[max(0, match.start() - 20) : match.start()]):
+        if SENTENCES["place"].search(sentence[max(0, match.start() - 20) : match.start()]):
             continue
         place, before = match.start(), bisect(sizes, match.start(), key=lambda size: size.end)
         code, listed = _attribute(sentence, sizes[max(0, before - 2) : before], place)
@@ -199,9 +183,9 @@ def _attribute(sentence, sizes, place):
     """
     code, listed = None, False
     for size in reversed(sizes):
-        if _PREDICATE.search(sentence[max(0, size.start - 25) : size.start]):
+        if SENTENCES["predicate"].search(sentence[max(0, size.start - 25) : size.start]):
             break
-        if place - size.end > _REACH or not ATTRIBUTE.fullmatch(sentence, size.end, place):
+        if place - size.end > _REACH or not SENTENCES["attribute"].fullmatch(sentence, size.end, place):
             break
         code, listed = size.code, "," in sentence[size.end : place]
         if code != NOT_MENTIONED:
@@ -217,7 +201,7 @@ def _predicate(sentence, sizes, place, code):
         gap = sentence[place : size.start]
         verb = COPULA.search(gap)
         rest = gap[verb.end() :] if verb else gap
-        if _LUNGS.search(gap) or (verb and (_SUBJECT.search(rest) or COPULA.search(rest))):
+        if SENTENCES["lungs"].search(gap) or (verb and (SENTENCES["subject"].search(rest) or COPULA.search(rest))):
             break
         if size.meaning == PRESENT and len(rest.split()) > 3:
             break

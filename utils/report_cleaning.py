@@ -15,19 +15,7 @@ import unicodedata
 
 from utils.report_text import WORDS
 
-_NAMED = (
-    r"(?:unk|date|time|age|name|person|patient|doctor|physician|hospital|location|place|city|address|phone|contact"
-    r"|number|id|redacted|removed|masked|hidden|de-?identified|anonymi[sz]ed|organi[sz]ation|institution|year|month"
-    r"|day)"
-)
-_WORD_MARK = re.compile(r"X{3,}|(?<![A-Za-z])x{3,}(?![A-Za-z])")
-_PHRASE_MARK = re.compile(
-    r"\[\*\*[^\n]{0,100}?\*\*\]"
-    r"|[\[<{]{1,2}(?!SIC\b)[A-Z][A-Z0-9 _#-]{2,40}[\]>}]{1,2}"
-    rf"|[\[<{{]{{1,2}}(?i:{_NAMED}(?:[ _-]?(?:{_NAMED}|\d+))?)[\]>}}]{{1,2}}"
-    r"|\b[Xx]{1,2}[/-][Xx]{1,2}(?:[/-][Xx]{2,4})?\b|#{2,}(?:[/:-]#{2,})*|(?<=\w )\*{3,}(?=[ .,;]|$)"
-    r"|_(?: ?_)+|(?<!\S)_(?=[\s.,;]|$)|(?<=\bDr\. )X{3,}|(?<=\bDr )X{3,}"
-)
+_WORD_MARK, _PHRASE_MARK = (re.compile(WORDS["marks"][name]) for name in ("word", "phrase"))
 MARK = re.compile(f"{_PHRASE_MARK.pattern}|{_WORD_MARK.pattern}")
 
 _JOINED = r"[^\s,.;:()\[\]]"  # a character that a mark may be joined with, as in "___-year-old"

@@ -42,14 +42,15 @@ def read_words(text: str) -> dict:
 
 
 WORDS = read_words(Path(__file__).with_name("report_words.toml").read_text(encoding="utf-8"))
+_PATTERNS, _BEGINNINGS, _KEYWORDS = (
+    {name: re.compile(pattern) for name, pattern in WORDS[table].items()}
+    for table in ("patterns", "beginnings", "keywords")
+)
 ADDENDUM = "ADDENDUM:"  # begins an addendum within the last section of a report
 _LINES = TextWrapper(78, initial_indent=" ", subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\ufeff]")
 _TAG = re.compile(r"(?i)</?(?:b|i|u|p|div|span|strong|em|h\d)(?: [^<>]*)?>")
 _LINE_BREAK = re.compile(r"(?i)\r\n?|<br ?/?>")
-_EMPHASIS = re.compile(  # of Markdown; "[**...**]" is a mark
-    r"(?m)(?<![\[*])\*{1,3}(?=[A-Za-z])|(?<=[A-Za-z:.])\*{1,3}(?![\]*])|^#{1,6} +|^__(?=[A-Z])|(?<=[a-z:])__(?=:|\s|$)"
-)
 
 
 def report_sections(raw: str) -> tuple[str, str]:
@@ -84,7 +85,7 @@ def report_sections(raw: str) -> tuple[str, str]:
 def _plain_lines(raw):
     """A report with single blanks, without Markdown and HTML; a line of underscores is an empty one."""
     text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
-    text = _EMPHASIS.sub("", _TAG.sub("", text))
+    text = _PATTERNS["emphasis"].sub("", _TAG.sub("", text))
     return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
 
 
@@ -92,7 +93,7 @@ def _sections(text):
     """The text between the headings of a report => [(kind, text)]; what stands before the first is a title."""
     sections = [["title", 0, len(text)]]  # kind, start, end
     for kind, start, end in headings(text):
-        said, back = sections[-1][0], kind == "comparison" and _ENDS_COMPARISON.search(text, end)
+        said, back = sections[-1][0], kind == "comparison" and _PATTERNS["ends_comparison"].search(text, end)
         if kind in ("view", "unknown") and said in ("findings", "impression", "view", "addendum"):
             continue
         sections[-1][2] = start
@@ -166,58 +167,9 @@ def _kinds(table):
 
 _KINDS = _kinds(WORDS["headings"])
 _KINDS_OF_A_LINE = _KINDS | _kinds(WORDS["headings_of_a_line"])  # at the start of a line only
-_ENDS_COMPARISON = re.compile(  # the line that follows speaks of this image, in the present, and of no other film
-    r"(?<=[.!?)])\n+(?=[A-Z])(?=[^.\n]*\b(?i:is|are|no|remains?|appears?|clear|normal|shows?|has|have|without)\b)"
-    r"(?!(?i:(?:[^.]|\.(?!\s)){0,300}?(?:__|\b(?:was|were|had|then|dated|showed|available|reviewed|obtained|performed"
-    r"|compar\w+|ct|stud(?:y|ies)|exam\w*|radiographs?|films?|\d{4})\b)))"
-)
 _LEAST_LETTERS = 7  # of a name that may be misspelt
 _LONGEST = 60  # characters of a heading
 _MOST_WORDS = 5  # of a known name
-
-_KEYWORDS = (  # the kind of other words in capitals before a colon
-    ("findings", re.compile("FINDINGS")),
-    ("impression", re.compile("IMPRESSION|CONCLUSION|OPINION")),
-    ("comparison", re.compile("COMPARISON")),
-    ("other", re.compile("INDICATION|HISTORY|REASON|TECHNIQUE|EXAM")),
-    ("view", re.compile(r"\b(?:CHEST|RADIOGRAPHS?|X-?RAYS?|FILMS?|VIEWS?|PA|AP|LATERAL|PORTABLE|FRONTAL)\b")),
-)
-_HEADING_WORD = re.compile(r"[\w(*#/&,'-][^\s.!?;]*")
-_SIGN = re.compile(r"(?m) ?(?<!\d):| ?[\u2013\u2014] ?| -+ |(?<=[A-Za-z])-+ |(?<=[A-Z]{5})-+ ?(?=[A-Z])|$")
-_CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,()/&.'_#-]*")
-_SENTENCE_BEGINS = re.compile(r"(?:[.!?:;)\]*>]|_{2,}) ?$|^$")
-_ARTICLES = re.compile(
-    r"(?i)\b(?:the|these|those|this|following|other|additional|incidental|new|of|no|with|and|in|by|for|on|my|our) $"
-)
-_BRACKETED = re.compile(r"[\[<](/?)([A-Za-z][A-Za-z /&]{3,40})[\]>] ?:?")  # "<FINDINGS> Clear lungs. </FINDINGS>"
-_BARE = re.compile(  # in capitals, without a sign: "IMPRESSION No acute disease."
-    r"(?m)^(?:(?P<findings>FINDINGS)|(?P<impression>IMPRESSION|CONCLUSION|OPINION)|(?P<addendum>(?:FINAL )?ADDENDUM)) "
-    r"(?=[A-Z][a-z]|[A-Z] [a-z]|\d+[.)] )"
-)
-_ADDENDUM = re.compile(  # "ADDENDUM #2 by Dr. ___ on ___:"
-    r"(?im)(?:^|(?<=[.!?*] ))(?:\*+ ?)?(?:END (?:OF )?)?ADDENDUM\b(?: ?#?\d{1,2})?(?: (?:by|dated|on|to|created|begins"
-    r"|ends)\b[^:\n]{0,80}| \([^:\n]{0,40}\))? ?(?::|\**$)"
-)
-_FINAL = re.compile(r"(?m)(?:^|(?<=[.!?:_*] ))(?:FINAL REPORT|Final Report)\b:?(?=\s*(?:$|\n|[A-Z(_]))")
-_DEGREE = r"(?:M\.?D|D\.?O|MBBS|MBChB|Ph\.?D|FRCR|FRCPC|FACR)\b\.?"
-_SIGNED = r"(?:(?:dictat|transcrib|sign|approv|verifi|finali[sz]|report|review|interpret|authenticat|releas)ed|read)"
-_TAIL = re.compile(  # where the words of the radiologist on the images end
-    r"(?im:(?:^|(?<=[.!?:*)\]] ))[\"*= -]*(?:"
-    r"end of (?:impression|report|findings|diagnostic)|summary ?: ?\d ?-|accession(?: (?:number|no\b|#)| ?:)"
-    rf"|(?:(?:this|the|final) )?(?:report )?(?:was |has been )?(?:electronically |digitally )?{_SIGNED}"
-    rf"(?: (?:and|&) (?:electronically )?{_SIGNED})*(?: ?:| by\b| electronically| on \d| date\b)"
-    rf"|i(?:,[^\n]{{0,80}}?,)? (?:have )?(?:personally )?(?:{_SIGNED}|attest|certify|agree|was present|supervised)\b"
-    r"|as the (?:attending|teaching|staff|supervising)\b|the (?:attending|teaching|staff) (?:physician|radiologist)\b"
-    r"|(?:attending|resident|radiologist|staff|fellow|reading|ordering|referring)(?: \w+)?(?: attestation"
-    r"| statement)? ?:|consultant radiologist\b"
-    r"|(?:attestation|signature|signed|workstation|transcriptionist|job number|mrn|dictation)\b[\w ]{0,20}:"
-    r"|physician to physician|thank(?:s| you) for\b"
-    rf"|this (?:report|study|exam|examination|document) (?:was|has been|is) (?:\w+ly )?(?:\w+ and )?(?:{_SIGNED}"
-    r"|anonymi[sz]ed|generated|created|prepared|de-?identified)))|\b(?i:(?:electronically|digitally) signed)\b"
-    rf"|(?m:(?:^|(?<=[.!?] ))(?:(?:By|by|BY):? )?(?:[A-Z][\w'-]*\.? ){{1,3}}[A-Z][\w'-]+,? {_DEGREE})"
-    r"|(?m:(?:^|(?<=[.!?\n] )|(?<=\n))(?:Drs?\.? )(?:[A-Z][\w'-]+\.? ?){1,3}\.?\s*\Z"
-    r"|(?<=[.!?\n]\n)(?:Dr|DR|Prof)\.? (?:[A-Z][\w.'-]*[, ]*){1,6}$)"
-)
 
 
 def headings(text: str) -> Iterator[tuple[str, int, int]]:
@@ -225,14 +177,14 @@ def headings(text: str) -> Iterator[tuple[str, int, int]]:
 
     Lines of the text have no blanks at their ends, and single ones within.
     """
-    found = [(match.lastgroup, *match.span()) for match in _BARE.finditer(text)]
-    for kind, pattern in (("final", _FINAL), ("addendum", _ADDENDUM), ("other", _TAIL)):
+    found = [(match.lastgroup, *match.span()) for match in _PATTERNS["bare"].finditer(text)]
+    for kind, pattern in _BEGINNINGS.items():
         found += [(kind, *match.span()) for match in pattern.finditer(text)]
-    for match in _BRACKETED.finditer(text):
+    for match in _PATTERNS["bracketed"].finditer(text):
         closes, name = match.groups()
         kind = _kind_of_name(name, _KINDS)
         found += [("other" if closes else kind, *match.span())] if kind else []
-    found += filter(None, (_heading_before(text, sign) for sign in _SIGN.finditer(text)))
+    found += filter(None, (_heading_before(text, sign) for sign in _PATTERNS["sign"].finditer(text)))
     place = 0
     for kind, start, end in sorted(found, key=lambda heading: (heading[1], -heading[2])):
         if start >= place:
@@ -250,13 +202,13 @@ def _heading_before(text, sign):
         alone = name == name.upper() or text[max(0, line - 2) : line] in ("", "\n\n")  # not the end of a sentence
         if kind and (alone if bare else ":" in sign[0] or name[0].isupper()):
             return kind, line, sign.end()
-        if ":" in sign[0] and _CAPITALS.fullmatch(name) and not text[sign.end() : sign.end() + 1].strip():
-            kind = next((kind for kind, words in _KEYWORDS if words.search(name)), "unknown")
+        if ":" in sign[0] and _PATTERNS["capitals"].fullmatch(name) and not text[sign.end() : sign.end() + 1].strip():
+            kind = next((kind for kind, words in _KEYWORDS.items() if words.search(name)), "unknown")
             return _kind_of_name(name, _KINDS) or kind, line, sign.end()
     begin = max(line, stop - _LONGEST, 0)
-    words = [] if bare else list(_HEADING_WORD.finditer(text[begin:stop]))[-_MOST_WORDS:]
+    words = [] if bare else list(_PATTERNS["heading_word"].finditer(text[begin:stop]))[-_MOST_WORDS:]
     for start in (begin + word.start() for word in words):
-        if text[start].isdigit() and not _SENTENCE_BEGINS.search(text[begin:start]):
+        if text[start].isdigit() and not _PATTERNS["sentence_begins"].search(text[begin:start]):
             continue  # the number ends a sentence ("at T12. IMPRESSION:") and does not count the heading
         kind = _kind_of_name(text[start:stop], _KINDS)
         if kind and _may_stand_within(text, start, stop, sign[0]):
@@ -267,14 +219,14 @@ def _heading_before(text, sign):
 def _may_stand_within(text, start, stop, sign):
     """Whether a known name within a line is a heading: where a sentence begins, or by its capitals."""
     name, before = text[start:stop].strip(" *_"), text[max(0, start - 25) : start]
-    begins = bool(_SENTENCE_BEGINS.search(before))
+    begins = bool(_PATTERNS["sentence_begins"].search(before))
     if ":" not in sign:
         return begins and name[0].isupper()
     if begins or (name == name.upper() and len(name) > 3):
         return True
     kind = _KINDS.get(_plain(name))  # a misspelt name has to begin a sentence
     named = kind in ("findings", "impression") or (kind and name[0].isupper())
-    return bool(named) and len(name) > 6 and not _ARTICLES.search(before)
+    return bool(named) and len(name) > 6 and not _PATTERNS["article"].search(before)
 
 
 @lru_cache(maxsize=20_000)
