@@ -11,15 +11,14 @@ would be known in closed form; the network learns only the difference to it. So 
 Gaussian, and directions in which reports hardly differ cost no training.
 """
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional
 
+from uvit.model import timestep_embedding
+
 SMALLEST_VARIANCE = 1e-6  # of a direction; a standardised dimension has 1
 _FREQUENCIES = 64  # of the time's embedding
-_LONGEST_PERIOD = 10_000
 
 
 class _Block(nn.Module):
@@ -75,9 +74,8 @@ class ReportFlow(nn.Module):
 
     def _velocity(self, tokens, noisy, times, dropped):
         tokens = torch.where(dropped[:, None].bool(), self.no_image, tokens)
-        exponents = torch.arange(_FREQUENCIES, device=times.device) / _FREQUENCIES
-        angles = 1000 * times[..., None] * torch.exp(-math.log(_LONGEST_PERIOD) * exponents)  # (B, K, 64)
-        condition = self.token(tokens)[:, None] + self.time(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        embedding = timestep_embedding(1000 * times, 2 * _FREQUENCIES)  # (B, K, 128)
+        condition = self.token(tokens)[:, None] + self.time(embedding)
         rotated, time = noisy @ self.directions, times[..., None]  # x_t along the principal axes
         variance = time**2 * self.variances + (1 - time) ** 2  # of x_t along each axis, (B, K, D)
         gaussian = (time * self.variances - (1 - time)) / variance * rotated  # E[latent - noise | x_t]

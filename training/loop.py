@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import deque
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,10 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
         run = _Run(model, examples, validation, compute_loss, settings, accelerator, preview, facts or {})
         if checkpoint:
             run.resume(checkpoint)
-        run.check_same_start()
+        steps = gather_object([run.step])  # RUN_DIR may be another folder on another machine
+        if len({*steps}) > 1:
+            way_out = f"put RUN_DIR {folder} onto storage that all machines share"
+            raise InputError(f"the processes would go on from steps {steps}: {way_out}")
         if main:
             save_constants(folder, constants)
         try:
@@ -111,6 +115,8 @@ class _Run:
         self.unread = deque()  # (step, loss, norm, applied) of steps that a GPU may still be computing
         self.stop_requests = 0  # processes that had received SIGTERM when the step began; of several, a tensor
         self.ended = multiprocessing.Event()  # for the processes that load batches
+        loading = {"workers": settings["NUM_WORKERS"], "device": accelerator.device, "ended": self.ended}
+        self._loader = partial(make_loader, **loading)  # data set, batches => DataLoader
 
     def train(self):
         settings, accelerator, main = self.settings, self.accelerator, self.accelerator.is_main_process
@@ -150,6 +156,7 @@ class _Run:
         accelerator.wait_for_everyone()
 
     def _take_step(self, loader, stop_requested):
+        """One optimiser step, which is taken if the gradient's norm is finite (fp16: as its scaler says)."""
         settings, accelerator = self.settings, self.accelerator
         torch.manual_seed(keyed_seed(settings["SEED"], "dropout", self.step, accelerator.process_index))
         for group in self.optimizer.param_groups:
@@ -158,7 +165,10 @@ class _Run:
         self.model.train()
         batches = [next(loader) for _ in range(settings["ACCUMULATION"])]
         terms = [self.examples.count_terms(batch) for batch in batches]
-        all_terms, self.stop_requests = self._sum_over_processes(sum(terms), stop_requested)
+        all_terms, self.stop_requests = sum(terms), stop_requested
+        if accelerator.num_processes > 1:  # of all processes: tensors, so that nothing waits for a GPU
+            own = [torch.full((), float(value), device=accelerator.device) for value in (all_terms, stop_requested)]
+            all_terms, self.stop_requests = accelerator.reduce(torch.stack(own), "sum")
         total = torch.zeros((), device=accelerator.device)
         for part, batch in enumerate(batches):
             is_last = part == settings["ACCUMULATION"] - 1
@@ -171,21 +181,16 @@ class _Run:
                 accelerator.backward(loss)
             total += loss.detach()
         norm = torch.as_tensor(accelerator.clip_grad_norm_(self.parameters, settings["CLIP_NORM"] or math.inf))
-        applied = self._apply_gradient(norm)
+        applied = torch.isfinite(norm)
+        if accelerator.scaler is None:
+            self.optimizer.optimizer.found_inf = (~applied).float()  # read by the optimiser itself, on its device
+        self.optimizer.step()
+        if accelerator.scaler is not None:
+            applied = not accelerator.optimizer_step_was_skipped
+        self.optimizer.zero_grad()
         self.average.step(self.parameters)
         self.unread.append((self.step, total, norm.detach().to(total.device), applied))
         self._read_steps(leave=1 if accelerator.device.type == "cuda" else 0)
-
-    def _apply_gradient(self, norm):
-        """Takes the optimiser's step if the gradient's norm is finite (fp16: as its scaler says) => whether it did."""
-        applied = torch.isfinite(norm)
-        if self.accelerator.scaler is None:
-            self.optimizer.optimizer.found_inf = (~applied).float()  # read by the optimiser itself, on its device
-        self.optimizer.step()
-        if self.accelerator.scaler is not None:
-            applied = not self.accelerator.optimizer_step_was_skipped
-        self.optimizer.zero_grad()
-        return applied
 
     def _read_steps(self, leave=0):
         """Reads the results of all steps but the last `leave`, for each of which this waits until the GPU has it.
@@ -213,14 +218,18 @@ class _Run:
         nan = torch.tensor(math.nan)
         losses, norms = zip(*self.pending or [(nan, nan)])
         count, self.pending = len(self.pending), []
-        mean = torch.stack(losses).mean().to(self.accelerator.device)
+        device, peak = self.accelerator.device, None
+        if device.type == "cuda":  # what this process reserved since the last row
+            peak = round(torch.cuda.max_memory_reserved(device) / 2**20)  # MiB
+            torch.cuda.reset_peak_memory_stats(device)
+        mean = torch.stack(losses).mean().to(device)
         return {
             "step": self.step, "epoch": self.step * self.settings["BATCH_SIZE"] / len(self.examples),
             "loss": self.accelerator.reduce(mean, "mean").item(),
             "learning_rate": self.settings["LEARNING_RATE"] * self.rate_at(self.step),
             "gradient_norm": torch.stack(norms).mean().item(),
             "examples_per_second": count * self.settings["BATCH_SIZE"] / seconds,
-            "peak_gpu_mib": _peak_gpu_memory(self.accelerator.device),
+            "peak_gpu_mib": peak,
         }  # fmt: skip
 
     def _stop(self, saved):
@@ -231,16 +240,6 @@ class _Run:
                 name_checkpoint(self.folder, improved=False)
         self.accelerator.wait_for_everyone()
         raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
-
-    def _loader(self, data, batches):
-        return make_loader(data, batches, self.settings["NUM_WORKERS"], self.accelerator.device, self.ended)
-
-    def _sum_over_processes(self, *values):
-        """The sums of numbers over all processes: with several, tensors, so that nothing waits for a GPU."""
-        if self.accelerator.num_processes == 1:
-            return values
-        own = torch.stack([torch.full((), float(value), device=self.accelerator.device) for value in values])
-        return self.accelerator.reduce(own, "sum")
 
     @torch.compiler.set_stance("force_eager")  # compiling validation and preview would take longer than running them
     def _checkpoint(self, row, log):
@@ -357,13 +356,6 @@ class _Run:
         self.average.optimization_step = self.step
         say(f"resuming {checkpoint} at step {self.step}")
 
-    def check_same_start(self):
-        """InputError unless all processes begin at one step: RUN_DIR may be another folder on another machine."""
-        steps = gather_object([self.step])
-        if len({*steps}) > 1:
-            way_out = f"put RUN_DIR {self.folder} onto storage that all machines share"
-            raise InputError(f"the processes would go on from steps {steps}: {way_out}")
-
 
 class Average(EMAModel):
     """diffusers' average of the weights, updated in one call for all tensors and without copies."""
@@ -373,12 +365,3 @@ class Average(EMAModel):
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         get_ema_multi_avg_fn(self.cur_decay_value)(self.shadow_params, parameters, self.optimization_step)
-
-
-def _peak_gpu_memory(device):
-    """MiB that this process reserved on its GPU since the last call; None without a GPU."""
-    if device.type != "cuda":
-        return None
-    peak = torch.cuda.max_memory_reserved(device) / 2**20
-    torch.cuda.reset_peak_memory_stats(device)
-    return round(peak)

@@ -39,6 +39,7 @@ from utils.folders import all_processes_agree
 SHARD_ROWS = 1024  # features a shard; what a kill can lose, a process
 DIGEST_PART = 4096  # bytes that are read at the head, in the middle and at the tail of an image for its key
 KEY_THREADS = 16  # image files that are opened at a time for their keys: this waits for the disk, not for the processor
+_OTHER_CACHE = "set CACHE_DIR to another folder, or delete this one"
 KEY_ROWS = 1024  # images for which a thread computes keys at a time
 
 
@@ -100,22 +101,18 @@ class FeatureCache:
         self._places = {}  # key => (shard, row)
         self._known_shards = set()  # shards that are served, or that were found damaged
         path = self.folder / "fingerprint.json"
-        if path.exists():
-            self._check_fingerprint(path, fingerprint)
-        self.refresh()
-        if not path.exists():
-            write_whole(path, json.dumps(fingerprint, indent=2), "the feature cache")
-
-    def _check_fingerprint(self, path: Path, fingerprint: dict) -> None:
-        """InputError if the folder has another fingerprint."""
-        way_out = "remove it, or set another CACHE_DIR"
-        with as_input_error(lambda error: f"cannot read {path}: {reason(error)}; {way_out}", (OSError, ValueError)):
-            found = json.loads(path.read_text())
+        found, is_there = fingerprint, path.exists()
+        if is_there:
+            why = f"cannot read {path}: {{}}; remove it, or set another CACHE_DIR"
+            with as_input_error(lambda error: why.format(reason(error)), (OSError, ValueError)):
+                found = json.loads(path.read_text())
         for name in sorted(found.keys() | fingerprint.keys()):
             if found.get(name) != fingerprint.get(name):
                 values = f"{name} = {found.get(name)!r}, this run has {fingerprint.get(name)!r}"
-                way_out = "set CACHE_DIR to another folder, or delete this one"
-                raise InputError(f"the cache {self.folder} was made with {values}; {way_out}")
+                raise InputError(f"the cache {self.folder} was made with {values}; {_OTHER_CACHE}")
+        self.refresh()
+        if not is_there:
+            write_whole(path, json.dumps(fingerprint, indent=2), "the feature cache")
 
     def refresh(self) -> None:
         """Adds the shards that other processes have finished since the last call."""
@@ -145,8 +142,7 @@ class FeatureCache:
         keys = about["keys"]
         if about["fingerprint"] != self._digest:
             features = f"features that were made otherwise than this run makes them (shard {shard})"
-            way_out = "set CACHE_DIR to another folder, or delete this one"
-            raise InputError(f"the cache {self.folder} holds {features}; {way_out}")
+            raise InputError(f"the cache {self.folder} holds {features}; {_OTHER_CACHE}")
         values = np.lib.format.open_memmap(self._path(shard), mode="r")
         found = [list(values.shape), values.dtype.str]
         if found != [about["shape"], about["dtype"]] or len(values) != len(keys):
@@ -228,7 +224,9 @@ class FeatureCache:
                         readable = [(key, value) for (key, _), value in zip(batch, inputs) if value is not None]
                         if readable:
                             features = encode([value for _, value in readable])
-                            finite = _which_are_finite([key for key, _ in readable], features)
+                            finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+                            for key, _ in compress(readable, ~finite):
+                                tqdm.write(f"left out: the features of {key!r} are not finite numbers")
                             keys += compress((key for key, _ in readable), finite)
                             values.append(features[finite])
                         progress.update(len(batch))
@@ -240,14 +238,6 @@ class FeatureCache:
         """Differs between processes that have other keys, or that find other features of them in the cache."""
         self.refresh()
         return hashlib.sha256(repr([(key, key in self) for key in keys]).encode()).hexdigest()
-
-
-def _which_are_finite(keys: list[str], features: np.ndarray) -> np.ndarray:
-    """(n,) bool, True for the features (n, *shape) that are numbers; names the keys of the others."""
-    finite = np.isfinite(features).reshape(len(keys), -1).all(axis=1)
-    for key in compress(keys, ~finite):
-        tqdm.write(f"left out: the features of {key!r} are not finite numbers")
-    return finite
 
 
 def load_or_name(load: Callable[[object], object], item: object) -> object | None:

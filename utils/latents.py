@@ -58,7 +58,12 @@ def read_pixels(path: str | Path | Image.Image | np.ndarray, size: int, refuse_b
     """
     try:
         with open_image(path) as image:
-            _check_picture(image)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a JPEG with previews; its first frame is the image
+                raise ValueError(f"it has {frames} frames")
+            if min(image.size) < SMALLEST_SIDE:
+                sides = f"{image.width} x {image.height} pixels; an X-ray has {SMALLEST_SIDE} a side at least"
+                raise ValueError(f"it has {sides}")
             image.draft("L", (REDUCED_DECODING * size, REDUCED_DECODING * size))
             small = to_grey(image).resize((size, size), Image.Resampling.BILINEAR)
             with suppress(Exception):  # a damaged EXIF block: the pixels may still be right
@@ -100,14 +105,6 @@ def open_image(path: str | Path | Image.Image | np.ndarray) -> Iterator[Image.Im
     else:
         with open(path, "rb") as file, Image.open(file) as image:  # given a path, Pillow reads a turned TIFF wrongly
             yield image
-
-
-def _check_picture(image: Image.Image) -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a JPEG with previews; its first frame is the image
-        raise ValueError(f"it has {frames} frames")
-    if min(image.size) < SMALLEST_SIDE:
-        raise ValueError(f"it has {image.width} x {image.height} pixels; an X-ray has {SMALLEST_SIDE} a side at least")
 
 
 def to_grey(image: Image.Image) -> Image.Image:

@@ -63,17 +63,14 @@ class TextEncoder:
         self.longest = getattr(self.model.config, "max_position_embeddings", LONGEST)  # tokens, start and end included
         if name or loaded:
             self.longest = min(self.longest, self.tokenizer.model_max_length, LONGEST)
-        if name:
-            self._check_encodes()
-
-    def _check_encodes(self) -> None:
-        """InputError if the model fails, or encodes all texts alike, as a model of images would."""
-        with as_input_error(partial(_no_text_encoder, self.name, "")):  # models of other kinds raise errors of any type
+        if not name:
+            return
+        with as_input_error(partial(_no_text_encoder, name, "")):  # models of other kinds raise errors of any type
             text, null = self.encode([PROMPT_START, NULL_PROMPT])
-            if torch.allclose(text, null):
+            if torch.allclose(text, null):  # as of a model of images
                 raise ValueError(f"it is a {type(self.model).__name__}, which encodes all texts alike")
-        if self.pooled and not self.is_clip and getattr(self.model, "pooler", None) is None:
-            say(f"{self.name} has no trained pooler: a text is the state of its first token")
+        if pooled and not self.is_clip and getattr(self.model, "pooler", None) is None:
+            say(f"{name} has no trained pooler: a text is the state of its first token")
 
     def encode(self, prompts: list[str], length: int = 0) -> torch.Tensor:
         """n prompts => (n, D) when pooled, else (n, length, D); length: 77 at most, 0 for 77."""

@@ -18,16 +18,16 @@ from timm.models import vision_transformer
 from torch import nn
 
 
-def timestep_embedding(timesteps: torch.Tensor, width: int, period: float = 10000) -> torch.Tensor:
+def timestep_embedding(timesteps: torch.Tensor, width: int) -> torch.Tensor:
     """Sinusoids of the diffusion step, cosines first (official U-ViT; Vaswani et al. 2017, section 3.5).
 
-    timesteps: (B,) steps, 0 to 999 => (B, width) float32 in [-1, 1].
+    timesteps: (...,) steps, 0 to 1000 => (..., width) float32 in [-1, 1].
     """
     half = width // 2
     positions = torch.arange(half, device=timesteps.device, dtype=torch.float32)
-    frequencies = torch.exp(positions * (-math.log(period) / half))
-    angles = timesteps.float()[:, None] * frequencies  # (B, width / 2), radians
-    embedding = torch.cat((angles.cos(), angles.sin()), dim=1)
+    frequencies = torch.exp(positions * (-math.log(10000) / half))
+    angles = timesteps.float()[..., None] * frequencies  # (..., width / 2), radians
+    embedding = torch.cat((angles.cos(), angles.sin()), dim=-1)
     return F.pad(embedding, (0, width % 2))
 
 
