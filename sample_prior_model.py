@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from evaluation.selection import best_reports, check_candidates, write_best
+from evaluation.selection import best_reports, write_best
 from models.weights import load_autoencoder, load_prior
 from sampling import reports
 from utils.checkpoints import check_encoders, check_hold_out
@@ -79,7 +79,10 @@ def main():
     autoencoder = load_autoencoder(bart, POOLING, TOKENIZER).to(device).eval()
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling)
     check_hold_out(HOLD_OUT, CHECKPOINT=CHECKPOINT, BART_CHECKPOINT=bart)
-    check_candidates(CANDIDATES, prior.config.kind == "flow", DECODING)
+    if CANDIDATES > 1 and prior.config.kind != "flow" and DECODING != "nucleus":
+        why = f"this prior predicts a mean, and DECODING {DECODING} is not random"
+        way_out = "set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
+        raise InputError(f"{CANDIDATES} CANDIDATES would be the same report: {why}; {way_out}")
     images = "" if own else str(Path(tree).resolve())
     settings = reports.manifest_settings(constants, images, prior, autoencoder, accelerator.mixed_precision)
     random_from = reports.training_reports(training) if CANDIDATES > 1 else []

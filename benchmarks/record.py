@@ -38,8 +38,10 @@ def write_record(
 
     table: of texts and numbers, which are stored as texts of three digits; device: on which the measured code ran.
     """
+    head = ["git", "rev-parse", "HEAD"]  # fails outside of a clone
+    commit = subprocess.run(head, cwd=REPOSITORY, check=False, capture_output=True, text=True).stdout
     record = {
-        "title": title, "command": shlex.join(["python", *sys.orig_argv[1:]]), "commit": _commit(),
+        "title": title, "command": shlex.join(["python", *sys.orig_argv[1:]]), "commit": commit.strip() or "unknown",
         "processor": processor(device), "date": datetime.date.today().isoformat(), "constants": constants,
         "columns": list(table), "rows": [[_text(cell) for cell in row] for row in table.itertuples(index=False)],
         "notes": notes,
@@ -108,15 +110,6 @@ def processor(device: torch.device | str = "cpu") -> str:
     model = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
     name = model[1].strip() if model else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
-
-
-def _commit() -> str:
-    """The commit that is checked out, "unknown" outside of a clone."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _text(cell):

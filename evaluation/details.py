@@ -55,7 +55,13 @@ def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
     Reports are read as `evaluation.labeler.label_report` reads them, and raise the same InputError. A finding that is
     not called present has no details.
     """
-    rows = [_details_of_report(report) for report in reports]
+    rows = []  # of each report {(finding, detail): value}
+    for report in reports:
+        named = {}
+        for sentence in chain(*report_and_addenda(report)):
+            for place, values in _details_of_sentence(sentence).items():
+                named.setdefault(place, set()).update(values)
+        rows.append({place: joined(place[1], values) for place, values in named.items() if values})
     values = [[[row.get((name, detail), "") for name in FINDINGS] for row in rows] for detail in DETAILS]
     return dict(zip(DETAILS, np.array(values, dtype=object).reshape(len(DETAILS), -1, len(FINDINGS))))
 
@@ -77,15 +83,6 @@ def detail_flags(
         names = [name for name, said in columns.items() if name in FINDINGS or said[counted].sum() >= LEAST_REPORTS]
     never = np.zeros(len(places), dtype=bool)
     return list(names), np.stack([columns.get(name, never) for name in names], axis=1)
-
-
-def _details_of_report(report):
-    """A report => {(finding, detail): value}."""
-    named = {}
-    for sentence in chain(*report_and_addenda(report)):
-        for place, values in _details_of_sentence(sentence).items():
-            named.setdefault(place, set()).update(values)
-    return {place: joined(place[1], values) for place, values in named.items() if values}
 
 
 def joined(detail: str, values: Iterable[str]) -> str:

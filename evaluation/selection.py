@@ -18,7 +18,6 @@ from evaluation.details import detail_flags
 from evaluation.judges import Judge
 from evaluation.labeler import contradictions
 from evaluation.metrics import stutters
-from utils.errors import InputError
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.seeds import keyed_seed
 
@@ -63,14 +62,6 @@ def keep_candidates(requests: np.ndarray, scores: np.ndarray, agrees: np.ndarray
 def candidate_seed(seed: int, candidate: int) -> int:
     """The seed of a candidate: the first one has the image's own, the others follow from it."""
     return keyed_seed(int(seed), "candidate", int(candidate)) % 2**31 if candidate else int(seed)
-
-
-def check_candidates(candidates: int, flows: bool, decoding: str):
-    """InputError where all candidates would be the same report."""
-    if candidates > 1 and not (flows or decoding == "nucleus"):
-        why = f"this prior predicts a mean, and DECODING {decoding} is not random"
-        way_out = "set CANDIDATES to 1, or DECODING to nucleus, or train a prior with PRIOR flow"
-        raise InputError(f"{candidates} CANDIDATES would be the same report: {why}; {way_out}")
 
 
 def write_best(

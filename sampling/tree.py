@@ -19,18 +19,9 @@ from models.diffusion import PromptedDenoiser, sampling_scheduler
 from models.distillation import student_settings
 from models.graphs import replay
 from models.weights import load_vision
+from sampling import plan as planning
 from sampling.data_set import save_data_set
 from sampling.images import ImageSampler, batches_to_draw
-from sampling.plan import (
-    NO_PATIENT,
-    SYNTHETIC_COLUMNS,
-    label_vectors,
-    make_requests,
-    plan_digest,
-    plan_requests,
-    real_rows,
-    save_plan,
-)  # fmt: skip
 from sampling.reference_pool import ReferencePool
 from utils.cache import save_array
 from utils.checkpoints import check_encoders, encoder_fingerprints, weights_fingerprint
@@ -72,8 +63,8 @@ def sample_tree(backbone: str, constants: dict):
         if accelerator.is_main_process:
             save_constants(output_root, constants)
         copies, checkpoint = constants["IMAGES_PER_LABEL"], constants["CHECKPOINT"]
-        requests = make_requests(vectors, copies, seed, settings["checkpoint_sha256"])
-        requests, plan = plan_requests(requests, pool, settings, checkpoint, output_root)
+        requests = planning.make_requests(vectors, copies, seed, settings["checkpoint_sha256"])
+        requests, plan = planning.plan_requests(requests, pool, settings, checkpoint, output_root)
         make_missing(SyntheticTree(Path(output_root), plan), requests, sampler, constants["BATCH_SIZE"], accelerator)
         if accelerator.is_main_process:
             save_first_picture(requests, table, output_root, trained["IMAGE_SIZE"], seed)
@@ -130,8 +121,8 @@ def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None,
     table = None
     by_split = not (constants["TEXT"] or constants["FINDINGS"] or constants["LABELS_CSV"])
     if constants["CONDITION"] != "text" or by_split:
-        table = real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
-    vectors = label_vectors(
+        table = planning.real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
+    vectors = planning.label_vectors(
         table, constants["SEED"], trained["PROMPT"], text=constants["TEXT"], findings=constants["FINDINGS"],
         labels_csv=constants["LABELS_CSV"], split=constants["SPLIT"], limit=constants["MAX_LABELS"],
     )  # fmt: skip
@@ -146,17 +137,15 @@ class SyntheticTree:
 
     def exist(self, rows: pd.DataFrame) -> np.ndarray:
         """Which rows have an image file, (n,) bool; a damaged one is named, and counts as missing."""
-        return np.array([self._exists(path) for path in rows.image_path], dtype=bool)
-
-    def _exists(self, path: str) -> bool:
-        try:
-            with Image.open(path):
-                return True
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, SyntaxError) as error:
-            say(f"damaged: {path} ({reason(error)})")
-            return False
+        there = np.ones(len(rows), dtype=bool)
+        for place, path in enumerate(rows.image_path):
+            try:
+                Image.open(path).close()
+            except (OSError, ValueError, SyntaxError) as error:
+                there[place] = False
+                if not isinstance(error, FileNotFoundError):
+                    say(f"damaged: {path} ({reason(error)})")
+        return there
 
     def save(self, row, image: np.ndarray, latents: np.ndarray | None = None):
         """Writes the latents (C, h, w), if any, and the image (S, S) of a row of the plan; the image last, whole."""
@@ -170,7 +159,7 @@ class SyntheticTree:
         """Adds all images of the plan that exist to the CSVs, and returns how many there are."""
         listed = self.plan[self.exist(self.plan)]
         if len(listed):
-            write_tree(self.root, listed, provenance=listed[[*SYNTHETIC_COLUMNS]])
+            write_tree(self.root, listed, provenance=listed[[*planning.SYNTHETIC_COLUMNS]])
             save_data_set(self.root)
         return len(listed)
 
@@ -188,9 +177,9 @@ def make_missing(
     say(f"{len(requests)} images requested, {len(requests) - len(missing)} of them exist")
     accelerator.wait_for_everyone()  # all processes have looked before the first one writes
     if accelerator.is_main_process:
-        save_plan(tree.root, tree.plan)
+        planning.save_plan(tree.root, tree.plan)
     accelerator.wait_for_everyone()
-    _check_shared(lambda: plan_digest(tree.root, tree.plan), tree.root, accelerator)
+    _check_shared(lambda: planning.plan_digest(tree.root, tree.plan), tree.root, accelerator)
     if accelerator.is_main_process:
         tree.list_images()  # fails here, before hours of sampling, where the CSVs cannot be added to
     batches = batches_to_draw(tree.plan if plan is None else plan, missing, batch_size, sampler)
@@ -243,7 +232,7 @@ def save_first_picture(requests: pd.DataFrame, table: pd.DataFrame | None, root:
     blocks = [_block([*first.image_path], image_size)]
     if table is not None:
         generators = [keyed_generator(seed, "beside", dicom_id) for dicom_id in first.dicom_id]
-        rows = References(table).draw_for(first.assign(subject_id=NO_PATIENT), generators)
+        rows = References(table).draw_for(first.assign(subject_id=planning.NO_PATIENT), generators)
         gap = np.full((len(blocks[0]), image_size // 8), 255, dtype=np.uint8)
         paths = ["" if row == NONE else table.image_path.iloc[row] for row in rows]
         blocks += [gap, _block(paths, image_size)]

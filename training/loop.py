@@ -14,17 +14,15 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.batches import Batches, make_loader
-from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint, remove_unfinished
+from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, as_input_error, reason, say, stoppable, writing
@@ -43,7 +41,6 @@ DEFAULTS = {  # and these, where a script has them
     "LOG_EVERY": 50,  # optimiser steps a row of metrics.csv
     "VALIDATION_ROWS": 1000,  # examples a validation; 0: all of them
 }
-PICTURE_TRACKERS = ("tensorboard", "wandb")  # the trackers of accelerate that take a batch of images
 BAD_STEPS = 20  # consecutive steps without a finite gradient after which a run ends
 
 
@@ -68,7 +65,9 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
     with locked(folder, "a training") if main else nullcontext():
         checkpoint = find_checkpoint(folder)
         if main:
-            remove_unfinished(folder, checkpoint)
+            old = [folder / "last.old"] if checkpoint and checkpoint.name == "last" else []
+            for path in [*folder.glob("*.new"), *old]:  # what a killed run left unfinished
+                shutil.rmtree(path, ignore_errors=True)
         accelerator.wait_for_everyone()
         run = _Run(model, examples, validation, compute_loss, settings, accelerator, preview, facts or {})
         if checkpoint:
@@ -259,7 +258,11 @@ class _Run:
                 log.add(row)
                 try:
                     self._track(row)
-                    self._draw_preview()
+                    if self.preview:
+                        path = self.folder / "previews" / f"step-{self.step:08d}"
+                        path.parent.mkdir(exist_ok=True)
+                        with torch.no_grad(), self.accelerator.autocast(), self._averaged_weights():
+                            self.preview(self.raw_model, path)
                 finally:  # a tracker or a preview that fails costs no checkpoint
                     name_checkpoint(self.folder, improved)
         self.accelerator.wait_for_everyone()
@@ -275,21 +278,6 @@ class _Run:
     def _track(self, row):
         """Gives a row of metrics.csv to the trackers."""
         self.accelerator.log({name: value for name, value in row.items() if value is not None}, self.step)
-
-    def _draw_preview(self):
-        if not self.preview:
-            return
-        path = self.folder / "previews" / f"step-{self.step:08d}"
-        path.parent.mkdir(exist_ok=True)
-        with torch.no_grad(), self.accelerator.autocast(), self._averaged_weights():
-            self.preview(self.raw_model, path)
-        picture = path.with_suffix(".png")  # of an image model; others write text
-        if picture.exists():
-            with Image.open(picture) as image:
-                pixels = np.asarray(image.convert("L"))[None, None]  # (1, 1, height, width) uint8
-            for tracker in self.accelerator.trackers:
-                if tracker.name in PICTURE_TRACKERS:
-                    tracker.log_images({"preview": pixels}, step=self.step)
 
     @torch.no_grad()
     def _validate(self):

@@ -61,13 +61,6 @@ def compare_with(checkpoint: Path, training: dict, constants: dict, facts: dict)
     return changes
 
 
-def remove_unfinished(folder: Path, checkpoint: Path | None) -> None:
-    """Removes what a killed run left unfinished; checkpoint: the one from `find_checkpoint`, which is kept."""
-    old = [folder / "last.old"] if checkpoint and checkpoint.name == "last" else []
-    for path in [*folder.glob("*.new"), *old]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def name_checkpoint(folder: Path, improved: bool) -> None:
     """Names the finished checkpoint `last.new`: `best` if it is improved, and `last`.
 

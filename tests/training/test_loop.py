@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 import multiprocessing
 import os
@@ -10,14 +9,12 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from PIL import Image
 from torch import nn
 
 from training import loop as training
@@ -756,17 +753,13 @@ def test_a_tracker_gets_what_metrics_csv_gets(tmp_path, accelerator, monkeypatch
         make_accelerator("cpu", "no", "nothing")
 
 
-def test_tensorboard_has_the_rows_of_metrics_csv_and_the_previews(train, accelerator, monkeypatch, tmp_path):
+def test_tensorboard_has_the_rows_of_metrics_csv(train, accelerator, monkeypatch, tmp_path):
     """In a resumed run, too, and where a preview fails."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def preview(model, path):
-        path.with_suffix(".txt").write_text("text is no picture")
-        step = int(path.name[-8:])
-        if step != 4:
-            Image.fromarray(np.full((6, 5), step, dtype=np.uint8)).save(path.with_suffix(".png"))
-        if step == 6:
+        if int(path.name[-8:]) == 6:
             raise Killed
 
     monkeypatch.setattr(accelerator, "log_with", ["tensorboard"])
@@ -784,23 +777,3 @@ def test_tensorboard_has_the_rows_of_metrics_csv_and_the_previews(train, acceler
         wanted = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         found = [(event.step, event.value) for event in events.Scalars(name)] if wanted else []
         assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in wanted], name
-    pictures = {event.step: event.encoded_image_string for event in events.Images("preview")}
-    assert sorted(pictures) == [2, 8], "step 4 has text only, step 6 failed"
-    for step, picture in pictures.items():
-        np.testing.assert_array_equal(Image.open(io.BytesIO(picture)).convert("L"), np.full((6, 5), step))
-
-
-def test_wandb_gets_previews_as_a_list_of_images(train, accelerator, monkeypatch):
-    from accelerate.tracking import WandBTracker
-
-    logged = []
-    tracker = WandBTracker.__new__(WandBTracker)
-    tracker.run = SimpleNamespace(log=lambda values, step, **_: logged.append((step, values)), finish=lambda: None)
-    monkeypatch.setattr(WandBTracker, "start", lambda _: None)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=np.squeeze))  # as its Image does
-    monkeypatch.setattr(accelerator, "log_with", [tracker])
-    monkeypatch.setattr(accelerator, "trackers", [])
-    train("run", preview=lambda _, path: Image.fromarray(np.eye(6, dtype=np.uint8)).save(path.with_suffix(".png")))
-    pictures = [(step, values["preview"]) for step, values in logged if "preview" in values]
-    assert [step for step, _ in pictures] == [2, 4, 6, 8]
-    np.testing.assert_array_equal(pictures[0][1], np.eye(6)[None])
