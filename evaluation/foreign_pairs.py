@@ -60,11 +60,15 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
         codes = stated.loc[frame.index].reset_index(drop=True)
     else:
         codes = pd.DataFrame(map(cache(labels_of_prompt), prompts), columns=FINDINGS)
-    numbers = np.arange(1, len(frame) + 1)
+    numbers, reports = np.arange(1, len(frame) + 1), ""
+    if columns["reports"]:
+        texts = [frame[name] for name in columns["reports"]]  # of two sections, or of whole reports
+        whole = (report_text(raw) or " ".join(raw.split()) for raw in texts[0])
+        reports = list(map(join_sections, *texts) if len(texts) == 2 else whole)
     table = pd.DataFrame({
         "dicom_id": [f"{number}-{Path(name).stem}"[:100] for number, name in zip(numbers, frame["image_path"])],
         "subject_id": numbers, "study_id": numbers, "view": "PA", "split": "test",
-        "image_path": frame["image_path"].to_numpy(), "report": _reports(frame, columns["reports"]),
+        "image_path": frame["image_path"].to_numpy(), "report": reports,
         "prompt": prompts.to_numpy(), "source": frame[columns["sources"]].to_numpy() if columns["sources"] else "",
     })  # fmt: skip
     parts = [f"{name} in `{'` and `'.join(np.atleast_1d(columns[name]))}`" for name in COLUMNS if columns[name]]
@@ -108,10 +112,3 @@ def _with_image_paths(frame, column, path):
             raise InputError(f"{message}: put the CSV into the folder that its column `{column}` starts from")
         say(f"{message}: dropped")
     return frame[frame["image_path"] != ""]
-
-
-def _reports(frame, columns):
-    """The reports of the rows; columns: one with reports, two with their sections, or none."""
-    if len(columns) == 2:
-        return list(map(join_sections, *(frame[name] for name in columns)))
-    return [report_text(raw) or " ".join(raw.split()) for raw in frame[columns[0]]] if columns else ""

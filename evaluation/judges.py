@@ -132,7 +132,14 @@ def image_judge(
         _train_judge(train, validation, settings, accelerator.device, start and start.model, path)
     while not path.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
-    return _load_judge(path, settings, accelerator.device)
+    way_out = "delete this file, and it is trained again"
+    # a damaged file fails in the library that reads it
+    with as_input_error(lambda error: f"the image judge {path} is damaged ({reason(error)}): {way_out}"):
+        values = load_file(path)
+        thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
+        model = _classifier(settings.model, len(known))
+        model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
+    return Judge(model.to(accelerator.device), settings, thresholds, known)
 
 
 def _train_judge(train, validation, settings, device, start, path):
@@ -147,17 +154,6 @@ def _train_judge(train, validation, settings, device, start, path):
     values |= {"thresholds": torch.from_numpy(judge.thresholds), "known": torch.from_numpy(judge.known)}
     with writing("the image judge", path.parent), replacing(path) as temporary:
         save_file(values, temporary)
-
-
-def _load_judge(path, settings, device):
-    way_out = "delete this file, and it is trained again"
-    # a damaged file fails in the library that reads it
-    with as_input_error(lambda error: f"the image judge {path} is damaged ({reason(error)}): {way_out}"):
-        values = load_file(path)
-        thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
-        model = _classifier(settings.model, len(known))
-        model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
-    return Judge(model.to(device), settings, thresholds, known)
 
 
 def _classifier(name, outputs):

@@ -7,12 +7,8 @@ ROOT is CheXpert-v1.0-small or CheXpert-v1.0. The batches in which the latter is
 (train 1)" and so on) may lie in ROOT side by side, with the CSVs beside or inside them. The first folder of a Path in
 the CSVs does not matter.
 
-labels   CheXpert's own, in its coding: 1.0 present, 0.0 absent, -1.0 uncertain, blank not mentioned. Those of train.csv
-         were read from reports by rules, those of valid.csv and test.csv from the images by radiologists.
-splits   What radiologists labelled, valid.csv and test.csv, is test. VALIDATE_SHARE of the patients of train.csv are
-         validate, so that a trainer's validation rows have labels of the same kind as its training rows. `list` in
-         provenance.csv names the CSV.
-view     PA or AP for a frontal image, "" if the CSV says neither, and LATERAL. There are no reports.
+Labels, in PhysioNet's coding, splits and views: docs/open-data.md. A frontal image of which the CSV says neither PA nor
+AP has the view "".
 """
 
 import os

@@ -2,13 +2,11 @@
 
     ROOT/chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg
 
-names    person<N>_bacteria_<M>, person<N>_virus_<M>; IM-<N>-<M>, NORMAL2-IM-<N>-<M>. <N> numbers the child. Whether the
-         four series number the same children is not published, and hundreds of numbers are in several of them: here one
-         number is one child, in whatever series. Children who share an identical file are one child as well.
-splits   The folders' own are not kept, since they have the same children in several parts.
+Names (person<N>_bacteria_<M>, IM-<N>-<M> ...; <N> numbers the child), splits and views: docs/open-data.md. Each image
+counts as a study of its own.
+
 labels   NORMAL: No Finding present, Pneumonia absent, since the graders were asked for these two. PNEUMONIA: Pneumonia
          present. Nothing is known of the other findings.
-view     AP, as the authors say of all of them. There are no reports. Each image counts as a study of its own.
 """
 
 import hashlib

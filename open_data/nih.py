@@ -4,12 +4,7 @@
     ROOT/images_001/images/*.png ...       the twelve archives, unpacked side by side; or all in ROOT/images
     ROOT/train_val_list.txt, test_list.txt the authors' split; both, or none
 
-labels   Those of its 14 findings that CheXpert's 14 cover: Effusion is Pleural Effusion, Infiltration is Lung Opacity,
-         Mass and Nodule are Lung Lesion, Pleural_Thickening is Pleural Other. Emphysema, Fibrosis and Hernia are
-         dropped: an image with only one of these has no label here. The labels were mined from reports: a finding that
-         is not named is not mentioned, not absent.
-splits   Patients of test_list.txt are test; of the others VALIDATE_SHARE are validate.
-view     PA or AP. There are no reports. Each image counts as a study of its own.
+Labels (COLUMNS), splits and views: docs/open-data.md. Each image counts as a study of its own.
 """
 
 from pathlib import Path

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -166,7 +167,10 @@ class CXRIRGenPipeline(DiffusionPipeline):
         vectors = [label_vectors(None, seed, trained_on, **{kind: text}) for text in prompts]
         vectors = pd.concat(vectors, ignore_index=True)
         requests = make_requests(vectors.drop_duplicates("prompt"), num_images, seed, digest)
-        pool = self._pool if reference is None else _Given(self._embed(reference))
+        pool = self._pool
+        if reference is not None:
+            given = self._embed(reference)
+            pool = SimpleNamespace(draw=lambda _: "given", embeddings=lambda names: given.expand(len(names), -1))
         if pool is None:
             settings["condition"] = "text"
         elif reference is not None and settings["condition"] == "text":
@@ -265,19 +269,6 @@ class CXRIRGenPipeline(DiffusionPipeline):
         with self._autocast():
             pixels = _pixels(image, tower.image_size[0])[None].to(self.device)
             return self.reference_encoder(pixels)[0].float().cpu()
-
-
-class _Given:
-    """One reference for all images, in place of a pool."""
-
-    def __init__(self, embedding):
-        self.embedding = embedding
-
-    def draw(self, requests):
-        return "given"
-
-    def embeddings(self, dicom_ids):
-        return self.embedding.expand(len(dicom_ids), -1)  # (n, R)
 
 
 def _pixels(image, size) -> torch.Tensor:

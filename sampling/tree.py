@@ -51,7 +51,13 @@ def sample_tree(backbone: str, constants: dict):
     denoiser, text_encoder, trained = models.denoiser, models.text_encoder, models.training["constants"]
     settings = sampling_settings(models, constants, accelerator.mixed_precision)
     sampling_scheduler(settings["scheduler"], denoiser.schedule)  # fails for one that cannot sample
-    table, vectors = _read_requests(constants, trained)
+    table, by_split = None, not (constants["TEXT"] or constants["FINDINGS"] or constants["LABELS_CSV"])
+    if constants["CONDITION"] != "text" or by_split:
+        table = planning.real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
+    vectors = planning.label_vectors(
+        table, seed, trained["PROMPT"], text=constants["TEXT"], findings=constants["FINDINGS"],
+        labels_csv=constants["LABELS_CSV"], split=constants["SPLIT"], limit=constants["MAX_LABELS"],
+    )  # fmt: skip
     text_encoder.print_lengths(vectors["prompt"])
     pool = models.reference_pool(table, constants, accelerator) if constants["CONDITION"] != "text" else None
     decode_in(models.vae, accelerator.mixed_precision)  # from here on weights may be cast
@@ -114,19 +120,6 @@ def sampling_settings(models: VisionModels, constants: dict, precision: str) -> 
         "image_size": models.training["constants"]["IMAGE_SIZE"], "precision": precision,
         **models.encoders, **student_settings(models.training),
     }  # fmt: skip
-
-
-def _read_requests(constants: dict, trained: dict) -> tuple[pd.DataFrame | None, pd.DataFrame]:
-    """=> (the real rows, None where none are needed; the label vectors to make images of)."""
-    table = None
-    by_split = not (constants["TEXT"] or constants["FINDINGS"] or constants["LABELS_CSV"])
-    if constants["CONDITION"] != "text" or by_split:
-        table = planning.real_rows(trained, constants["DATA_ROOT"], constants["REPORTS_ROOT"], with_prompts=by_split)
-    vectors = planning.label_vectors(
-        table, constants["SEED"], trained["PROMPT"], text=constants["TEXT"], findings=constants["FINDINGS"],
-        labels_csv=constants["LABELS_CSV"], split=constants["SPLIT"], limit=constants["MAX_LABELS"],
-    )  # fmt: skip
-    return table, vectors
 
 
 class SyntheticTree:

@@ -126,7 +126,11 @@ class DiffusionExamples(_Rows):
         generator = torch.Generator().manual_seed(seed)
         latents = draw_posterior(features.moments[row], generator, features.scaling_factor)
         noise = torch.randn(latents.shape, generator=generator)
-        timestep = self._draw_timestep(generator)
+        if self.timesteps == "uniform":
+            timestep = torch.randint(self.num_timesteps, (), generator=generator)
+        else:
+            share = (TIMESTEP_MEAN + torch.randn((), generator=generator)).sigmoid()  # of the schedule, 0 to 1
+            timestep = (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
         reference_row = self.references.draw(self.labels[row], self.subject_ids[row], generator)
         drop = np.searchsorted(self.dropout_edges, torch.rand((), generator=generator).item(), side="right")
 
@@ -141,12 +145,6 @@ class DiffusionExamples(_Rows):
             "text": torch.tensor(text),  # (D,) or (77, D)
             "reference": torch.tensor(reference),  # (R,)
         }
-
-    def _draw_timestep(self, generator):
-        if self.timesteps == "uniform":
-            return torch.randint(self.num_timesteps, (), generator=generator)
-        share = (TIMESTEP_MEAN + torch.randn((), generator=generator)).sigmoid()  # of the schedule, 0 to 1
-        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
 def reported_rows(table: pd.DataFrame, priors: str = "keep", what: str = "images") -> pd.DataFrame:

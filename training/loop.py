@@ -149,7 +149,14 @@ class _Run:
                 # of several processes, all stop if one got the signal before the step began
                 stops = stop_requested() if accelerator.num_processes == 1 else self.stop_requests.item() > 0
                 if stops and self.step < self.total_steps:
-                    self._stop(saved=at_checkpoint)
+                    self._read_steps()
+                    if main and not at_checkpoint:
+                        with writing("a checkpoint", self.folder):
+                            self._save()
+                            name_checkpoint(self.folder, improved=False)
+                    accelerator.wait_for_everyone()
+                    done = f"stopped after step {self.step} of {self.total_steps}"
+                    raise Stopped(f"{done}; run the same command again to go on")
         progress.close()
         say(f"done: {self.folder}/best has the lowest validation loss, {self.best:.4f}")
         accelerator.wait_for_everyone()
@@ -230,15 +237,6 @@ class _Run:
             "examples_per_second": count * self.settings["BATCH_SIZE"] / seconds,
             "peak_gpu_mib": peak,
         }  # fmt: skip
-
-    def _stop(self, saved):
-        self._read_steps()
-        if not saved and self.accelerator.is_main_process:
-            with writing("a checkpoint", self.folder):
-                self._save()
-                name_checkpoint(self.folder, improved=False)
-        self.accelerator.wait_for_everyone()
-        raise Stopped(f"stopped after step {self.step} of {self.total_steps}; run the same command again to go on")
 
     @torch.compiler.set_stance("force_eager")  # compiling validation and preview would take longer than running them
     def _checkpoint(self, row, log):

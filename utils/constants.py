@@ -86,7 +86,16 @@ def resolve(path: Path, arguments: Iterable[str]) -> dict:
         for name, value, origin in _read_config(Path(config.config), script, path):
             values[name], origins[name] = value, origin
 
-    given, unknown = _command_line_parser(script, values).parse_known_args(rest)
+    parser = _Parser(
+        prog=script.name, description=script.docstring, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        usage=f"{script.name} [--config FILE.toml] [--NAME VALUE ...]",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
+    for name, value in values.items():
+        text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar="VALUE", help=text)
+    given, unknown = parser.parse_known_args(rest)
     if unknown:
         raise InputError(_unknown_constant(unknown[0], values))
     for name, text in vars(given).items():
@@ -100,19 +109,6 @@ def resolve(path: Path, arguments: Iterable[str]) -> dict:
             if other and value % values[other]:
                 raise InputError(f"{origins[name]}: {value} is not a multiple of {other}, which is {values[other]}")
     return values
-
-
-def _command_line_parser(script: "Script", values: dict) -> _Parser:
-    parser = _Parser(
-        prog=script.name, description=script.docstring, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        usage=f"{script.name} [--config FILE.toml] [--NAME VALUE ...]",
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE.toml", help="a file of constants, see demo.toml")
-    for name, value in values.items():
-        text = f"{script.comments[name]}  [{value!r}]".strip().replace("%", "%%")
-        parser.add_argument(f"--{name}", metavar="VALUE", help=text)
-    return parser
 
 
 def _unknown_constant(name: str, known: Iterable[str]) -> str:
