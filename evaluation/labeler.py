@@ -138,15 +138,6 @@ def codes_of_sentence(sentence: str) -> dict:
 
 def read_mentions(sentence: str) -> tuple[list[Mention], list[Mention], list[int]]:
     """A normalised sentence => its findings and its words of size, each with its code, and the places of its cuts."""
-    mentions = _mentions(sentence)
-    sizes = [Mention(match, meaning=SIZE_CODES[match.lastindex - 1]) for match in SIZE.finditer(sentence)]
-    ends = read(sentence, sorted((*mentions, *sizes), key=lambda mention: mention.start))
-    leave_alternatives_open(sentence, mentions)
-    return mentions, sizes, ends
-
-
-def _mentions(sentence: str) -> list[Mention]:
-    """The mentions of findings in a sentence, from left to right."""
     mentions = []
     for name, words in MENTIONS.items():
         found = [Mention(match, name) for match in words.finditer(sentence)]
@@ -154,7 +145,11 @@ def _mentions(sentence: str) -> list[Mention]:
             spans = [(0, 0), *(match.span() for match in UNMEANT[name].finditer(sentence))]
             found = [it for it in found if spans[bisect(spans, (it.end,)) - 1][1] <= it.start]
         mentions += found
-    return sorted(mentions, key=lambda mention: mention.start)
+    mentions.sort(key=lambda mention: mention.start)
+    sizes = [Mention(match, meaning=SIZE_CODES[match.lastindex - 1]) for match in SIZE.finditer(sentence)]
+    ends = read(sentence, sorted((*mentions, *sizes), key=lambda mention: mention.start))
+    leave_alternatives_open(sentence, mentions)
+    return mentions, sizes, ends
 
 
 _REACH = 120  # characters that may stand between an organ and the word of its size

@@ -70,20 +70,18 @@ class ReportFlow(nn.Module):
         dropped: which rows get `no_image`. In float32 whatever the precision: near t = 1 small errors of x_t matter.
         """
         with torch.autocast(noisy.device.type, enabled=False):
-            return self._velocity(tokens.float(), noisy.float(), times.float(), dropped)
-
-    def _velocity(self, tokens, noisy, times, dropped):
-        tokens = torch.where(dropped[:, None].bool(), self.no_image, tokens)
-        embedding = timestep_embedding(1000 * times, 2 * _FREQUENCIES)  # (B, K, 128)
-        condition = self.token(tokens)[:, None] + self.time(embedding)
-        rotated, time = noisy @ self.directions, times[..., None]  # x_t along the principal axes
-        variance = time**2 * self.variances + (1 - time) ** 2  # of x_t along each axis, (B, K, D)
-        gaussian = (time * self.variances - (1 - time)) / variance * rotated  # E[latent - noise | x_t]
-        x = self.begin(rotated / variance.sqrt())
-        for block in self.blocks:
-            x = block(x, condition)
-        difference = self.end(self.norm(x)) * (self.variances / variance).sqrt()
-        return (gaussian + difference) @ self.directions.T
+            tokens, noisy, times = tokens.float(), noisy.float(), times.float()
+            tokens = torch.where(dropped[:, None].bool(), self.no_image, tokens)
+            embedding = timestep_embedding(1000 * times, 2 * _FREQUENCIES)  # (B, K, 128)
+            condition = self.token(tokens)[:, None] + self.time(embedding)
+            rotated, time = noisy @ self.directions, times[..., None]  # x_t along the principal axes
+            variance = time**2 * self.variances + (1 - time) ** 2  # of x_t along each axis, (B, K, D)
+            gaussian = (time * self.variances - (1 - time)) / variance * rotated  # E[latent - noise | x_t]
+            x = self.begin(rotated / variance.sqrt())
+            for block in self.blocks:
+                x = block(x, condition)
+            difference = self.end(self.norm(x)) * (self.variances / variance).sqrt()
+            return (gaussian + difference) @ self.directions.T
 
     @torch.no_grad()
     def draw(self, tokens: torch.Tensor, noise: torch.Tensor, steps: int, guidance: float = 1.0) -> torch.Tensor:

@@ -102,48 +102,36 @@ class Prior(ModelMixin, ConfigMixin):
         return self.readout(self.vit(latents.to(self.device, self.dtype))).float().sigmoid().cpu()
 
     @torch.no_grad()
-    def predict(self, latents: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        """Of a regression: latents (B, C, h, w), unit variance => report latents (B, D), ready for BART's decoder.
-
-        gain: what the deviation from the mean report is multiplied with. 1 is the least-squares prediction, which
-        varies less than reports do; 1 / (spread of the predictions) makes up for that. InputError for NaN or infinity.
-        """
-        predicted = gain * self(latents.to(self.device, self.dtype))[0].float()
-        return self._report_latents(predicted, f"LATENT_GAIN {gain}")
-
-    @torch.no_grad()
-    def draw(
-        self, latents: torch.Tensor, seeds: Sequence, guidance: float = 1.0, temperature: float = 1.0
-    ) -> torch.Tensor:
-        """Of a flow: latents (B, C, h, w), unit variance, and a seed for each => report latents (B, D), one draw each.
-
-        guidance: of the image, 1 for none. temperature: of the noise; below 1 reports vary less. InputError for NaN.
-        """
-        generators = (keyed_generator("report latent", seed) for seed in seeds)
-        noise = [torch.randn(self.config.report_dim, generator=generator) for generator in generators]
-        tokens = self.vit(latents.to(self.device, self.dtype))
-        drawn = self.head.draw(tokens, temperature * torch.stack(noise).to(tokens), FLOW_STEPS, guidance)
-        return self._report_latents(drawn.float(), f"IMAGE_GUIDANCE {guidance}")
-
     def sample(
-        self, latents: torch.Tensor, seeds: Sequence, gain: float = 1.0, guidance: float = 1.0, temperature: float = 1.0
-    ) -> torch.Tensor:
-        """Report latents (B, D) to decode: a flow's `draw`, or a regression's `predict`, which alone uses the gain."""
-        if self.config.kind == "flow":
-            return self.draw(latents, seeds, guidance, temperature)
-        return self.predict(latents, gain)
+        self, latents: torch.Tensor, seeds: Sequence = (), gain: float = 1.0, guidance: float = 1.0,
+        temperature: float = 1.0,
+    ) -> torch.Tensor:  # fmt: skip
+        """Latents (B, C, h, w), unit variance => report latents (B, D), ready for BART's decoder.
 
-    def mean(self, latents: torch.Tensor, seeds: Sequence, draws: int) -> torch.Tensor:
-        """The mean of all report latents that an image allows, (B, D): of a flow, of so many unguided draws."""
+        Of a regression the mean report. gain: what its deviation from that of all images is multiplied with; 1 is the
+            least-squares prediction, which varies less than reports do, 1 / (spread of the predictions) corrects that.
+        Of a flow one draw by a seed for each image. guidance: of the image, 1 for none. temperature: of the noise;
+            below 1 reports vary less.
+        InputError for NaN or infinity.
+        """
+        latents, strength = latents.to(self.device, self.dtype), f"LATENT_GAIN {gain}"
         if self.config.kind == "flow":
-            return sum(self.draw(latents, [(seed, number) for seed in seeds]) for number in range(draws)) / draws
-        return self.predict(latents)
-
-    def _report_latents(self, standardised, strength):
+            generators = (keyed_generator("report latent", seed) for seed in seeds)
+            noise = [torch.randn(self.config.report_dim, generator=generator) for generator in generators]
+            tokens, strength = self.vit(latents), f"IMAGE_GUIDANCE {guidance}"
+            noise = temperature * torch.stack(noise).to(tokens)
+            standardised = self.head.draw(tokens, noise, FLOW_STEPS, guidance).float()
+        else:
+            standardised = gain * self(latents)[0].float()
         report_latents = standardised * self.report_std.float() + self.report_mean.float()
         if not torch.isfinite(report_latents).all():
             raise InputError(f"the prior predicts NaN or infinity: lower {strength}, or set PRECISION to 'no'")
         return report_latents
+
+    def mean(self, latents: torch.Tensor, seeds: Sequence, draws: int) -> torch.Tensor:
+        """The mean of all report latents that an image allows, (B, D): of a flow, of so many unguided draws."""
+        draws = draws if self.config.kind == "flow" else 1
+        return sum(self.sample(latents, [(seed, number) for seed in seeds]) for number in range(draws)) / draws
 
     def set_statistics(self, mean, std, covariance=None) -> None:
         """Statistics of the training rows' report latents: mean and std, (D,) each; for a flow covariance, (D, D)."""

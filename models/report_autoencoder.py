@@ -48,7 +48,15 @@ class ReportAutoencoder(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise InputError(f"POOLING {pooling!r} is none of {', '.join(POOLINGS)}")
-        _check_tokenizer(tokenizer, bart.config)
+        if len(tokenizer) > bart.config.vocab_size:
+            sizes = f"{len(tokenizer)} tokens and BART {bart.config.vocab_size}"
+            raise InputError(f"the tokenizer has {sizes}: not of one model")
+        ids = tokenizer(PROBE).input_ids  # of an empty tokenizer, transformers' for a folder without one, unknown
+        ends = ids[0], ids[-1], tokenizer.pad_token_id
+        expected = bart.config.bos_token_id, bart.config.eos_token_id, bart.config.pad_token_id
+        if set(ids[1:-1]) <= {tokenizer.unk_token_id} or ends != expected:
+            codes = f"its <s>, </s> and padding are {ends}, BART's {expected}"
+            raise InputError(f"the tokenizer is not BART's ({codes}): copy the one of BART's training into its folder")
         bart.config.pooling = pooling
         bart.config.decoder_start_token_id = bart.config.eos_token_id  # decoding starts from </s>
         names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -114,7 +122,12 @@ class ReportAutoencoder(nn.Module):
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L), mask (B, L) with 1 for a token and 0 for padding behind => latents (B, D)."""
-        attended = self._own_sentences(input_ids, attention_mask) if self.pooling == "sentences" else attention_mask
+        attended = attention_mask
+        if self.pooling == "sentences":  # a sentence begins at a word after "." or the like
+            begins = self.begins_word[input_ids[:, 1:]] & self.ends_sentence[input_ids[:, :-1]]
+            numbers = functional.pad(begins.cumsum(dim=1), (1, 0))  # (B, L), of each token's sentence
+            numbers = numbers.masked_fill(attention_mask == 0, -1)  # padding attends to padding
+            attended = numbers[:, None, :, None] == numbers[:, None, None, :]  # (B, 1, L, L)
         states = self.bart.get_encoder()(input_ids, attention_mask=attended).last_hidden_state  # (B, L, D)
         if self.pooling == "bos":
             return states[:, 0]
@@ -122,13 +135,6 @@ class ReportAutoencoder(nn.Module):
         if self.pooling == "eos":
             return states[torch.arange(len(states), device=states.device), lengths - 1]
         return (states * attention_mask[:, :, None]).sum(dim=1) / lengths[:, None]
-
-    def _own_sentences(self, input_ids, attention_mask):
-        """Which tokens a token attends to, (B, 1, L, L) bool: a sentence begins at a word after "." or the like."""
-        begins = self.begins_word[input_ids[:, 1:]] & self.ends_sentence[input_ids[:, :-1]]
-        numbers = functional.pad(begins.cumsum(dim=1), (1, 0))  # (B, L), of each token's sentence
-        numbers = numbers.masked_fill(attention_mask == 0, -1)  # padding attends to padding
-        return numbers[:, None, :, None] == numbers[:, None, None, :]
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, noise: torch.Tensor | None = None,
@@ -189,18 +195,6 @@ def blur(latents: torch.Tensor, noise: torch.Tensor, others: torch.Tensor) -> to
     squared difference of two reports is on average the variance, whatever the batch.
     """
     return latents + noise * (latents.detach() - others) / 2**0.5
-
-
-def _check_tokenizer(tokenizer, config):
-    """InputError unless a tokenizer fits BART; for a folder without one, transformers returns an empty tokenizer."""
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(f"the tokenizer has {len(tokenizer)} tokens and BART {config.vocab_size}: not of one model")
-    ids = tokenizer(PROBE).input_ids
-    ends = ids[0], ids[-1], tokenizer.pad_token_id
-    expected = config.bos_token_id, config.eos_token_id, config.pad_token_id
-    if set(ids[1:-1]) <= {tokenizer.unk_token_id} or ends != expected:
-        codes = f"its <s>, </s> and padding are {ends}, BART's {expected}"
-        raise InputError(f"the tokenizer is not BART's ({codes}): copy the one of BART's training into its folder")
 
 
 class _SeededNucleus(LogitsProcessor):

@@ -80,7 +80,11 @@ def _sentences_without_marks(text):
                 continue
             about = _without_message(sentence)
             least = 2 if about == sentence else 1  # words
-            sentence = _without_marked_phrases(about)
+            parts, end = [], 0  # without the marks, what is joined to them, and the words that lead up to them
+            for phrase in _MARKED_PHRASE.finditer(about):
+                parts.append(_without_end(about[end : phrase.start()], _LEADING))
+                end = phrase.end()
+            sentence = "".join([*parts, about[end:]])
             sentence = re.sub(r"\(\s*\)|\[\s*\]", "", " ".join(sentence.split()))
             sentence = re.sub(r" +([,.;:!?)])", r"\1", sentence)
             sentence = re.sub(r"(?<![,;:])[,;:]+([.;!?])", r"\1", sentence).lstrip(" ,;:.")
@@ -89,15 +93,6 @@ def _sentences_without_marks(text):
             sentence = sentence[0].upper() + sentence[1:]
         kept.append(sentence)
     return " ".join(" ".join(kept).split())
-
-
-def _without_marked_phrases(sentence):
-    """A sentence without its marks, what is joined to them, and the words that lead up to them; in linear time."""
-    kept, end = [], 0
-    for phrase in _MARKED_PHRASE.finditer(sentence):
-        kept.append(_without_end(sentence[end : phrase.start()], _LEADING))
-        end = phrase.end()
-    return "".join(kept) + sentence[end:]
 
 
 def _without_end(text, words):

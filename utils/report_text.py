@@ -68,7 +68,11 @@ def report_sections(raw: str) -> tuple[str, str]:
       report without a FINDINGS heading.
     - A report with neither section has its last paragraphs without a heading as findings, if there are any.
     """
-    sections = _sections(_plain_lines(raw))
+    text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
+    text = _PATTERNS["emphasis"].sub("", _TAG.sub("", text))
+    # with single blanks; a line of underscores is an empty one
+    lines = (" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
+    sections = _sections("\n".join(lines))
     final = max((place for place, (kind, _) in enumerate(sections) if kind == "final"), default=0)
     addenda = _text_of("addendum", sections)
     if any(text.strip() for _, text in sections[final:]):
@@ -80,13 +84,6 @@ def report_sections(raw: str) -> tuple[str, str]:
     if addenda and not impression:
         return f"{findings} {ADDENDUM} {addenda}".lstrip(), ""
     return findings, f"{impression} {ADDENDUM} {addenda}" if addenda else impression
-
-
-def _plain_lines(raw):
-    """A report with single blanks, without Markdown and HTML; a line of underscores is an empty one."""
-    text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))
-    text = _PATTERNS["emphasis"].sub("", _TAG.sub("", text))
-    return "\n".join(" ".join(line.split()) if line.strip("_ ") or len(line) < 5 else "" for line in text.split("\n"))
 
 
 def _sections(text):

@@ -117,13 +117,13 @@ def test_a_draw_follows_from_its_seed_alone():
     prior = Prior(**FLOW).eval()
     prior.set_statistics(torch.zeros(16), torch.ones(16), torch.eye(16))
     latents = torch.randn(3, 4, 8, 8)
-    together = prior.draw(latents, [5, 6, 7], guidance=2.0)
-    torch.testing.assert_close(prior.draw(latents[1:2], [6], guidance=2.0), together[1:2], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(prior.draw(latents[1:2], [7]), together[1:2])
-    still = [prior.draw(latents[:1], [seed], temperature=0.0) for seed in (1, 2)]
+    together = prior.sample(latents, [5, 6, 7], guidance=2.0)
+    torch.testing.assert_close(prior.sample(latents[1:2], [6], guidance=2.0), together[1:2], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(prior.sample(latents[1:2], [7]), together[1:2])
+    still = [prior.sample(latents[:1], [seed], temperature=0.0) for seed in (1, 2)]
     torch.testing.assert_close(*still)
     with pytest.raises(InputError, match="IMAGE_GUIDANCE nan"):
-        prior.draw(latents, [5, 6, 7], guidance=float("nan"))
+        prior.sample(latents, [5, 6, 7], guidance=float("nan"))
 
 
 def test_a_checkpoint_draws_the_same(tmp_path):
@@ -133,15 +133,15 @@ def test_a_checkpoint_draws_the_same(tmp_path):
     prior.save_pretrained(tmp_path / "flow")
     latents = torch.randn(2, 4, 8, 8)
     loaded = Prior.from_pretrained(tmp_path / "flow").eval()
-    torch.testing.assert_close(loaded.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
+    torch.testing.assert_close(loaded.sample(latents, [1, 2]), prior.sample(latents, [1, 2]))
 
     other = Prior(**FLOW, flow_dropout=0.3).eval()
     other.set_statistics(torch.zeros(16), torch.ones(16), torch.eye(16))
     start_from(other, str(tmp_path / "flow"))
-    torch.testing.assert_close(other.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
+    torch.testing.assert_close(other.sample(latents, [1, 2]), prior.sample(latents, [1, 2]))
     reading = Prior(**FLOW, flags=["Edema"]).eval()
     start_from(reading, str(tmp_path / "flow"))  # one without a readout
-    torch.testing.assert_close(reading.draw(latents, [1, 2]), prior.draw(latents, [1, 2]))
+    torch.testing.assert_close(reading.sample(latents, [1, 2]), prior.sample(latents, [1, 2]))
     with pytest.raises(InputError, match="KIND is regression and its flow"):
         start_from(Prior(**SMALL), str(tmp_path / "flow"))
 

@@ -43,11 +43,11 @@ def test_standardisation_round_trip(tmp_path):
 
     images = torch.randn(3, 4, 8, 8)
     torch.testing.assert_close(
-        prior.standardise(prior.predict(images))[:, 1:], prior(images)[0][:, 1:], atol=1e-4, rtol=1e-3
+        prior.standardise(prior.sample(images))[:, 1:], prior(images)[0][:, 1:], atol=1e-4, rtol=1e-3
     )
     prior.save_pretrained(tmp_path)
     loaded = Prior.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded.predict(images), prior.predict(images))
+    torch.testing.assert_close(loaded.sample(images), prior.sample(images))
     assert (tmp_path / "config.json").exists() and list(tmp_path.glob("*.safetensors"))
 
 
@@ -103,8 +103,8 @@ def test_gain_scales_the_deviation_from_the_mean_report():
     prior = Prior(**SMALL).eval()
     prior.set_statistics(torch.arange(16.0), 1 + torch.arange(16.0))
     images = torch.randn(3, 4, 8, 8)
-    deviation = prior.predict(images) - torch.arange(16.0)
-    torch.testing.assert_close(prior.predict(images, gain=2.5), torch.arange(16.0) + 2.5 * deviation)
+    deviation = prior.sample(images) - torch.arange(16.0)
+    torch.testing.assert_close(prior.sample(images, gain=2.5), torch.arange(16.0) + 2.5 * deviation)
 
 
 @pytest.mark.parametrize("wrong", [{"patch_size": 3}, {"num_heads": 3}])
@@ -262,7 +262,7 @@ def test_latent_gain_reaches_the_reports(sample, checkpoints, tmp_path):
     for gain in (1.0, 0.05):
         output = tmp_path / str(gain)
         sample(DATA_ROOT=root, OUTPUT_ROOT=output, DECODING="greedy", LATENT_GAIN=gain)
-        predicted = prior.predict(torch.from_numpy(latents).float(), gain)
+        predicted = prior.sample(torch.from_numpy(latents).float(), gain=gain)
         wanted = dict(zip(table["dicom_id"], autoencoder.generate(predicted, max_tokens=20)))
         assert read_reports(output) == wanted
     assert read_reports(tmp_path / "1.0") != read_reports(tmp_path / "0.05")

@@ -387,14 +387,14 @@ def test_the_authors_prior_is_hugging_faces_vit(vit, prior_file, tmp_path, run_s
     with torch.no_grad():
         expected = vit(latents).pooler_output
     assert expected.std() > 0.1
-    assert (prior.eval().predict(latents) - expected).abs().max() <= 1e-5
+    assert (prior.eval().sample(latents) - expected).abs().max() <= 1e-5
     check_encoders(training, vae="a", bart="b", pooling="mean")  # it says none, so there is nothing to compare
 
     run_script("models/weights.py", CHECKPOINT=prior_file, OUTPUT=tmp_path / "converted", BART_CHECKPOINT="bart")
     again, training = load_prior(tmp_path / "converted")
     assert isinstance(again, Prior) and weights_fingerprint(again) == weights_fingerprint(prior)
     assert training["constants"]["BART_CHECKPOINT"] == "bart"
-    assert (again.eval().predict(latents) - expected).abs().max() <= 1e-5
+    assert (again.eval().sample(latents) - expected).abs().max() <= 1e-5
 
 
 def small_prior(**others):
@@ -410,19 +410,19 @@ def test_a_prior_starts_from_another_and_predicts_what_it_did(prior_file, tmp_pa
     own = small_prior()
     own.set_statistics(mean, std)
     start_from(own, str(tmp_path / "other"))
-    torch.testing.assert_close(own.eval().predict(latents), other.eval().predict(latents), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(own.eval().sample(latents), other.eval().sample(latents), atol=1e-4, rtol=1e-4)
     assert torch.equal(own.report_mean, mean) and "its head fits the report latents" in capsys.readouterr().out
 
     authors, _ = load_prior(prior_file)
-    raw = authors.eval().predict(latents)  # tanh of a linear layer
+    raw = authors.eval().sample(latents)  # tanh of a linear layer
     own = small_prior(layer_norm_epsilon=1e-12)
     own.set_statistics(raw[0], std)  # where the tangent touches
     start_from(own, prior_file)
     inside = raw[0].abs() < 0.9
     assert inside.sum() > 50 and own.config.pooler == "linear"
-    torch.testing.assert_close(own.eval().predict(latents[:1])[0, inside], raw[0, inside], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(own.eval().sample(latents[:1])[0, inside], raw[0, inside], atol=1e-4, rtol=1e-4)
     step = 1e-3 * torch.randn(1, 4, 8, 8)
-    moved, expected = (prior.predict(latents[:1] + step)[0, inside] - raw[0, inside] for prior in (own, authors))
+    moved, expected = (prior.sample(latents[:1] + step)[0, inside] - raw[0, inside] for prior in (own, authors))
     assert (moved - expected).abs().max() < 0.05 * expected.abs().max()
 
     constant = small_prior()
