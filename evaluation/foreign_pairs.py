@@ -54,7 +54,20 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
     frame = drop_blank(frame, [columns["images"], columns["prompts"]], path)
     if frame.empty:
         raise InputError(f"{path} has no rows with an image and a prompt")
-    frame = _with_image_paths(frame, columns["images"], path)
+
+    def find(name):
+        paths = (path.parent / f"{name}{ending}" for ending in ENDINGS)
+        return next((str(file) for file in paths if file.is_file()), "")
+
+    named = frame[columns["images"]]
+    frame = frame.assign(image_path=named.map(find))
+    missing = named[frame["image_path"] == ""]
+    if len(missing):
+        message = f"{len(missing)} of {len(frame)} images of {path} are not in {path.parent}, e.g. {missing.iloc[0]}"
+        if len(missing) == len(frame):
+            raise InputError(f"{message}: put the CSV into the folder that its column `{named.name}` starts from")
+        say(f"{message}: dropped")
+    frame = frame[frame["image_path"] != ""]
     prompts = frame[columns["prompts"]]
     if has_labels:
         codes = stated.loc[frame.index].reset_index(drop=True)
@@ -95,20 +108,3 @@ def _columns(path):
     if columns["reports"] or len(sections) < 2 or columns["prompts"] in sections:
         sections = [columns["reports"]] if columns["reports"] else []
     return columns | {"reports": sections}
-
-
-def _with_image_paths(frame, column, path):
-    """The rows whose image is there, with the column image_path; InputError if none is."""
-
-    def find(name):
-        paths = (path.parent / f"{name}{ending}" for ending in ENDINGS)
-        return next((str(file) for file in paths if file.is_file()), "")
-
-    frame = frame.assign(image_path=frame[column].map(find))
-    missing = frame[column][frame["image_path"] == ""]
-    if len(missing):
-        message = f"{len(missing)} of {len(frame)} images of {path} are not in {path.parent}, e.g. {missing.iloc[0]}"
-        if len(missing) == len(frame):
-            raise InputError(f"{message}: put the CSV into the folder that its column `{column}` starts from")
-        say(f"{message}: dropped")
-    return frame[frame["image_path"] != ""]

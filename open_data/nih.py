@@ -40,19 +40,6 @@ def read(root: str | Path) -> pd.DataFrame:
     """The table of the folder as downloaded, see open_data.tree; InputError for another folder."""
     root = place_of(root, (_ENTRIES,), "NIH's ChestX-ray14")
     path = max(root.glob(_ENTRIES))  # the edition of 2020 before that of 2017
-    table = _read_entries(path)
-    patients = table["patient"].nunique()
-    published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
-    say(f"{path}: {len(table)} images of {patients} patients; {published}")
-    table = _with_splits(table, root)
-    table["file"] = table["name"].map(png_places(root, _IMAGE_FOLDERS)).fillna("images/" + table["name"])
-    table["dicom_id"] = table["name"].str.removesuffix(".png")
-    table = table.assign(report="").drop(columns="name")
-    return pd.concat([table, _codes(table["labels"], path)], axis=1)
-
-
-def _read_entries(path):
-    """The rows of the CSV; InputError for a row that names no image, or the image of another patient."""
     frame = read_csv(path, tuple(_NEEDED), texts=(*_NEEDED, *_OPTIONAL), optional=tuple(_OPTIONAL))
     frame = frame.rename(columns={**_NEEDED, **_OPTIONAL})
     ids = frame["name"].str.extract(f"^{_NAME}$")
@@ -65,7 +52,15 @@ def _read_entries(path):
     if strange.any():
         say(f"{path}: {strange.sum()} images have a view that is neither PA nor AP; it is left blank")
     study = _IMAGES_A_PATIENT * patient + ids[1].astype(int)
-    return frame.assign(patient=patient, study=study, view=frame["view"].mask(strange, ""))
+    table = frame.assign(patient=patient, study=study, view=frame["view"].mask(strange, ""))
+    patients = table["patient"].nunique()
+    published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
+    say(f"{path}: {len(table)} images of {patients} patients; {published}")
+    table = _with_splits(table, root)
+    table["file"] = table["name"].map(png_places(root, _IMAGE_FOLDERS)).fillna("images/" + table["name"])
+    table["dicom_id"] = table["name"].str.removesuffix(".png")
+    table = table.assign(report="").drop(columns="name")
+    return pd.concat([table, _codes(table["labels"], path)], axis=1)
 
 
 def _with_splits(table, root):

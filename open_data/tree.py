@@ -104,10 +104,17 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
     root = Path(settings["root"])
     first_patient, first_study = _NUMBERS[settings["source"]]
     groups = {patient: 10 + keyed_seed("group", settings["source"], patient) % 10 for patient in {*table["patient"]}}
+    test_share = 0 if (table["split"] == "test").any() else settings["test_share"]  # unless the source has some
+    drawn = {}
+    for patient in groups:
+        place = keyed_seed("split", settings["seed"], settings["source"], patient) / 2**63  # [0, 1)
+        in_test, in_validate = place < test_share, place >= 1 - settings["validate_share"]
+        drawn[patient] = "test" if in_test else "validate" if in_validate else "train"
     table = table.assign(
         subject_id=table["patient"].map(groups) * 1_000_000 + first_patient + table["patient"],
         study_id=first_study + table["study"],
-        split=_splits(table, settings),  # before anything is dropped: so that it changes no split
+        # before anything is dropped: so that it changes no split
+        split=table["split"].where(table["split"] != "", table["patient"].map(drawn)),
     )
     way_out = "mend the lists, or fetch them again"
     check_one_each(table, "patient", ["split"], root, "split", f"so training and test would mix; {way_out}", "file")
@@ -125,17 +132,6 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
     size = f"{table['subject_id'].nunique()} patients, {table['study_id'].nunique()} studies, {len(table)} images"
     splits, reported = count_values(table["split"]), (table["report"] != "").sum()
     say(f"{output}: {size} ({splits}), {reported} with a report; present: {findings}")
-
-
-def _splits(table, settings):
-    """The split of each row: the source's, else drawn by patient, and test only if the source has no test patients."""
-    test_share = 0 if (table["split"] == "test").any() else settings["test_share"]
-    drawn = {}
-    for patient in table["patient"].unique():
-        place = keyed_seed("split", settings["seed"], settings["source"], patient) / 2**63  # [0, 1)
-        in_test, in_validate = place < test_share, place >= 1 - settings["validate_share"]
-        drawn[patient] = "test" if in_test else "validate" if in_validate else "train"
-    return table["split"].where(table["split"] != "", table["patient"].map(drawn))
 
 
 def _place_images(output, root, table, how, threads):

@@ -82,16 +82,15 @@ def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
     """{flat name: text} of a module and all modules of this project that it imports when it is imported itself."""
     path = Path(__file__).with_name(module) if _STANDS_ALONE else _ROOT / module.replace(".", "/")
     text = path.with_suffix(".py").read_text(encoding="utf-8")
-    text = _FILE.sub(lambda file: _literal(path.with_name(file[1])), text)
+
+    def literal(file):  # a file's text as Python code, a line each: diffusers copies modules and no other files
+        lines = path.with_name(file[1]).read_text(encoding="utf-8").splitlines(keepends=True)
+        return "\n".join(["(", *(f"    {line!r}" for line in lines), ")"])
+
+    text = _FILE.sub(literal, text)
     found[flat_name(module)] = _IMPORT.sub(r"\1from .\2_\3 import", text)
     for node in ast.parse(text).body:
         own = isinstance(node, ast.ImportFrom) and (node.level or _IMPORT.match(f"from {node.module} import"))
         if own and flat_name(node.module) not in found:
             _sources(node.module, found)
     return found
-
-
-def _literal(file: Path) -> str:
-    """A file's text as Python code, a line each: diffusers copies modules and no other files."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return "\n".join(["(", *(f"    {line!r}" for line in lines), ")"])

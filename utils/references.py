@@ -27,13 +27,13 @@ class References:
     """Draws references from a table of training rows; which label vectors are near: see `label_distances`."""
 
     def __init__(self, train_table: pd.DataFrame):
-        labels = _labels(train_table)
-        self.vectors, group_of_row = np.unique(labels, axis=0, return_inverse=True)  # (G, 14): a group a label vector
+        # (G, 14): a group a label vector
+        self.vectors, group_of_row = np.unique(_labels(train_table), axis=0, return_inverse=True)
         group_of_row = group_of_row.ravel()
         self._group = {vector.tobytes(): group for group, vector in enumerate(self.vectors)}
         self.subject_ids = train_table.subject_id.to_numpy()
         # all rows by group and by patient, so that a group is one span of places and a patient's rows one span in it
-        self._rows = np.lexsort((np.arange(len(labels)), self.subject_ids, group_of_row))
+        self._rows = np.lexsort((self.subject_ids, group_of_row))
         self._subjects = self.subject_ids[self._rows]
         self._bounds = np.searchsorted(group_of_row[self._rows], np.arange(len(self.vectors) + 1))
 

@@ -60,10 +60,8 @@ class UViT(ModelMixin, ConfigMixin):
     ):  # fmt: skip
         super().__init__()
         if img_size % patch_size or embed_dim % num_heads:
-            raise ValueError(
-                f"patch_size {patch_size} has to divide img_size {img_size}, and num_heads {num_heads} "
-                f"embed_dim {embed_dim}"
-            )
+            sides = f"patch_size {patch_size} has to divide img_size {img_size}"
+            raise ValueError(f"{sides}, and num_heads {num_heads} embed_dim {embed_dim}")
         self.time_embed = nn.Identity()
         if mlp_time_embed:
             hidden = 4 * embed_dim
