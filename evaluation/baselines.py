@@ -52,11 +52,8 @@ def matched_draws(asked: np.ndarray, codes: np.ndarray, draws: int, seed: int) -
 
 def nearest_by_labels(table: pd.DataFrame, train_table: pd.DataFrame, seed: int) -> np.ndarray:
     """For each row the index label of a row of train_table with the nearest label vector, drawn among equals."""
-    references = References(train_table)
-    rows = [
-        references.draw(codes, -1, keyed_generator(seed, "copying", dicom_id))
-        for codes, dicom_id in zip(table[list(FINDINGS)].to_numpy(), table["dicom_id"])
-    ]
+    generators = [keyed_generator(seed, "copying", dicom_id) for dicom_id in table["dicom_id"]]
+    rows = References(train_table).draw_for(table.assign(subject_id=-1), generators)
     return train_table.index.to_numpy()[rows]
 
 

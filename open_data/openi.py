@@ -59,7 +59,10 @@ def read(root: str | Path) -> pd.DataFrame:
     if xmls:
         reports, images = _read_xmls(xmls, root)
     else:
-        reports, images = _read_reports_csv(root / REPORTS_CSV), projections
+        path, columns = root / REPORTS_CSV, {"MeSH": "mesh_major", "Problems": "problems", "image": "caption"}
+        reports = read_csv(path, ("uid", *columns, *_SECTIONS), ("uid", *columns, *_SECTIONS), key=["uid"])
+        reports = reports.assign(patient=_numbers(reports["uid"], path), mesh_automatic="", report_source=path.name)
+        reports, images = reports.rename(columns=columns | {"uid": "patient_id"})[list(_OF_A_REPORT)], projections
         if projections is None:
             raise InputError(f"there is no {root / PROJECTIONS_CSV}, which says whose image is whose: fetch it as well")
     say(f"{root}: {len(reports)} reports, of {PUBLISHED_REPORTS} that were published")
@@ -113,15 +116,6 @@ def _read_report(tree, path):
     for kind in ("major", "automatic"):
         row[f"mesh_{kind}"] = ";".join(term.text.strip() for term in tree.iterfind(f"MeSH/{kind}") if term.text)
     return row
-
-
-def _read_reports_csv(path):
-    columns = {"MeSH": "mesh_major", "Problems": "problems", "image": "caption", "uid": "patient_id"}
-    names = (*columns, *_SECTIONS)
-    frame = read_csv(path, names, texts=names)
-    check_unique(frame, ["uid"], path)
-    frame = frame.assign(patient=_numbers(frame["uid"], path), mesh_automatic="", report_source=path.name)
-    return frame.rename(columns=columns)[list(_OF_A_REPORT)]
 
 
 def _read_projections(path):

@@ -221,9 +221,20 @@ class ReferenceEncoder:
     """
 
     def __init__(self, name: str, device: str | torch.device = "cpu"):
-        from open_clip.transformer import VisionTransformer  # takes seconds, and not every script needs it
+        import open_clip  # takes seconds, and not every script needs it
+        from open_clip.transformer import VisionTransformer
 
-        self.name, tower = name, _load_image_tower(name)
+        self.name, architecture, weights, place = name, name, None, "."
+        if name.startswith("local-dir:"):
+            place = name.removeprefix("local-dir:")
+        elif ":" not in name:
+            architecture, _, weights = name.partition("/")
+        form = "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
+        failed = f"cannot load REFERENCE_ENCODER {name!r}"
+        with as_input_error(lambda error: f"{failed}: {why_unloaded(place, error)}; {form}"):
+            if place != ".":
+                check_config(place, file="open_clip_config.json")
+            tower = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).visual
         if not isinstance(tower, VisionTransformer):
             raise InputError(f"REFERENCE_ENCODER {name!r} has no ViT image tower, so there is no pooled output to take")
         check_finite(tower, name)
@@ -284,23 +295,6 @@ class ReferenceTower(ModelMixin, ConfigMixin):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, S, S) in [-1, 1], S = tower.image_size[0] => (B, R)."""
         return self.tower(pixels)
-
-
-def _load_image_tower(name: str) -> nn.Module:
-    """The image tower of an open_clip model, by its name or its folder."""
-    import open_clip
-
-    architecture, weights, place = name, None, "."
-    if name.startswith("local-dir:"):
-        place = name.removeprefix("local-dir:")
-    elif ":" not in name:
-        architecture, _, weights = name.partition("/")
-    form = "it is architecture/weights, such as 'ViT-B-32-quickgelu/openai', or 'local-dir:/a/folder'"
-    failed = f"cannot load REFERENCE_ENCODER {name!r}"
-    with as_input_error(lambda error: f"{failed}: {why_unloaded(place, error)}; {form}"):
-        if place != ".":
-            check_config(place, file="open_clip_config.json")
-        return open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).visual
 
 
 class PooledFusion(ModelMixin, ConfigMixin):
