@@ -28,8 +28,7 @@ from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from
 from training.examples import PriorExamples, PriorFeatures, prior_shapes, reported_rows
-from training.loop import fit
-from training.trial import random_batch, try_training
+from training.loop import fit, random_batch, try_training
 from utils.checkpoints import check_hold_out, read_training
 from utils.devices import make_accelerator
 from utils.errors import run

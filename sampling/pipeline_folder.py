@@ -39,10 +39,6 @@ def complete_folder(folder: Path, pipeline, card: str) -> None:
             elif module in modules:
                 index[name][0] = f"{LOADED_AS}.{module}"
         write_whole(path, json.dumps(index, indent=2) + "\n")
-        _write_card(folder, pipeline, card)
-
-
-def _write_card(folder, pipeline, card):
     settings, has_references = pipeline.config.image_settings, pipeline.references is not None
     findings = settings["trained_on"] == "findings"
     text = _CARD.format(
@@ -56,7 +52,8 @@ def _write_card(folder, pipeline, card):
         library_name="diffusers", pipeline_tag="text-to-image", tags=["chest-x-ray", "report-generation", "cxr-irgen"],
         license="other",
     )  # fmt: skip
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    with writing("the pipeline", folder):
+        ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
 
 
 def flat_name(module: str) -> str:

@@ -50,10 +50,8 @@ class ReferencePool:
     ):  # fmt: skip
         self.prompting, self.width = fusion.config.prompting, fusion.config.reference_dim
         if reference_encoder.width != self.width:
-            widths = f"of width {self.width}, and this REFERENCE_ENCODER makes {reference_encoder.width}"
-            raise InputError(
-                f"the checkpoint was trained with references {widths}: set it to the one it was trained with"
-            )
+            made = f"references of width {self.width}, and this REFERENCE_ENCODER makes {reference_encoder.width}"
+            raise InputError(f"the checkpoint was trained with {made}: set it to the one it was trained with")
         self._set_table(table.iloc[split_rows(table, "train")].reset_index(drop=True))
         self.reference_encoder, self.cache_dir = reference_encoder, cache_dir
         self.batch_size, self.accelerator = batch_size, accelerator

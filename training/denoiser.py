@@ -12,8 +12,7 @@ from torch.utils.data import default_collate
 
 from models.diffusion import Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from training.examples import DiffusionExamples, DiffusionFeatures, diffusion_shapes
-from training.loop import fit
-from training.trial import random_batch, try_training
+from training.loop import fit, random_batch, try_training
 from utils.errors import say
 from utils.latents import decode_latents
 from utils.mimic_cxr import table_fingerprint

@@ -1,32 +1,39 @@
 """fit(): the training loop that all trainers share. training/run_folder.py describes what it writes.
 
+try_training(): a trial before it: what would end a training after hours of encoding ends it in seconds.
+
 Data order and randomness follow from (SEED, step, position in the batch) alone, whether a run is resumed or has several
 processes. Only dropout depends on the process count; its seed is (SEED, step, process).
 """
 
+import copy
 import json
 import math
 import multiprocessing
 import shutil
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate.utils import gather_object, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from training.batches import Batches, make_loader
+from training.batches import Batches, check_batch_size, make_loader
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
 from utils.errors import InputError, Stopped, as_input_error, reason, say, stoppable, writing
 from utils.folders import locked
+from utils.mimic_cxr import split_rows
 from utils.seeds import draw_rows, keyed_seed
 
 FIT_CONSTANTS = (  # fit() reads these of a script's constants
@@ -84,6 +91,45 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
             run.ended.set()
             for tracker in accelerator.trackers:
                 tracker.finish()
+
+
+def try_training(
+    model: nn.Module, compute_loss: Callable, make_batch: Callable, table: pd.DataFrame, constants: dict, accelerator
+) -> None:
+    """Tries the first pass of a new run, or compares a resumed one with its checkpoint. Changes nothing.
+
+    make_batch: number of examples => a batch of so many. table: the rows to train on, with a column `split`. The others
+    are those of `fit`. InputError for an empty split, a checkpoint in RUN_DIR that is of another experiment, a loss
+    that is not finite, and a RUN_DIR that cannot be written; torch's error for too little memory.
+    """
+    settings, folder = {**DEFAULTS, **constants}, Path(constants["RUN_DIR"])
+    for split in ("train", "validate"):
+        split_rows(table, split, settings["DATA_ROOT"])
+    parts = settings["ACCUMULATION"] * accelerator.num_processes
+    check_batch_size(settings["BATCH_SIZE"], settings["ACCUMULATION"], accelerator.num_processes)
+    checkpoint = find_checkpoint(folder)
+    if checkpoint:
+        compare_with(checkpoint, read_training(checkpoint), settings, facts={})
+        return
+    device, tried = accelerator.device, copy.deepcopy(model)  # a copy is not compiled, which would take minutes
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = send_to_device(make_batch(settings["BATCH_SIZE"] // parts), device)
+        tried.to(device).train()
+        with accelerator.autocast():
+            loss = compute_loss(tried, batch)
+        loss.backward()
+    if not torch.isfinite(loss):
+        raise InputError(f"the first loss is {loss.item()}: take other INITIAL_WEIGHTS, or set PRECISION to 'no'")
+    with writing("checkpoints", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def random_batch(shapes: dict[str, tuple[int, ...]], size: int) -> dict[str, torch.Tensor]:
+    """`size` examples of the given shapes: standard normal tensors, and zeros for what is a single number."""
+    return {
+        name: torch.randn(size, *shape) if shape else torch.zeros(size, dtype=torch.long)
+        for name, shape in shapes.items()
+    }
 
 
 class _Run:

@@ -87,9 +87,8 @@ class MetricsLog:
         """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
         self.folder, self.path, self.rows = folder, folder / "metrics.csv", []
         if step and self.path.exists():
-            damaged = as_input_error(
-                lambda error: f"{self.path} is damaged ({reason(error)}): restore it, or remove it"
-            )
+            way_out = "restore it, or remove it"
+            damaged = as_input_error(lambda error: f"{self.path} is damaged ({reason(error)}): {way_out}")
             with damaged, open(self.path, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
 

@@ -83,9 +83,8 @@ def with_code(labels: np.ndarray, finding: int, code: int) -> np.ndarray:
     """
     changed, devices = labels.copy(), _INDEX["support devices"]
     changed[finding] = code
-    ill = (changed == UNCERTAIN) | (
-        (changed == PRESENT) & ~np.isin(range(len(FINDINGS)), (_INDEX["no finding"], devices))
-    )
+    others = ~np.isin(range(len(FINDINGS)), (_INDEX["no finding"], devices))
+    ill = (changed == UNCERTAIN) | (changed == PRESENT) & others
     if finding != devices:
         changed[_INDEX["no finding"]] = NOT_MENTIONED if ill.any() else PRESENT
     return changed

@@ -8,8 +8,7 @@ from running import flags, run_script, says
 from test_loop import CONSTANTS, Line, Points, metrics, squared_error
 from torch import nn
 
-from training.loop import fit
-from training.trial import random_batch, try_training
+from training.loop import fit, random_batch, try_training
 from utils.errors import InputError
 
 
