@@ -34,7 +34,6 @@ DATA_ROOT = "data/mimic-cxr-jpg"  # a CXR tree, the authors' CSV, or one of uid,
 REPORTS_ROOT = ""  # where the reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
 VIEWS = ("PA",)  # ViewPosition that a study must have an image of; () for all (the authors' code: all)
 HOLD_OUT = ("p19",)  # patient groups never trained on: they count as the split "test" (the authors' code: none)
-PRIORS = "keep"  # sentences that compare with earlier films (keep or drop; paper: keep)
 # the autoencoder
 INITIAL_WEIGHTS = "facebook/bart-base"  # folder or hub id of a BART and its tokenizer
 POOLING = "mean"  # of the encoder's states into the latent (mean, bos, eos or sentences; paper: mean)
@@ -111,7 +110,7 @@ def main():
         table = read_report_list(DATA_ROOT)
     else:
         table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT, check_images=False)
-    studies = study_reports(table, PRIORS)
+    studies = study_reports(table)
     for split in ("train", "validate"):
         split_rows(studies, split, DATA_ROOT)  # InputError for an empty one
     reports = {split: studies["report"][studies["split"] == split].tolist() for split in ("train", "validate", "test")}

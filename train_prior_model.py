@@ -29,7 +29,7 @@ from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from
 from training.examples import PriorExamples, PriorFeatures, prior_shapes, reported_rows
 from training.loop import fit, random_batch, try_training
-from utils.checkpoints import check_hold_out, read_training
+from utils.checkpoints import check_hold_out
 from utils.devices import make_accelerator
 from utils.errors import run
 from utils.latents import PATCH_SIZE, latent_shape, load_vae
@@ -155,10 +155,7 @@ def main():
     device, flow = accelerator.device, PRIOR == "flow"
 
     check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
-    table = read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT)
-    has_training = (Path(BART_CHECKPOINT) / "training.json").exists()
-    bart_constants = read_training(BART_CHECKPOINT)["constants"] if has_training else {}
-    table = reported_rows(table, bart_constants.get("PRIORS", "keep"))  # the reports as BART learned them
+    table = reported_rows(read_table(DATA_ROOT, REPORTS_ROOT, views=VIEWS, hold_out=HOLD_OUT))
     vae = load_vae(BASE_MODEL, device)
     autoencoder = ReportAutoencoder.from_pretrained(BART_CHECKPOINT).eval().requires_grad_(False).to(device)
 

@@ -24,7 +24,7 @@ from utils.latents import cache_moments, draw_posterior, latent_shape, mean_late
 from utils.mimic_cxr import split_rows
 from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
-from utils.report_cleaning import clean_report, drop_comparisons
+from utils.report_cleaning import clean_report
 
 ENCODE_BATCH_SIZE = 64  # images, or reports, at a time through the frozen encoders
 TIMESTEP_MEAN = -0.7  # of logit-normal timesteps, whose deviation is 1; below 0: more of them with little noise
@@ -147,16 +147,12 @@ class DiffusionExamples(_Rows):
         }
 
 
-def reported_rows(table: pd.DataFrame, priors: str = "keep", what: str = "images") -> pd.DataFrame:
+def reported_rows(table: pd.DataFrame, what: str = "images") -> pd.DataFrame:
     """The rows of a table that have a report, without de-identification marks; InputError if none has one.
 
-    priors: "drop" for reports without comparisons with earlier films. what: the rows are. Prints what was dropped.
+    what: the rows are. Prints what was dropped.
     """
     texts = table["report"].map(clean_report)
-    if priors == "drop":
-        results = texts.map(drop_comparisons)
-        texts, compared = results.str[0], results.str[1]
-        say(f"comparisons with earlier films: {compared.sum()} dropped or restated, in {(compared > 0).sum()} reports")
     reported = texts != ""
     emptied = (table["report"][~reported].str.strip() != "").sum()
     say(f"reports: {reported.sum()} of {len(table)} {what} have one; cleaning left no sentence of {emptied} others")
@@ -165,10 +161,10 @@ def reported_rows(table: pd.DataFrame, priors: str = "keep", what: str = "images
     return table.assign(report=texts)[reported].reset_index(drop=True)
 
 
-def study_reports(table: pd.DataFrame, priors: str = "keep") -> pd.DataFrame:
+def study_reports(table: pd.DataFrame) -> pd.DataFrame:
     """The `reported_rows` of a table's distinct studies => columns subject_id, study_id, split, report."""
     studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
-    return reported_rows(studies, priors, "studies")
+    return reported_rows(studies, "studies")
 
 
 class PriorFeatures:

@@ -1,13 +1,11 @@
-"""What is removed from a report's text: de-identification marks, and comparisons with films that are not there.
+"""What is removed from a report's text, de-identification marks, and what is counted in it: comparisons.
 
 Two kinds of marks, each in many spellings:
 
 XXXX  stands for any word (Indiana's reports): also xxxx
 ___   stands for a date, a name or a place (MIMIC-CXR's): also _ _, [**2101-3-4**], [DATE], <unk>, XX/XX/XXXX, ##/##
 
-Comparisons: a lone image cannot show what has changed since an earlier film. Each sentence that compares is rewritten
-to what it says of this image ("The effusion has increased." => "There is effusion."), or dropped where nothing is left
-("Heart size is unchanged.").
+Comparisons with earlier films: a lone image cannot show what has changed ("The effusion has increased.").
 """
 
 import re
@@ -62,13 +60,10 @@ def without_marks(text: str) -> str:
     """
     if not MARK.search(text):
         return " ".join(text.split())
-    return _section_by_section(_WORD_MARK.sub("XXXX", _PHRASE_MARK.sub("___", text)), _sentences_without_marks)
-
-
-def _section_by_section(text, change):
-    """A report with the text under each heading changed; a heading without a sentence is dropped."""
-    parts = _SECTION.split(text)  # text, heading, text, heading, text ...
-    changed = ((heading, change(body.strip())) for heading, body in zip(["", *parts[1::2]], parts[::2]))
+    # text, heading, text, heading, text ...
+    parts = _SECTION.split(_WORD_MARK.sub("XXXX", _PHRASE_MARK.sub("___", text)))
+    sections = zip(["", *parts[1::2]], parts[::2])
+    changed = ((heading, _sentences_without_marks(body.strip())) for heading, body in sections)
     return " ".join(f"{heading} {body}".strip() for heading, body in changed if body)
 
 
@@ -129,51 +124,9 @@ def _without_message(sentence):
     return matter + end
 
 
-_COMPARES, _NO_IMAGE_OF, _STATES_NOTHING = (
-    re.compile(WORDS["comparisons"][name]) for name in ("compares", "no_image_of", "states_nothing")
-)
+_COMPARES = re.compile(WORDS["patterns"]["compares"])
 
 
 def count_comparisons(text: str) -> int:
     """How many sentences of a report compare its image with an earlier one."""
     return sum(bool(_COMPARES.search(sentence)) for sentence in _SENTENCE_END.split(text))
-
-
-def drop_comparisons(text: str) -> tuple[str, int]:
-    """A report => (the report without comparisons with earlier films, how many sentences were changed or dropped).
-
-    Headings without a sentence are dropped too; a report that compares nothing comes back unchanged.
-    """
-    if not _COMPARES.search(text):
-        return text, 0
-
-    def of_these_images(section):
-        sentences = _SENTENCE_END.split(section)
-        rest = (_of_this_image(sentence) if _COMPARES.search(sentence) else sentence for sentence in sentences)
-        return " ".join(filter(None, rest))
-
-    return _section_by_section(text, of_these_images), sum(map(count_comparisons, _SECTION.split(text)))
-
-
-def _of_this_image(sentence):
-    """What a sentence that compares says of its own image; "" where that is nothing."""
-    number = re.match(r"(?:\d{1,2}[.)] +)?", sentence)[0]
-    rest = sentence[len(number) :]
-    for clause in WORDS["comparisons"]["clauses"]:
-        rest = re.sub(clause, "", rest, flags=re.IGNORECASE).strip()
-    for restated, changes in WORDS["restated"].items():
-        found = next(filter(None, (re.match(change, rest, re.IGNORECASE) for change in changes)), None)
-        if found:
-            what = found["what"].strip()
-            restated = restated.replace(" is ", " are ") if re.search(r" (?:are|have)\b", found[0]) else restated
-            if _NO_IMAGE_OF.search(what):
-                return ""
-            rest = restated.format(what[0].lower() + what[1:] if what[1:2].islower() else what) + rest[found.end() :]
-            break
-    rest = re.sub(r"\b(remain|persist|continue)(s?)(?: to be)?\b(?= \w)", lambda verb: "is" if verb[2] else "are", rest)
-    rest = re.sub(rf"\b{WORDS['parts']['course']}\b,? ?(?=\w)", "", rest, flags=re.IGNORECASE)
-    rest = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", re.sub(r"\b([Aa])n (?=[^aeiou\W])", r"\1 ", rest))
-    rest = re.sub(r" +([,.;])", r"\1", re.sub(r"^[\s,;.]+|[\s,;]+(?=[.]?$)", "", rest))
-    if _COMPARES.search(rest) or _STATES_NOTHING.match(rest) or not re.search(r"[A-Za-z]{3}", rest):
-        return ""
-    return number + rest[0].upper() + rest[1:]
