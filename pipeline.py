@@ -3,7 +3,7 @@
     python pipeline.py --SYNTHETIC synthetic/clipUViT --EVALUATION evaluation/clipUViT --OUTPUT cxr-irgen
 
     from pipeline import CXRIRGenPipeline
-    pipe = CXRIRGenPipeline.from_pretrained("cxr-irgen")  # or .from_runs("runs/clipUViT/best", "runs/prior/best")
+    pipe = CXRIRGenPipeline.from_pretrained("cxr-irgen")
     pairs = pipe("cardiomegaly, edema, not pneumothorax", num_images=4, seed=1)
     pairs.images, pairs.reports, pairs.labels; pipe.report("film.dcm")
 

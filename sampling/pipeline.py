@@ -103,17 +103,6 @@ class CXRIRGenPipeline(DiffusionPipeline):
         self._autoencoder = ReportAutoencoder(bart, bart_tokenizer, bart.config.pooling).eval() if bart else None
 
     @classmethod
-    def from_runs(cls, checkpoint: str, prior_checkpoint: str = "", config: str = "") -> "CXRIRGenPipeline":
-        """A pipeline of what the trainers wrote, e.g. "runs/clipUViT/best" and "runs/prior/best", on the CPU.
-
-        prior_checkpoint: "" for images alone. config: a TOML file of constants; without one, and for what it leaves
-        out, the samplers' scripts have them. Needs this project. InputError as in the samplers.
-        """
-        from sampling.pipeline_runs import parts_of_runs  # not in a folder that stands alone
-
-        return cls(**parts_of_runs(checkpoint, prior_checkpoint, config))
-
-    @classmethod
     def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None) -> "CXRIRGenPipeline":
         """A folder of `save_pretrained`, or a hub id, whose code is not run; InputError for any other folder."""
         folder, way_out = Path(folder), "make one by pipeline.py"
@@ -257,7 +246,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
     def _encode(self, image, seed) -> torch.Tensor:
         """A film => its latents (1, C, h, w), a draw of the posterior."""
         if self.prior is None or self._autoencoder is None:
-            raise InputError("this pipeline has no prior, so it writes no reports: make it with a prior_checkpoint")
+            raise InputError("this pipeline has no prior, so it writes no reports: take a tree with written reports")
         pixels = _pixels(image, self.config.image_settings["image_size"])
         return draw_latents(self.vae, pixels, seed, _name(image))[None]
 

@@ -3,28 +3,14 @@
 import json
 from pathlib import Path
 
-from models.diffusion import class_name
 from models.weights import is_foreign, load_autoencoder, load_prior
 from sampling.plan import real_rows
 from sampling.reports import sampling_arguments
 from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
-from utils.constants import REPOSITORY, resolve
 from utils.devices import make_accelerator
 from utils.errors import InputError, as_input_error, reason, say
 from utils.folders import DRAWN_TREE, read_manifest
-
-IMAGE_SAMPLERS = {"UViT": "sample_diffusion_clipUViT.py", "UNet2DConditionModel": "sample_diffusion_clipSD.py"}
-REPORT_SAMPLER = "sample_prior_model.py"
-
-
-def parts_of_runs(checkpoint: str, prior_checkpoint: str, config: str) -> dict:
-    """The arguments of `CXRIRGenPipeline` for two checkpoints, as its `from_runs` describes them."""
-    from_file = ["--config", config] if config else []
-    script = IMAGE_SAMPLERS[class_name(Path(checkpoint), IMAGE_SAMPLERS)]
-    images = resolve(REPOSITORY / script, [*from_file, "--CHECKPOINT", checkpoint])
-    reports = resolve(REPOSITORY / REPORT_SAMPLER, [*from_file, "--CHECKPOINT", prior_checkpoint])
-    return load_parts(images, reports if prior_checkpoint else None)
 
 
 def constants_of_tree(tree: str) -> tuple[dict, dict | None]:

@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 from safetensors.numpy import load_file
 
+from utils.constants import resolve
 from utils.mimic_cxr import read_table
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,19 @@ def tiny_config(path, **places):
     """Writes a TOML file with the constants of a very small experiment and these places; returns its path."""
     path.write_text(TINY.format(places="\n".join(f'{name} = "{place}"' for name, place in places.items())))
     return path
+
+
+def pipeline_of(checkpoint, config, prior=""):
+    """A CXRIRGenPipeline of a U-ViT and of a prior, "" for none, by the samplers' constants and a TOML file."""
+    from sampling.pipeline import CXRIRGenPipeline
+    from sampling.pipeline_runs import load_parts
+
+    scripts = {"sample_diffusion_clipUViT": checkpoint, "sample_prior_model": prior}
+    images, reports = (
+        resolve(ROOT / f"{script}.py", ["--config", str(config), "--CHECKPOINT", str(place)])
+        for script, place in scripts.items()
+    )
+    return CXRIRGenPipeline(**load_parts(images, reports if prior else None))
 
 
 def run_script(name, *arguments):

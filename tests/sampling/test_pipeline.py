@@ -13,7 +13,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
-from running import BACKBONES, ROOT, run_script, sample
+from running import BACKBONES, ROOT, pipeline_of, run_script, sample
 from tiny_models import save_bert
 
 from sampling.pipeline import CXRIRGenPipeline
@@ -118,8 +118,7 @@ def test_the_notebook_runs(of_scripts, tmp_path, monkeypatch):
 def pipe(config, runs, checkpoints, tmp_path):
     wild = '[sample_prior_model]\nDECODING = "nucleus"\nTEMPERATURE = 3.0\nMAX_TOKENS = 12\n'
     (tmp_path / "wild.toml").write_text(config.read_text() + wild)
-    places = runs / "clipUViT" / "best", checkpoints[0], tmp_path / "wild.toml"
-    return CXRIRGenPipeline.from_runs(*map(str, places))
+    return pipeline_of(runs / "clipUViT" / "best", tmp_path / "wild.toml", checkpoints[0])
 
 
 def test_a_films_report_is_that_of_the_script_and_does_not_depend_on_how_it_is_given(
@@ -185,7 +184,7 @@ def test_bad_requests_are_refused_in_a_sentence(pipe, prompt, options, message):
 
 
 def test_without_prior_and_references_images_are_made_and_nothing_else(config, runs, tmp_path):
-    images_alone = CXRIRGenPipeline.from_runs(str(runs / "clipUViT" / "best"), config=str(config))
+    images_alone = pipeline_of(runs / "clipUViT" / "best", config)
     with_references = images_alone("edema", seed=1)
     assert with_references.reports == [""]
     images_alone.save_pretrained(tmp_path / "cxr-irgen", references=False)
@@ -201,7 +200,7 @@ def test_without_prior_and_references_images_are_made_and_nothing_else(config, r
     assert not (tmp_path / "pushed").exists()
     loaded = CXRIRGenPipeline.from_pretrained(tmp_path / "cxr-irgen")
     assert as_jpeg(loaded("edema", seed=1).images[0]) != as_jpeg(with_references.images[0])
-    with pytest.raises(InputError, match="prior_checkpoint"):
+    with pytest.raises(InputError, match="with written reports"):
         loaded.report(with_references.images[0])
 
 
@@ -211,13 +210,13 @@ def test_a_text_encoder_without_a_pooler_keeps_its_texts(config, runs, tmp_path)
     options = {"RUN_DIR": tmp_path / "run", "TEXT_ENCODER": tmp_path / "bert"}
     options = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert run_script("train_diffusion_clipUViT", "--config", config, *options) == 0
-    pipe = CXRIRGenPipeline.from_runs(str(tmp_path / "run" / "best"), config=str(config))
+    pipe = pipeline_of(tmp_path / "run" / "best", config)
     pipe.save_pretrained(tmp_path / "cxr-irgen")
     again = CXRIRGenPipeline.from_pretrained(tmp_path / "cxr-irgen")
     assert as_jpeg(again("edema", seed=1).images[0]) == as_jpeg(pipe("edema", seed=1).images[0])
 
 
-def test_pipeline_py_writes_a_folder_with_a_card_and_refuses_what_is_none(of_scripts, tmp_path):
+def test_pipeline_py_writes_a_folder_with_a_card_and_refuses_what_is_none(of_scripts, config, tmp_path):
     made, output = of_scripts("clipUViT"), tmp_path / "cxr-irgen"
     (tmp_path / "evaluation").mkdir()
     headline = [{"measure": "FID", "value": "3.21", "floor": "2.68", "ceiling": "–"}]
@@ -247,4 +246,4 @@ def test_pipeline_py_writes_a_folder_with_a_card_and_refuses_what_is_none(of_scr
     with pytest.raises(InputError, match="is not empty"):
         CXRIRGenPipeline.from_pretrained(output).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="set CHECKPOINT"):
-        CXRIRGenPipeline.from_runs(str(tmp_path))
+        pipeline_of(tmp_path, config)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 from PIL import Image
-from running import flags, run_script, says
+from running import flags, pipeline_of, run_script, says
 
 from app import answer, build_page, findings_prompt, findings_read, make_pair, report_film
 from models.prior import Prior
@@ -32,8 +32,7 @@ READ = {
 def pipe(config, runs, checkpoints, tmp_path):
     wild = '[sample_prior_model]\nDECODING = "nucleus"\nTEMPERATURE = 3.0\nMAX_TOKENS = 12\n'
     (tmp_path / "wild.toml").write_text(config.read_text() + wild)
-    places = runs / "clipUViT" / "best", checkpoints[0], tmp_path / "wild.toml"
-    pipe = CXRIRGenPipeline.from_runs(*map(str, places))
+    pipe = pipeline_of(runs / "clipUViT" / "best", tmp_path / "wild.toml", checkpoints[0])
     prior = Prior(**tiny_models.PRIOR, flags=FLAGS)  # the same one with an untrained readout
     prior.load_state_dict({**prior.state_dict(), **pipe.prior.state_dict()})
     pipe.register_modules(prior=prior.eval())
