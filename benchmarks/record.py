@@ -23,12 +23,11 @@ import pandas as pd
 import torch
 
 from utils.constants import REPOSITORY
-from utils.errors import STATUS_WHEN_STOPPED, InputError, as_input_error, write_whole
+from utils.errors import STATUS_WHEN_STOPPED, InputError, write_whole
 
 _FIGURE = r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?![\w.])"  # a number in a text
 _RANGE = rf"{_FIGURE}(?: to {_FIGURE})?"
 RESULTS = REPOSITORY / "benchmarks" / "results"
-FIELDS = ("title", "command", "commit", "processor", "date", "constants", "columns", "rows", "notes")
 
 
 def write_record(
@@ -61,16 +60,6 @@ def run_script(*arguments) -> None:
     print("$", shlex.join(command), flush=True)
     if subprocess.run(command, cwd=REPOSITORY, env={**os.environ, STATUS_WHEN_STOPPED: "1"}, check=False).returncode:
         raise InputError(f"{arguments[0]} failed or was stopped (see above); run the same command again to resume")
-
-
-def read_record(path: Path) -> dict:
-    """Reads a record; InputError for a file that is none."""
-    with as_input_error(lambda error: f"{path} is no record of a measurement: {error}", (OSError, ValueError)):
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    missing = [field for field in FIELDS if field not in record]
-    if missing:
-        raise InputError(f"{path} is no record of a measurement: it has no {', '.join(missing)}")
-    return record
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:

@@ -27,7 +27,7 @@ def measure(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(content))
         demo.main()
-        return record.read_record(tmp_path / "results" / "demo.json")
+        return json.loads((tmp_path / "results" / "demo.json").read_text(encoding="utf-8"))
 
     return run
 

@@ -1,13 +1,14 @@
 """benchmarks.peers: both sides come to the same, what differs is refused, and a run leaves its record."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import networks, peers, record
-from benchmarks.networks import Networks
+from benchmarks import peers, record
+from benchmarks.peers import Networks
 from models.report_autoencoder import ReportAutoencoder
 
 
@@ -75,7 +76,7 @@ def test_other_scores_are_refused(demo, monkeypatch):
 
 def test_networks_of_the_papers_sizes(monkeypatch):
     """Made without content, which takes no memory and no time."""
-    monkeypatch.setattr(networks, "make_accelerator", lambda *_: SimpleNamespace(device=torch.device("meta")))
+    monkeypatch.setattr(peers, "make_accelerator", lambda *_: SimpleNamespace(device=torch.device("meta")))
     paper = Networks("meta", paper=True)
     assert paper.shape == (4, 32, 32) and paper.tower.tower.image_size == (224, 224)
     assert paper.texts["U-ViT"].width == paper.tower.tower.ln_post.normalized_shape[0] == 768
@@ -92,7 +93,7 @@ def test_a_run_writes_its_record_and_names_what_is_missing(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "prdc", None)
     monkeypatch.setattr("sys.argv", ["peers", "--SECTIONS", "reports,scores"])
     peers.main()
-    written = record.read_record(tmp_path / "bench-cpu-demo.json")
+    written = json.loads((tmp_path / "bench-cpu-demo.json").read_text(encoding="utf-8"))
     assert written["columns"] == list(peers._COLUMNS)
     assert [row[:3] for row in written["rows"]] == [["reports", "transformers", "reports/s"]]
     assert "pip install prdc" in capsys.readouterr().out
