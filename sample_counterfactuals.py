@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from models.weights import is_foreign
 from sampling import counterfactuals
 from sampling.images import ImageSampler
 from sampling.plan import label_vectors, make_requests, plan_requests, real_rows
@@ -64,8 +63,6 @@ DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best t
 
 def main():
     constants = override_constants(globals())
-    if is_foreign(CHECKPOINT, "CHECKPOINT"):
-        raise InputError(f"{CHECKPOINT} is an authors' file: convert it by python -m models.weights")
     accelerator = make_accelerator(DEVICE, PRECISION)
     models = load_models("", constants, accelerator.device)
     trained, size = models.training["constants"], models.training["constants"]["IMAGE_SIZE"]

@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from models.weights import is_foreign, load_autoencoder, load_prior
+from models.weights import load_autoencoder, load_prior
 from sampling.plan import real_rows
 from sampling.reports import sampling_arguments
 from sampling.tree import load_models, sampling_settings
 from utils.checkpoints import check_encoders, read_training
 from utils.devices import make_accelerator
-from utils.errors import InputError, as_input_error, reason, say
+from utils.errors import as_input_error, reason, say
 from utils.folders import DRAWN_TREE, read_manifest
 
 
@@ -55,8 +55,6 @@ def load_parts(image_constants: dict, report_constants: dict | None) -> dict:
 
     Encodes every training image that is a reference and is not in the cache yet. InputError as in these scripts.
     """
-    if is_foreign(image_constants["CHECKPOINT"], "CHECKPOINT"):
-        raise InputError(f"{image_constants['CHECKPOINT']} is an authors' file: convert it by python -m models.weights")
     models, accelerator = load_models("", image_constants, "cpu"), make_accelerator("cpu", "no")
     denoiser, trained, texts = models.denoiser, models.training["constants"], models.text_encoder
     settings = sampling_settings(models, image_constants, "no")
@@ -65,23 +63,19 @@ def load_parts(image_constants: dict, report_constants: dict | None) -> dict:
     if settings["condition"] != "text":
         table = real_rows(trained, image_constants["DATA_ROOT"], image_constants["REPORTS_ROOT"], with_prompts=False)
         references = models.reference_pool(table, image_constants, accelerator).to_embeddings()
-    return {
+    parts = {
         "vae": models.vae, "text_encoder": texts.model, "tokenizer": texts.tokenizer, "scheduler": denoiser.schedule,
         "denoiser": denoiser.denoiser, "fusion": denoiser.fusion, "references": references,
         "reference_encoder": models.reference_encoder.component(), "image_settings": settings,
-        **_report_parts(report_constants, settings["vae"]),
     }  # fmt: skip
-
-
-def _report_parts(constants, vae) -> dict:
-    """The components that write reports, and their settings; vae: the fingerprint of the one beside them."""
+    constants = report_constants
     if constants is None:
-        return {}
+        return parts
     if constants["CANDIDATES"] > 1:
         say(f"the pipeline draws one report an image, and not the best of {constants['CANDIDATES']} CANDIDATES")
     prior, training = load_prior(constants["CHECKPOINT"])
     bart = constants["BART_CHECKPOINT"] or training["constants"]["BART_CHECKPOINT"]
     autoencoder = load_autoencoder(bart, constants["POOLING"], constants["TOKENIZER"])
-    check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling, vae=vae)
-    parts = {"prior": prior, "bart": autoencoder.bart, "bart_tokenizer": autoencoder.tokenizer}
+    check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling, vae=settings["vae"])
+    parts |= {"prior": prior, "bart": autoencoder.bart, "bart_tokenizer": autoencoder.tokenizer}
     return {**parts, "report_settings": sampling_arguments(constants)}

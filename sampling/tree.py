@@ -18,7 +18,7 @@ from tqdm import tqdm
 from models.diffusion import PromptedDenoiser, sampling_scheduler
 from models.distillation import student_settings
 from models.graphs import replay
-from models.weights import load_vision
+from models.weights import is_foreign, load_vision
 from sampling import plan as planning
 from sampling.data_set import save_data_set
 from sampling.images import ImageSampler, batches_to_draw
@@ -95,7 +95,10 @@ class VisionModels:
 
 
 def load_models(backbone: str, constants: dict, device: torch.device | str) -> VisionModels:
-    """The models that an image sampler's constants name; backbone: as in `sample_tree`. InputError for others."""
+    """The models that an image sampler's constants name; backbone: as in `sample_tree`, "" for either. InputError for
+    others, and for an authors' file without a backbone."""
+    if not backbone and is_foreign(constants["CHECKPOINT"], "CHECKPOINT"):
+        raise InputError(f"{constants['CHECKPOINT']} is an authors' file: convert it by python -m models.weights")
     places = (constants[name] for name in ("BASE_MODEL", "REFERENCE_ENCODER", "TEXT_ENCODER"))
     denoiser, training = load_vision(constants["CHECKPOINT"], backbone, *places)
     trained, denoiser = training["constants"], denoiser.to(device).eval()
