@@ -6,12 +6,9 @@ Where a choice had to be made it is that of the CheXpert labeler, unless a line 
 
 How a report is read
     Findings and impression only (utils/report_text.py): an indication or a comparison says nothing of this image.
-    Each sentence is read from left to right. A word of negation ("no", "free of", "resolution of") or of doubt ("may",
-    "possible", "suggesting", "rule out") holds for what follows, through lists, until something ends it: ";", "but",
-    "with", "there is", a clause with its own verb. "is absent" or "cannot be excluded" hold for the list before them.
-    "X or Y", "X/Y" and "X versus Y", both unnegated, leave both uncertain. "No definite X" is absent, "no change in
-    X" negates nothing, and "X is unlikely" is absent ("less likely": uncertain). "Likely" and "consistent with" do not
-    make a finding uncertain. After "history of", "if", "evaluate for" and the like nothing is said.
+    How far a word of negation or of doubt reaches: evaluation/finding_scope.py. "No definite X" and "X is unlikely"
+    are absent ("less likely": uncertain), "no change in X" negates nothing. "Likely" and "consistent with" do not make
+    a finding uncertain. After "history of", "if", "evaluate for" and the like nothing is said.
 
 What counts as what: docs/labeler.md.
 

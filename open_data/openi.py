@@ -6,17 +6,9 @@
 The XMLs may lie in ROOT/NLMCXR_reports and the images in ROOT itself. The files decide which form it is; if XMLs and
 indiana_projections.csv are both there, the views are taken from the latter.
 
-Each report counts as a patient with one study; reports, labels: docs/open-data.md. Indication and comparison stand in
-the report's file and in provenance.csv, there with the MeSH terms and `view_from`, which says how a view is known:
-
-projections    Frontal or Lateral in indiana_projections.csv, which was made by looking at the images
-caption        one image, and the report's caption names a frontal view, no lateral one and no two views
-order          two images, a caption that names a lateral view or two views, and a first image whose
-               number ends in -1001: the first is frontal, the other lateral. Of the 534 such reports of
-               which a DICOM header names a lateral view, this is right in 530
-
-Otherwise the view is unknown, "". A frontal view is AP if the caption says AP or portable and not PA, else PA; "; PA
-assumed" is added if the caption does not say PA either.
+Each report counts as a patient with one study; reports, labels, views: docs/open-data.md. Indication and comparison
+stand in the report's file and in provenance.csv, there with the MeSH terms and `view_from`, which says how a view is
+known: by projections, by the order of a report's two images, or by the caption of a lone one.
 """
 
 import re

@@ -48,9 +48,7 @@ def read_report_list(path: str | Path) -> pd.DataFrame:
 def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
     """The split of each report of a list, by a hash of its group's first uid: one in ten "validate", one in ten "test".
 
-    A group is what one patient's uids name, with all near-copies of these reports, which differ in marks, digits, signs
-    and case alone. Reports below COPY_WORDS words are no copies of each other; a group of copies that is more than a
-    tenth of the list is "train".
+    A group is what one patient's uids name, with all near-copies of these reports, see docs/data.md.
     """
     patients, names = pd.factorize(frame["uid"].map(_group_of))
     texts = (frame["findings"] + " " + frame["impression"]).str.replace(MARK, " ", regex=True).str.lower()

@@ -1,11 +1,6 @@
 """Free text as a prompt: the impression of a report or a text of the user's, each with a label vector.
 
-findings     the sentence of a label vector (`utils.findings.to_prompt`), as in the paper
-impression   the impression of a row's own report, without de-identification marks; a row that has none is dropped
-text         any text, for a model that was trained on impressions
-
-Each prompt has a label vector besides: it chooses the references, and selection and evaluation judge images by it. The
-rules of evaluation/labeler.py read the codes of a free text, unless they are given.
+docs/free-text.md says which prompts a model accepts, and where their label vectors come from.
 """
 
 import pandas as pd
