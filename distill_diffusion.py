@@ -14,12 +14,12 @@ from utils.constants import check_command_line, override_constants
 
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
+from dataclasses import asdict
 from functools import partial
 
 from models.diffusion import Guidance, PromptedDenoiser
 from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
 from training.denoiser import train_denoiser
-from training.examples import check_dropout
 from utils.checkpoints import check_encoders, encoder_fingerprints, read_training, weights_fingerprint
 from utils.devices import make_accelerator
 from utils.errors import InputError, run
@@ -72,7 +72,6 @@ def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
     device = accelerator.device
-    check_dropout(PROMPT_DROPOUT)
 
     model, training = PromptedDenoiser.from_pretrained(CHECKPOINT), read_training(CHECKPOINT)
     if "student" in training:
@@ -92,10 +91,12 @@ def main():
 
     guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, *GUIDANCE_INTERVAL)
     teacher = Teacher(model.to(device), text_encoder.encode([NULL_PROMPT])[0], guidance, STUDENT_STEPS, TEACHER_STEPS)
+    facts = {"teacher": weights_fingerprint(model), "steps": STUDENT_STEPS, "teacher_steps": TEACHER_STEPS}
+    facts |= {f"guidance_{name}": value for name, value in asdict(guidance).items()}
     # the "timesteps" of an example are the student's steps
     train_denoiser(
         begin_student(CHECKPOINT), partial(distillation_loss, teacher=teacher), table, encoders, constants, accelerator,
-        STUDENT_STEPS, {"student": teacher.describe(weights_fingerprint(model))},
+        STUDENT_STEPS, {"student": facts},
         steps=STUDENT_STEPS, guidance=1.0, scheduler=STUDENT_SCHEDULER,
     )  # fmt: skip
 

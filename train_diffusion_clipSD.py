@@ -21,7 +21,6 @@ from models.diffusion import PromptedDenoiser, load_unet, noise_schedule, traini
 from models.graphs import compiling
 from models.weights import start_from
 from training.denoiser import train_denoiser
-from training.examples import check_dropout
 from utils.devices import make_accelerator
 from utils.errors import run
 from utils.latents import load_vae
@@ -81,7 +80,6 @@ def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
     device = accelerator.device
-    check_dropout(PROMPT_DROPOUT)
 
     splits, reads_reports = ("train", "validate"), PROMPT == "impression"
     table = with_prompts(read_table(DATA_ROOT, "", VIEWS, splits, HOLD_OUT, with_reports=reads_reports), PROMPT)

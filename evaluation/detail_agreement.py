@@ -24,6 +24,7 @@ from evaluation.details import APPLIES, DETAILS, joined, read_details
 from evaluation.images import Images, ImageSets
 from evaluation.judges import Judge
 from evaluation.labeler import label_reports
+from evaluation.metrics import mean_or_nan
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 
 PLACES = {"side": ("left", "right"), "zone": ("upper", "middle", "lower")}  # what the judge of details can tell apart
@@ -63,14 +64,14 @@ def agreement_rows(
         named = wanted != ""
         counts = named & (given != "")
         right = counts & (given == wanted)
-        row = {"detail": detail, "N": int(counts.sum()), "of": int(named.sum()), "share": _ratio(right, counts)}
+        row = {"detail": detail, "N": int(counts.sum()), "of": int(named.sum()), "share": mean_or_nan(right[counts])}
         row["low"], row["high"] = share_interval(right.sum(axis=1), counts.sum(axis=1), subjects, seed)
         columns = np.nonzero(counts)[1]
-        row["chance"] = _mean([_chance(train[detail][:, column]) for column in columns])
+        row["chance"] = pd.Series([_chance(train[detail][:, column]) for column in columns], dtype=float).mean()
         others = (_others(given[:, column], wanted[:, column], subjects) for column in np.unique(columns))
-        row["shuffled"] = _mean(list(chain(*others)))
+        row["shuffled"] = pd.Series([*chain(*others)], dtype=float).mean()
         kept = np.full_like(wanted, "") if ceiling is None else ceiling[detail]
-        row["ceiling"] = _ratio(named & (kept == wanted), named & (kept != ""))
+        row["ceiling"] = mean_or_nan((kept == wanted)[named & (kept != "")])
         rows.append(row)
     return rows
 
@@ -88,14 +89,6 @@ def _others(given, wanted, subjects):
         others = named & (subjects != subjects[row])
         if others.any():
             yield float((given[others] == wanted[row]).mean())
-
-
-def _ratio(right, counts):
-    return float(right.sum() / counts.sum()) if counts.any() else np.nan
-
-
-def _mean(values):
-    return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else np.nan
 
 
 def written_details(reports: sections.Reports, train: dict, seed: int) -> list[dict]:
@@ -198,7 +191,7 @@ def _pairs_row(name, images, texts, judge, text_judge, seen, seed):
     kept, side = counted.any(axis=1), read_details(texts)["side"]
     findings = kept & agrees["all three"]
     sides = findings & ((side == seen["side"]) | (side == "") | (seen["side"] == "")).all(axis=1)
-    row = {"pairs": name, "N": int(kept.sum()), "every finding": _ratio(findings, kept)}
-    row["and every side"] = _ratio(sides, kept)
+    row = {"pairs": name, "N": int(kept.sum()), "every finding": mean_or_nan(findings[kept])}
+    row["and every side"] = mean_or_nan(sides[kept])
     row["low"], row["high"] = share_interval(sides, kept, images.subjects(), seed)
     return row

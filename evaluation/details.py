@@ -131,16 +131,14 @@ class _Phrase:
         self.after = sentence[self.end : min([end, self.end + _REACH, *limits])]
         near = f"{self.before}{self.own} | {self.after}"
         self.details = {detail: _found(_WORDS[detail], near) for detail in ("side", "zone")}
-        self.details["degree"] = _found(_WORDS["degree"], f"{self.before}{self.own}") | self._degrees_after()
-
-    def _degrees_after(self):
-        """Degrees that are said of the finding afterwards: "is small", "moderate in size"; not "and small nodes"."""
-
-        def is_said(match):
-            return _PHRASES["said"].search(self.after[: match.start()]) or self.after[match.end() :].startswith(" in ")
-
-        is_organ, degrees = self.mentions[0].name in ORGANS, _WORDS["degree"].items()
-        return {value for value, words in degrees for match in words.finditer(self.after) if is_organ or is_said(match)}
+        self.details["degree"] = _found(_WORDS["degree"], f"{self.before}{self.own}")
+        for value, words in _WORDS[
+            "degree"
+        ].items():  # afterwards: "is small", "moderate in size"; not "and small nodes"
+            for match in words.finditer(self.after):
+                is_said = _PHRASES["said"].search(self.after[: match.start()])
+                if is_said or self.after[match.end() :].startswith(" in ") or self.mentions[0].name in ORGANS:
+                    self.details["degree"].add(value)
 
     def kinds(self, name: str) -> set[str]:
         """The kinds of a finding that its own words and those before it name, of a fracture also those after it."""

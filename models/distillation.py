@@ -12,7 +12,6 @@ follows t. One step of DDIM goes, with the prediction of x0, to
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -65,11 +64,6 @@ class Teacher:
         # by timestep; the last one stands at -1, for the end of the schedule: all image, no noise
         alpha_squared = torch.cat([self.schedule.alphas_cumprod, torch.ones(1)]).to(device)
         self.alpha, self.sigma = alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
-
-    def describe(self, fingerprint: str) -> dict:
-        """The facts of a distillation, for the student's training.json; fingerprint: of the teacher's weights."""
-        facts = {"teacher": fingerprint, "steps": self.student_steps, "teacher_steps": self.teacher_steps}
-        return facts | {f"guidance_{name}": value for name, value in asdict(self.guidance).items()}
 
     def edges(self, segment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The first and the last timestep of segments, (B,) int64 each: those of DDIM with "trailing" timesteps."""

@@ -54,19 +54,15 @@ def _edema(canvas, lung, finding):
     return (0.62 + 0.2 * finding.extent) * wing * relief + 0.32 * canvas.strokes(lines)
 
 
-def _lesion_places(lung, finding):
-    """Centres (x, y) and radii of one to three nodules or of one mass."""
+def _lung_lesion(canvas, lung, finding):
+    """One to three round, sharp nodules or one mass; (S, S)."""
     rng = np.random.default_rng(finding.seed)
     count = nodule_count(finding)
     radii = rng.uniform(0.105, 0.14, 1) if finding.extent > MASS_EXTENT else rng.uniform(0.062, 0.085, count)
     across = np.array([0.46, 0.34, 0.56])[:count] + rng.uniform(-0.04, 0.04, count)
     heights = ZONES[finding.zone] + np.array([0.0, 0.20, -0.20])[:count] + rng.uniform(-0.05, 0.05, count)
-    return [(lung.sign * a, min(y, lung.dome - 0.1), radius) for a, y, radius in zip(across, heights, radii)]
-
-
-def _lung_lesion(canvas, lung, finding):
-    """Round, sharp nodules or one mass; (S, S)."""
-    discs = [canvas.disc(x, y, radius, 0.015) for x, y, radius in _lesion_places(lung, finding)]
+    places = [(lung.sign * a, min(y, lung.dome - 0.1), radius) for a, y, radius in zip(across, heights, radii)]
+    discs = [canvas.disc(*place, 0.015) for place in places]
     return 1.05 * np.maximum.reduce(discs)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from utils.csv_files import read_csv, write_csv
@@ -45,12 +44,7 @@ def save_data_set(root: str | Path) -> None:
         rows["report"] = rows["dicom_id"].map(dict(zip(reports["dicom_id"], reports["report"]))).fillna("")
     frame = rows.assign(file_name=rows["image_path"].str.removeprefix(f"{root}/"), **to_physionet(rows))
     write_csv(root / "metadata.csv", frame[[*COLUMNS]], "the data set")
-    with writing("the data set", root), replacing(root / "README.md") as temporary:
-        _card(rows, manifest).save(temporary)
 
-
-def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
-    """The card of the rows of a tree, with the columns of its synthetic.csv."""
     tasks = ["text-to-image", "image-to-text"]
     data = DatasetCardData(language="en", tags=["medical", "chest-x-ray", "synthetic"], task_categories=tasks)
     films = (rows["checkpoint"] == "").sum() if holds_films(manifest) else 0
@@ -70,4 +64,5 @@ def _card(rows: pd.DataFrame, manifest: dict) -> DatasetCard:
         sources="\n".join(sources), kind="mimic-cxr-2.0.0-", views=sorted({*rows["view"]}),
         settings=json.dumps(settings, indent=2),
     )  # fmt: skip
-    return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
+    with writing("the data set", root), replacing(root / "README.md") as temporary:
+        DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}").save(temporary)

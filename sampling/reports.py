@@ -94,17 +94,11 @@ class Reports:
         further = [name for name in wanted if wanted[name] or name in there]
         self.columns = ["dicom_id", "study_id", "report", *further]
         self.first_images = set(table.drop_duplicates(["subject_id", "study_id"])["dicom_id"])
-        self.pending = []  # rows that are not in reports.csv yet
+        self.pending = []  # rows that are not in reports.csv yet, with subject_id and its columns
         self.written = pd.DataFrame(columns=self.columns)
         if self.path.exists():
             self.written = read_csv(self.path, self.columns[:3], texts=("dicom_id", "report"), optional=further)
             check_unique(self.written, ["dicom_id"], self.path)
-
-    def add(self, rows: list[dict]):
-        """rows: with subject_id and the columns of reports.csv."""
-        self.pending += rows
-        if len(self.pending) >= SAVE_EVERY:
-            self.save()
 
     def save(self):
         """Writes what is pending: the .txt files first, so that each report in reports.csv has its file."""
@@ -207,7 +201,9 @@ def write_reports(
                 made = mine[["dicom_id", "subject_id", "study_id"]].assign(**texts).to_dict("records")
                 made, stops = zip(*gather_object([(made, stopped())]))  # of all processes, so that all end together
                 if accelerator.is_main_process:
-                    reports.add([row for rows in made for row in rows])
+                    reports.pending += [row for rows in made for row in rows]
+                    if len(reports.pending) >= SAVE_EVERY:
+                        reports.save()
                 progress.update(len(batch))
                 if any(stops):
                     raise Stopped(f"stopped; its reports are in {reports.root}: the same command goes on from there")

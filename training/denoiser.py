@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from models.diffusion import Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
-from training.examples import DiffusionExamples, DiffusionFeatures, diffusion_shapes
+from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
 from training.loop import fit, random_batch, try_training
 from utils.errors import say
 from utils.latents import decode_latents
@@ -31,8 +31,10 @@ def train_denoiser(
     """Tries the training, computes what the frozen encoders make of the table, and trains by `fit`.
 
     encoders: VAE, text encoder and reference encoder; constants: the script's; num_timesteps: of which an example draws
-    one; facts: further ones for training.json; sampling: arguments of `Preview`. InputError as of `try_training`.
+    one; facts: further ones for training.json; sampling: arguments of `Preview`. InputError as of `check_dropout` and
+    `try_training`.
     """
+    check_dropout(constants["PROMPT_DROPOUT"])
     image_size = constants["IMAGE_SIZE"]
     make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
     try_training(model, compute_loss, make_batch, table, constants, accelerator)

@@ -177,10 +177,20 @@ class PriorFeatures:
     def __init__(self, table, vae, autoencoder, image_size, cache_dir, threads, accelerator):
         moments = cache_moments(table, vae, image_size, cache_dir, ENCODE_BATCH_SIZE, accelerator, threads)
         self.table, self.moments = _readable_rows(table, moments)
-        self.report_latents = cache_report_latents(self.table["report"].tolist(), autoencoder, cache_dir, accelerator)
         self.scaling_factor = vae.config.scaling_factor
         bart = {"bart": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
         self.encoders = {"vae": weights_fingerprint(vae), **bart}
+        fingerprint = {"feature": "report latents", "encoder": bart["bart"], "pooling": bart["pooling"]}
+        cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
+        reports = self.table["report"].tolist()
+        keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]  # so the cache holds no report
+        served = cache.fill(
+            keys, reports.__getitem__, lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
+            ENCODE_BATCH_SIZE, accelerator, "report latents",
+        )  # fmt: skip
+        if not served.all():
+            raise InputError(f"the latents of {(~served).sum()} reports are not finite: take another BART_CHECKPOINT")
+        self.report_latents = Column(cache, keys)
         for model in (vae, autoencoder):
             model.to("cpu")  # the training gets the GPU's memory
 
@@ -206,20 +216,6 @@ def prior_shapes(vae, autoencoder, image_size: int, flow: bool, flags: int) -> d
     if flags:
         shapes["flags"] = (flags,)
     return shapes
-
-
-def cache_report_latents(reports: list[str], autoencoder, cache_dir: str, accelerator) -> Column:
-    """The latents of cleaned reports, each encoded once. Their keys are hashes, so that the cache holds no report."""
-    fingerprint = {"feature": "report latents", "encoder": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
-    cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
-    keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]
-    served = cache.fill(
-        keys, reports.__getitem__, lambda batch: autoencoder.encode_reports(batch).float().cpu().numpy(),
-        ENCODE_BATCH_SIZE, accelerator, "report latents",
-    )  # fmt: skip
-    if not served.all():
-        raise InputError(f"the latents of {(~served).sum()} reports are not finite: take another BART_CHECKPOINT")
-    return Column(cache, keys)
 
 
 class PriorExamples(_Rows):
