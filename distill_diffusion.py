@@ -17,16 +17,16 @@ check_command_line(__name__, __file__)  # answers --help at once: the imports be
 from dataclasses import asdict
 from functools import partial
 
-from models.diffusion import Guidance, PromptedDenoiser
+from models.diffusion import Guidance
 from models.distillation import STUDENT_SCHEDULER, Teacher, begin_student, distillation_loss
+from sampling.tree import load_models
 from training.denoiser import train_denoiser
-from utils.checkpoints import check_encoders, encoder_fingerprints, read_training, weights_fingerprint
+from utils.checkpoints import weights_fingerprint
 from utils.devices import make_accelerator
 from utils.errors import InputError, run
-from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompt_text import with_prompts
-from utils.prompts import NULL_PROMPT, PooledFusion, ReferenceEncoder, TextEncoder
+from utils.prompts import NULL_PROMPT
 
 # the teacher
 CHECKPOINT = "runs/clipUViT/best"  # a checkpoint folder of either backbone
@@ -71,9 +71,9 @@ _OF_THE_TEACHER = (
 def main():
     constants = override_constants(globals())
     accelerator = make_accelerator(DEVICE, PRECISION, LOG_WITH, RUN_DIR)
-    device = accelerator.device
 
-    model, training = PromptedDenoiser.from_pretrained(CHECKPOINT), read_training(CHECKPOINT)
+    models = load_models("", constants, accelerator.device)
+    model, training, text_encoder = models.denoiser, models.training, models.text_encoder
     if "student" in training:
         raise InputError(f"CHECKPOINT {CHECKPOINT} is a student itself: set it to that student's teacher")
     # kept in the student's training.json, where the samplers read them
@@ -83,14 +83,10 @@ def main():
         constants["HOLD_OUT"], with_reports=constants["PROMPT"] == "impression",
     )  # fmt: skip
     table = with_prompts(table, constants["PROMPT"])
-    vae = load_vae(constants["BASE_MODEL"], device)
-    pooled = isinstance(model.fusion, PooledFusion)
-    text_encoder = TextEncoder(constants["BASE_MODEL"], pooled, device, constants["TEXT_ENCODER"])
-    encoders = vae, text_encoder, ReferenceEncoder(constants["REFERENCE_ENCODER"], device)
-    check_encoders(training, **encoder_fingerprints(*encoders))
+    encoders = models.vae, text_encoder, models.reference_encoder
 
     guidance = Guidance(TEXT_GUIDANCE, REFERENCE_GUIDANCE, *GUIDANCE_INTERVAL)
-    teacher = Teacher(model.to(device), text_encoder.encode([NULL_PROMPT])[0], guidance, STUDENT_STEPS, TEACHER_STEPS)
+    teacher = Teacher(model, text_encoder.encode([NULL_PROMPT])[0], guidance, STUDENT_STEPS, TEACHER_STEPS)
     facts = {"teacher": weights_fingerprint(model), "steps": STUDENT_STEPS, "teacher_steps": TEACHER_STEPS}
     facts |= {f"guidance_{name}": value for name, value in asdict(guidance).items()}
     # the "timesteps" of an example are the student's steps

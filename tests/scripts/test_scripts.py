@@ -155,11 +155,12 @@ def test_a_student_is_distilled_resumed_and_sampled_as_what_it_is(backbone, conf
 
 def test_what_is_no_teacher_is_refused(config, tmp_path):
     (tmp_path / "file.ckpt").write_bytes(b"nothing")
-    for place in (tmp_path / "absent", tmp_path / "file.ckpt"):
+    refusals = {"absent": "there is no checkpoint", "file.ckpt": "convert it by python -m models.weights"}
+    for place, words in ((tmp_path / name, words) for name, words in refusals.items()):
         message = run_script(
             "distill_diffusion", "--config", config, *flags(CHECKPOINT=place, RUN_DIR=tmp_path / "run")
         )
-        assert f"{place} is no checkpoint" in message
+        assert str(place) in message and words in message
     assert not (tmp_path / "run").exists()
 
 
