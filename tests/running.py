@@ -25,6 +25,10 @@ EVALUATION = {
     "VIEWS": "()", "HOLD_OUT": "()", "JUDGE_MODEL": "test_resnet", "JUDGE_IMAGE_SIZE": 32, "JUDGE_STEPS": 12,
     "IMAGE_SIZE": 32, "DEVICE": "cpu",
 }  # fmt: skip
+FIT_CONSTANTS = (  # fit() reads these of a script's constants
+    "RUN_DIR", "SEED", "BATCH_SIZE", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "EMA_DECAY",
+    "CHECKPOINT_EVERY", "NUM_WORKERS",
+)  # fmt: skip
 TINY = """
 [common]
 VIEWS = []
@@ -63,8 +67,7 @@ def tiny_config(path, **places):
 
 def pipeline_of(checkpoint, config, prior=""):
     """A CXRIRGenPipeline of a U-ViT and of a prior, "" for none, by the samplers' constants and a TOML file."""
-    from sampling.pipeline import CXRIRGenPipeline
-    from sampling.pipeline_runs import load_parts
+    from pipeline import CXRIRGenPipeline, load_parts
 
     scripts = {"sample_diffusion_clipUViT": checkpoint, "sample_prior_model": prior}
     images, reports = (

@@ -16,8 +16,7 @@ from PIL import Image
 from running import BACKBONES, ROOT, pipeline_of, run_script, sample
 from tiny_models import save_bert
 
-from sampling.pipeline import CXRIRGenPipeline
-from sampling.pipeline_runs import constants_of_tree, load_parts
+from pipeline import CXRIRGenPipeline, constants_of_tree, load_parts
 from sampling.tree import JPEG_QUALITY
 from utils.errors import InputError
 from utils.findings import FINDINGS
