@@ -1,14 +1,8 @@
 """What differs between films and their counterfactual twins: the finding that was to change, and what else.
 
-flip       of the films in which the judge sees the finding as it is labelled: the share whose twin it sees changed
-drift      of all other findings that both are labelled alike for: the share that the judge sees changed
-inside     of the change of all pixels: the share within the true difference, widened by TRUE_BORDER pixels. Drawn films
-           have an exact twin; of a finding that is added, which may lie anywhere, the nearest of several counts
-SSIM       structural similarity of film and twin; `outside`: outside the widened true difference
-reports    the share of pairs whose reports, by the text judge, differ in that finding and in no other
-
-No Finding follows from the others and never counts. Floors: another film in place of the twin, with the film's findings
-or with the twin's. Ceiling: the exact twins of drawn films.
+report.md says what is measured: flip, drift, inside, SSIM and reports. No Finding follows from the others and never
+counts. Floors: another film in place of the twin, with the film's findings or with the twin's. Ceiling: the exact twins
+of drawn films.
 """
 
 from dataclasses import dataclass

@@ -5,10 +5,9 @@
 Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT one also BASE_MODEL's configurations
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
 
-A folder is a checkpoint of this project; a file is somebody else's, and what it is follows from the names of its
-tensors, see _KINDS. The frozen models that Lightning stored beside them are skipped; any other name stops the loading.
-Sizes follow from the shapes, a U-Net's from BASE_MODEL, the number of attention heads from HEAD_WIDTH. A file is mapped
-into memory, and nothing in it is executed; a model is built without memory and takes over the mapped tensors.
+A folder is a checkpoint of this project; a file is somebody else's, and read as docs/weights.md says. Sizes follow from
+the shapes, a U-Net's from BASE_MODEL. A file is mapped into memory; a model is built without memory and takes over the
+mapped tensors.
 """
 
 from utils.constants import check_command_line, override_constants

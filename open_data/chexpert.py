@@ -7,8 +7,7 @@ ROOT is CheXpert-v1.0-small or CheXpert-v1.0. The batches in which the latter is
 (train 1)" and so on) may lie in ROOT side by side, with the CSVs beside or inside them. The first folder of a Path in
 the CSVs does not matter.
 
-Labels, in PhysioNet's coding, splits and views: docs/open-data.md. A frontal image of which the CSV says neither PA nor
-AP has the view "".
+Labels, in PhysioNet's coding, splits and views: docs/open-data.md.
 """
 
 import os

@@ -15,9 +15,7 @@ A source (open_data/kermany.py and so on) reads the files as they are downloaded
 Further columns are copied to provenance.csv.
 
 ids      subject_id has 8 digits: the first two (10 to 19) are a hash of source and patient, the others follow from the
-         patient's number. No two sources share a subject_id or a study_id, so their trees can be merged.
-splits   By a hash of (seed, source, patient): they do not change when more of a download is there.
-images   A JPEG is linked or copied as it is. Anything else becomes an 8-bit grey JPEG, read as utils/latents.py says.
+         patient's number. Splits and images: docs/open-data.md.
 """
 
 import os

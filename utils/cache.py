@@ -9,10 +9,9 @@ text the text. So a changed input has another key, and a copy of the images has 
 Shards are only ever added: values first, keys last, each under a temporary name and then renamed; a shard without keys
 does not count. A killed run loses at most one shard a process, a stopped or interrupted one nothing.
 
-The processes of a launch share the missing keys among them. Each writes shards of its own, and all go on when each of
-them finds all shards; with several machines the folder has to be on storage that they share. Several launches may share
-a cache: a key that two of them lack at the same time is computed by both, and either value serves. A damaged shard is
-named, removed and made again.
+The processes of a launch share the missing keys among them; with several machines the folder has to be on storage that
+they share (docs/scale.md). Several launches may share a cache: a key that two of them lack at the same time is computed
+by both, and either value serves. A damaged shard is named, removed and made again.
 """
 
 import hashlib
