@@ -41,12 +41,11 @@ def read_records(folder: Path = RESULTS) -> list[dict]:
 
     labeler.json is left out: its tables stand in docs/labeler.md.
     """
-    paths = [path for path in sorted(folder.glob("*.json")) if path.stem != "labeler"]
+    paths = [path for path in folder.glob("*.json") if path.stem != "labeler"]
     records = [{"name": path.stem, **json.loads(path.read_text(encoding="utf-8"))} for path in paths]
 
     def place(record):
-        begins = [number for number, start in enumerate(ORDER) if record["name"].startswith(start)]
-        return [*begins, len(ORDER)][0], record["name"]
+        return [record["name"].startswith(start) for start in (*ORDER, "")].index(True), record["name"]
 
     return sorted(records, key=place)
 

@@ -46,8 +46,7 @@ SHARES = (1.0, 0.1)  # shares: of the real training patients (each above 0, 1 at
 TARGET = "Pneumothorax"  # shortcut: the finding that is to be recognised
 SHORTCUT = "Support Devices"  # shortcut: the finding that gives it away
 MAX_TWINS = (60, 1000)  # shortcut: twins at most, half of them with each finding toggled (each 2 or more)
-STUDIES = 6000  # shortcut: of a drawn tree, larger than the demo's (0 or more; 0: none is drawn)
-DATA_ROOT = ""  # shortcut: the CXR tree where none is drawn; empty: CONFIG's
+STUDIES = 6000  # shortcut: of a drawn tree, larger than the demo's (1 or more)
 
 _CLASSIFIER = JudgeSettings("test_resnet", steps=600)  # and the seed of the training
 
@@ -139,10 +138,8 @@ def main():
     for part in TABLES:
         findings, root = [], trained["DATA_ROOT"]
         if part == "shortcut":
-            findings = [FINDINGS[finding_index(name)] for name in (TARGET, SHORTCUT)]
-            root = output / "phantom" if STUDIES else DATA_ROOT or root
-            if STUDIES:
-                draw_tree(root, STUDIES, trained["IMAGE_SIZE"], seed=4321)
+            findings, root = [FINDINGS[finding_index(name)] for name in (TARGET, SHORTCUT)], output / "phantom"
+            draw_tree(root, STUDIES, trained["IMAGE_SIZE"], seed=4321)
         real = read_table(root, views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False)
         real = real[(real[findings] != UNCERTAIN).all(axis=1)].assign(synthetic=False)
         train, test = (real[real["split"] == split] for split in ("train", "test"))
