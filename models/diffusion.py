@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from utils.checkpoints import check_config, load_strictly, load_weights, why_unloaded
-from utils.errors import InputError, reason, say
+from utils.errors import InputError, as_input_error, reason, say
 from utils.prompts import PooledFusion, TokenFusion
 from uvit.model import UViT
 
@@ -48,11 +48,10 @@ def _compare_predictions(prediction, schedule, what):
 
 
 def _load_schedule(folder, **options):
-    try:
+    # impossible values fail in whatever uses them
+    with as_input_error(lambda error: f"no scheduler in {str(folder)!r}: {why_unloaded(folder, error)}"):
         check_config(folder, "scheduler", "scheduler_config.json")
         schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
-    except Exception as error:  # impossible values fail in whatever uses them
-        raise InputError(f"no scheduler in {str(folder)!r}: {why_unloaded(folder, error)}") from error
     if schedule.config.prediction_type not in PREDICTIONS:
         prediction = schedule.config.prediction_type
         raise InputError(f"the scheduler in {str(folder)!r} predicts {prediction!r}, not epsilon or v_prediction")
@@ -287,12 +286,11 @@ def sample_latents(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(device)
     name = type(scheduler).__name__.removesuffix("Scheduler")
-    try:
+    # each scheduler has its own limits, and its own error
+    with as_input_error(lambda error: f"SCHEDULER {name!r} cannot do STEPS {steps}: {reason(error)}; try 25"):
         if name == "PNDM" and steps == 1:
             raise ValueError("its first step leaves the noise as it is")
         scheduler.set_timesteps(steps, device=device)
-    except Exception as error:  # each scheduler has its own limits, and its own error
-        raise InputError(f"SCHEDULER {name!r} cannot do STEPS {steps}: {reason(error)}; try 25") from error
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     if edit:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import InputError, reason, say, write_whole
+from utils.errors import InputError, as_input_error, reason, say, write_whole
 from utils.findings import FINDINGS, check_labels
 
 SPLITS = ("train", "validate", "test")
@@ -29,15 +29,13 @@ def csv_header(path: str | Path) -> set[str]:
 
 def parse_csv(path, **options) -> pd.DataFrame:
     """`pandas.read_csv`, but an InputError that names the file if it cannot be read."""
-    try:
-        frame = pd.read_csv(path, **options)
+    unreadable = (ValueError, OSError, EOFError, zlib.error)
+    with as_input_error(lambda error: f"{path} cannot be read as a CSV: {reason(error)}", unreadable):
+        with as_input_error(lambda _: f"there is no {path}", FileNotFoundError):
+            frame = pd.read_csv(path, **options)
         if len(frame) and not isinstance(frame.index, pd.RangeIndex):  # the first column was taken for names of rows
             raise ValueError("its rows have more cells than its header")
-        return frame
-    except FileNotFoundError:
-        raise InputError(f"there is no {path}") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as a CSV: {reason(error)}") from error
+    return frame
 
 
 def read_csv(

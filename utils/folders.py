@@ -87,14 +87,13 @@ def making(
 def read_manifest(folder: str | Path, constant: str = "OUTPUT_ROOT") -> dict[str, dict]:
     """The manifest of a folder, {part: settings}; {} if it has none. InputError, with `constant`, for a damaged one."""
     path = Path(folder) / MANIFEST_FILE
-    try:
+    damaged = f"{path} is damaged ({{}}): name another {constant}"
+    with as_input_error(lambda error: damaged.format(reason(error)), (OSError, ValueError)):
+        if not path.exists():
+            return {}
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or not all(isinstance(settings, dict) for settings in manifest.values()):
             raise ValueError("it is not a table of settings")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({reason(error)}): name another {constant}") from error
     return manifest
 
 
