@@ -2,13 +2,8 @@
 
 Details are {detail: (N, 14) texts}, as `evaluation.details.read_details` returns them. A detail of a finding *counts*
 where both sides name it, and is right where they name the same: "bilateral" is not "left". Beside each share stand
-
-chance    both drawn at random from what training reports say of the detail of that finding
-shuffled  each detail that counts replaced by that of another patient's report that names it of the same finding, all
-          of these on average: what a report that knows the findings of an image, and nothing else of it, gets
-ceiling   what the report autoencoder keeps: its reconstructions of the reports against the reports themselves
-
-Images are read by a judge that learns sides and zones from the reports of real training images.
+chance, shuffled (what a report that knows the findings of an image, and nothing else of it, gets) and the ceiling, see
+report.md. Images are read by a judge that learns sides and zones from the reports of real training images.
 """
 
 from collections.abc import Sequence
@@ -42,7 +37,7 @@ def evaluate(sets: ImageSets, judge: Judge, text_judge, rows: np.ndarray, writte
     """
     if text_judge is None:
         return {}
-    result, train = {}, training_details(sets.train.table)
+    result, train = {}, read_details(reported(sets.train.table).drop_duplicates("study_id")["report"])
     if written is not None:
         result["written_details"] = written_details(sections.written_reports(sets.real, written), train, sets.seed)
     places = place_judge(sets.train, rows, judge)
@@ -56,7 +51,7 @@ def agreement_rows(
 
     details, references and ceiling are of the same N rows; subjects (N,): their patients; train: of training reports.
     N: details that count; of: those that the references name; share, with its 95 % interval over patients; chance,
-    shuffled and ceiling: shares as the module describes them, NaN where there is none.
+    shuffled and ceiling: shares as report.md describes them, NaN where there is none.
     """
     rows, subjects = [], pd.factorize(np.asarray(subjects))[0]
     for detail in (name for name in DETAILS if name in details):
@@ -97,11 +92,6 @@ def written_details(reports: sections.Reports, train: dict, seed: int) -> list[d
     made = reports.further.get(sections.FURTHER["reconstruction"])
     ceiling = made and read_details(made)
     return agreement_rows(details, references, reports.table["subject_id"], train, seed, ceiling)
-
-
-def training_details(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The details of the training reports, one a study."""
-    return read_details(reported(table).drop_duplicates("study_id")["report"])
 
 
 def place_targets(table: pd.DataFrame) -> np.ndarray:

@@ -13,7 +13,6 @@ import re
 from collections import namedtuple
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from evaluation.finding_words import CODES, WORDS
 from utils.findings import NOT_MENTIONED, PRESENT, UNCERTAIN
@@ -37,12 +36,10 @@ class Mention:
         self.code = code if self.meaning == PRESENT else self.meaning
 
 
-class _Rule(NamedTuple):
-    code: int | None  # what the cue says; None: nothing, and other cues within these words say nothing either
-    reach: str  # forward, backward, both (forward and backward), around (forward, or else backward), end or none
-    weak: bool  # after a negation it is only more of it: "no opacity to suggest pneumonia"
-
-
+# code: what the cue says; None: nothing, and other cues within these words say nothing either
+# reach: forward, backward, both (forward and backward), around (forward, or else backward), end or none
+# weak: after a negation it is only more of it: "no opacity to suggest pneumonia"
+_Rule = namedtuple("_Rule", ("code", "reach", "weak"))
 # at one place of a sentence the first rule that fits counts
 _RULE_OF = [
     _Rule({"": None, **CODES}[cue["code"]], cue["reach"], cue.get("weak", False)) for cue in WORDS["cues"].values()
@@ -117,7 +114,9 @@ def _read_clause(sentence, mentions, cues, end):
         within = scopes[-1].code if scopes and start < scopes[-1].end else PRESENT
         reach = rule.reach
         if reach == "around":
-            reach = "forward" if _stands_next(sentence, mentions, stop) else "backward"
+            # "if any pleural effusion": whether a finding stands right after, without a verb between
+            after = next((mention.start for mention in mentions if mention.start >= stop), stop + _AROUND + 1)
+            reach = "backward" if after - stop > _AROUND or COPULA.search(sentence, stop, after) else "forward"
         is_part = rule.weak or (within, rule.code) == (NOT_MENTIONED, UNCERTAIN)
         if is_part and reach != "backward" and within != PRESENT:
             continue
@@ -145,12 +144,6 @@ def _comma_after(sentence, mentions, code, start, end) -> int:
         return -1
     comma = sentence.find(",", first, end)  # "probable effusion, cardiomegaly", but "possible edema, pneumonia or ..."
     return -1 if _LISTED_ON.search(sentence, comma + 1, end) or sentence[:start].endswith("differential") else comma
-
-
-def _stands_next(sentence, mentions, place) -> bool:
-    """Whether a finding stands right after `place`, without a verb between: "if any pleural effusion"."""
-    after = next((mention.start for mention in mentions if mention.start >= place), None)
-    return after is not None and after - place <= _AROUND and not COPULA.search(sentence, place, after)
 
 
 def _read_list_before(sentence, mentions, place, code):

@@ -136,7 +136,8 @@ def _cards(rows, marks, images):
                 report = row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: ")
                 caption = {"id": row["dicom_id"], "view": row["view"], "report": report}
                 pictures[index] = image | caption | {"marks": marks.get(row["dicom_id"], [])}
-                card = card or {"prompt": row["prompt"], "labels": _codes(row), "seed": row["seed"],
+                labels = [int(row[name]) for name in findings.FINDINGS]
+                card = card or {"prompt": row["prompt"], "labels": labels, "seed": row["seed"],
                                 "reference": row["reference_dicom_id"], "pictures": pictures}  # fmt: skip
         if card:
             cards.append(card)
@@ -154,12 +155,8 @@ def _references(cards, references, images):
     for row in table.to_dict("records"):
         image = images.add(row["image_path"])
         if image:
-            shown[row["dicom_id"]] = image | {"prompt": findings.to_prompt(_codes(row))}
+            shown[row["dicom_id"]] = image | {"prompt": findings.to_prompt([row[name] for name in findings.FINDINGS])}
     return shown
-
-
-def _codes(row):
-    return [int(row[name]) for name in findings.FINDINGS]
 
 
 def _read_tree(root):

@@ -25,7 +25,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from evaluation.labeler import contradictions
 from utils.findings import FINDINGS, PRESENT
-from utils.report_cleaning import count_comparisons, has_marks, without_marks
+from utils.report_cleaning import MARK, count_comparisons, without_marks
 from utils.seeds import keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
@@ -314,7 +314,7 @@ def text_habits(reports: Sequence[str]) -> dict:
     film, call a finding both present and absent, or stutter. distinct: the share of different texts.
     """
     return {
-        "N": len(reports), "marks": sum(map(has_marks, reports)),
+        "N": len(reports), "marks": sum(bool(MARK.search(text)) for text in reports),
         "comparisons": sum(count_comparisons(text) > 0 for text in reports),
         "contradictions": sum(bool(contradictions(text)) for text in reports),
         "stuttering": sum(map(stutters, reports)), "distinct": len(set(reports)) / len(reports),

@@ -25,7 +25,10 @@ def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Genera
     normal = labels[cxr.finding_index("No Finding")] == cxr.PRESENT
 
     sentences = _findings_section(present, uncertain, absent, normal, rng)
-    impression = _impression_section(present, uncertain, normal, rng) or [sentences[0]]
+    impression = [rng.choice(_WORDING["normal_impressions"])] if normal else []
+    impression += [_capital(_mention(finding)) + "." for finding in present]
+    impression += [f"Possible {_hedged(finding)}." for finding in uncertain]
+    impression = impression or [sentences[0]]
     if len(impression) > 1 and rng.random() < 0.5:
         impression = [f"{number}. {sentence}" for number, sentence in enumerate(impression, 1)]
     parts = [
@@ -52,13 +55,6 @@ def _findings_section(present, uncertain, absent, normal, rng):
         if len(sentences) < 6:
             sentences.append(rng.choice(_WORDING["fillers"][place]))
     return sentences
-
-
-def _impression_section(present, uncertain, normal, rng):
-    """A sentence for each present or uncertain finding, after one that calls a normal chest normal."""
-    sentences = [rng.choice(_WORDING["normal_impressions"])] if normal else []
-    sentences += [_capital(_mention(finding)) + "." for finding in present]
-    return sentences + [f"Possible {_hedged(finding)}." for finding in uncertain]
 
 
 def _mention(finding):

@@ -228,7 +228,6 @@ _MULTIPLE = re.compile(r"; a multiple of (?P<name>[A-Z][A-Z0-9_]*)")
 class Range:
     """The values that a constant may have."""
 
-    words: str  # as the comment has them
     count: str  # of a tuple: "each" or "both"; else ""
     multiple_of: str  # the name of another constant, or ""
     problem_of: Callable[[object], str]  # value => what is wrong, "" if nothing is
@@ -255,7 +254,7 @@ def read_range(comment: str, default: object) -> Range | None:
         if match:
             multiple = _MULTIPLE.search(stated["further"] or "")
             count = (stated["count"] or "").strip()
-            return Range(stated["words"], count, multiple["name"] if multiple else "", partial(problem_of, match))
+            return Range(count, multiple["name"] if multiple else "", partial(problem_of, match))
     return None
 
 

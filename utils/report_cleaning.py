@@ -34,11 +34,6 @@ _TOKENIZER_SIGNS = re.compile(r"</?(?:s|pad|mask)>")
 _LIGATURES = {0xAD: ""} | {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB05)}
 
 
-def has_marks(text: str) -> bool:
-    """Whether a de-identification mark, `___`, `XXXX` or another spelling of them, stands in a text."""
-    return bool(MARK.search(text))
-
-
 def clean_report(text: str) -> str:
     """The text for BART: without control characters, the tokenizer's own signs and marks; "" may be left."""
     text = text.translate(_LIGATURES)

@@ -86,7 +86,7 @@ def test_written_reports_stand_beside_their_reconstructions():
     made = made.assign(reconstruction=table["report"], floor="").set_index("dicom_id")
     for written, ceiling in ((made, 1), (made.assign(reconstruction=""), np.nan)):
         side = detail_agreement.written_details(
-            written_reports(images, written), detail_agreement.training_details(table), 3
+            written_reports(images, written), read_details(table.drop_duplicates("study_id")["report"]), 3
         )[0]
         assert side["share"] == 0 and side["N"] > 20
         np.testing.assert_equal(side["ceiling"], ceiling)
@@ -153,7 +153,7 @@ def drawn_sets(turn=lambda report: report):
 
 
 def image_details(sets):
-    train = detail_agreement.training_details(sets.train.table)
+    train = read_details(sets.train.table.drop_duplicates("study_id")["report"])
     return detail_agreement.image_details(sets, JUDGE, PLACES, RulesJudge(), train)
 
 
