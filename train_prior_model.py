@@ -27,7 +27,7 @@ from evaluation.metrics import constant_report, rouge_l
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from
-from training.examples import PriorExamples, PriorFeatures, prior_shapes, reported_rows
+from training.examples import FLOW_DRAWS, PriorExamples, PriorFeatures, reported_rows
 from training.loop import fit, random_batch, try_training
 from utils.checkpoints import check_hold_out
 from utils.devices import make_accelerator
@@ -126,10 +126,12 @@ def evaluate(prior, autoencoder, examples, training_reports, run_dir):
     truth = torch.stack([row["report_latents"] for row in rows])  # (n, D), standardised
     reports = examples.features.table["report"].iloc[examples.rows].tolist()
     predicted, drawn, written, again = [], [], [], []
+    draws = _MEAN_DRAWS if prior.config.kind == "flow" else 1
     for start in range(0, len(rows), _EVALUATION_BATCH):
         latents = torch.stack([row["latents"] for row in rows[start : start + _EVALUATION_BATCH]])
         seeds = range(start, start + len(latents))
-        predicted.append(prior.standardise(prior.mean(latents, seeds, _MEAN_DRAWS)).cpu())  # (B, D)
+        several = (prior.sample(latents, [(seed, number) for seed in seeds]) for number in range(draws))
+        predicted.append(prior.standardise(sum(several) / draws).cpu())  # (B, D)
         report_latents = prior.sample(latents, seeds, **_SAMPLING)  # (B, D)
         drawn.append(prior.standardise(report_latents).cpu())
         written += autoencoder.generate(report_latents)
@@ -178,8 +180,11 @@ def main():
     model.vit.requires_grad_(not FREEZE_TRANSFORMER)
 
     loss = partial(compute_flow_loss if flow else compute_loss, details_weight=DETAILS_WEIGHT)
-    make_batch = partial(random_batch, prior_shapes(vae, autoencoder, IMAGE_SIZE, flow, len(flags)))
-    try_training(model, loss, make_batch, table, constants, accelerator)
+    width = autoencoder.width
+    shapes = {"latents": latent_shape(vae, IMAGE_SIZE), "report_latents": (width,)}
+    shapes |= {"noise": (FLOW_DRAWS, width), "times": (FLOW_DRAWS,), "dropped": ()} if flow else {}
+    shapes |= {"flags": (len(flags),)} if flags else {}
+    try_training(model, loss, partial(random_batch, shapes), table, constants, accelerator)
     features = PriorFeatures(table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
     model.set_statistics(*features.statistics("train"))
     if INITIAL_WEIGHTS:

@@ -128,11 +128,6 @@ class Prior(ModelMixin, ConfigMixin):
             raise InputError(f"the prior predicts NaN or infinity: lower {strength}, or set PRECISION to 'no'")
         return report_latents
 
-    def mean(self, latents: torch.Tensor, seeds: Sequence, draws: int) -> torch.Tensor:
-        """The mean of all report latents that an image allows, (B, D): of a flow, of so many unguided draws."""
-        draws = draws if self.config.kind == "flow" else 1
-        return sum(self.sample(latents, [(seed, number) for seed in seeds]) for number in range(draws)) / draws
-
     def set_statistics(self, mean, std, covariance=None) -> None:
         """Statistics of the training rows' report latents: mean and std, (D,) each; for a flow covariance, (D, D)."""
         self.report_mean.copy_(torch.as_tensor(mean))

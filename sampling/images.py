@@ -44,12 +44,12 @@ class ImageSampler:
         """Draws one image of a prompt in one step, without a reference, and decodes it: what can fail, fails here."""
         one_step = {"steps": 1, "scheduler": "DDIM", "guidance_low": 0.0, "guidance_high": ALL_NOISE}
         request = pd.DataFrame({"prompt": [prompt], "reference_dicom_id": "", "seed": 0})
-        self.decode(replace(self, settings={**self.settings, **one_step}).draw(request))
+        decode_latents(self.vae, replace(self, settings={**self.settings, **one_step}).draw(request))
 
     def make(self, requests: pd.DataFrame) -> tuple[np.ndarray, torch.Tensor | None]:
         """The images (B, S, S) uint8 of B requests, and their latents (B, C, h, w) if these are worth keeping."""
         latents = self.draw(requests)
-        return self.decode(latents), latents
+        return decode_latents(self.vae, latents), latents
 
     def draw(self, requests: pd.DataFrame, edit: Edit | None = None) -> torch.Tensor:
         """The latents of B requests, (B, C, h, w); edit: of B films that are changed, None: drawn from noise alone."""
@@ -77,10 +77,6 @@ class ImageSampler:
             text, text_guidance = null_text.expand_as(text), reference_guidance
         guidance = Guidance(text_guidance, reference_guidance, settings["guidance_low"], settings["guidance_high"])
         return Prompts(text, reference, null_text, null_reference), guidance
-
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Latents (B, C, h, w) => images (B, S, S) uint8."""
-        return decode_latents(self.vae, latents)
 
 
 def batches_to_draw(plan: pd.DataFrame, missing: set, batch_size: int, sampler: ImageSampler) -> list[pd.DataFrame]:

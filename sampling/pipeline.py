@@ -39,7 +39,7 @@ from utils.checkpoints import load_strictly, why_unloaded
 from utils.errors import InputError, as_input_error
 from utils.findings import FINDINGS
 from utils.folders import MANIFEST_FILE
-from utils.latents import draw_latents, read_pixels
+from utils.latents import decode_latents, draw_latents, read_pixels
 from utils.prompts import PooledFusion, ReferenceTower, TextEncoder, TokenFusion
 from utils.seeds import keyed_seed
 
@@ -158,7 +158,11 @@ class CXRIRGenPipeline(DiffusionPipeline):
         requests = make_requests(vectors.drop_duplicates("prompt"), num_images, seed, digest)
         pool = self._pool
         if reference is not None:
-            given = self._embed(reference)
+            if self.reference_encoder is None:
+                raise InputError("this pipeline has no reference encoder: leave `reference` out")
+            with self._autocast():
+                pixels = _pixels(reference, self.reference_encoder.tower.image_size[0])[None].to(self.device)
+                given = self.reference_encoder(pixels)[0].float().cpu()  # (R,)
             pool = SimpleNamespace(draw=lambda _: "given", embeddings=lambda names: given.expand(len(names), -1))
         if pool is None:
             settings["condition"] = "text"
@@ -169,7 +173,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
         images, reports = {}, {}
         for batch in batches_to_draw(requests, {*requests.dicom_id}, settings["batch_size"], sampler):
             latents = sampler.draw(batch)  # (B, C, h, w)
-            images.update(zip(batch.index, map(Image.fromarray, sampler.decode(latents))))
+            images.update(zip(batch.index, map(Image.fromarray, decode_latents(self.vae, latents))))
             kept = latents.half().float()  # as a tree keeps them
             reports.update(zip(batch.index, self._write(kept, batch.dicom_id, seed)))
         rows = [row for prompt in vectors.prompt for row in requests.index[requests.prompt == prompt]]
@@ -249,15 +253,6 @@ class CXRIRGenPipeline(DiffusionPipeline):
             raise InputError("this pipeline has no prior, so it writes no reports: take a tree with written reports")
         pixels = _pixels(image, self.config.image_settings["image_size"])
         return draw_latents(self.vae, pixels, seed, _name(image))[None]
-
-    def _embed(self, image) -> torch.Tensor:
-        """A reference image => its embedding, (R,)."""
-        if self.reference_encoder is None:
-            raise InputError("this pipeline has no reference encoder: leave `reference` out")
-        tower = self.reference_encoder.tower
-        with self._autocast():
-            pixels = _pixels(image, tower.image_size[0])[None].to(self.device)
-            return self.reference_encoder(pixels)[0].float().cpu()
 
 
 def _pixels(image, size) -> torch.Tensor:

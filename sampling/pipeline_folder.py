@@ -28,7 +28,15 @@ _CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 def complete_folder(folder: Path, pipeline, card: str) -> None:
     """Adds to a saved pipeline its code, where its classes are, and a model card with this text on its data."""
     with writing("the pipeline", folder):
-        modules = _write_code(folder)
+        sources = _sources("sampling_pipeline" if _STANDS_ALONE else "sampling.pipeline", {})
+        shutil.rmtree(folder / PACKAGE, ignore_errors=True)
+        (folder / PACKAGE).mkdir()
+        for name, text in sources.items():
+            (folder / PACKAGE / f"{name}.py").write_text(text, encoding="utf-8")
+        entry = ['"""CXR-IRGen: the modules that its pipeline consists of."""', ""]
+        entry += [f"from .{PACKAGE}.{name} import __name__ as _{name}" for name in sources]
+        entry.append(f"from .{PACKAGE}.sampling_pipeline import CXRIRGenPipeline as CXRIRGenPipeline")
+        (folder / f"{ENTRY}.py").write_text("\n".join(entry) + "\n", encoding="utf-8")
         path = folder / pipeline.config_name
         index = json.loads(path.read_text(encoding="utf-8"))
         index["_class_name"] = [ENTRY, type(pipeline).__name__]
@@ -36,7 +44,7 @@ def complete_folder(folder: Path, pipeline, card: str) -> None:
             module = flat_name(type(part).__module__)
             if part is None:  # an earlier one may have been saved
                 shutil.rmtree(folder / name, ignore_errors=True)
-            elif module in modules:
+            elif module in sources:
                 index[name][0] = f"{LOADED_AS}.{module}"
         write_whole(path, json.dumps(index, indent=2) + "\n")
     settings, has_references = pipeline.config.image_settings, pipeline.references is not None
@@ -59,20 +67,6 @@ def complete_folder(folder: Path, pipeline, card: str) -> None:
 def flat_name(module: str) -> str:
     """A module's name in the package: "models.flow" and "diffusers_modules.local.cxr_irgen.models_flow" alike."""
     return module.removeprefix(f"{LOADED_AS}.").replace(".", "_")
-
-
-def _write_code(folder: Path) -> list[str]:
-    """Writes pipeline.py and the package; returns the flat names of its modules."""
-    sources = _sources("sampling_pipeline" if _STANDS_ALONE else "sampling.pipeline", {})
-    shutil.rmtree(folder / PACKAGE, ignore_errors=True)
-    (folder / PACKAGE).mkdir()
-    for name, text in sources.items():
-        (folder / PACKAGE / f"{name}.py").write_text(text, encoding="utf-8")
-    lines = [f"from .{PACKAGE}.{name} import __name__ as _{name}" for name in sources]
-    entry = ['"""CXR-IRGen: the modules that its pipeline consists of."""', "", *lines]
-    entry.append(f"from .{PACKAGE}.sampling_pipeline import CXRIRGenPipeline as CXRIRGenPipeline")
-    (folder / f"{ENTRY}.py").write_text("\n".join(entry) + "\n", encoding="utf-8")
-    return [*sources]
 
 
 def _sources(module: str, found: dict[str, str]) -> dict[str, str]:

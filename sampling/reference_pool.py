@@ -87,14 +87,25 @@ class ReferencePool:
     def draw(self, requests: pd.DataFrame) -> np.ndarray:
         """The dicom_id of a reference for each request, "" for none; prints how they were chosen.
 
-        Every reference can be read: a request that draws an unreadable image draws again (`_draw_again`). No request's
-        reference depends on another request.
+        Every reference can be read: a request that draws an unreadable image draws again, without those that it drew
+        before. No request's reference depends on another request. InputError after UNREADABLE_IN_A_ROW further
+        unreadable images: then the disk is broken rather than a file.
         """
         rows = self._draw_rows(self.references, requests)
         self._encode({row for row in rows if row != NONE})
         unreadable = [place for place, row in enumerate(rows) if not self._is_readable(row)]
         for place in unreadable:
-            rows[place] = self._draw_again(requests.iloc[[place]], rows[place])
+            refused = []
+            while not self._is_readable(rows[place]):
+                refused.append(rows[place])
+                if len(refused) > UNREADABLE_IN_A_ROW:
+                    example = f"e.g. {self.table.image_path[rows[place]]}: is DATA_ROOT whole?"
+                    raise InputError(f"{len(refused)} references in a row cannot be read, {example}")
+                rest = np.delete(np.arange(len(self.table)), refused)
+                others, request = References(self.table.iloc[rest]), requests.iloc[[place]]
+                drawn = self._draw_rows(others, request, attempt=len(refused))[0]
+                rows[place] = NONE if drawn == NONE else rest[drawn]
+                self._encode({rows[place]} - {NONE})
         if self.prompting == "authors":
             kinds = {"first with the same labels": int((rows != NONE).sum()), "none": int((rows == NONE).sum())}
         else:
@@ -103,23 +114,6 @@ class ReferencePool:
         if unreadable:
             say(f"references: {len(unreadable)} drawn again, because their images cannot be read (named above)")
         return np.where(rows == NONE, "", self.table.dicom_id.to_numpy()[rows])
-
-    def _draw_again(self, request: pd.DataFrame, row: int) -> int:
-        """Another row for one request, drawn without those that it drew before; NONE where none is left.
-
-        InputError after UNREADABLE_IN_A_ROW further unreadable images: then the disk is broken rather than a file.
-        """
-        refused = []
-        while not self._is_readable(row):
-            refused.append(row)
-            if len(refused) > UNREADABLE_IN_A_ROW:
-                path = self.table.image_path[row]
-                raise InputError(f"{len(refused)} references in a row cannot be read, e.g. {path}: is DATA_ROOT whole?")
-            rest = np.delete(np.arange(len(self.table)), refused)
-            drawn = self._draw_rows(References(self.table.iloc[rest]), request, attempt=len(refused))[0]
-            row = NONE if drawn == NONE else rest[drawn]
-            self._encode({row} - {NONE})
-        return row
 
     def _draw_rows(self, references: References, requests: pd.DataFrame, attempt: int = 0) -> np.ndarray:
         """Rows of the table that `references` was made of, or NONE, one for each request; attempt: 0 for the first."""

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import house
 import pytest
+from running import FIT_CONSTANTS
 from safetensors import safe_open
 
 from benchmarks import render
-from training.loop import DEFAULTS, FIT_CONSTANTS
+from training.loop import DEFAULTS
 from utils.constants import override_constants
 
 ROOT = house.ROOT

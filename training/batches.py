@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from utils.errors import InputError
 from utils.seeds import keyed_seed
 
 
@@ -30,7 +29,6 @@ class Batches:
     """The batch sampler of one process: yields, pass by pass, the (position, seed) of each example."""
 
     def __init__(self, examples, batch_size, accumulation, seed, first_step, last_step, process=0, processes=1):
-        check_batch_size(batch_size, accumulation, processes)
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.passes, self.process, self.processes = accumulation, process, processes
         self.steps = range(first_step, last_step)
@@ -50,21 +48,12 @@ class Batches:
         batch = []
         for place in range(self.batch_size):
             epoch, index = divmod(step * self.batch_size + place, count)
-            batch.append((self._positions(epoch)[index], keyed_seed(self.seed, "training", step, place)))
+            if epoch != self._epoch:
+                generator = np.random.default_rng(keyed_seed(self.seed, "order", epoch))
+                head = min(-epoch * count % self.batch_size, count)
+                self._epoch, self._order = epoch, self.examples.order(generator, head).tolist()
+            batch.append((self._order[index], keyed_seed(self.seed, "training", step, place)))
         return batch
-
-    def _positions(self, epoch):
-        if epoch != self._epoch:
-            generator = np.random.default_rng(keyed_seed(self.seed, "order", epoch))
-            head = min(-epoch * len(self.examples) % self.batch_size, len(self.examples))
-            self._epoch, self._order = epoch, self.examples.order(generator, head).tolist()
-        return self._order
-
-
-def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None:
-    if batch_size % (accumulation * processes):
-        shares = f"{processes} processes x ACCUMULATION {accumulation}"
-        raise InputError(f"BATCH_SIZE {batch_size} cannot be shared by {shares}; make it a multiple of their product")
 
 
 def make_loader(data: Examples, batches, workers: int, device: torch.device, ended) -> DataLoader:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from models.diffusion import Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
-from training.examples import DiffusionExamples, DiffusionFeatures, check_dropout, diffusion_shapes
+from training.examples import DiffusionExamples, DiffusionFeatures
 from training.loop import fit, random_batch, try_training
-from utils.errors import say
-from utils.latents import decode_latents
+from utils.errors import InputError, say
+from utils.latents import decode_latents, latent_shape
 from utils.mimic_cxr import table_fingerprint
 from utils.prompts import NULL_PROMPT
 from utils.seeds import keyed_seed
@@ -31,20 +31,23 @@ def train_denoiser(
     """Tries the training, computes what the frozen encoders make of the table, and trains by `fit`.
 
     encoders: VAE, text encoder and reference encoder; constants: the script's; num_timesteps: of which an example draws
-    one; facts: further ones for training.json; sampling: arguments of `Preview`. InputError as of `check_dropout` and
-    `try_training`.
+    one; facts: further ones for training.json; sampling: arguments of `Preview`. InputError as of `try_training`.
     """
-    check_dropout(constants["PROMPT_DROPOUT"])
-    image_size = constants["IMAGE_SIZE"]
-    make_batch = partial(random_batch, diffusion_shapes(*encoders, image_size))
-    try_training(model, compute_loss, make_batch, table, constants, accelerator)
+    image_size, dropout = constants["IMAGE_SIZE"], constants["PROMPT_DROPOUT"]
+    vae, text_encoder, reference_encoder = encoders
+    if len(dropout) != 3 or sum(dropout) > 1:
+        form = "three probabilities, of no text, no reference and neither, that sum up to 1 at most"
+        raise InputError(f"PROMPT_DROPOUT {dropout} has to be {form}")
+    latents, text = latent_shape(vae, image_size), tuple(text_encoder.encode([NULL_PROMPT])[0].shape)
+    shapes = {"latents": latents, "noise": latents, "timesteps": (), "text": text}
+    shapes["reference"] = (reference_encoder.width,)
+    try_training(model, compute_loss, partial(random_batch, shapes), table, constants, accelerator)
     threads = constants["NUM_WORKERS"]
     features = DiffusionFeatures(table, *encoders, image_size, constants["CACHE_DIR"], threads, accelerator)
-    drawing = constants["PROMPT_DROPOUT"], constants.get("TIMESTEPS", "uniform")
-    examples = DiffusionExamples(features, "train", num_timesteps, *drawing)
+    examples = DiffusionExamples(features, "train", num_timesteps, dropout, constants.get("TIMESTEPS", "uniform"))
     validation = DiffusionExamples(features, "validate", num_timesteps)
     say(f"references of the training rows: {examples.references.count_kinds(examples.table)}")
-    preview = Preview(validation, encoders[0], model.schedule, constants["SEED"], **sampling)
+    preview = Preview(validation, vae, model.schedule, constants["SEED"], **sampling)
     facts = {"encoders": features.encoders, "data": table_fingerprint(features.table), **(facts or {})}
     fit(model, examples, validation, compute_loss, constants, accelerator, preview, facts)
 
@@ -61,7 +64,7 @@ class Preview:
         self.seeds = [keyed_seed(seed, "preview", row) for row in rows]
         batch = default_collate([validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)])
         self.real, self.text, self.reference = (batch[name] for name in ("latents", "text", "reference"))
-        self.null_text = torch.from_numpy(np.array(validation.features.texts[NULL_PROMPT]))
+        self.null_text = torch.from_numpy(validation.features.null_text)
 
     def __call__(self, model, path: Path) -> None:
         scheduler = sampling_scheduler(self.scheduler, self.schedule)

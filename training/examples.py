@@ -20,7 +20,7 @@ from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import encoder_fingerprints, weights_fingerprint
 from utils.errors import InputError, say
 from utils.findings import FINDINGS, prompts_of
-from utils.latents import cache_moments, draw_posterior, latent_shape, mean_latents
+from utils.latents import cache_moments, draw_posterior, mean_latents
 from utils.mimic_cxr import split_rows
 from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
@@ -71,8 +71,8 @@ class _Rows(Examples):
 class DiffusionFeatures:
     """The frozen encoders' features of each row of a table; rows with an unreadable image are dropped.
 
-    Attributes: table (the rows that are left), prompts, the columns `moments` and `embeddings` (of the row's own image
-    as a reference), `texts`, the TextFeatures of the prompts, and `encoders`, the fingerprints of the frozen models.
+    Attributes: table (the rows that are left), the columns `moments`, `embeddings` (of the row's own image as a
+    reference) and `texts` (of the row's prompt), `null_text`, and `encoders`, the fingerprints of the frozen models.
     """
 
     def __init__(self, table, vae, text_encoder, reference_encoder, image_size, cache_dir, threads, accelerator):
@@ -80,26 +80,12 @@ class DiffusionFeatures:
         moments = cache_moments(table, vae, image_size, cache_dir, ENCODE_BATCH_SIZE, accelerator, threads, keys)
         embeddings = reference_encoder.cache(table, cache_dir, accelerator, ENCODE_BATCH_SIZE, threads, keys)
         self.table, self.moments, self.embeddings = _readable_rows(table, moments, embeddings)
-        self.prompts = prompts_of(self.table)
-        self.texts = text_encoder.cache(self.prompts, cache_dir, accelerator)
+        texts, text_keys = text_encoder.cache(prompts_of(self.table), cache_dir, accelerator)
+        self.texts, self.null_text = Column(texts, text_keys), np.array(texts[NULL_PROMPT])
         self.scaling_factor = vae.config.scaling_factor
         self.encoders = encoder_fingerprints(vae, text_encoder, reference_encoder)
         for model in (vae, text_encoder.model, reference_encoder.tower):
             model.to("cpu")  # the training gets the GPU's memory
-
-
-def diffusion_shapes(vae, text_encoder, reference_encoder, image_size: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of an example of DiffusionExamples, by name."""
-    latents, text = latent_shape(vae, image_size), tuple(text_encoder.encode([NULL_PROMPT])[0].shape)
-    reference = (reference_encoder.width,)
-    return {"latents": latents, "noise": latents, "timesteps": (), "text": text, "reference": reference}
-
-
-def check_dropout(prompt_dropout: tuple[float, ...]) -> None:
-    """InputError unless a PROMPT_DROPOUT is three probabilities that DiffusionExamples can use."""
-    if len(prompt_dropout) != 3 or sum(prompt_dropout) > 1:
-        form = "three probabilities, of no text, no reference and neither, that sum up to 1 at most"
-        raise InputError(f"PROMPT_DROPOUT {prompt_dropout} has to be {form}")
 
 
 class DiffusionExamples(_Rows):
@@ -134,7 +120,7 @@ class DiffusionExamples(_Rows):
         reference_row = self.references.draw(self.labels[row], self.subject_ids[row], generator)
         drop = np.searchsorted(self.dropout_edges, torch.rand((), generator=generator).item(), side="right")
 
-        text = features.texts[NULL_PROMPT if drop in (0, 2) else features.prompts[row]]
+        text = features.null_text if drop in (0, 2) else features.texts[row]
         reference = features.embeddings[self.train_rows[reference_row]]
         if reference_row == NONE or drop in (1, 2):
             reference = np.zeros_like(reference)
@@ -205,17 +191,6 @@ class PriorFeatures:
         covariance = products / len(rows) - np.outer(mean, mean)
         std = np.sqrt(np.maximum(covariance.diagonal(), 0))
         return mean.astype(np.float32), std.astype(np.float32), covariance
-
-
-def prior_shapes(vae, autoencoder, image_size: int, flow: bool, flags: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of an example of PriorExamples, by name; flow: of its Prior; flags: how many its readout has, or 0."""
-    width = autoencoder.width
-    shapes = {"latents": latent_shape(vae, image_size), "report_latents": (width,)}
-    if flow:
-        shapes |= {"noise": (FLOW_DRAWS, width), "times": (FLOW_DRAWS,), "dropped": ()}
-    if flags:
-        shapes["flags"] = (flags,)
-    return shapes
 
 
 class PriorExamples(_Rows):

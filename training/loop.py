@@ -27,7 +27,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from training.batches import Batches, check_batch_size, make_loader
+from training.batches import Batches, make_loader
 from training.run_folder import MetricsLog, compare_with, find_checkpoint, name_checkpoint
 from utils.checkpoints import load_weights, read_training
 from utils.constants import save_constants
@@ -36,11 +36,7 @@ from utils.folders import locked
 from utils.mimic_cxr import split_rows
 from utils.seeds import draw_rows, keyed_seed
 
-FIT_CONSTANTS = (  # fit() reads these of a script's constants
-    "RUN_DIR", "SEED", "BATCH_SIZE", "EPOCHS", "MAX_STEPS", "LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "EMA_DECAY",
-    "CHECKPOINT_EVERY", "NUM_WORKERS",
-)  # fmt: skip
-DEFAULTS = {  # and these, where a script has them
+DEFAULTS = {  # what fit() reads of a script's constants where the script has them
     "ACCUMULATION": 1,  # passes an optimiser step
     "BETAS": (0.9, 0.999),  # of AdamW; the paper's
     "WEIGHT_DECAY": 0.01,  # the paper's
@@ -63,7 +59,7 @@ def fit(model, examples, validation, compute_loss, constants, accelerator, previ
         examples, validation: training.batches.Examples.
         compute_loss: (model, batch) => scalar, a mean over the batch's terms (`Examples.count_terms`). A step's loss is
             the mean over the terms of all of its passes and processes.
-        constants: the script's, of which fit reads FIT_CONSTANTS and DEFAULTS.
+        constants: the script's, of which fit reads DEFAULTS and those of data, optimisation and checkpoints.
         preview: (model, path without suffix) => None; writes what the averaged model generates. Main process only.
         facts: a dict kept in every checkpoint's training.json, e.g. fingerprints of frozen encoders.
     """
@@ -105,15 +101,17 @@ def try_training(
     settings, folder = {**DEFAULTS, **constants}, Path(constants["RUN_DIR"])
     for split in ("train", "validate"):
         split_rows(table, split, settings["DATA_ROOT"])
-    parts = settings["ACCUMULATION"] * accelerator.num_processes
-    check_batch_size(settings["BATCH_SIZE"], settings["ACCUMULATION"], accelerator.num_processes)
+    size, parts = settings["BATCH_SIZE"], settings["ACCUMULATION"] * accelerator.num_processes
+    if size % parts:
+        shares = f"{accelerator.num_processes} processes x ACCUMULATION {settings['ACCUMULATION']}"
+        raise InputError(f"BATCH_SIZE {size} cannot be shared by {shares}; make it a multiple of their product")
     checkpoint = find_checkpoint(folder)
     if checkpoint:
         compare_with(checkpoint, read_training(checkpoint), settings, facts={})
         return
     device, tried = accelerator.device, copy.deepcopy(model)  # a copy is not compiled, which would take minutes
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        batch = send_to_device(make_batch(settings["BATCH_SIZE"] // parts), device)
+        batch = send_to_device(make_batch(size // parts), device)
         tried.to(device).train()
         with accelerator.autocast():
             loss = compute_loss(tried, batch)

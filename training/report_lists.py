@@ -1,6 +1,5 @@
 """CSV files of reports without images, which a report autoencoder can be trained on."""
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -50,7 +49,10 @@ def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
 
     A group is what one patient's uids name, with all near-copies of these reports, see docs/data.md.
     """
-    patients, names = pd.factorize(frame["uid"].map(_group_of))
+    # the patient in a uid that is a path (of CheXpert Plus, say), else its folder; other uids stand for themselves
+    folders = frame["uid"].str.replace(r"(?<!^)/[^/]*$", "", regex=True)
+    named = ("/" + frame["uid"]).str.extract(r"(.*/(?:patient|p)\d+)/")[0].str[1:]
+    patients, names = pd.factorize(named.fillna(folders))
     texts = (frame["findings"] + " " + frame["impression"]).str.replace(MARK, " ", regex=True).str.lower()
     words = texts.str.findall("[a-z]+")
     texts = words.str.join(" ").where(words.str.len() >= COPY_WORDS, frame["uid"])
@@ -62,9 +64,3 @@ def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
     too_large = (groups != patients).groupby(groups).transform("any") & (of_group.transform("size") > len(frame) / 10)
     tenths = groups.map({group: keyed_seed("split", names[group]) % 10 for group in groups.unique()})
     return tenths.mask(too_large, 9).map(lambda tenth: {0: "validate", 1: "test"}.get(tenth, "train")).tolist()
-
-
-def _group_of(uid: str) -> str:
-    """The patient in a uid that is a path (of CheXpert Plus, say), else its folder; other uids stand for themselves."""
-    patient = re.search(r".*/(?:patient|p)\d+(?=/)", f"/{uid}")
-    return patient[0][1:] if patient else uid.rpartition("/")[0] or uid

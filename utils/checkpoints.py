@@ -114,8 +114,8 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 def encoder_fingerprints(vae: nn.Module, text_encoder, reference_encoder) -> dict[str, str]:
     """The fingerprints of the frozen encoders, which a checkpoint keeps and `check_encoders` compares."""
-    text, reference = text_encoder.fingerprint(), reference_encoder.fingerprint()
-    return {"vae": weights_fingerprint(vae), "text_encoder": text, "reference_encoder": reference}
+    models = {"vae": vae, "text_encoder": text_encoder.model, "reference_encoder": reference_encoder.tower}
+    return {name: weights_fingerprint(model) for name, model in models.items()}
 
 
 def check_encoders(training: dict, **fingerprints: str) -> None:

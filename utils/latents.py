@@ -11,12 +11,8 @@ For Stable Diffusion v1.4's VAE at S = 256: C = 4, f = 8.
 An image file holds a single picture in any format that Pillow reads, at least SMALLEST_SIDE pixels a side.
 
     1 and 8 bits a channel    grey as it is; a palette, RGB and CMYK as Pillow's luma; transparency is ignored
-    16 bits, grey             black to white are 0 to the largest number of the fewest bits that hold all values (a
-                              12-bit film: 4095)
-    32 bits                   refused, since its black and white cannot be known
+    more bits, DICOM (.dcm)   as docs/data.md says
     white is zero             not known here: an X-ray exported with MONOCHROME1's values is read as a negative
-    DICOM (.dcm)              by pydicom, as its modality LUT and its VOI LUT or (first) window show it, or else by the
-                              range of its stored bits; MONOCHROME1 inverted; overlays are not drawn
 
 Everything else (several frames, a DICOM file in colour, fewer pixels, more than twice Pillow's MAX_IMAGE_PIXELS,
 broken) is refused by name; so is a blank image, but where it is only shown.
@@ -130,27 +126,14 @@ def _read_dicom(path: str | Path) -> Image.Image:
     missing = f'{path} is a DICOM file, which pydicom reads: pip install -e ".[dicom]"'
     with as_input_error(lambda _: missing, ImportError):
         import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_windowing
     dicom = pydicom.dcmread(path)
     photometric, bits, frames = dicom.PhotometricInterpretation, dicom.BitsStored, int(dicom.get("NumberOfFrames") or 1)
     if frames > 1 or bits > 16 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         film = f"{frames} frames in {photometric} of {bits} bits"
         raise ValueError(f"it has {film}; a film is one, in grey of 16 at most")
-    grey = _grey_of_codes(dicom)
-    if photometric == "MONOCHROME1":
-        grey = 255 - grey
-    codes = dicom.pixel_array.astype(np.uint16) & (2**bits - 1)  # higher bits may hold an overlay
-    if dicom.get("BurnedInAnnotation") == "YES":  # Python shows a warning of one text once
-        warnings.warn("a DICOM file states that writing is part of its pixels: it may name a patient", stacklevel=2)
-    picture = Image.fromarray(grey[codes])
-    picture.format = "DICOM"
-    return picture
-
-
-def _grey_of_codes(dicom) -> np.ndarray:
-    """For each number that the stored bits of a DICOM file can be: grey, (2^BitsStored,) uint8, 0 to 255."""
-    from pydicom.pixels import apply_modality_lut, apply_windowing
-
-    values = np.arange(2**dicom.BitsStored)
+    # for each number that the stored bits can be: grey, (2^BitsStored,) uint8, 0 to 255
+    values = np.arange(2**bits)
     if dicom.PixelRepresentation:  # two's complement
         values -= len(values) * (values >= len(values) // 2)
     if dicom.get("ModalityLUTSequence"):
@@ -162,7 +145,15 @@ def _grey_of_codes(dicom) -> np.ndarray:
         values, low, high = _look_up(dicom.VOILUTSequence[0], values)
     elif dicom.get("WindowWidth") is not None and dicom.get("WindowCenter") is not None:
         values = apply_windowing(values, dicom)  # from low to high
-    return ((values - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    grey = ((values - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    if photometric == "MONOCHROME1":
+        grey = 255 - grey
+    codes = dicom.pixel_array.astype(np.uint16) & (2**bits - 1)  # higher bits may hold an overlay
+    if dicom.get("BurnedInAnnotation") == "YES":  # Python shows a warning of one text once
+        warnings.warn("a DICOM file states that writing is part of its pixels: it may name a patient", stacklevel=2)
+    picture = Image.fromarray(grey[codes])
+    picture.format = "DICOM"
+    return picture
 
 
 def _look_up(lut, values: np.ndarray) -> tuple[np.ndarray, int, int]:

@@ -5,7 +5,7 @@
     (text, reference) => the denoiser's prompt tokens, by PooledFusion (U-ViT) or TokenFusion (Stable Diffusion)
 
 A dropped text is the encoding of the empty prompt; a dropped reference is the zero vector. For SD v1.4 and OpenAI's
-ViT-B/32, D = R = 768. The CXR-IRGen authors prompt in another way, which their denoisers keep (PROMPTINGS):
+ViT-B/32, D = R = 768. The CXR-IRGen authors prompt in another way, which their denoisers keep:
 
     texts      padded to the longest of their batch, not to 77; here a batch has texts of one length, so that the
                batch size changes no image
@@ -34,7 +34,6 @@ from utils.findings import PROMPT_START
 from utils.latents import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # the prompt of a dropped text
-PROMPTINGS = ("own", "authors")  # how a denoiser was prompted in training
 WITHOUT_POOLER = "without_pooler"  # in the config of a text model whose file has no pooler
 LONGEST = 77  # tokens of a prompt: a BERT that reads 512 would fill cache and attention with padding
 TEXT_BATCH = 64  # prompts that are encoded at a time
@@ -120,7 +119,7 @@ class TextEncoder:
     def null_prompt(self, prompting: str, length: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The prompt that guidance leads away from => text (D,) or (77, D), reference (D,), None for the zero vector.
 
-        prompting: one of PROMPTINGS; length: the tokens of the texts beside it, for Stable Diffusion's authors.
+        prompting: "own" or "authors"; length: the tokens of the texts beside it, for Stable Diffusion's authors.
         The authors' null prompt has no part for a reference; the two parts here are such that their fusion equals it.
         """
         if prompting == "own":
@@ -131,11 +130,13 @@ class TextEncoder:
         tokens = self.encode([NULL_PROMPT], min(length + 1, self.longest))[0]  # (length + 1, D)
         return tokens[:length], tokens[-1]  # TokenFusion puts one behind the other
 
-    def cache(self, prompts: list[str], cache_dir: str | Path, accelerator: Accelerator) -> "TextFeatures":
-        """The features of the distinct prompts, and of the null prompt, computed once."""
+    def cache(
+        self, prompts: list[str], cache_dir: str | Path, accelerator: Accelerator
+    ) -> tuple[FeatureCache, list[str]]:
+        """The features of the distinct prompts, and of the null prompt, computed once => (cache, each prompt's key)."""
         self.print_lengths(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
-        digest, kind = self.fingerprint(), "pooled" if self.pooled else "tokens"
+        digest, kind = weights_fingerprint(self.model), "pooled" if self.pooled else "tokens"
         if self.name:  # another TEXT_ENCODER has a folder of its own
             folder = f"text_{kind}_{digest[:12]}"
             feature = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
@@ -150,20 +151,7 @@ class TextEncoder:
         )  # fmt: skip
         if not served.all():
             raise InputError(f"the text encoder makes no finite features of {(~served).sum()} prompts (named above)")
-        return TextFeatures(cache)
-
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.model)
-
-
-class TextFeatures:
-    """The features of texts, out of a FeatureCache: features[text] => (D,) or (77, D)."""
-
-    def __init__(self, cache: FeatureCache):
-        self.cache = cache
-
-    def __getitem__(self, text: str) -> np.ndarray:
-        return self.cache[_text_key(text)]
+        return cache, [_text_key(prompt) for prompt in prompts]
 
 
 def _text_key(text: str) -> str:
@@ -263,7 +251,7 @@ class ReferenceEncoder:
     ) -> tuple[FeatureCache, list[str | None], np.ndarray]:  # fmt: skip
         """The embeddings of every image of a table => (cache, keys, readable), as of `latents.cache_moments`."""
         fingerprint = {
-            "feature": "CLIP image embedding before the projection", "encoder": self.fingerprint(),
+            "feature": "CLIP image embedding before the projection", "encoder": weights_fingerprint(self.tower),
             "image_size": self.image_size, "preprocessing": PREPROCESSING,
         }  # fmt: skip
         cache = FeatureCache(f"{cache_dir}/references", fingerprint)
@@ -275,9 +263,6 @@ class ReferenceEncoder:
             batch_size, accelerator, "reference embeddings", threads,
         )  # fmt: skip
         return cache, keys, readable
-
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.tower)
 
 
 class ReferenceTower(ModelMixin, ConfigMixin):
@@ -301,7 +286,7 @@ class PooledFusion(ModelMixin, ConfigMixin):
     """The U-ViT's fusion (CXR-IRGen, section 3): one token, Linear((text + reference) / 2).
 
     A reference of another width than the text is first projected (learned, without a bias: no reference stays zero).
-    prompting: one of PROMPTINGS.
+    prompting: "own" or "authors".
     """
 
     @register_to_config
@@ -320,7 +305,7 @@ class TokenFusion(ModelMixin, ConfigMixin):
     """Stable Diffusion's fusion (CXR-IRGen, section 3): the 77 text tokens, then the reference as token 78.
 
     The reference passes a learned projection without a bias (no reference stays zero), which starts as the identity
-    when the widths agree. prompting: one of PROMPTINGS. token_dim: the width of the tokens in the U-Net's attention, 0
+    when the widths agree. prompting: "own" or "authors". token_dim: the width of the tokens in the U-Net's attention, 0
     for text_dim; texts of another width pass a learned projection, too.
     """
 

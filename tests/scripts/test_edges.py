@@ -25,7 +25,8 @@ def test_the_largest_numbers_of_a_training(config, tmp_path):
         "CHECKPOINT_EVERY": 2**63 - 1,
         "WARMUP_STEPS": 2**63 - 1,
     }
-    says(train(config, tmp_path, PROMPT_DROPOUT="1,0,0.05"), "PROMPT_DROPOUT", "sum up to 1")
+    for drops in ("1,0,0.05", "0.1,0.2"):
+        says(train(config, tmp_path, PROMPT_DROPOUT=drops), "PROMPT_DROPOUT", "sum up to 1")
     others = {"SEED": 2**63 - 1, "MAX_STEPS": 1, "TIMESTEPS": "logit-normal", "LEARNING_RATE": 1}
     assert train(config, tmp_path, **largest, **others) == 0
 

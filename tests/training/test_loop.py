@@ -9,17 +9,20 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from running import FIT_CONSTANTS
 from torch import nn
 
 from training import loop as training
 from training.batches import Batches, Examples
-from training.loop import DEFAULTS, FIT_CONSTANTS, fit
+from training.loop import DEFAULTS, fit, try_training
 from training.run_folder import MetricsLog
 from utils.checkpoints import read_training
 from utils.devices import make_accelerator
@@ -465,7 +468,11 @@ def test_sigterm_to_a_whole_job_stops_no_process_that_loads_batches(train, tmp_p
 
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent.parent, HERE.parent))),
+}
 LOADED = """
 import sys
 from test_loop import CONSTANTS, Line, Points, fit, make_accelerator, squared_error
@@ -706,9 +713,11 @@ def test_processes_share_one_batch(accumulation):
         assert first + second == one and len(first) == len(second)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    constants = {**CONSTANTS, "RUN_DIR": str(tmp_path / "run"), "DATA_ROOT": "", "BATCH_SIZE": 6, "ACCUMULATION": 2}
+    table, two = pd.DataFrame({"split": ["train", "validate"]}), SimpleNamespace(num_processes=2)
     with pytest.raises(InputError, match="BATCH_SIZE 6 cannot be shared by 2 processes x ACCUMULATION 2"):
-        Batches(Numbers(), 6, 2, 1, 0, 5, 0, 2)
+        try_training(Line(), squared_error, None, table, constants, two)
 
 
 def test_a_data_set_may_order_its_epochs():
