@@ -15,6 +15,8 @@ from utils.errors import run
 
 OUTPUT_ROOT = "demo/phantom"  # folder of the tree that is drawn (a folder to write)
 STUDIES = 1500  # studies; about 1.3 images and 0.5 patients each (1 to 10000000)
+STUDIES_PER_PATIENT = 0  # of each patient (0 to 4; 0: one to four)
+CANARIES = 0.0  # share of the patients whose reports end with a number of their own, for audits of privacy (0 to 1)
 IMAGE_SIZE = 256  # pixels, height and width (32 to 4096)
 SEED = 1234  # same seed, same bytes (0 or more)
 NUM_WORKERS = 0  # processes that draw (0 to 256; 0: the script's own only)
@@ -27,7 +29,7 @@ def main():
     if TWINS_OF:
         draw_twins(TWINS_OF, DATA_ROOT, OUTPUT_ROOT, NUM_WORKERS)
     else:
-        draw_tree(OUTPUT_ROOT, STUDIES, IMAGE_SIZE, SEED, NUM_WORKERS)
+        draw_tree(OUTPUT_ROOT, STUDIES, IMAGE_SIZE, SEED, NUM_WORKERS, STUDIES_PER_PATIENT, CANARIES)
 
 
 if __name__ == "__main__":

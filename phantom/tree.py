@@ -21,6 +21,7 @@ from utils.errors import InputError, say, writing
 from utils.folders import DRAWN_TREE, making
 
 CHUNK = 16  # studies that a process draws at a time
+CANARY = "Reference {:06d}."  # a sentence that the reports of one patient have, and no others
 _SPLIT_CYCLE = 25  # patients of a group after which the splits repeat: 20 train, 2 validate, 3 test
 _TEST_PLACES, _VALIDATE_PLACES = (0, 9, 17), (5, 22)
 # procedure and direction in PhysioNet's words
@@ -28,17 +29,21 @@ _VIEWS = {"PA": ("CHEST (PA)", "postero-anterior"), "AP": ("CHEST (PORTABLE AP)"
 
 
 def draw_tree(
-    root: str | Path, studies: int = 1500, image_size: int = 256, seed: int = 1234, processes: int = 0
-) -> None:
+    root: str | Path, studies: int = 1500, image_size: int = 256, seed: int = 1234, processes: int = 0,
+    studies_per_patient: int = 0, canaries: float = 0.0,
+) -> None:  # fmt: skip
     """Draws a CXR tree of so many studies: three CSVs, JPEGs and reports. The same seed gives the same bytes.
 
-    A patient has one to four studies, a study one film (PA or AP) or both. Patients are spread over groups p10 to p19;
-    of every 25 patients of a group 80 % are train, 8 % validate and 12 % test. processes: that draw; 0: this one.
+    A patient has one to four studies, or studies_per_patient, a study one film (PA or AP) or both. Patients are spread
+    over groups p10 to p19; of every 25 patients of a group 80 % are train, 8 % validate and 12 % test. The reports of
+    a share of the patients, canaries, end with CANARY and a number of the patient. processes: that draw; 0: this one.
     InputError for sizes that cannot be drawn, and for a folder that holds anything but the same drawn tree.
     """
     if studies < 1 or image_size < 32:
         raise InputError(f"cannot draw {studies} studies of {image_size} pixels; ask for 1 study and 32 pixels or more")
     settings = {"studies": studies, "image_size": image_size, "seed": seed}
+    further = {"studies_per_patient": studies_per_patient, "canaries": canaries}
+    settings |= {name: value for name, value in further.items() if value}  # else the manifest of an earlier version
     with making(DRAWN_TREE, root, settings):
         draw_studies(root, studies_of_tree(settings), image_size, processes)
 
@@ -47,7 +52,9 @@ def studies_of_tree(settings: dict) -> list[dict]:
     """All studies of a drawn tree, as `_studies_of` has them; settings: those of its manifest."""
     studies, patient = [], 0
     while len(studies) < settings["studies"]:
-        studies += _studies_of(patient, settings["seed"])[: settings["studies"] - len(studies)]
+        count, canaries = (settings.get(name, 0) for name in ("studies_per_patient", "canaries"))
+        of_patient = _studies_of(patient, settings["seed"], count, canaries)
+        studies += of_patient[: settings["studies"] - len(studies)]
         patient += 1
     return studies
 
@@ -73,8 +80,8 @@ def random_chest(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray,
     return to_bytes(image), labels, write_report(drawn, labels, rng)
 
 
-def _studies_of(patient: int, seed: int) -> list[dict]:
-    """All studies of a patient, given by number; each depends on (seed, patient, study) alone.
+def _studies_of(patient: int, seed: int, count: int = 0, canaries: float = 0.0) -> list[dict]:
+    """All studies of a patient, given by number; each depends on (seed, patient, study) alone. count: 0 draws it.
 
     A study is what its films and its report are made of: anatomy, drawn findings, labels, report; `identity`, what its
     rows of the tables begin with; `films`, the view, seed and dicom_id of each.
@@ -87,13 +94,16 @@ def _studies_of(patient: int, seed: int) -> list[dict]:
     subject_id = (10 + group) * 1_000_000 + (7919 * round_ + 104_729 * (seed % 1000)) % 1_000_000
     first_day = pd.Timestamp("2110-01-01") + pd.Timedelta(days=int(rng.integers(30_000)))
     studies = []
-    for number in range(rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])):
+    drawn_count, planted = rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1]), np.random.default_rng([seed, patient, 99])
+    canary = CANARY.format(planted.integers(10**6)) if planted.random() < canaries else ""
+    for number in range(count or drawn_count):
         rng = np.random.default_rng([seed, patient, number])
         drawn, labels = random_findings(rng)
         views = (("PA",), ("AP",), ("PA", "AP"))[rng.choice(3, p=[0.5, 0.2, 0.3])]
         day = first_day + pd.Timedelta(days=int(90 * number + rng.integers(80)))
         hour, minute, second, thousandth = (int(rng.integers(limit)) for limit in (24, 60, 60, 1000))
         report = write_report(drawn, labels, rng)
+        report = f"{report.rstrip()} {canary}\n" if canary else report
         film_seeds = [int(rng.integers(2**31)) for _ in views]
         dicom_ids = ["-".join(f"{word:08x}" for word in rng.integers(2**32, size=5)) for _ in views]
         study_id = 50_000_000 + (15_485_863 % 9_999_991 * (4 * patient + number) + seed) % 9_999_991

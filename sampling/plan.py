@@ -74,7 +74,8 @@ def label_vectors(
 
     text: free text; its label vector is `findings` where these are set, else it is read by rules. Else findings: one
     label vector, such as "cardiomegaly, not edema". Else labels_csv: a CSV with PhysioNet's 14 columns, with the
-    authors' `label`, or with a column `prompt` of free texts. Else the rows of one split of the table. limit: so many
+    authors' `label`, or with a column `prompt` of free texts; `dicom_id` and `subject_id` in it name the images that
+    its rows are from. Else the rows of one split of the table. limit: so many
     of them, drawn at random (a larger limit keeps those of a smaller one); 0: all. trained_on: the PROMPT of the
     model's training. InputError for prompts of another kind, and where there are no rows.
     """
@@ -132,6 +133,8 @@ def _read_labels(path: Path, trained_on: str) -> pd.DataFrame:
         vectors[[*FINDINGS]] = authors_codes(frame["label"], path).to_numpy()
     elif stated:
         vectors[stated] = from_physionet(frame.reindex(columns=FINDINGS), path)[stated]
+    if {"dicom_id", "subject_id"} <= {*frame}:  # of real images, whose patients give no references
+        return vectors.assign(source=frame["dicom_id"].astype(str), subject_id=frame["subject_id"])
     return vectors.assign(source=[f"{path.name} {row}" for row in frame.index])
 
 

@@ -14,7 +14,8 @@ labels   1 present, -1 absent, -2 uncertain, 0 not mentioned (utils.findings). O
          1.0 / 0.0 / -1.0 / blank; the CSV of the CXR-IRGen authors has the codes themselves, and so has a tree's
          whose column coding says authors.
 views    DICOM's ViewPosition: "PA" and "AP" are frontal, "LATERAL" and "LL" are not; "" if it is unknown.
-splits   "train", "validate", "test"; whole patients. The groups in hold_out are "test", whatever the split file says.
+splits   "train", "validate", "test"; whole patients. The groups in hold_out are "test", whatever the split file says;
+         with ONE_STUDY in it the last study of each patient who has several is left out (see audit_privacy.py).
 ids      A dicom_id names a file: 1 to 100 characters, no separator, no dot in front. subject_id and study_id are whole
          numbers from 1 to 10^15, and a study has one patient.
 pixels   8-bit grey JPEGs of any size, air black (0) and bone white (255).
@@ -59,6 +60,7 @@ NEW_METADATA = {
 VIEW_MEANINGS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral"}
 REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
 PROVENANCE_FILE = "synthetic.csv"
+ONE_STUDY = "one study"  # in hold_out: of each patient with several studies the one of the highest study_id
 TWINS_FILE = "counterfactuals.csv"  # in a tree of films and their counterfactual twins, see `read_twins`
 TWIN_COLUMNS = ("dicom_id", "film_dicom_id", "source", "finding", "from", "to", "method", "strength")
 PICTURE_FILE = "first.png"  # the first images of a synthetic tree, see sampling/first_images.py
@@ -78,7 +80,8 @@ def read_table(
         the folder) of PhysioNet's mimic-cxr-reports.zip, which is read without unpacking. Not used for the authors'
         CSV.
     views, splits: names to keep, e.g. ("PA",) and ("train", "validate"); empty keeps all.
-    hold_out: patient groups, e.g. ("p19",), whose rows become split "test". PhysioNet's own test rows stay test.
+    hold_out: patient groups, e.g. ("p19",), whose rows become split "test". PhysioNet's own test rows stay test. With
+        ONE_STUDY among them, the study of the highest study_id of each patient who has several is dropped.
     with_reports: False leaves every report "" and opens none.
     check_images: False does not check that each image is on disk.
 
@@ -185,16 +188,24 @@ def _keep_names(table: pd.DataFrame, column: str, names: Sequence[str], root: Pa
     return table[mask].reset_index(drop=True)
 
 
-def _hold_out(table: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
-    """Gives patient groups such as p19 the split "test"; all trainers leave out groups by this rule."""
+def _hold_out(table: pd.DataFrame, hold_out: Sequence[str]) -> pd.DataFrame:
+    """Gives patient groups such as p19 the split "test", and drops ONE_STUDY; all trainers leave out by this rule."""
+    groups = [group for group in hold_out if group != ONE_STUDY]
     wrong = [group for group in groups if not re.fullmatch(r"p\d\d", str(group))]
     if wrong:
-        raise InputError(f"{wrong[0]!r} in hold_out is not a patient group; name a folder such as p19")
+        raise InputError(
+            f"{wrong[0]!r} in hold_out is not a patient group; name a folder such as p19, or {ONE_STUDY!r}"
+        )
     if groups:
         mask = ("p" + table["subject_id"].astype(str).str[:2]).isin(groups)
         moved = mask & (table["split"] != "test")
         say(f"hold-out {', '.join(groups)}: {mask.sum()} images are test, {moved.sum()} of them moved there")
         table.loc[mask, "split"] = "test"
+    if ONE_STUDY in hold_out:
+        studies = table.groupby("subject_id")["study_id"]
+        kept = (table["study_id"] < studies.transform("max")) | (studies.transform("nunique") == 1)
+        _say_kept(f"hold-out {ONE_STUDY}", kept, "of the last study of a patient who has several dropped")
+        table = table[kept].reset_index(drop=True)
     return table
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 import phantom
 from utils import findings as cxr
 from utils.errors import InputError
+from utils.mimic_cxr import read_table
 
 SEED, STUDIES, IMAGE_SIZE = 7, 320, 32
 PATHOLOGIES = [name for name in cxr.FINDINGS if name != "No Finding"]
@@ -71,6 +72,15 @@ def test_a_larger_tree_holds_the_files_of_a_smaller_one(tree, tmp_path):
     files = [path for path in small if path.startswith("files")]
     assert len(files) > 9
     assert all(large[path] == small[path] for path in files)
+
+
+def test_patients_with_four_studies_have_those_that_they_have_without(tree, tmp_path):
+    phantom.draw_tree(tmp_path, studies=16, image_size=IMAGE_SIZE, seed=SEED, studies_per_patient=4)
+    four, drawn = digests(tmp_path), digests(tree)
+    patients = {path.split("/")[2] for path in four if path.startswith("files")}
+    known = [path for path in drawn if path.startswith("files") and path.split("/")[2] in patients]
+    assert len(patients) == 4 and known and all(four[path] == drawn[path] for path in known)
+    assert read_table(tmp_path).groupby("subject_id")["study_id"].nunique().eq(4).all()
 
 
 def test_layout_and_columns_are_those_of_physionet(tree):

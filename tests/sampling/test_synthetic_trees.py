@@ -21,7 +21,7 @@ from sampling import tree as trees
 from sampling.images import ImageSampler
 from sampling.reference_pool import ReferencePool
 from utils.errors import InputError
-from utils.findings import FINDINGS
+from utils.findings import FINDINGS, to_physionet
 from utils.folders import SYNTHETIC_TREE, making, read_manifest
 from utils.latents import load_vae, read_pixels
 from utils.mimic_cxr import image_file, read_table
@@ -243,6 +243,17 @@ def test_the_authors_labels_are_read_as_in_a_table_of_theirs(tmp_path, capsys, l
     assert vectors.Edema.tolist() == [1, 1] and vectors.Pneumothorax.tolist() == [-1, -1]
     assert vectors.source.tolist() == ["labels.csv 0", "labels.csv 3"]
     assert "2 of 4 rows kept (2 without label dropped)" in capsys.readouterr().out
+
+
+def test_a_labels_csv_names_the_images_of_its_rows_whose_patients_give_no_reference(config, runs, tree, tmp_path):
+    asked = read_table(tree, splits=("train",)).iloc[:6]
+    labels = pd.concat([asked[["dicom_id", "subject_id"]], to_physionet(asked[[*FINDINGS]])], axis=1)
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    assert sample("clipUViT", config, runs, tmp_path / "made", LABELS_CSV=tmp_path / "labels.csv") == 0
+    made = provenance(tmp_path / "made")
+    assert sorted(made["source"]) == sorted(asked["dicom_id"])
+    patients = read_table(tree).set_index("dicom_id")["subject_id"]
+    assert (patients.loc[made["source"]].to_numpy() != patients.loc[made["reference_dicom_id"]].to_numpy()).all()
 
 
 def test_each_image_of_a_label_vector_has_its_own_noise_and_name(config, runs, tmp_path):

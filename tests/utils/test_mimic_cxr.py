@@ -13,7 +13,7 @@ from phantom import draw_tree
 from utils import mimic_cxr
 from utils.errors import InputError
 from utils.findings import FINDINGS
-from utils.mimic_cxr import image_file, read_table, write_tree
+from utils.mimic_cxr import ONE_STUDY, image_file, read_table, write_tree
 
 KINDS = ("metadata", "chexpert", "split")
 
@@ -108,6 +108,18 @@ def test_hold_out_moves_patients_to_test(tree, capsys):
     }  # fmt: skip
     assert "hold-out p19, p12: 2 images are test, 1 of them moved there" in capsys.readouterr().out
     assert read_table(tree, hold_out=("p19",), splits=("train",))["dicom_id"].tolist() == ["d1", "d2"]
+
+
+def test_one_study_of_each_patient_who_has_several_is_left_out(tmp_path, capsys):
+    draw_tree(tmp_path, studies=9, image_size=32, seed=3, studies_per_patient=4)
+    whole, kept = (read_table(tmp_path, hold_out=groups) for groups in ((), (ONE_STUDY, "p10")))
+    last = whole.groupby("subject_id")["study_id"].max()  # two patients of four studies, the third has one
+    left_out = whole[~whole["dicom_id"].isin(kept["dicom_id"])]
+    assert {*left_out["study_id"]} == {*last.iloc[:2]} and {*kept["study_id"]} == {*whole["study_id"]} - {
+        *last.iloc[:2]
+    }
+    assert f"hold-out one study: {len(kept)} of {len(whole)} images kept" in capsys.readouterr().out
+    assert (kept.loc[kept["subject_id"] // 1_000_000 == 10, "split"] == "test").all()
 
 
 def test_only_the_first_process_prints(tree, capsys, monkeypatch):
