@@ -5,6 +5,8 @@
 # make test-oldest  runs the tests on the oldest versions that requirements.txt allows
 # make counterfactuals   films with one finding changed, and what else changed in them; after make demo
 # make utility      what are the films good for? classifiers trained on real and synthetic ones, twins too; after the demo
+# make privacy      are drawn patients found among the films and reports of models that were trained on them?
+# make privacy-controls  the same of a model of the others of them, and of one that was trained on few for too long
 # make bench        how quick beside diffusers, transformers and other peers? DEVICE=cuda: at the paper's sizes, on a GPU
 # make soak         kills every script at random moments, and compares what completes with an uninterrupted run
 # make parts        the demo's pretrained parts anew, in two hours or more; goes on where it was cut
@@ -24,7 +26,8 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
 .PHONY: demo/selected-clipUViT demo/pairs-clipUViT demo/selected-clipSD demo/pairs-clipSD
-.PHONY: demo demo-open parts $(PARTS) test test-oldest counterfactuals utility bench soak lint lock clean
+.PHONY: demo demo-open parts $(PARTS) test test-oldest counterfactuals privacy privacy-controls utility bench soak
+.PHONY: demo/patients demo/report-models lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, of those that can begin the first named, each with half of the cores: small networks
@@ -109,6 +112,45 @@ demo/twins-of-%:
 	$(RUN) sample_prior_model.py $(DEMO) --OUTPUT_ROOT demo/counterfactuals/$* --CANDIDATES 8 --FLOW_TEMPERATURE 0.5
 	$(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/counterfactuals/$* --TWINS demo/twins \
 	    --OUTPUT demo/evaluation/counterfactuals/$*
+
+# audits: HALF and OTHER_HALF hold out each other's patients, FEW all but one group's, and all three the attacker's
+PATIENTS := $(DEMO) --DATA_ROOT demo/patients
+HALF := --HOLD_OUT "p14,p15,p16,p17,p18,p19,one study"
+OTHER_HALF := --HOLD_OUT "p10,p11,p12,p13,p17,p18,p19,one study"
+FEW := --HOLD_OUT "p11,p12,p13,p14,p15,p16,p17,p18,p19,one study"
+audit = $(RUN) audit_privacy.py $(DEMO) $(2) --OUTPUT demo/privacy/$(1) --SYNTHETIC demo/films/$(1)
+# 1: the audit's name; 2: HOLD_OUT; 3: clipUViT or clipSD; 4: best or last checkpoint; 5: constants of the training
+define films
+	$(call audit,$(1),$(2))
+	$(RUN) train_diffusion_$(3).py $(PATIENTS) $(2) --RUN_DIR demo/privacy/runs/$(1) $(5)
+	$(RUN) sample_diffusion_$(3).py $(PATIENTS) --CHECKPOINT demo/privacy/runs/$(1)/$(4) --OUTPUT_ROOT demo/films/$(1) \
+	    --LABELS_CSV demo/privacy/$(1)/requests.csv --MAX_LABELS 0 --IMAGES_PER_LABEL 4
+endef
+
+demo/patients: .venv/installed
+	$(RUN) -m phantom $(DEMO) --OUTPUT_ROOT $@ --STUDIES 6400 --STUDIES_PER_PATIENT 4 --CANARIES 0.2
+
+privacy: demo/patients
+	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/films-clipUViT demo/report-models demo/films-clipSD
+	$(MAKE) demo/audit-clipUViT demo/audit-clipSD
+
+demo/films-%:
+	$(call films,$*,$(HALF),$*,best)
+
+demo/report-models:
+	$(RUN) train_bart.py $(PATIENTS) $(HALF) --RUN_DIR demo/privacy/runs/bart
+	$(RUN) train_prior_model.py $(PATIENTS) $(HALF) --BART_CHECKPOINT demo/privacy/runs/bart/best \
+	    --RUN_DIR demo/privacy/runs/prior
+
+demo/audit-%:
+	$(RUN) sample_prior_model.py $(DEMO) $(HALF) --CHECKPOINT demo/privacy/runs/prior/best --OUTPUT_ROOT demo/films/$*
+	$(call audit,$*,$(HALF)) --BART_CHECKPOINT demo/privacy/runs/bart/best
+
+privacy-controls: demo/patients
+	$(call films,exchanged,$(OTHER_HALF),clipUViT,best)
+	$(call audit,exchanged,$(OTHER_HALF))
+	$(call films,few,$(FEW),clipUViT,last,--MAX_STEPS 6000 --LEARNING_RATE 1e-3)
+	$(call audit,few,$(FEW))
 
 demo-open: .venv/installed-imagenet
 	$(RUN) -m open_data --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany

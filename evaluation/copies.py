@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import binomtest
 
+from evaluation.images import Images
+from evaluation.judges import to_float
+
 PLANTED = 60  # training images, of each of which a copy of each kind is searched
 COPY_QUANTILE = 0.01  # a copy is nearer to a training image than all but this share of unseen real images
 COARSE, FINE = 16, 32  # pixels a side
@@ -48,6 +51,16 @@ def search_copies(
         best = int(differences.argmin())
         distances[place], nearest[place] = float(differences[best]), rows[best]
     return distances, nearest
+
+
+def search(pixels: np.ndarray, train: Images) -> tuple[np.ndarray, np.ndarray]:
+    """`search_copies` for images (N, S, S) uint8 among the training images => (distances (N,), rows (N,))."""
+    return search_copies(to_float(pixels), lambda rows: to_float(train.pixels(rows)), len(train), train.device)
+
+
+def limit_of(unseen: Images, train: Images) -> float:
+    """The distance below which an image counts as a copy: COPY_QUANTILE of real images are so near, untrained on."""
+    return float(np.quantile(search(unseen.pixels(range(len(unseen))), train)[0], COPY_QUANTILE))
 
 
 def _variants(image, size):

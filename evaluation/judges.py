@@ -137,7 +137,7 @@ def image_judge(
     with as_input_error(lambda error: f"the image judge {path} is damaged ({reason(error)}): {way_out}"):
         values = load_file(path)
         thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
-        model = _classifier(settings.model, len(known))
+        model = new_classifier(settings.model, len(known))
         model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
     return Judge(model.to(accelerator.device), settings, thresholds, known)
 
@@ -156,7 +156,7 @@ def _train_judge(train, validation, settings, device, start, path):
         save_file(values, temporary)
 
 
-def _classifier(name, outputs):
+def new_classifier(name, outputs):
     way_out = "timm.list_models() names those there are"
     with as_input_error(lambda error: f"JUDGE_MODEL {name!r}: {error}; {way_out}", RuntimeError):
         model = timm.create_model(name, pretrained=False, in_chans=1, num_classes=outputs)
@@ -186,7 +186,7 @@ def train_classifier(
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(keyed_seed(settings.seed, "judge"))
-        model = _classifier(settings.model, labels.shape[1]).to(device).train()
+        model = new_classifier(settings.model, labels.shape[1]).to(device).train()
         if start is not None:
             weights = model.state_dict()
             kept = {name: value for name, value in start.state_dict().items() if value.shape == weights[name].shape}

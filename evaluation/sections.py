@@ -329,20 +329,15 @@ def memorisation(sets: ImageSets) -> tuple[list[dict], Nearest]:
 
     The threshold is the COPY_QUANTILE of the real images' distances, which were not trained on.
     """
-    train, size = sets.train, len(sets.train)
-
-    def read(rows):
-        return judges.to_float(train.pixels(rows))
-
-    def search(pixels):
-        return copies.search_copies(judges.to_float(pixels), read, size, sets.real.device)
-
-    real, _ = search(sets.real.pixels(range(len(sets.real))))
-    synthetic, places = search(sets.synthetic.pixels(range(len(sets.synthetic))))
+    train = sets.train
+    real, _ = copies.search(sets.real.pixels(range(len(sets.real))), train)
+    synthetic, places = copies.search(sets.synthetic.pixels(range(len(sets.synthetic))), train)
     threshold = float(np.quantile(real, copies.COPY_QUANTILE))
     rows = [{"images": "synthetic", **copies.copied_share(synthetic, threshold)}]
-    planted = copies.plant_copies(train.pixels(draw_rows(size, copies.PLANTED, sets.seed, "planted copies")))
+    planted = copies.plant_copies(train.pixels(draw_rows(len(train), copies.PLANTED, sets.seed, "planted copies")))
     for kind, images in planted.items():
-        rows.append({"images": f"planted copies: {kind}", **copies.copied_share(search(images)[0], threshold)})
+        rows.append(
+            {"images": f"planted copies: {kind}", **copies.copied_share(copies.search(images, train)[0], threshold)}
+        )
     rows.append({"images": "real (these set the threshold)", **copies.copied_share(real, threshold)})
     return rows, Nearest(synthetic, real, places, threshold)

@@ -163,6 +163,15 @@ class ReportAutoencoder(nn.Module):
         return self.encode(**self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.bart.device))
 
     @torch.no_grad()
+    def losses(self, reports: Sequence[str]) -> torch.Tensor:
+        """The mean cross-entropy of each report's tokens, given its own latent; (n,)."""
+        tokens, _ = tokenise(reports, self.tokenizer, self.max_tokens)
+        batch = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.bart.device)
+        logits, _ = self(batch.input_ids, batch.attention_mask)  # (n, L, V)
+        each = functional.cross_entropy(logits.transpose(1, 2), batch.input_ids, reduction="none")  # (n, L)
+        return ((each * batch.attention_mask).sum(dim=1) / batch.attention_mask.sum(dim=1)).cpu()
+
+    @torch.no_grad()
     def generate(
         self, latents: torch.Tensor, decoding: str = "greedy", beams: int = 4, top_p: float = 0.9,
         temperature: float = 1.0, max_tokens: int = MAX_TOKENS, seeds: Iterable[int] = (),

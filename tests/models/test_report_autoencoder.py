@@ -49,6 +49,13 @@ def test_pooling_is_what_its_name_says(tokenizer, pooling):
         torch.testing.assert_close(latents[row], wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_the_loss_of_each_report_is_that_of_the_report_alone(tokenizer):
+    autoencoder = without_dropout(make_autoencoder(tokenizer)).eval()
+    together = autoencoder.losses(REPORTS)
+    alone = [train_bart.compute_loss(autoencoder, make_batch(autoencoder, [report]), 0.0) for report in REPORTS]
+    torch.testing.assert_close(together, torch.stack(alone).detach())  # whatever the padding
+
+
 def test_a_token_of_pooled_sentences_attends_to_its_own_alone(tokenizer):
     autoencoder = make_autoencoder(tokenizer, "sentences")
     states = []

@@ -1,0 +1,260 @@
+"""Audits privacy: are patients found among the synthetic films, or reports, because the generator was trained on them?
+
+    train_*.py --HOLD_OUT p18,p19,"one study"                          withholds one study of every patient
+    python audit_privacy.py --OUTPUT runs/privacy                      writes requests.csv: members, and held out ones
+    python sample_diffusion_clipUViT.py --LABELS_CSV runs/privacy/requests.csv --IMAGES_PER_LABEL 4 --OUTPUT_ROOT films
+    python sample_prior_model.py --OUTPUT_ROOT films                   if reports are audited, too
+    python audit_privacy.py --OUTPUT runs/privacy --SYNTHETIC films
+
+Reads:  DATA_ROOT (its split "train", without the withheld studies, is what the generator was trained on), SYNTHETIC,
+        CACHE_DIR
+Writes: OUTPUT/requests.csv, a row a patient; OUTPUT/{audit.md,evaluation.json,constants.json}, and OUTPUT/power.png,
+        which shows how many copies it would have taken
+Prints: audit.md. What it can say and what not: docs/privacy.md
+"""
+
+from utils.constants import check_command_line, override_constants
+
+check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation import copies, privacy
+from evaluation.images import Images, Loading
+from evaluation.judges import Extractor, JudgeSettings
+from evaluation.report import Stopwatch, as_json
+from evaluation.verifier import WIDTH, embed, similarities, verifier_of
+from models.weights import load_autoencoder
+from utils.checkpoints import check_hold_out
+from utils.constants import save_constants
+from utils.csv_files import read_csv, write_csv
+from utils.devices import make_accelerator
+from utils.errors import InputError, run, say, write_whole, writing
+from utils.findings import FINDINGS, to_physionet
+from utils.mimic_cxr import ONE_STUDY, PROVENANCE_FILE, read_table
+from utils.report_cleaning import clean_report
+from utils.seeds import keyed_seed
+
+# what is audited
+DATA_ROOT = "data/mimic-cxr-jpg"  # the CXR tree that the generator was trained on
+REPORTS_ROOT = ""  # where its reports are, a folder or PhysioNet's mimic-cxr-reports.zip; empty: in the tree
+VIEWS = ("PA",)  # ViewPosition of the images; () for all
+HOLD_OUT = ("p18", "p19", "one study")  # as in training: patient groups that are the split "test"; one study withheld
+ATTACKER = ("p19",)  # those of these groups whose patients teach the attacker; the others are the held out
+SYNTHETIC = "synthetic/privacy"  # films that were made for OUTPUT/requests.csv; not there: the requests are written
+BART_CHECKPOINT = ""  # a checkpoint of train_bart.py, for CANARY
+CANARY = ""  # pattern of a sentence that was planted in reports, whose digits are a patient's own; empty: none was
+OUTPUT = "runs/privacy"  # requests, figures and pictures (a folder to write)
+PATIENTS = 1000  # members at most, and as many held out (10 to 1000000)
+# the attacker
+VERIFIER_MODEL = "resnet18"  # any timm network, trained from random weights
+VERIFIER_IMAGE_SIZE = 128  # pixels (32 to 4096)
+VERIFIER_STEPS = 8000  # optimiser steps, of two films of each of 128 patients (1 to 1000000)
+VERIFIER_LEARNING_RATE = 2e-3  # of AdamW, the peak of one cycle (above 0, 1 at most)
+# running
+CACHE_DIR = "cache"  # verifiers and pixels (a folder to write)
+BATCH_SIZE = 64  # images at a time (1 to 65536)
+SEED = 1234  # of patients, and of the attacker's training (0 or more)
+DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
+
+
+def read_tables() -> dict[str, pd.DataFrame]:
+    """The rows of DATA_ROOT by their part in the audit; InputError where a part has too few patients.
+
+    trained: what the generator learnt from; held out: kept studies of patients it has not seen; probes: the withheld
+    studies of both; attacker: all studies of those who teach the attacker.
+    """
+    groups = [group for group in HOLD_OUT if group != ONE_STUDY]
+    if ONE_STUDY not in HOLD_OUT or not set() < {*ATTACKER} < {*groups}:
+        raise InputError(
+            f"HOLD_OUT is {tuple(HOLD_OUT)}, ATTACKER {tuple(ATTACKER)}: an audit needs {ONE_STUDY!r} withheld, and "
+            "groups held out of which some, but not all, teach the attacker; train with such a HOLD_OUT"
+        )
+    table = read_table(DATA_ROOT, REPORTS_ROOT, VIEWS, hold_out=groups)
+    kept = table["dicom_id"].isin(read_table(DATA_ROOT, "", VIEWS, hold_out=HOLD_OUT, with_reports=False)["dicom_id"])
+    of_attacker = ("p" + table["subject_id"].astype(str).str[:2]).isin(ATTACKER)
+    parts = {
+        "trained": table[kept & (table["split"] == "train")],
+        "held out": table[kept & (table["split"] == "test") & ~of_attacker],
+        "probes": table[~kept & ~of_attacker],
+        "attacker": table[of_attacker],
+    }
+    return {name: rows.reset_index(drop=True) for name, rows in parts.items()}
+
+
+def choose_requests(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The films whose labels are asked for, one a patient, members first; with `role`, "member" or "held out".
+
+    As many of each, PATIENTS at most, all with a probe. InputError for fewer than 10.
+    """
+    chosen = {}
+    for role, name in (("member", "trained"), ("held out", "held out")):
+        rows = tables[name][tables[name]["subject_id"].isin(tables["probes"]["subject_id"])]
+        order = np.random.default_rng(keyed_seed(SEED, "requests", role)).permutation(len(rows))
+        chosen[role] = rows.iloc[order].drop_duplicates("subject_id").assign(role=role)
+    count = min(PATIENTS, *map(len, chosen.values()))
+    if count < 10:
+        found = "{} members and {} held-out patients".format(*map(len, chosen.values()))
+        raise InputError(
+            f"{DATA_ROOT} has {found} with a withheld study; 10 of each are needed: see HOLD_OUT, ATTACKER and VIEWS"
+        )
+    return pd.concat([rows.head(count) for rows in chosen.values()], ignore_index=True)
+
+
+def save_requests(requests: pd.DataFrame, output: Path) -> None:
+    """Writes requests.csv, for LABELS_CSV of the image samplers; InputError where the folder has other requests."""
+    path, ids = output / "requests.csv", ["dicom_id", "subject_id", "role"]
+    if path.exists():
+        if read_csv(path, ids, texts=("dicom_id", "role"))["dicom_id"].tolist() != requests["dicom_id"].tolist():
+            raise InputError(f"{path} has requests of other patients than these constants choose: set another OUTPUT")
+        return
+    with writing("the requests", output):
+        output.mkdir(parents=True, exist_ok=True)
+    write_csv(path, pd.concat([requests[ids], to_physionet(requests[[*FINDINGS]])], axis=1))
+
+
+def read_films(requests: pd.DataFrame) -> pd.DataFrame:
+    """The rows of SYNTHETIC with `patient`, the subject_id of the request that each was made for.
+
+    InputError for films of a model that was trained with another HOLD_OUT.
+    """
+    table = read_table(SYNTHETIC)
+    made = read_csv(Path(SYNTHETIC) / PROVENANCE_FILE, ("dicom_id", "source"), ("dicom_id", "source"), ("checkpoint",))
+    for checkpoint in sorted({*made.get("checkpoint", pd.Series(dtype=str)).fillna("")} - {""}):
+        check_hold_out(HOLD_OUT, **{f"the checkpoint of {SYNTHETIC},": checkpoint})
+    sources = table["dicom_id"].map(made.set_index("dicom_id")["source"])
+    table["patient"] = sources.map(requests.set_index("dicom_id")["subject_id"])
+    say(f"{table['patient'].nunique()} of {len(requests)} requests have films in {SYNTHETIC}")
+    return table.dropna(subset="patient").astype({"patient": "int64"}).reset_index(drop=True)
+
+
+def of_patients(embeddings: np.ndarray, whose: pd.Series, patients: pd.Series) -> np.ndarray:
+    """The mean of each patient's embeddings, (P, D), NaN for one without; whose (N,): of whom the N embeddings are."""
+    return pd.DataFrame(embeddings).groupby(whose.to_numpy()).mean().reindex(patients).to_numpy(dtype=np.float32)
+
+
+def audit_films(
+    requests: pd.DataFrame, films: Images, tables: dict[str, pd.DataFrame], attacker: Extractor
+) -> tuple[dict, dict]:
+    """=> (how well the attacker knows patients, the audit of films).
+
+    A patient needs a film, and images that can be read; InputError for fewer than 10 such members or held-out patients.
+    """
+    size, loading = attacker.image_size, films.loading
+    asked, probed, kept = (
+        Images(rows, name, size, loading)
+        for name, rows in (("the requests", requests), *((name, tables[name]) for name in ("probes", "held out")))
+    )
+    whose, probed_of = films.table["patient"], probed.table["subject_id"]
+    rows = np.flatnonzero(asked.table["subject_id"].isin(whose) & asked.table["subject_id"].isin(probed_of))
+    chosen = asked.table.iloc[rows]
+    patients, members = chosen["subject_id"], (chosen["role"] == "member").to_numpy()
+    if min(members.sum(), (~members).sum()) < 10:
+        counts = f"{members.sum()} members and {(~members).sum()} held-out patients"
+        raise InputError(
+            f"{SYNTHETIC} has films for {counts}, and 10 of each are needed: set LABELS_CSV to requests.csv"
+        )
+
+    def encode(pixels):
+        return embed(attacker, pixels, films.device)
+
+    probes = of_patients(encode(probed.pixels(range(len(probed))))[:, :WIDTH], probed_of, patients)
+    alike = pd.DataFrame(similarities(probes, encode(films.pixels(range(len(films))))).T)  # a row a film
+    alike = alike.groupby(whose.to_numpy()).max().loc[patients].to_numpy().T  # (P, P), of probes and patients' films
+    score, threshold = privacy.stranger_scores(alike, chosen[[*FINDINGS]].to_numpy())
+    own, pixels = np.diagonal(alike), asked.pixels(rows)
+    copied = {kind: encode(changed) for kind, changed in copies.plant_copies(pixels).items()}
+    others = kept.table["subject_id"].map(chosen.set_index("subject_id")["study_id"])
+    others = np.flatnonzero(others.notna() & (others != kept.table["study_id"]))
+    if len(others):  # another study, with other findings
+        further = of_patients(encode(kept.pixels(others)), kept.table["subject_id"].iloc[others], patients)
+        copied["other films of the patient"] = further
+    planted = {
+        kind: score(np.maximum(own, similarities(probes[:, None], embeddings[:, None])[:, 0, 0]))[~members]
+        for kind, embeddings in copied.items()
+    }
+    scores, known = score(own), similarities(probes, copied["exact"])
+    return privacy.verification(known), privacy.audit(scores[members], scores[~members], planted, SEED, threshold)
+
+
+def audit_reports(requests: pd.DataFrame, films: pd.DataFrame) -> dict[str, dict]:
+    """{what is compared: the audit of reports}, empty where there are none."""
+    requests, synthetic = requests[requests["report"] != ""], films.loc[films["report"] != "", "report"].unique()
+    members, audits = (requests["role"] == "member").to_numpy(), {}
+    if not len(synthetic) or members.all() or not members.any():
+        return {}
+    for name, (scores, copied) in privacy.report_scores(requests["report"].tolist(), synthetic).items():
+        planted = {"whole reports": copied[~members]}
+        audits[f"reports, {name}"] = privacy.audit(scores[members], scores[~members], planted, SEED)
+    return audits
+
+
+def audit_canaries(requests: pd.DataFrame, device) -> dict[str, dict]:
+    """The audit of planted sentences, as `audit_reports` has its own; empty without CANARY or BART_CHECKPOINT."""
+    if not (CANARY and BART_CHECKPOINT):
+        return {}
+    check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
+    autoencoder = load_autoencoder(BART_CHECKPOINT, "", "").to(device).eval()
+    reports = requests["report"].map(clean_report)
+    scores = privacy.exposures(reports, CANARY, autoencoder.losses, SEED)
+    members, held_out = (scores[(requests["role"] == role) & ~np.isnan(scores)] for role in ("member", "held out"))
+    if min(len(members), len(held_out)) < 10:
+        counts = f"{len(members)} members and {len(held_out)} held-out patients"
+        raise InputError(f"CANARY {CANARY!r} stands in the reports of {counts}, and 10 of each are needed")
+    planted = {"canaries known by heart": np.full(len(held_out), np.log2(privacy.ALTERNATIVES + 1))}
+    means = {"mean of members": float(members.mean()), "mean of held out": float(held_out.mean())}
+    return {"canaries, exposure in bits": {**privacy.audit(members, held_out, planted, SEED), **means}}
+
+
+def count_copies(films: Images, tables: dict[str, pd.DataFrame], requests: pd.DataFrame) -> list[dict]:
+    """How many films are copies of a training image by their pixels, a row for those of members and of the held out."""
+    size, loading = VERIFIER_IMAGE_SIZE, films.loading
+    trained, unseen = (Images(tables[name], name, size, loading) for name in ("trained", "held out"))
+    limit, distances = copies.limit_of(unseen, trained), copies.search(films.pixels(range(len(films))), trained)[0]
+    roles = films.table["patient"].map(requests.set_index("subject_id")["role"])
+    return [
+        {"films for": role, **copies.copied_share(distances[roles == role], limit)} for role in ("member", "held out")
+    ]
+
+
+def main():
+    constants = override_constants(globals())
+    accelerator, output, stopwatch = make_accelerator(DEVICE, "no"), Path(OUTPUT), Stopwatch()
+    if accelerator.num_processes > 1:
+        raise InputError("audit_privacy.py runs as one process: start it with python, not with accelerate launch")
+    tables = read_tables()
+    requests = choose_requests(tables)
+    save_requests(requests, output)
+    if not (Path(SYNTHETIC) / PROVENANCE_FILE).exists():
+        say(f"{SYNTHETIC} is no synthetic tree yet: make one with LABELS_CSV {output}/requests.csv, then audit it")
+        return
+    table, loading = read_films(requests), Loading(CACHE_DIR, VERIFIER_IMAGE_SIZE, BATCH_SIZE, accelerator)
+    settings = JudgeSettings(
+        VERIFIER_MODEL, VERIFIER_IMAGE_SIZE, VERIFIER_STEPS, 128, learning_rate=VERIFIER_LEARNING_RATE, seed=SEED
+    )
+    attacker = verifier_of(Images(tables["attacker"], "the attacker's films", VERIFIER_IMAGE_SIZE, loading), settings)
+    stopwatch.lap("attacker")
+    films = Images(table, SYNTHETIC, VERIFIER_IMAGE_SIZE, loading)
+    known, of_films = audit_films(requests, films, tables, attacker)
+    stopwatch.lap("films")
+    audits = {"films": of_films, **audit_reports(requests, table), **audit_canaries(requests, accelerator.device)}
+    stopwatch.lap("reports")
+    copied = count_copies(films, tables, requests)
+    stopwatch.lap("copies")
+    result = {"headline": privacy.headline(audits), "synthetic": SYNTHETIC, "attacker": known, "audits": audits}
+    result |= {"copies": copied, "seconds": stopwatch.seconds}
+    text = privacy.as_markdown(result)
+    with writing("the audit", output):
+        save_constants(output, constants)
+        privacy.draw_power(result["audits"], output / "power.png")
+        write_whole(output / "audit.md", text)
+        write_whole(output / "evaluation.json", json.dumps(as_json(result), indent=2) + "\n")
+    say(text)
+
+
+if __name__ == "__main__":
+    run(main)
