@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import judges
+from evaluation import copies, judges
 from evaluation.baselines import FLOOR_FILE, SELECTION_FILE
 from evaluation.foreign_pairs import is_foreign, read_pairs
 from evaluation.images import Images, Loading
@@ -53,6 +53,7 @@ VIEWS = ("PA",)  # ViewPosition of the real images; () for all
 HOLD_OUT = ("p19",)  # patient groups that count as the split "test", as in training
 # how to select
 BY = "image"  # what has to agree with the request; pair: the image and its report (image or pair)
+DROP = ""  # candidates that are left out; copies: of training images by their pixels (empty or copies)
 KEEP = "first"  # one a request, the first that agrees, else the best; or all that agree (first or agreeing)
 # the judge
 JUDGE_MODEL = "resnet18"  # any timm classifier, trained from random weights
@@ -109,6 +110,21 @@ def _read_texts(path, *columns):
     """All columns of a CSV as text; it has to have dicom_id and these ones."""
     columns = sorted({*csv_header(path), "dicom_id", *columns})
     return read_csv(path, columns, texts=columns)
+
+
+def drop_copies(candidates: pd.DataFrame, real: pd.DataFrame, loading: Loading) -> pd.DataFrame:
+    """The candidates that are no copies (evaluation/copies.py) of training images in `real`; prints how many are.
+
+    The other rows of `real` show how near images come that nobody trained on; InputError where there are none.
+    """
+    trained = real["split"] == "train"
+    if trained.all():
+        raise InputError(f"all rows of {DATA_ROOT} are training rows, so that nothing shows what a copy is: unset DROP")
+    named = {SYNTHETIC: candidates, f"{DATA_ROOT}, train": real[trained], f"{DATA_ROOT}, unseen": real[~trained]}
+    images, train, unseen = (Images(rows, name, JUDGE_IMAGE_SIZE, loading) for name, rows in named.items())
+    copied = copies.search(images.pixels(range(len(images))), train)[0] < copies.limit_of(unseen, train)
+    say(f"copies: {copied.sum()} of {len(images)} candidates are left out, since they are copies of training images")
+    return images.table[~copied].reset_index(drop=True)
 
 
 def draw_floor(candidates: pd.DataFrame, pool: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -199,6 +215,7 @@ def main():
     parts = [asdict(judge_settings), *map(table_fingerprint, (judged, validation, pool))]
     selector = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     settings = {"by": BY, "keep": KEEP, "candidates": table_fingerprint(candidates), "selector": selector}
+    settings |= {"drop": DROP} if DROP else {}  # a tree of an earlier version states none
     judges.try_judge(judge_settings, accelerator.device)
     with making(SYNTHETIC_TREE, root, settings):
         if (root / SELECTION_FILE).exists():
@@ -208,7 +225,9 @@ def main():
         if not judge.known.any():
             why = f"too few of its {len(judged)} images, of half the training patients, have one"
             raise InputError(f"the judge can learn no finding: {why}; set DATA_ROOT to a larger tree")
-        loading = Loading(CACHE_DIR, JUDGE_IMAGE_SIZE, BATCH_SIZE, accelerator)
+        loading, drawn = Loading(CACHE_DIR, JUDGE_IMAGE_SIZE, BATCH_SIZE, accelerator), len(candidates)
+        if DROP:
+            candidates = drop_copies(candidates, real, loading)
         selected = select(candidates, judge, SYNTHETIC, BY, KEEP, loading)
         kept = selected[selected["kept"]].reset_index(drop=True)
         if kept.empty:
@@ -224,6 +243,7 @@ def main():
     copy_written(root, Path(SYNTHETIC), kept)
     save_data_set(root)
     summary = {"synthetic": SYNTHETIC, "by": BY, "keep": KEEP, **cost(selected), "floor": cost(floor)}
+    summary |= {"copies left out": drawn - len(candidates)} if DROP else {}
     known = np.array(FINDINGS)[judge.known].tolist()
     summary["judge"] = {**asdict(judge_settings), "patients": judged["subject_id"].nunique(), "findings": known}
     write_whole(root / SELECTION_FILE, json.dumps(summary, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Pairs are selected from a finished tree and from another project's CSV: by a judge that reads planted images."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,6 +163,22 @@ def test_a_kept_pair_is_the_pair_that_it_was(select, made, tmp_path, capsys):
     assert select("kept", BY="pair") == 0 and contents(root) == after
     says(select("kept", BY="image"), "by = 'pair'", "OUTPUT_ROOT")
     assert contents(made) == before
+
+
+def test_copies_of_training_images_are_left_out(select, made, real, tmp_path, capsys):
+    unseen = tmp_path / "real"
+    shutil.copytree(real, unseen)
+    planted_tree(unseen, [[number] for number in range(14)], first=15_000_000, split="test")
+    rng, table = np.random.default_rng(0), read_table(made)
+    for path in table["image_path"].iloc[[0, 1, 3, 4, 5]]:  # nothing like any other image
+        Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(path, quality=95)
+    assert select("kept", DATA_ROOT=unseen, DROP="copies", KEEP="first") == 0
+    assert "copies: 1 of 6 candidates are left out" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "kept" / "selection.json").read_text())
+    assert summary["copies left out"] == 1 and summary["candidates"] == 5
+    assert table["dicom_id"].iloc[2] not in set(read_table(tmp_path / "kept")["dicom_id"])
+    says(select("kept", DATA_ROOT=unseen, KEEP="first"), "drop", "OUTPUT_ROOT")
+    says(select("other", DROP="copies"), "nothing shows what a copy is", "unset DROP")
 
 
 def test_the_floor_is_of_other_patients_and_selected_in_the_same_way(select, made, real, tmp_path):
