@@ -1,9 +1,10 @@
-"""Records what `make demo` measured as one table: of all pairs that were drawn, then of the selected ones.
+"""Records what `make demo`, or another target, measured as one table: of all pairs, then of the selected ones.
 
     python -m benchmarks.demo --RECORD demo-epyc-1234 --TITLE "The demo on an EPYC"
     python -m benchmarks.demo --EVALUATION demo/evaluation/counterfactuals --RECORD counterfactual-twins --TITLE Twins
+    python -m benchmarks.demo --EVALUATION demo/privacy --COLUMNS exchanged,few --RECORD privacy-controls --TITLE Few
 
-Reads:  EVALUATION/{clipUViT,clipSD}{,-selected}/evaluation.json, whose `headline` it takes
+Reads:  EVALUATION/<column>{,-selected}/evaluation.json, whose `headline` it takes
 Writes: benchmarks/results/RECORD.json
 """
 
@@ -18,29 +19,42 @@ from utils.constants import override_constants
 from utils.errors import InputError, run
 
 EVALUATION = "demo/evaluation"  # folder with the evaluations of both backbones, of all pairs and of the selected ones
+COLUMNS = ("clipUViT", "clipSD")  # folders of EVALUATION, a column each
 RECORD = "demo"  # name of the record
 TITLE = "The demo"  # of the table
 
-_BACKBONES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
-_NOTES = (  # of pairs, and of counterfactual twins
-    "The first rows are of all pairs that were drawn: three images for each of 160 label vectors, one report an image. "
-    "Of these `select_pairs.py` kept one a label vector, by a judge of other patients than the evaluation's: three "
-    "pairs are drawn for one that is kept; the floor is random training pairs, selected in the same way. Floor: what "
-    "needs no generator; for a distance (FID, KID) its best value, of unseen patients with the labels of the requests, "
-    "mean and deviation of several draws. Ceiling: real images, reports or pairs, or BART's reconstructions. `to` "
-    "spans the two backbones where each has a floor or a ceiling of its own.",
-    "Floor: another real film in place of the twin, with the film's findings or with the twin's. Ceiling: exact twins, "
-    "drawn from the film's own seed with one finding changed, and their own reports; of a finding that is added, which "
-    "may lie anywhere, the nearest of eight. No film is selected; of eight reports of an image the one stays that says "
-    "what the prior's readout reads in it. Validation films chose strength, masks and guidance.",
-)
+_NAMES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
+_NOTES = {  # by the name of EVALUATION
+    "evaluation": (
+        "The first rows are of all pairs that were drawn: three images for each of 160 label vectors, one report an "
+        "image. Of these `select_pairs.py` kept one a label vector, by a judge of other patients than the "
+        "evaluation's: three pairs are drawn for one that is kept; the floor is random training pairs, selected in "
+        "the same way. Floor: what needs no generator; for a distance (FID, KID) its best value, of unseen patients "
+        "with the labels of the requests, mean and deviation of several draws. Ceiling: real images, reports or "
+        "pairs, or BART's reconstructions. `to` spans the two backbones where each has a floor or a ceiling of its "
+        "own."
+    ),
+    "counterfactuals": (
+        "Floor: another real film in place of the twin, with the film's findings or with the twin's. Ceiling: exact "
+        "twins, drawn from the film's own seed with one finding changed, and their own reports; of a finding that is "
+        "added, which may lie anywhere, the nearest of eight. No film is selected; of eight reports of an image the "
+        "one stays that says what the prior's readout reads in it. Validation films chose strength, masks and "
+        "guidance."
+    ),
+    "privacy": (
+        "Found: patients to whose withheld film the films asked for them are nearer than 99 % of strangers' are; of "
+        "reports and canaries, patients who score above 99 % of the held out. Seen: how often the audit would see "
+        "that so many members were copied, of 200 draws of patients; false alarms: how often it sees a leak where "
+        "nobody was copied."
+    ),
+}
 
 
 def main():
     constants = override_constants(globals())
     rows = []
     for suffix, prefix in (("", ""), ("-selected", "selected: ")):
-        paths = [Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json" for name in _BACKBONES]
+        paths = [Path(EVALUATION) / f"{name}{suffix}" / "evaluation.json" for name in COLUMNS]
         evaluations = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths]
         made = [{row["measure"]: row for row in evaluation.get("headline", ())} for evaluation in evaluations]
         for measure in dict.fromkeys(measure for rows_of_one in made for measure in rows_of_one):
@@ -48,14 +62,14 @@ def main():
             beside = [spread([row.get(name, "") for row in found]) for name in ("floor", "ceiling")]
             rows.append([prefix + measure, *(row.get("value", "–") for row in found), *beside])
         flips = [{row["finding"]: row for row in each.get("counterfactual_findings", ())} for each in evaluations]
-        for name in sorted(flips[0].keys() & flips[1].keys()):
+        for name in sorted(set.intersection(*map(set, flips))):
             same = [of[name] for of in flips]
             cells = [f"{row['flip']:.2f} of {row['N']}" for row in same]
             rows.append([f"{name} changes", *cells, "", f"{same[0].get('exact twins: flip', np.nan):.2f}"])
     if not rows:
         raise InputError(f"{EVALUATION} holds no evaluation of the demo: run make demo first, or set EVALUATION")
-    table = pd.DataFrame(rows, columns=["", *_BACKBONES.values(), "floor", "ceiling"])
-    write_record(RECORD, TITLE, table, constants, _NOTES[Path(EVALUATION).name == "counterfactuals"])
+    table = pd.DataFrame(rows, columns=["", *(_NAMES.get(name, name) for name in COLUMNS), "floor", "ceiling"])
+    write_record(RECORD, TITLE, table, constants, _NOTES.get(Path(EVALUATION).name, _NOTES["evaluation"]))
 
 
 if __name__ == "__main__":
