@@ -19,7 +19,6 @@ Prints: the table; an AssertionError where a result is not the peer's
 """
 
 import copy
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
@@ -27,27 +26,23 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch.testing import assert_close
 from torch.utils.benchmark import timer  # waits for the GPU before it reads the clock
-from transformers import AutoTokenizer, BartForConditionalGeneration, CLIPTextModel
 from transformers.modeling_outputs import BaseModelOutput
 
 import train_diffusion_clipSD
 import train_diffusion_clipUViT
+from benchmarks.networks import Networks
 from benchmarks.record import write_record
 from evaluation import metrics
 from models import diffusion
 from models.graphs import replay
-from models.report_autoencoder import ReportAutoencoder
 from training.loop import Average
-from utils.constants import REPOSITORY, override_constants
-from utils.devices import make_accelerator
+from utils.constants import override_constants
 from utils.errors import run, say
-from utils.latents import decode_in, decode_latents, encode_moments, latent_shape, mean_latents
-from utils.prompts import PooledFusion, ReferenceEncoder, ReferenceTower, TextEncoder, TokenFusion
+from utils.latents import decode_in, decode_latents, encode_moments, mean_latents
 from utils.report_cleaning import clean_report
-from uvit.model import UViT
 
 SECTIONS = ("images", "training", "reports", "scores")  # (each images, training, reports or scores)
 SIZES = "demo"  # of the networks (demo or paper; demo: minutes of 2 cores; paper: for a GPU)
@@ -60,55 +55,6 @@ _SCRIPTS = {"U-ViT": train_diffusion_clipUViT, "U-Net": train_diffusion_clipSD}
 _PNDM, _DPM, _STUDENT = ("PNDM", 50, 7.5), ("DPMSolverMultistep", 25, 7.5), ("DDIM", 4, 1.0)  # with steps and guidance
 _IMAGES, _STEPS, _REPORTS = 8, 4, (1, 64)  # images sampled at a time; steps of training in a turn; reports at a time
 _TOKENS = 128  # of a report at most: about 90 words
-_DEMO = REPOSITORY / "assets" / "demo"
-
-
-class Networks:
-    """The demo's networks, evaluating and frozen, on a device; paper: of the paper's sizes, with random weights.
-
-    The tokenizers are the demo's: the time depends on how many tokens there are.
-    """
-
-    def __init__(self, device: str, paper: bool = False):
-        self.accelerator = make_accelerator(device, "auto")
-        self.device = self.accelerator.device
-        torch.set_float32_matmul_precision("highest")  # no TF32, so that the results of both sides can be compared
-        torch.backends.cudnn.allow_tf32 = False
-        self.sizes = tomllib.loads((REPOSITORY / "benchmarks" / "peers.toml").read_text()) if paper else {}
-        self.image_size, self.batch_size = (256, 32) if paper else (64, 16)
-        torch.manual_seed(0)
-        self.vae = self._make(AutoencoderKL, "base_model/vae").to(memory_format=torch.channels_last)
-        tower = ReferenceEncoder(f"local-dir:{_DEMO / 'reference_encoder'}").component().to(self.device)
-        self.tower = self._make(ReferenceTower, "reference_encoder") if paper else tower
-        tokenizer = AutoTokenizer.from_pretrained(_DEMO / "base_model" / "tokenizer")
-        loaded = tokenizer, self._make(CLIPTextModel, "base_model/text_encoder")
-        self.texts = {name: TextEncoder("", name == "U-ViT", self.device, loaded=loaded) for name in ("U-ViT", "U-Net")}
-        self.shape = latent_shape(self.vae, self.image_size)  # (C, h, w)
-
-    def _make(self, kind, part):
-        if self.sizes:
-            is_transformers, sizes = hasattr(kind, "config_class"), self.sizes[part]
-            with self.device:
-                network = kind(kind.config_class(**sizes)) if is_transformers else kind(**sizes)
-        else:
-            network = kind.from_pretrained(_DEMO / part).float()
-        return network.to(self.device).eval().requires_grad_(False)
-
-    def vision(self, backbone: str) -> diffusion.PromptedDenoiser:
-        """The model that is trained; backbone: "U-ViT" or "U-Net"."""
-        text, reference = self.texts[backbone].width, self.tower.tower.ln_post.normalized_shape[0]
-        if backbone == "U-ViT":
-            denoiser = self._make(UViT, "uvit")
-            fusion = PooledFusion(text, reference, denoiser.config.embed_dim)
-        else:
-            denoiser, fusion = self._make(UNet2DConditionModel, "base_model/unet"), TokenFusion(text, reference)
-        schedule = diffusion.noise_schedule(str(_DEMO / "base_model"))
-        return diffusion.PromptedDenoiser(denoiser, fusion, schedule).to(self.device)
-
-    def autoencoder(self) -> ReportAutoencoder:
-        """The report module's BART."""
-        bart = self._make(BartForConditionalGeneration, "bart")
-        return ReportAutoencoder(bart, AutoTokenizer.from_pretrained(_DEMO / "bart"), "mean")
 
 
 def compare(what: str, peer: str, unit: str, count: int, theirs: Callable, ours: Callable, note: str) -> tuple:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import peers, record
-from benchmarks.peers import Networks
+from benchmarks import networks, peers, record
+from benchmarks.networks import Networks
 from models.report_autoencoder import ReportAutoencoder
 
 
@@ -76,7 +76,7 @@ def test_other_scores_are_refused(demo, monkeypatch):
 
 def test_networks_of_the_papers_sizes(monkeypatch):
     """Made without content, which takes no memory and no time."""
-    monkeypatch.setattr(peers, "make_accelerator", lambda *_: SimpleNamespace(device=torch.device("meta")))
+    monkeypatch.setattr(networks, "make_accelerator", lambda *_: SimpleNamespace(device=torch.device("meta")))
     paper = Networks("meta", paper=True)
     assert paper.shape == (4, 32, 32) and paper.tower.tower.image_size == (224, 224)
     assert paper.texts["U-ViT"].width == paper.tower.tower.ln_post.normalized_shape[0] == 768
