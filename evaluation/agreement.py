@@ -21,25 +21,22 @@ def agreement(asked: np.ndarray, image: np.ndarray, report: np.ndarray | None) -
     in which all three agree; the shares of the asked ones that image and report show; Cohen's kappa (1960) of each two.
     NaN without readings, or where too few were asked for.
     """
-    report = np.full(asked.shape, np.nan) if report is None else report
-    columns = (readings.T.astype(float) for readings in (asked, image, report))
-    table = pd.DataFrame(map(_finding_agreement, *columns), index=list(FINDINGS))
+    report, rows = np.full(asked.shape, np.nan) if report is None else report, []
+    for wanted, shown, told in zip(*(readings.T.astype(float) for readings in (asked, image, report))):
+        both = ~np.isnan(shown) & ~np.isnan(told)
+        rows.append({
+            "asked": wanted.sum(),
+            "all three": mean_or_nan(((wanted == shown) & (shown == told))[both]),
+            "seen in the image": mean_or_nan(shown[wanted == 1]),
+            "told in the report": mean_or_nan(told[wanted == 1]),
+            "kappa request-image": _kappa(wanted, shown), "kappa request-report": _kappa(wanted, told),
+            "kappa image-report": _kappa(shown, told),
+        })  # fmt: skip
+    table = pd.DataFrame(rows, index=list(FINDINGS))
     table.loc[table["asked"] < metrics.MINIMUM_POSITIVES, table.columns != "asked"] = np.nan
     table.loc["mean"] = table.mean()
     table.loc["mean", "asked"] = table["asked"].iloc[:-1].sum()
     return table.astype({"asked": int})
-
-
-def _finding_agreement(asked, image, report):
-    """The row of one finding; asked, image, report: (N,) float."""
-    both = ~np.isnan(image) & ~np.isnan(report)
-    return {
-        "asked": asked.sum(),
-        "all three": mean_or_nan(((asked == image) & (image == report))[both]),
-        "seen in the image": mean_or_nan(image[asked == 1]), "told in the report": mean_or_nan(report[asked == 1]),
-        "kappa request-image": _kappa(asked, image), "kappa request-report": _kappa(asked, report),
-        "kappa image-report": _kappa(image, report),
-    }  # fmt: skip
 
 
 def _kappa(one, other):

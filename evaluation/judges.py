@@ -128,32 +128,38 @@ def image_judge(
         about.append(hashlib.sha256(weights).hexdigest())
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
     path = Path(cache_dir) / "judge" / f"{name}.safetensors"
-    if accelerator.is_main_process and not path.exists():
-        _train_judge(train, validation, settings, accelerator.device, start and start.model, path)
+    device = accelerator.device
+
+    def make():
+        known = enough(train[2] == 1)
+        model = train_classifier(*train, settings, device, start and start.model)
+        judge, (pixels, keys, labels) = Judge(model, settings, np.full(len(known), 0.5), known), validation
+        if keys:
+            _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)
+            judge.thresholds = best_thresholds(labels, probabilities)
+        values = {f"model.{name}": value for name, value in model.state_dict().items()}
+        return values | {"thresholds": torch.from_numpy(judge.thresholds), "known": torch.from_numpy(judge.known)}
+
+    values = kept_weights(path, "the image judge", make, accelerator.is_main_process)
+    thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
+    model = new_classifier(settings.model, len(known))
+    model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
+    return Judge(model.to(device), settings, thresholds, known)
+
+
+def kept_weights(
+    path: Path, what: str, make: Callable[[], dict[str, torch.Tensor]], main_process: bool = True
+) -> dict[str, torch.Tensor]:
+    """The tensors in a file, which the first process of a launch makes where there is none; InputError if damaged."""
+    if main_process and not path.exists():
+        values = {name: value.cpu().contiguous() for name, value in make().items()}
+        with writing(what, path.parent), replacing(path) as temporary:
+            save_file(values, temporary)
     while not path.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
     way_out = "delete this file, and it is trained again"
-    # a damaged file fails in the library that reads it
-    with as_input_error(lambda error: f"the image judge {path} is damaged ({reason(error)}): {way_out}"):
-        values = load_file(path)
-        thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
-        model = new_classifier(settings.model, len(known))
-        model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
-    return Judge(model.to(accelerator.device), settings, thresholds, known)
-
-
-def _train_judge(train, validation, settings, device, start, path):
-    """Trains and saves a Judge; train and validation are (pixels, keys, labels), the latter sets the thresholds."""
-    known = enough(train[2] == 1)
-    judge = Judge(train_classifier(*train, settings, device, start), settings, np.full(len(known), 0.5), known)
-    pixels, keys, labels = validation
-    if keys:
-        _, probabilities = extract(judge, pixel_reader(pixels, keys), len(keys), device)
-        judge.thresholds = best_thresholds(labels, probabilities)
-    values = {f"model.{name}": value.cpu().contiguous() for name, value in judge.model.state_dict().items()}
-    values |= {"thresholds": torch.from_numpy(judge.thresholds), "known": torch.from_numpy(judge.known)}
-    with writing("the image judge", path.parent), replacing(path) as temporary:
-        save_file(values, temporary)
+    with as_input_error(lambda error: f"{what} {path} is damaged ({reason(error)}): {way_out}"):
+        return load_file(path)
 
 
 def new_classifier(name, outputs):

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from evaluation.images import Images
-from evaluation.judges import Extractor, JudgeSettings, extract, new_classifier, to_float
-from utils.errors import InputError, as_input_error, reason, replacing, writing
+from evaluation.judges import Extractor, JudgeSettings, extract, kept_weights, new_classifier, pixel_reader, to_float
+from utils.errors import InputError
 from utils.seeds import keyed_generator, keyed_seed
 
 WIDTH = 128  # numbers of an embedding
@@ -46,13 +45,9 @@ def verifier_of(images: Images, settings: JudgeSettings) -> Extractor:
         raise InputError(f"the attacker learns from films of one patient in several studies, and {lacks}: set ATTACKER")
     name = hashlib.sha256(json.dumps([asdict(settings), images.keys, films]).encode()).hexdigest()[:20]
     path = Path(images.loading.cache_dir) / "verifier" / f"{name}.safetensors"
-    if not path.exists():
-        values = _train(images, films, settings).state_dict().items()
-        with writing("the verifier", path.parent), replacing(path) as temporary:
-            save_file({name: value.cpu().contiguous() for name, value in values}, temporary)
-    model, way_out = new_classifier(settings.model, WIDTH), "delete it, and it is trained again"
-    with as_input_error(lambda error: f"the verifier {path} is damaged ({reason(error)}): {way_out}"):
-        model.load_state_dict(load_file(path))
+    weights = kept_weights(path, "the verifier", lambda: _train(images, films, settings).state_dict())
+    model = new_classifier(settings.model, WIDTH)
+    model.load_state_dict(weights)
     model.eval().to(images.device)
 
     def encode(pixels):
@@ -63,7 +58,7 @@ def verifier_of(images: Images, settings: JudgeSettings) -> Extractor:
 
 def embed(verifier: Extractor, pixels: np.ndarray, device: torch.device | str) -> np.ndarray:
     """Images (N, S, S) uint8 => embeddings (N, 2 WIDTH)."""
-    return extract(verifier, lambda row: to_float(pixels[row][None])[0], len(pixels), device)[0]
+    return extract(verifier, pixel_reader(pixels, range(len(pixels))), len(pixels), device)[0]
 
 
 def similarities(probes: np.ndarray, films: np.ndarray) -> np.ndarray:

@@ -64,9 +64,18 @@ def draw_studies(root: str | Path, studies: list[dict], image_size: int, process
     draw = partial(_draw_study, Path(root), image_size=image_size)
     with writing("the drawn CXR tree", root):
         with ProcessPoolExecutor(processes) if processes else nullcontext() as pool:
-            films = pool.map(draw, studies, chunksize=CHUNK) if pool else map(draw, studies)
-            images = [row for rows in films for row in rows]
-        _write_tables(Path(root), images, studies)
+            drawn = pool.map(draw, studies, chunksize=CHUNK) if pool else map(draw, studies)
+            images = [row for rows in drawn for row in rows]
+        films = pd.DataFrame(images)
+        identity = pd.DataFrame([study["identity"] for study in studies])
+        codes = pd.DataFrame([study["labels"] for study in studies], columns=list(cxr.FINDINGS))
+        for name, table in (  # with PhysioNet's columns, compressed without a time stamp
+            ("metadata", films.drop(columns="split")),
+            ("split", films[["dicom_id", "study_id", "subject_id", "split"]]),
+            ("chexpert", pd.concat([identity, cxr.to_physionet(codes)], axis=1)),
+        ):
+            text = table.to_csv(index=False, lineterminator="\n").encode()
+            Path(root, f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(gzip.compress(text, mtime=0))
     patients = len({study["identity"]["subject_id"] for study in studies})
     say(f"{root}: {patients} patients, {len(studies)} studies, {len(images)} images of {image_size} pixels")
 
@@ -133,18 +142,3 @@ def _draw_study(root: Path, study: dict, image_size: int) -> list[dict]:
             "split": study["split"],
         })  # fmt: skip
     return rows
-
-
-def _write_tables(root, images, studies):
-    """The three CSVs with PhysioNet's columns, compressed without a time stamp."""
-    images = pd.DataFrame(images)
-    identity = pd.DataFrame([study["identity"] for study in studies])
-    codes = pd.DataFrame([study["labels"] for study in studies], columns=list(cxr.FINDINGS))
-    tables = {
-        "metadata": images.drop(columns="split"),
-        "split": images[["dicom_id", "study_id", "subject_id", "split"]],
-        "chexpert": pd.concat([identity, cxr.to_physionet(codes)], axis=1),
-    }
-    for name, table in tables.items():
-        text = table.to_csv(index=False, lineterminator="\n").encode()
-        (root / f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(gzip.compress(text, mtime=0))

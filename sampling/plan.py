@@ -181,11 +181,19 @@ def plan_requests(
     """Requests => (the same, the plan): each as a row of the synthetic tree and of its synthetic.csv.
 
     requests: of `make_requests`. pool: where references are drawn from, None for images without. settings: those of the
-    tree's manifest. The plan holds these requests and all that the tree's plan.csv had before.
+    tree's manifest. The plan holds these requests and all that the tree's plan.csv had before; InputError for one that
+    cannot be read.
     """
-    known = read_plan(output_root)
+    path = Path(output_root) / PLAN_FILE
+    if path.exists():
+        texts = [name for name in (*PROVENANCE, "view") if name not in ("subject_id", "seed")]
+        known = read_csv(path, _PLAN_COLUMNS, texts=texts)[[*_PLAN_COLUMNS]]
+    else:
+        known = pd.DataFrame(columns=[*_PLAN_COLUMNS]).astype({"subject_id": "int64", "seed": "int64"})
     new = requests[~requests.dicom_id.isin(known.dicom_id)]
-    first_id = known.subject_id.max() + 1 if len(known) else _first_id(new, settings)
+    # keyed by the tree's settings, so that two trees to be merged rarely share a number
+    place = keyed_seed("first id", *new.dicom_id[:1], *map(str, settings.items())) % TREES
+    first_id = known.subject_id.max() + 1 if len(known) else FIRST_ID + TREE_IDS * place
     new = new.assign(
         reference_dicom_id=pool.draw(new) if pool and len(new) else "",  # avoids the patient of the label vector
         subject_id=first_id + np.arange(len(new)),  # from here on each image is a patient of its own
@@ -198,24 +206,9 @@ def plan_requests(
     return plan.set_index("dicom_id").loc[requests.dicom_id].reset_index(), plan
 
 
-def _first_id(new: pd.DataFrame, settings: dict) -> int:
-    """Where the numbers of a new tree begin: keyed by its settings, so that two trees to be merged rarely share one."""
-    return FIRST_ID + TREE_IDS * (keyed_seed("first id", *new.dicom_id[:1], *map(str, settings.items())) % TREES)
-
-
 def new_dicom_id(*key) -> str:
     """An id in MIMIC-CXR's form: five groups of eight hexadecimal digits."""
     return "-".join(f"{keyed_seed('dicom_id', number, *map(str, key)) % 16**8:08x}" for number in range(5))
-
-
-def read_plan(output_root: str | Path) -> pd.DataFrame:
-    """The rows of a tree's plan.csv, empty where there is none; InputError where it cannot be read."""
-    path = Path(output_root) / PLAN_FILE
-    if not path.exists():
-        return pd.DataFrame(columns=[*_PLAN_COLUMNS]).astype({"subject_id": "int64", "seed": "int64"})
-    texts = [name for name in (*PROVENANCE, "view") if name not in ("subject_id", "seed")]
-    plan = read_csv(path, _PLAN_COLUMNS, texts=texts)
-    return plan[[*_PLAN_COLUMNS]]
 
 
 def save_plan(output_root: str | Path, plan: pd.DataFrame):
