@@ -210,17 +210,6 @@ def audit_canaries(requests: pd.DataFrame, device) -> dict[str, dict]:
     return {"canaries, exposure in bits": {**privacy.audit(members, held_out, planted, SEED), **means}}
 
 
-def count_copies(films: Images, tables: dict[str, pd.DataFrame], requests: pd.DataFrame) -> list[dict]:
-    """How many films are copies of a training image by their pixels, a row for those of members and of the held out."""
-    size, loading = VERIFIER_IMAGE_SIZE, films.loading
-    trained, unseen = (Images(tables[name], name, size, loading) for name in ("trained", "held out"))
-    limit, distances = copies.limit_of(unseen, trained), copies.search(films.pixels(range(len(films))), trained)[0]
-    roles = films.table["patient"].map(requests.set_index("subject_id")["role"])
-    return [
-        {"films for": role, **copies.copied_share(distances[roles == role], limit)} for role in ("member", "held out")
-    ]
-
-
 def main():
     constants = override_constants(globals())
     accelerator, output, stopwatch = make_accelerator(DEVICE, "no"), Path(OUTPUT), Stopwatch()
@@ -243,10 +232,14 @@ def main():
     stopwatch.lap("films")
     audits = {"films": of_films, **audit_reports(requests, table), **audit_canaries(requests, accelerator.device)}
     stopwatch.lap("reports")
-    copied = count_copies(films, tables, requests)
+    trained, unseen = (Images(tables[name], name, VERIFIER_IMAGE_SIZE, loading) for name in ("trained", "held out"))
+    limit, distances = copies.limit_of(unseen, trained), copies.search(films.pixels(range(len(films))), trained)[0]
+    roles = films.table["patient"].map(requests.set_index("subject_id")["role"])
+    copied = {role: copies.copied_share(distances[roles == role], limit) for role in ("member", "held out")}
     stopwatch.lap("copies")
     result = {"headline": privacy.headline(audits), "synthetic": SYNTHETIC, "attacker": known, "audits": audits}
-    result |= {"copies": copied, "seconds": stopwatch.seconds}
+    result["copies"] = [{"films for": role, **counts} for role, counts in copied.items()]
+    result["seconds"] = stopwatch.seconds
     text = privacy.as_markdown(result)
     with writing("the audit", output):
         save_constants(output, constants)

@@ -82,11 +82,6 @@ def compute_loss(model, batch, latent_noise, details_weight=0.0):
     return loss
 
 
-def preview(model, path, reports, batch_size):
-    """Writes held-out reports beside their reconstructions."""
-    write_pairs(path.with_suffix(".txt"), {"report": reports, "again ": reconstruct(model, reports, batch_size)})
-
-
 def evaluate(autoencoder, reports, training_reports, batch_size, run_dir):
     """Held-out reports from their own latents: ROUGE-L, and that of the one report that is best for all of them."""
     written = reconstruct(autoencoder, reports, batch_size)
@@ -128,9 +123,13 @@ def main():
     loss = partial(compute_loss, latent_noise=LATENT_NOISE, details_weight=DETAILS_WEIGHT)
     examples = ReportExamples(reports["train"], model, BATCH_SIZE, flags["train"])
     validation = ReportExamples(reports["validate"], model, BATCH_SIZE, flags["validate"])
-    draw = partial(preview, reports=reports["validate"][:_PREVIEW_REPORTS], batch_size=BATCH_SIZE)
+    shown = reports["validate"][:_PREVIEW_REPORTS]
+
+    def preview(model, path):
+        write_pairs(path.with_suffix(".txt"), {"report": shown, "again ": reconstruct(model, shown, BATCH_SIZE)})
+
     try_training(model, loss, examples.longest, studies, constants, accelerator)
-    fit(model, examples, validation, loss, constants, accelerator, draw, {"data": table_fingerprint(studies)})
+    fit(model, examples, validation, loss, constants, accelerator, preview, {"data": table_fingerprint(studies)})
 
     if accelerator.is_main_process and EVALUATION_REPORTS:
         best = ReportAutoencoder.from_pretrained(Path(RUN_DIR) / "best").eval().to(accelerator.device)

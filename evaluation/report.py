@@ -192,17 +192,6 @@ def _percent(share, low, high):
 
 def as_markdown(result: dict) -> str:
     """evaluation.md: report.md filled in, without the sections about which the result says nothing."""
-    values, parts = _values(result), []
-    for section in re.split(r"\n\n(?=## )", Path(__file__).with_name("report.md").read_text(encoding="utf-8").strip()):
-        paragraphs = [Template(" ".join(paragraph.splitlines())) for paragraph in section.split("\n\n")]
-        named = {name for paragraph in paragraphs for name in paragraph.get_identifiers()}
-        if not named & OPTIONAL - values.keys():
-            parts += filter(None, (paragraph.substitute(values) for paragraph in paragraphs))
-    return "\n\n".join(parts) + "\n"
-
-
-def _values(result):
-    """{name in report.md: its text}, those that the result has."""
     means = {name: table.loc["mean"] for name, table in result["pairs"].items()}
     tables = {
         "headline": headline(result), "auroc": auroc_columns(result["auroc"]),
@@ -217,8 +206,7 @@ def _values(result):
     tables |= {name: share_columns(result[name], share) for name, share in shares.items() if name in result}
     if "texts" in result:
         tables["texts"] = text_columns(result["texts"])
-    values = {name: markdown(table) for name, table in tables.items()}
-
+    values = {name: markdown(table) for name, table in tables.items()}  # name in report.md => its text
     for name in ("synthetic", "real", "train"):
         rows = result[name]
         values[name] = f"{rows['tree']}, N = {rows['N']} ({rows['unreadable']} unreadable, left out)"
@@ -228,12 +216,20 @@ def _values(result):
         values["unseen"] = f"N = {result['unseen']['N']} real images of further patients ({splits})"
     judge = result.get("text_judge", "")
     note = " The TF-IDF judge knows the wording of the training reports only, as the label-only reports show."
-    return values | {
+    values |= {
         "text_judge": judge, "wording": note if "TF-IDF" in judge else "", "split": result["real"]["split"],
         "selected": result["selected"], "classifier": result["classifier"],
         "notes": "\n\n".join(f"**Note:** {note}." for note in result["notes"]), "draws": FLOOR_DRAWS,
         "positives": metrics.MINIMUM_POSITIVES, "copies": f"{COPY_QUANTILE:.0%}",
     }  # fmt: skip
+
+    parts = []
+    for section in re.split(r"\n\n(?=## )", Path(__file__).with_name("report.md").read_text(encoding="utf-8").strip()):
+        paragraphs = [Template(" ".join(paragraph.splitlines())) for paragraph in section.split("\n\n")]
+        named = {name for paragraph in paragraphs for name in paragraph.get_identifiers()}
+        if not named & OPTIONAL - values.keys():
+            parts += filter(None, (paragraph.substitute(values) for paragraph in paragraphs))
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown(rows: pd.DataFrame | list[dict], digits: int = 3) -> str:

@@ -58,7 +58,6 @@ class ReferencePool:
 
     def _set_table(self, table: pd.DataFrame):
         self.table, self.references = table, References(table)
-        self._row_of = dict(zip(table.dicom_id, range(len(table))))
         self._embeddings = {}  # dicom_id => embedding, None for an image that cannot be read
 
     @classmethod
@@ -124,9 +123,9 @@ class ReferencePool:
 
     def prepare(self, dicom_ids: pd.Series):
         """Encodes references that may have been drawn in an earlier run; InputError for one that is gone."""
-        rows = {name: self._row_of.get(name) for name in sorted({*dicom_ids} - {""})}
-        self._encode([row for row in rows.values() if row is not None])
-        gone = [name for name, row in rows.items() if row is None or not self._is_readable(row)]
+        wanted = sorted({*dicom_ids} - {""})
+        self._encode(np.flatnonzero(self.table.dicom_id.isin(wanted)))
+        gone = [name for name in wanted if self._embeddings.get(name) is None]
         if gone:
             example = f"e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT"
             what = f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more"

@@ -232,20 +232,7 @@ def _read_reports(table: pd.DataFrame, root: Path, reports_root: Path | None) ->
     """The report of each row; each study is read once, from the first place that has it."""
     if reports_root and not reports_root.exists():
         raise InputError(f"there is no {reports_root} to read reports from; set REPORTS_ROOT")
-    places = _report_places(root, reports_root)
-    studies = [_study_folder(subject, study) for subject, study in zip(table["subject_id"], table["study_id"])]
-    raw = {study: _read_report(places, study) for study in dict.fromkeys(studies)}
-    texts = {study: "" if content is None else report_text(content) for study, content in raw.items()}
-    without_file, blank = [*raw.values()].count(None), [*texts.values()].count("")
-    place = f" in {reports_root or root}" if without_file else ""
-    others = f"{without_file} without a file{place}, {blank - without_file} without findings or impression in it"
-    say(f"reports: {len(texts) - blank} of {len(texts)} studies have one ({others})")
-    return [texts[study] for study in studies]
-
-
-def _report_places(root: Path, reports_root: Path | None) -> list[Path | zipfile.Path]:
-    """The folders, on disk or in a zip, in which p10/p10000032/s50414267.txt may be."""
-    places = [root / "files"]
+    places = [root / "files"]  # folders, on disk or in a zip, in which p10/p10000032/s50414267.txt may be
     if reports_root and reports_root.is_dir():
         inner = reports_root / "files"
         places.append(inner if inner.is_dir() else reports_root)
@@ -255,7 +242,14 @@ def _report_places(root: Path, reports_root: Path | None) -> list[Path | zipfile
             failed = f"{path} cannot be read as a zip file"
             with as_input_error(lambda error, failed=failed: f"{failed}: {reason(error)}; fetch it again"):
                 places.append(zipfile.Path(zipfile.ZipFile(path), "files/"))
-    return places
+    studies = [_study_folder(subject, study) for subject, study in zip(table["subject_id"], table["study_id"])]
+    raw = {study: _read_report(places, study) for study in dict.fromkeys(studies)}
+    texts = {study: "" if content is None else report_text(content) for study, content in raw.items()}
+    without_file, blank = [*raw.values()].count(None), [*texts.values()].count("")
+    place = f" in {reports_root or root}" if without_file else ""
+    others = f"{without_file} without a file{place}, {blank - without_file} without findings or impression in it"
+    say(f"reports: {len(texts) - blank} of {len(texts)} studies have one ({others})")
+    return [texts[study] for study in studies]
 
 
 def _read_report(places: list[Path | zipfile.Path], study: str) -> str | None:
