@@ -105,16 +105,13 @@ def choose_requests(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([rows.head(count) for rows in chosen.values()], ignore_index=True)
 
 
-def save_requests(requests: pd.DataFrame, output: Path) -> None:
-    """Writes requests.csv, for LABELS_CSV of the image samplers; InputError where the folder has other requests."""
-    path, ids = output / "requests.csv", ["dicom_id", "subject_id", "role"]
-    if path.exists():
-        if read_csv(path, ids, texts=("dicom_id", "role"))["dicom_id"].tolist() != requests["dicom_id"].tolist():
-            raise InputError(f"{path} has requests of other patients than these constants choose: set another OUTPUT")
-        return
-    with writing("the requests", output):
-        output.mkdir(parents=True, exist_ok=True)
-    write_csv(path, pd.concat([requests[ids], to_physionet(requests[[*FINDINGS]])], axis=1))
+def save_requests(requests: pd.DataFrame, path: Path) -> None:
+    """Writes requests.csv, for LABELS_CSV of the image samplers; InputError where the file has other requests."""
+    ids = ["dicom_id", "subject_id", "role"]
+    if not path.exists():
+        write_csv(path, pd.concat([requests[ids], to_physionet(requests[[*FINDINGS]])], axis=1), "the requests")
+    elif read_csv(path, ids, texts=("dicom_id", "role"))["dicom_id"].tolist() != requests["dicom_id"].tolist():
+        raise InputError(f"{path} has requests of other patients than these constants choose: set another OUTPUT")
 
 
 def read_films(requests: pd.DataFrame) -> pd.DataFrame:
@@ -217,7 +214,7 @@ def main():
         raise InputError("audit_privacy.py runs as one process: start it with python, not with accelerate launch")
     tables = read_tables()
     requests = choose_requests(tables)
-    save_requests(requests, output)
+    save_requests(requests, output / "requests.csv")
     if not (Path(SYNTHETIC) / PROVENANCE_FILE).exists():
         say(f"{SYNTHETIC} is no synthetic tree yet: make one with LABELS_CSV {output}/requests.csv, then audit it")
         return

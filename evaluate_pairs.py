@@ -69,17 +69,31 @@ def read_tables(
 ) -> dict[str, pd.DataFrame]:
     """The rows of the trees, unreadable images included; InputError where a part is empty, or no finding is in both.
 
-    real: to compare with; real_all: of all splits; synthetic: see `read_synthetic`; train; validation: sets the image
-    judge's thresholds, and is of half the patients where they are compared.
+    real: to compare with; real_all: of all splits; synthetic: all of a synthetic tree or a CSV, of a real tree those of
+    the split; train; validation: sets the image judge's thresholds, and is of half the patients where they are
+    compared. Further columns of synthetic: source, the dicom_id of the image that the labels came from, or "" (a real
+    image is its own), and the prompt of a synthetic image.
     """
     real_all = read_table(real, reports_root, views=views, hold_out=hold_out)
     train_all = read_table(train, views=views, hold_out=hold_out) if train else real_all
     validation = train_all[train_all["split"] == "validate"].reset_index(drop=True)
     if split == "validate" and train_all is real_all:
         validation = validation[judges.first_half(validation)].reset_index(drop=True)
+    if is_foreign(synthetic):
+        evaluated = read_pairs(synthetic)
+    elif not (provenance := Path(synthetic) / mimic_cxr.PROVENANCE_FILE).exists():
+        evaluated = read_table(synthetic, reports_root if synthetic == real else "", views, (split,), hold_out)
+        evaluated["source"] = evaluated["dicom_id"]
+    else:
+        evaluated = read_table(synthetic, views=views)
+        made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
+        for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
+            check_hold_out(hold_out, **{f"the checkpoint of {synthetic},": checkpoint})
+        made = made.reindex(evaluated["dicom_id"], columns=["source", "prompt"], fill_value="")
+        evaluated[["source", "prompt"]] = made.to_numpy()
     tables = {
         "real": real_all.iloc[split_rows(real_all, split, real)].reset_index(drop=True),
-        "synthetic": read_synthetic(synthetic, reports_root if synthetic == real else "", views, hold_out, split),
+        "synthetic": evaluated,
         "train": train_all.iloc[split_rows(train_all, "train", train or real)].reset_index(drop=True),
         "validation": validation,
         "real_all": real_all,
@@ -91,26 +105,6 @@ def read_tables(
             "can be compared; are the labels of the synthetic tree what was asked for?"
         )
     return tables
-
-
-def read_synthetic(root: str, reports_root: str, views: tuple, hold_out: tuple, split: str) -> pd.DataFrame:
-    """The synthetic rows: all of a synthetic tree or a CSV; of a real tree those of a split.
-
-    Further columns: source, the dicom_id of the image that the labels came from, or "" (a real image is its own), and
-    the prompt of a synthetic image.
-    """
-    if is_foreign(root):
-        return read_pairs(root)
-    provenance = Path(root) / mimic_cxr.PROVENANCE_FILE
-    if not provenance.exists():
-        table = read_table(root, reports_root, views, splits=(split,), hold_out=hold_out)
-        return table.assign(source=table["dicom_id"])
-    table = read_table(root, views=views)
-    made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
-    for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
-        check_hold_out(hold_out, **{f"the checkpoint of {root},": checkpoint})
-    made = made.reindex(table["dicom_id"], columns=["source", "prompt"], fill_value="")
-    return table.assign(**{name: made[name].to_numpy() for name in made})
 
 
 def read_written(folder: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -77,33 +77,28 @@ def read_candidates(synthetic: str, by: str, hold_out: tuple) -> tuple[pd.DataFr
         table = read_pairs(synthetic)
         made = table[["dicom_id", "source", "prompt"]].assign(seed="", reference_dicom_id="")
     else:
-        table, made = _read_tree(Path(synthetic), hold_out)
+        tree = Path(synthetic)
+        path, plan = tree / PROVENANCE_FILE, tree / PLAN_FILE
+        if not path.exists():
+            raise InputError(f"{tree} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
+        if judges.selector_patients(tree):
+            raise InputError(f"the pairs of {tree} are selected already: set SYNTHETIC to the tree that they are from")
+        if holds_films(read_manifest(tree)):
+            raise InputError(f"{tree} holds films and their counterfactual twins, which a selection would part")
+        made = _read_texts(path, "source", "prompt")
+        for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
+            check_hold_out(hold_out, **{f"the checkpoint of {tree},": checkpoint})
+        table = read_table(tree)
+        table = table[table["dicom_id"].isin(made["dicom_id"])].reset_index(drop=True)
+        planned = {*_read_texts(plan)["dicom_id"]} if plan.exists() else set()
+        if missing := len(planned - {*table["dicom_id"]}):
+            of = f"{missing} of its {len(planned)} images are missing"
+            raise InputError(f"{tree} is not finished, {of}: sample it first")
     if by == "pair" and not (table["report"] != "").any():
         raise InputError(f"{synthetic} has no reports: write them by sample_prior_model.py first, or set BY to image")
     made = made.set_index("dicom_id").loc[table["dicom_id"]].reset_index()
     keys = pd.concat([made[["source", "prompt"]], table[[*FINDINGS]]], axis=1)
     return table.assign(request=keys.groupby(list(keys), sort=False).ngroup()), made
-
-
-def _read_tree(tree: Path, hold_out: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A synthetic tree => (its table, its synthetic.csv as text)."""
-    path, plan = tree / PROVENANCE_FILE, tree / PLAN_FILE
-    if not path.exists():
-        raise InputError(f"{tree} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
-    if judges.selector_patients(tree):
-        raise InputError(f"the pairs of {tree} are selected already: set SYNTHETIC to the tree that they are from")
-    if holds_films(read_manifest(tree)):
-        raise InputError(f"{tree} holds films and their counterfactual twins, which a selection would part")
-    made = _read_texts(path, "source", "prompt")
-    for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
-        check_hold_out(hold_out, **{f"the checkpoint of {tree},": checkpoint})
-    table = read_table(tree)
-    table = table[table["dicom_id"].isin(made["dicom_id"])].reset_index(drop=True)
-    planned = {*_read_texts(plan)["dicom_id"]} if plan.exists() else set()
-    missing = len(planned - {*table["dicom_id"]})
-    if missing:
-        raise InputError(f"{tree} is not finished, {missing} of its {len(planned)} images are missing: sample it first")
-    return table, made
 
 
 def _read_texts(path, *columns):

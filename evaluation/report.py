@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from evaluation import metrics
 from evaluation.copies import COPY_QUANTILE
 from evaluation.images import ImageSets
-from evaluation.sections import CHOSEN, CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED, Nearest
+from evaluation.sections import CHOSEN, CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED
 from utils.errors import say, writing
 from utils.latents import read_pixels
 
@@ -42,7 +42,7 @@ class Stopwatch:
         say(f"{name}: {self.seconds[name]} s")
 
 
-def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings: pd.DataFrame, nearest: Nearest) -> str:
+def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings: pd.DataFrame, nearest: tuple) -> str:
     """Writes the files of an evaluation into a folder => the text of evaluation.md.
 
     pair_findings: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
@@ -282,14 +282,18 @@ def text_columns(rows: list[dict]) -> pd.DataFrame:
     return table.drop(columns="N")
 
 
-def draw_closest(nearest: Nearest, synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path) -> None:
-    """The CLOSEST pairs, or fewer: the synthetic image above its nearest training image."""
+def draw_closest(nearest: tuple, synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path) -> None:
+    """The CLOSEST pairs, or fewer: the synthetic image above its nearest training image.
+
+    nearest: distances and rows of the latter, (N,) each, as of `sections.memorisation`.
+    """
     count = min(CLOSEST, len(synthetic))
     figure = Figure(figsize=(1.6 * count, 3.8), layout="constrained")
     upper, lower = figure.subplots(2, count, squeeze=False)
-    for column, row in enumerate(np.argsort(nearest.synthetic, kind="stable")[:count]):
-        made, copied = synthetic["image_path"].iloc[row], train["image_path"].iloc[nearest.places[row]]
-        shown = (upper, made, f"{nearest.synthetic[row]:.3f}"), (lower, copied, "training image")
+    distances, places = nearest
+    for column, row in enumerate(np.argsort(distances, kind="stable")[:count]):
+        made, copied = synthetic["image_path"].iloc[row], train["image_path"].iloc[places[row]]
+        shown = (upper, made, f"{distances[row]:.3f}"), (lower, copied, "training image")
         for axes, image_path, title in shown:
             axes[column].imshow(read_pixels(image_path, image_size)[0].numpy(), cmap="gray", vmin=-1, vmax=1)
             axes[column].set_title(title, fontsize=8)

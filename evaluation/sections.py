@@ -222,7 +222,27 @@ def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.
     threshold, show how far the judges themselves get. constant: the report that is written for every image. Without a
     text judge, everything is about request and image alone.
     """
-    groups = _pairs_and_baselines(sets, judge, text_judge, constant)
+    table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
+    image, reports, train_reports = image_reading(judge, sets.synthetic), table["report"], train.table["report"]
+    made = {"synthetic": (image, reports)}  # image readings and reports
+    if sets.floor is not None:
+        made[SELECTED] = image_reading(judge, train, sets.floor), train_reports.iloc[sets.floor]
+    copied = sets.copies if text_judge is None else nearest_by_labels(table, reported(train.table), sets.seed)
+    made[COPYING] = image_reading(judge, train, copied), train_reports.iloc[copied]
+    if text_judge is not None:
+        made[SHUFFLED] = image, shuffled(reports, sets.seed)
+        made["label-only report"] = image, [label_only_report(codes) for codes in labels]
+        made[CONSTANT] = image, [constant] * len(reports)
+    counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()
+    groups = {
+        name: (labels, shows, report_reading(text_judge, texts, counted), subjects)
+        for name, (shows, texts) in made.items()
+    }  # codes of the requests, image readings, report readings or None, patients
+    rows = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
+    texts = sets.real.table["report"].to_numpy()[rows]
+    image, report = image_reading(judge, sets.real, rows), report_reading(text_judge, texts, texts != "")
+    groups["real"] = sets.real.codes()[rows], image, report, sets.real.subjects(rows)
+
     per_finding = {
         name: agreement.agreement(labels == PRESENT, image, report)
         for name, (labels, image, report, _) in groups.items()
@@ -241,33 +261,6 @@ def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.
         "report": np.nan if report is None else report.ravel(),
     })  # fmt: skip
     return table, {"pairs": per_finding, "complete_agreement": rows}
-
-
-def _pairs_and_baselines(sets, judge, text_judge, constant):
-    """{name: (codes of the requests, image reading, report reading or None, patients)}; synthetic first, real last.
-
-    Codes and readings (see evaluation/agreement.py) are (N, 14), patients (N,).
-    """
-    table, train, labels = sets.synthetic.table, sets.train, sets.synthetic.codes()
-    image, reports, train_reports = image_reading(judge, sets.synthetic), table["report"], train.table["report"]
-    made = {"synthetic": (image, reports)}  # image readings and reports
-    if sets.floor is not None:
-        made[SELECTED] = image_reading(judge, train, sets.floor), train_reports.iloc[sets.floor]
-    copied = sets.copies if text_judge is None else nearest_by_labels(table, reported(train.table), sets.seed)
-    made[COPYING] = image_reading(judge, train, copied), train_reports.iloc[copied]
-    if text_judge is not None:
-        made[SHUFFLED] = image, shuffled(reports, sets.seed)
-        made["label-only report"] = image, [label_only_report(codes) for codes in labels]
-        made[CONSTANT] = image, [constant] * len(reports)
-    counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()
-    groups = {
-        name: (labels, shows, report_reading(text_judge, texts, counted), subjects)
-        for name, (shows, texts) in made.items()
-    }
-    rows = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
-    texts = sets.real.table["report"].to_numpy()[rows]
-    image, report = image_reading(judge, sets.real, rows), report_reading(text_judge, texts, texts != "")
-    return groups | {"real": (sets.real.codes()[rows], image, report, sets.real.subjects(rows))}
 
 
 def image_reading(judge: Judge, images: Images, rows: np.ndarray | None = None) -> np.ndarray:
@@ -314,30 +307,18 @@ def check_apart(tree: str, judge_table: pd.DataFrame, text_judge: str, written: 
             )
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """Distances of images to their nearest training image (evaluation/copies.py)."""
-
-    synthetic: np.ndarray  # (N,) of the synthetic images
-    real: np.ndarray  # (M,) of the real images, which were not trained on
-    places: np.ndarray  # (N,) the rows of the synthetic images' nearest training images
-    threshold: float  # below it an image counts as a copy
-
-
-def memorisation(sets: ImageSets) -> tuple[list[dict], Nearest]:
+def memorisation(sets: ImageSets) -> tuple[list[dict], tuple[np.ndarray, np.ndarray]]:
     """How many synthetic images, and how many planted copies of training images, are found to be copies.
 
-    The threshold is the COPY_QUANTILE of the real images' distances, which were not trained on.
+    The threshold is the COPY_QUANTILE of the real images' distances, which were not trained on. Besides: the distances
+    of the synthetic images to their nearest training images, and the rows of these, (N,) each.
     """
     train = sets.train
     real, _ = copies.search(sets.real.pixels(range(len(sets.real))), train)
-    synthetic, places = copies.search(sets.synthetic.pixels(range(len(sets.synthetic))), train)
-    threshold = float(np.quantile(real, copies.COPY_QUANTILE))
-    rows = [{"images": "synthetic", **copies.copied_share(synthetic, threshold)}]
+    nearest = copies.search(sets.synthetic.pixels(range(len(sets.synthetic))), train)
     planted = copies.plant_copies(train.pixels(draw_rows(len(train), copies.PLANTED, sets.seed, "planted copies")))
-    for kind, images in planted.items():
-        rows.append(
-            {"images": f"planted copies: {kind}", **copies.copied_share(copies.search(images, train)[0], threshold)}
-        )
-    rows.append({"images": "real (these set the threshold)", **copies.copied_share(real, threshold)})
-    return rows, Nearest(synthetic, real, places, threshold)
+    distances = {"synthetic": nearest[0]}
+    distances |= {f"planted copies: {kind}": copies.search(images, train)[0] for kind, images in planted.items()}
+    distances["real (these set the threshold)"] = real
+    threshold = float(np.quantile(real, copies.COPY_QUANTILE))
+    return [{"images": name, **copies.copied_share(each, threshold)} for name, each in distances.items()], nearest

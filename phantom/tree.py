@@ -19,13 +19,13 @@ from phantom.reports import write_report
 from utils import findings as cxr
 from utils.errors import InputError, say, writing
 from utils.folders import DRAWN_TREE, making
+from utils.mimic_cxr import METADATA_COLUMNS, VIEW_MEANINGS
 
 CHUNK = 16  # studies that a process draws at a time
 CANARY = "Reference {:06d}."  # a sentence that the reports of one patient have, and no others
 _SPLIT_CYCLE = 25  # patients of a group after which the splits repeat: 20 train, 2 validate, 3 test
 _TEST_PLACES, _VALIDATE_PLACES = (0, 9, 17), (5, 22)
-# procedure and direction in PhysioNet's words
-_VIEWS = {"PA": ("CHEST (PA)", "postero-anterior"), "AP": ("CHEST (PORTABLE AP)", "antero-posterior")}
+_PROCEDURES = {"PA": "CHEST (PA)", "AP": "CHEST (PORTABLE AP)"}  # in PhysioNet's words
 
 
 def draw_tree(
@@ -133,12 +133,7 @@ def _draw_study(root: Path, study: dict, image_size: int) -> list[dict]:
     for view, film_seed, dicom_id in study["films"]:
         film = draw_chest(study["anatomy"], study["drawn"], view, image_size, film_seed)
         Image.fromarray(to_bytes(film)).save(folder / f"{dicom_id}.jpg", quality=95)
-        procedure, direction = _VIEWS[view]
-        rows.append({
-            "dicom_id": dicom_id, **study["identity"], "PerformedProcedureStepDescription": procedure,
-            "ViewPosition": view, "Rows": image_size, "Columns": image_size, "StudyDate": study["date"],
-            "StudyTime": study["time"], "ProcedureCodeSequence_CodeMeaning": procedure,
-            "ViewCodeSequence_CodeMeaning": direction, "PatientOrientationCodeSequence_CodeMeaning": "Erect",
-            "split": study["split"],
-        })  # fmt: skip
+        about_film = dicom_id, subject_id, study_id, _PROCEDURES[view], view, image_size, image_size
+        about_study = study["date"], study["time"], _PROCEDURES[view], VIEW_MEANINGS[view], "Erect"
+        rows.append(dict(zip(METADATA_COLUMNS, about_film + about_study)) | {"split": study["split"]})
     return rows

@@ -13,8 +13,8 @@ import pandas as pd
 
 from evaluation.labeler import labels_of_prompt
 from sampling.reference_pool import ReferencePool
-from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv
-from utils.errors import InputError, replacing, say, writing
+from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv, write_csv
+from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN, finding_index, from_physionet, from_prompt, prompts_of
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.prompt_text import check_prompt, with_prompts
@@ -213,8 +213,7 @@ def new_dicom_id(*key) -> str:
 
 def save_plan(output_root: str | Path, plan: pd.DataFrame):
     """Writes plan.csv, in one step."""
-    with writing(PLAN_FILE, output_root), replacing(Path(output_root) / PLAN_FILE) as temporary:
-        plan[[*_PLAN_COLUMNS]].to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(Path(output_root) / PLAN_FILE, plan[[*_PLAN_COLUMNS]])
 
 
 def plan_digest(output_root: str | Path, plan: pd.DataFrame) -> str:

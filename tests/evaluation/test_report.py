@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from evaluation import metrics, report
-from evaluation.sections import CONSTANT, COPYING, FLOOR, FURTHER, SELECTED, SHUFFLED, Nearest
+from evaluation.sections import CONSTANT, COPYING, FLOOR, FURTHER, SELECTED, SHUFFLED
 from utils.findings import FINDINGS
 
 
@@ -142,7 +142,7 @@ def test_the_closest_pairs_are_drawn_closest_first_with_fewer_images_than_asked(
     for number in range(3):
         Image.new("L", (32, 32), 80 * number).save(tmp_path / f"{number}.png")
     table = pd.DataFrame({"image_path": [str(tmp_path / f"{number}.png") for number in range(3)]})
-    near = Nearest(np.array([0.3, 0.1, 0.2]), np.array([0.4, 0.5]), np.array([2, 1, 0]), threshold=0.15)
+    near = np.array([0.3, 0.1, 0.2]), np.array([2, 1, 0])
     report.draw_closest(near, table, table, 32, tmp_path / "closest.png")
     with Image.open(tmp_path / "closest.png") as picture:
         assert picture.width > 3 * 100 and picture.height > 2 * 100  # three columns, two rows
