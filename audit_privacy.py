@@ -18,6 +18,7 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,13 +153,8 @@ def audit_films(
     patients, members = chosen["subject_id"], (chosen["role"] == "member").to_numpy()
     if min(members.sum(), (~members).sum()) < 10:
         counts = f"{members.sum()} members and {(~members).sum()} held-out patients"
-        raise InputError(
-            f"{SYNTHETIC} has films for {counts}, and 10 of each are needed: set LABELS_CSV to requests.csv"
-        )
-
-    def encode(pixels):
-        return embed(attacker, pixels, films.device)
-
+        raise InputError(f"there are films for {counts}, and 10 of each are needed: set LABELS_CSV to requests.csv")
+    encode = partial(embed, attacker, device=films.device)
     probes = of_patients(encode(probed.pixels(range(len(probed))))[:, :WIDTH], probed_of, patients)
     alike = pd.DataFrame(similarities(probes, encode(films.pixels(range(len(films))))).T)  # a row a film
     alike = alike.groupby(whose.to_numpy()).max().loc[patients].to_numpy().T  # (P, P), of probes and patients' films

@@ -30,6 +30,7 @@ from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
 from utils import mimic_cxr
 from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
+from utils.csv_files import write_csv
 from utils.devices import make_accelerator
 from utils.errors import InputError, run, say, writing
 from utils.mimic_cxr import read_table, split_rows
@@ -166,8 +167,7 @@ def evaluate_reports(
         result |= {f"{prefix}{name}": part for name, part in zip(("reports", "report_f1"), parts)}
         pairs = reports.table[["study_id"]].assign(reference=reports.references, hypothesis=reports.table["report"])
         if sets.real.loading.accelerator.is_main_process:
-            with writing("the reports for RadEval", output):
-                pairs[pairs["reference"] != ""].to_csv(output / f"{prefix}radeval.csv", index=False)
+            write_csv(output / f"{prefix}radeval.csv", pairs[pairs["reference"] != ""], "the reports for RadEval")
     result["texts"] = sections.report_texts(list(all_reports.values()), sets.train.table, sets.seed)
     return result
 

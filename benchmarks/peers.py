@@ -102,8 +102,8 @@ def images(networks: Networks, backbone: str) -> Iterator[tuple]:
     yield row("a student's 4 steps", "PNDM, 50 steps", paper, _STUDENT)
     if backbone == "U-ViT":
         return
-    scheduler = diffusion.sampling_scheduler(_DPM[0], model.schedule)
-    pipeline = StableDiffusionPipeline(their_vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
+    solver = diffusion.sampling_scheduler(_DPM[0], model.schedule)
+    pipeline = StableDiffusionPipeline(their_vae, None, None, unet, solver, None, None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     tokens, null_tokens = model.fusion(text, reference), model.fusion(null.expand_as(text), torch.zeros_like(reference))
 

@@ -39,7 +39,7 @@ from evaluation.metrics import enough, positives
 from utils.cache import FeatureCache, image_keys
 from utils.csv_files import read_csv
 from utils.errors import InputError, as_input_error, reason, replacing, writing
-from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT, UNCERTAIN
+from utils.findings import FINDINGS, PRESENT
 from utils.latents import PREPROCESSING, read_grey
 from utils.seeds import keyed_seed
 
@@ -379,19 +379,16 @@ class RulesJudge:
     name = "rules (evaluation/labeler.py)"
     known = np.ones(len(FINDINGS), dtype=bool)
 
-    def codes(self, reports: list[str]) -> np.ndarray:
-        """N texts => (N, 14) codes, with the uncertain findings."""
-        return label_reports(reports)
-
     def __call__(self, reports: list[str]) -> np.ndarray:
         """N texts => (N, 14) bool; an uncertain finding is not present, as in a request."""
-        return self.codes(reports) == PRESENT
+        return label_reports(reports) == PRESENT
 
 
-class ChexbertJudge(RulesJudge):
+class ChexbertJudge:
     """CheXbert (Smit et al. 2020), by the package f1chexbert and its weights; there, uncertain findings are present."""
 
     name = "CheXbert (uncertain counts as absent)"
+    known = np.ones(len(FINDINGS), dtype=bool)
 
     def __init__(self, device: torch.device | str):
         with _loading("CheXbert, by f1chexbert,", "set TEXT_JUDGE to tfidf or rules"):
@@ -400,11 +397,10 @@ class ChexbertJudge(RulesJudge):
             self._labeler = F1CheXbert(device=str(device))
         self._columns = [self._labeler.target_names.index(name) for name in FINDINGS]
 
-    def codes(self, reports: list[str]) -> np.ndarray:
-        """N texts => (N, 14) codes, with the uncertain findings."""
-        coding = {1: PRESENT, 0: ABSENT, -1: UNCERTAIN, "": NOT_MENTIONED}  # of the mode "classification"
+    def __call__(self, reports: list[str]) -> np.ndarray:
+        """N texts => (N, 14) bool."""
         labels = [self._labeler.get_label(report, mode="classification") for report in reports]
-        return np.array([[coding[label] for label in row] for row in labels], dtype=int)[:, self._columns]
+        return np.array(labels, dtype=object)[:, self._columns] == 1  # 0: absent, -1: uncertain, "": not mentioned
 
 
 def selector_patients(tree: str | Path) -> set[int]:

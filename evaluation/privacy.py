@@ -11,12 +11,12 @@ some.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import fisher_exact, mannwhitneyu, rankdata
 
@@ -147,8 +147,8 @@ def report_scores(reports: Sequence[str], synthetic: Sequence[str]) -> dict[str,
     runs = cache(lambda length: {run for words in made for run in _runs(words, length)})
     written = [report_words(report) for report in reports]
     phrases = [{*_runs(words, PHRASE)} for words in written]
-    counts = pd.Series([phrase for own in phrases for phrase in own], dtype=object).value_counts()
-    rare = [own & {*counts.index[counts == 1]} for own in phrases]
+    counts = Counter(phrase for own in phrases for phrase in own)
+    rare = [{phrase for phrase in own if counts[phrase] == 1} for own in phrases]
     longest = [_longest(words, runs) for words in written]
     scores = {
         "longest common run": (longest, [len(words) for words in written]),

@@ -232,13 +232,13 @@ def as_markdown(result: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(rows: pd.DataFrame | list[dict], digits: int = 3) -> str:
+def markdown(rows: pd.DataFrame | list[dict]) -> str:
     """A DataFrame, or rows, as a Markdown table; NaN is a dash."""
     frame = pd.DataFrame(rows)
 
     def cell(value):
         if isinstance(value, (float, np.floating)):
-            return "–" if np.isnan(value) else f"{value:.{digits}f}"
+            return "–" if np.isnan(value) else f"{value:.3f}"
         return str(value)
 
     lines = [[str(name) for name in frame.columns], ["---"] * len(frame.columns)]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -182,9 +183,17 @@ def make_missing(
     if sampler.pool and batches:
         sampler.pool.prepare(pd.concat(batches).reference_dicom_id)
     share = batches[accelerator.process_index :: accelerator.num_processes]
+    count = sum(int(batch.dicom_id.isin(missing).sum()) for batch in share)
     with stoppable() as stopped:
         try:
-            _make_batches(share, missing, tree, sampler, stopped, accelerator.is_main_process)
+            with tqdm(total=count, desc="images", disable=not accelerator.is_main_process) as progress:
+                for batch in takewhile(lambda _: not stopped(), share):
+                    images, latents = sampler.make(batch)
+                    half = [None] * len(batch) if latents is None else latents.cpu().numpy().astype(np.float16)
+                    for place, row in enumerate(batch.itertuples()):
+                        if row.dicom_id in missing:
+                            tree.save(row, images[place], half[place])
+                            progress.update()
             accelerator.wait_for_everyone()
             paths = requests.image_path[requests.dicom_id.isin(missing)]
             _check_shared(lambda: tuple(map(os.path.exists, paths)), tree.root, accelerator)
@@ -193,20 +202,6 @@ def make_missing(
                 say(f"{tree.root}: {tree.list_images()} images")
         if any(gather_object([stopped()])):  # in any process, so that all end together
             raise Stopped(f"stopped; the images made so far are in {tree.root}: the same command goes on from there")
-
-
-def _make_batches(batches, missing, tree, sampler, stopped, shows_progress):
-    count = sum(int(batch.dicom_id.isin(missing).sum()) for batch in batches)
-    with tqdm(total=count, desc="images", disable=not shows_progress) as progress:
-        for batch in batches:
-            if stopped():
-                return
-            images, latents = sampler.make(batch)
-            half = [None] * len(batch) if latents is None else latents.cpu().numpy().astype(np.float16)
-            for place, row in enumerate(batch.itertuples()):
-                if row.dicom_id in missing:
-                    tree.save(row, images[place], half[place])
-                    progress.update()
 
 
 def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerator):

@@ -188,7 +188,6 @@ def test_chexbert_counts_uncertain_as_absent_as_requests_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "f1chexbert", SimpleNamespace(F1CheXbert=F1CheXbert))
     judge = judges.ChexbertJudge("cpu")
     reports = ["edema", "no edema", "maybe edema", ""]
-    assert judge.codes(reports)[:, FINDINGS.index("Edema")].tolist() == [1, -1, -2, 0]
     assert judge(reports)[:, FINDINGS.index("Edema")].tolist() == [True, False, False, False]
     assert judge(reports).sum() == 1 and "uncertain" in judge.name
 

@@ -1,6 +1,7 @@
 """audit_privacy.py on drawn patients: a copier is caught, films of nobody are not, and bad input is one sentence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def make_films(root, requests, films):
     for row in films.itertuples():
         path = root / "files" / "p90" / f"p{row.subject_id}" / f"s{row.study_id}" / f"{row.dicom_id}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(open(row.image_path, "rb").read())
+        path.write_bytes(Path(row.image_path).read_bytes())
     write_tree(root, films, films[["dicom_id", "source"]])
 
 
