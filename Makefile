@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
 .PHONY: demo/selected-clipUViT demo/pairs-clipUViT demo/selected-clipSD demo/pairs-clipSD
 .PHONY: demo demo-open parts $(PARTS) test test-oldest counterfactuals privacy privacy-controls utility bench soak
-.PHONY: demo/patients demo/report-models lint lock clean
+.PHONY: demo/patients demo/films demo/report-models demo/audit lint lock clean
 .DELETE_ON_ERROR:
 
 # two parts of the demo at a time, of those that can begin the first named, each with half of the cores: small networks
@@ -113,44 +113,49 @@ demo/twins-of-%:
 	$(RUN) evaluate_pairs.py $(DEMO) --SYNTHETIC demo/counterfactuals/$* --TWINS demo/twins \
 	    --OUTPUT demo/evaluation/counterfactuals/$*
 
-# audits: HALF and OTHER_HALF hold out each other's patients, FEW all but one group's, and all three the attacker's
-PATIENTS := $(DEMO) --DATA_ROOT demo/patients
-HALF := --HOLD_OUT "p14,p15,p16,p17,p18,p19,one study"
-OTHER_HALF := --HOLD_OUT "p10,p11,p12,p13,p17,p18,p19,one study"
-FEW := --HOLD_OUT "p11,p12,p13,p14,p15,p16,p17,p18,p19,one study"
-audit = $(RUN) audit_privacy.py $(DEMO) $(2) --OUTPUT demo/privacy/$(1) --SYNTHETIC demo/films/$(1)
-# 1: the audit's name; 2: HOLD_OUT; 3: clipUViT or clipSD; 4: best or last checkpoint; 5: constants of the training
-define films
-	$(call audit,$(1),$(2))
-	$(RUN) train_diffusion_$(3).py $(PATIENTS) $(2) --RUN_DIR demo/privacy/runs/$(1) $(5)
-	$(RUN) sample_diffusion_$(3).py $(PATIENTS) --CHECKPOINT demo/privacy/runs/$(1)/$(4) --OUTPUT_ROOT demo/films/$(1) \
-	    --LABELS_CSV demo/privacy/$(1)/requests.csv --MAX_LABELS 0 --IMAGES_PER_LABEL 4
-endef
+# an audit; the variables are others in privacy-controls: its name, the groups that are held out, what is trained and how
+NAME = clipUViT
+HELD_OUT = --HOLD_OUT "p14,p15,p16,p17,p18,p19,one study"
+BACKBONE = clipUViT
+TRAINING = --MAX_STEPS 300
+TRAINED = best
+PATIENTS := --config demo.toml --DATA_ROOT demo/patients
+OTHERS := --HOLD_OUT "p10,p11,p12,p13,p17,p18,p19,one study"
+ALL_BUT_ONE := --HOLD_OUT "p11,p12,p13,p14,p15,p16,p17,p18,p19,one study"
 
 demo/patients: .venv/installed
 	$(RUN) -m phantom $(DEMO) --OUTPUT_ROOT $@ --STUDIES 6400 --STUDIES_PER_PATIENT 4 --CANARIES 0.2
+
+demo/films:
+	$(RUN) audit_privacy.py $(PATIENTS) $(HELD_OUT) --OUTPUT demo/privacy/$(NAME) --SYNTHETIC demo/films/$(NAME)
+	$(RUN) train_diffusion_$(BACKBONE).py $(PATIENTS) $(HELD_OUT) --RUN_DIR demo/privacy/runs/$(NAME) $(TRAINING)
+	$(RUN) sample_diffusion_$(BACKBONE).py $(PATIENTS) --CHECKPOINT demo/privacy/runs/$(NAME)/$(TRAINED) --MAX_LABELS 0 \
+	    --LABELS_CSV demo/privacy/$(NAME)/requests.csv --IMAGES_PER_LABEL 4 --OUTPUT_ROOT demo/films/$(NAME)
+
+demo/films-%:
+	$(MAKE) demo/films NAME=$* BACKBONE=$*
+
+demo/report-models:
+	$(RUN) train_bart.py $(PATIENTS) $(HELD_OUT) --RUN_DIR demo/privacy/runs/bart
+	$(RUN) train_prior_model.py $(PATIENTS) $(HELD_OUT) --BART_CHECKPOINT demo/privacy/runs/bart/best \
+	    --RUN_DIR demo/privacy/runs/prior
+
+demo/audit:
+	$(RUN) audit_privacy.py $(PATIENTS) $(HELD_OUT) --OUTPUT demo/privacy/$(NAME) --SYNTHETIC demo/films/$(NAME)
+
+demo/audit-%:
+	$(RUN) sample_prior_model.py $(DEMO) $(HELD_OUT) --CHECKPOINT demo/privacy/runs/prior/best --OUTPUT_ROOT demo/films/$*
+	$(RUN) audit_privacy.py $(PATIENTS) $(HELD_OUT) --OUTPUT demo/privacy/$* --SYNTHETIC demo/films/$* \
+	    --BART_CHECKPOINT demo/privacy/runs/bart/best
 
 privacy: demo/patients
 	$(HALF_THE_CORES) $(MAKE) --jobs=2 demo/films-clipUViT demo/report-models demo/films-clipSD
 	$(MAKE) demo/audit-clipUViT demo/audit-clipSD
 
-demo/films-%:
-	$(call films,$*,$(HALF),$*,best)
-
-demo/report-models:
-	$(RUN) train_bart.py $(PATIENTS) $(HALF) --RUN_DIR demo/privacy/runs/bart
-	$(RUN) train_prior_model.py $(PATIENTS) $(HALF) --BART_CHECKPOINT demo/privacy/runs/bart/best \
-	    --RUN_DIR demo/privacy/runs/prior
-
-demo/audit-%:
-	$(RUN) sample_prior_model.py $(DEMO) $(HALF) --CHECKPOINT demo/privacy/runs/prior/best --OUTPUT_ROOT demo/films/$*
-	$(call audit,$*,$(HALF)) --BART_CHECKPOINT demo/privacy/runs/bart/best
-
 privacy-controls: demo/patients
-	$(call films,exchanged,$(OTHER_HALF),clipUViT,best)
-	$(call audit,exchanged,$(OTHER_HALF))
-	$(call films,few,$(FEW),clipUViT,last,--MAX_STEPS 6000 --LEARNING_RATE 1e-3)
-	$(call audit,few,$(FEW))
+	$(MAKE) demo/films demo/audit NAME=exchanged HELD_OUT='$(OTHERS)'
+	$(MAKE) demo/films demo/audit NAME=few HELD_OUT='$(ALL_BUT_ONE)' TRAINED=last \
+	    TRAINING='--MAX_STEPS 6000 --LEARNING_RATE 1e-3 --CHECKPOINT_EVERY 1000'
 
 demo-open: .venv/installed-imagenet
 	$(RUN) -m open_data --SOURCE kermany --ROOT $(OPEN)/kermany --OUTPUT open/kermany

@@ -63,47 +63,54 @@ SEED = 1234  # of patients, and of the attacker's training (0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 
 
-def read_tables() -> dict[str, pd.DataFrame]:
-    """The rows of DATA_ROOT by their part in the audit; InputError where a part has too few patients.
+def read_tables(
+    data_root: str, reports_root: str, views: tuple, hold_out: tuple, attacker: tuple
+) -> dict[str, pd.DataFrame]:
+    """The rows of a tree by their part in the audit; InputError for a hold_out that makes none possible.
 
-    trained: what the generator learnt from; held out: kept studies of patients it has not seen; probes: the withheld
-    studies of both; attacker: all studies of those who teach the attacker.
+    trained: what the generator learnt from; held out: kept studies of the groups of hold_out; probes: the withheld
+    studies of both; attacker: all studies of the groups that teach the attacker.
     """
-    groups = [group for group in HOLD_OUT if group != ONE_STUDY]
-    if ONE_STUDY not in HOLD_OUT or not set() < {*ATTACKER} < {*groups}:
+    groups = {*hold_out} - {ONE_STUDY}
+    if ONE_STUDY not in hold_out or not set() < {*attacker} < groups:
         raise InputError(
-            f"HOLD_OUT is {tuple(HOLD_OUT)}, ATTACKER {tuple(ATTACKER)}: an audit needs {ONE_STUDY!r} withheld, and "
+            f"HOLD_OUT is {tuple(hold_out)}, ATTACKER {tuple(attacker)}: an audit needs {ONE_STUDY!r} withheld, and "
             "groups held out of which some, but not all, teach the attacker; train with such a HOLD_OUT"
         )
-    table = read_table(DATA_ROOT, REPORTS_ROOT, VIEWS, hold_out=groups)
-    kept = table["dicom_id"].isin(read_table(DATA_ROOT, "", VIEWS, hold_out=HOLD_OUT, with_reports=False)["dicom_id"])
-    of_attacker = ("p" + table["subject_id"].astype(str).str[:2]).isin(ATTACKER)
+    table = read_table(data_root, reports_root, views, hold_out=sorted(groups))
+    kept = table["dicom_id"].isin(read_table(data_root, "", views, hold_out=hold_out, with_reports=False)["dicom_id"])
+    group = "p" + table["subject_id"].astype(str).str[:2]
     parts = {
-        "trained": table[kept & (table["split"] == "train")],
-        "held out": table[kept & (table["split"] == "test") & ~of_attacker],
-        "probes": table[~kept & ~of_attacker],
-        "attacker": table[of_attacker],
+        "trained": kept & (table["split"] == "train"),
+        "held out": kept & group.isin(groups - {*attacker}),
+        "probes": ~kept & ~group.isin(attacker),
+        "attacker": group.isin(attacker),
     }
-    return {name: rows.reset_index(drop=True) for name, rows in parts.items()}
+    return {name: table[rows].reset_index(drop=True) for name, rows in parts.items()}
 
 
-def choose_requests(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def choose_requests(tables: dict[str, pd.DataFrame], limit: int, seed: int) -> pd.DataFrame:
     """The films whose labels are asked for, one a patient, members first; with `role`, "member" or "held out".
 
-    As many of each, PATIENTS at most, all with a probe. InputError for fewer than 10.
+    As many of each, `limit` at most, all with a probe. InputError for fewer than privacy.MINIMUM.
     """
     chosen = {}
     for role, name in (("member", "trained"), ("held out", "held out")):
         rows = tables[name][tables[name]["subject_id"].isin(tables["probes"]["subject_id"])]
-        order = np.random.default_rng(keyed_seed(SEED, "requests", role)).permutation(len(rows))
+        order = np.random.default_rng(keyed_seed(seed, "requests", role)).permutation(len(rows))
         chosen[role] = rows.iloc[order].drop_duplicates("subject_id").assign(role=role)
-    count = min(PATIENTS, *map(len, chosen.values()))
-    if count < 10:
-        found = "{} members and {} held-out patients".format(*map(len, chosen.values()))
+    count, chosen = min(limit, *map(len, chosen.values())), pd.concat(chosen.values(), ignore_index=True)
+    check_counts(chosen, "have a withheld study: see HOLD_OUT, ATTACKER and VIEWS")
+    return chosen.groupby("role").head(count).reset_index(drop=True)
+
+
+def check_counts(requests: pd.DataFrame, what: str) -> None:
+    """InputError for fewer than privacy.MINIMUM members or held-out patients; what: they are said to have, or not."""
+    counts = [int((requests["role"] == role).sum()) for role in ("member", "held out")]
+    if min(counts) < privacy.MINIMUM:
         raise InputError(
-            f"{DATA_ROOT} has {found} with a withheld study; 10 of each are needed: see HOLD_OUT, ATTACKER and VIEWS"
+            f"{counts[0]} members and {counts[1]} held-out patients, not {privacy.MINIMUM} of each, {what}"
         )
-    return pd.concat([rows.head(count) for rows in chosen.values()], ignore_index=True)
 
 
 def save_requests(requests: pd.DataFrame, path: Path) -> None:
@@ -115,19 +122,23 @@ def save_requests(requests: pd.DataFrame, path: Path) -> None:
         raise InputError(f"{path} has requests of other patients than these constants choose: set another OUTPUT")
 
 
-def read_films(requests: pd.DataFrame) -> pd.DataFrame:
-    """The rows of SYNTHETIC with `patient`, the subject_id of the request that each was made for.
+def read_films(synthetic: str, requests: pd.DataFrame, hold_out: tuple) -> pd.DataFrame:
+    """The rows of a synthetic tree with `patient`, the subject_id of the request that each was made for.
 
-    InputError for films of a model that was trained with another HOLD_OUT.
+    As many of each patient: of more films one would be nearer by chance. InputError for films of a model that was
+    trained with another hold_out.
     """
-    table = read_table(SYNTHETIC)
-    made = read_csv(Path(SYNTHETIC) / PROVENANCE_FILE, ("dicom_id", "source"), ("dicom_id", "source"), ("checkpoint",))
+    table = read_table(synthetic)
+    made = read_csv(Path(synthetic) / PROVENANCE_FILE, ("dicom_id", "source"), ("dicom_id", "source"), ("checkpoint",))
     for checkpoint in sorted({*made.get("checkpoint", pd.Series(dtype=str)).fillna("")} - {""}):
-        check_hold_out(HOLD_OUT, **{f"the checkpoint of {SYNTHETIC},": checkpoint})
+        check_hold_out(hold_out, **{f"the checkpoint of {synthetic},": checkpoint})
     sources = table["dicom_id"].map(made.set_index("dicom_id")["source"])
     table["patient"] = sources.map(requests.set_index("dicom_id")["subject_id"])
-    say(f"{table['patient'].nunique()} of {len(requests)} requests have films in {SYNTHETIC}")
-    return table.dropna(subset="patient").astype({"patient": "int64"}).reset_index(drop=True)
+    of_patient = table.dropna(subset="patient").astype({"patient": "int64"}).groupby("patient")
+    check_counts(requests[requests["subject_id"].isin(of_patient.groups)], f"have films in {synthetic}: see LABELS_CSV")
+    fewest = int(of_patient.size().min())
+    say(f"{len(of_patient)} of {len(requests)} requests have films in {synthetic}; {fewest} of each are compared")
+    return of_patient.head(fewest).reset_index(drop=True)
 
 
 def of_patients(embeddings: np.ndarray, whose: pd.Series, patients: pd.Series) -> np.ndarray:
@@ -136,71 +147,62 @@ def of_patients(embeddings: np.ndarray, whose: pd.Series, patients: pd.Series) -
 
 
 def audit_films(
-    requests: pd.DataFrame, films: Images, tables: dict[str, pd.DataFrame], attacker: Extractor
+    requests: pd.DataFrame, films: Images, tables: dict[str, pd.DataFrame], attacker: Extractor, seed: int
 ) -> tuple[dict, dict]:
     """=> (how well the attacker knows patients, the audit of films).
 
-    A patient needs a film, and images that can be read; InputError for fewer than 10 such members or held-out patients.
+    Patients count if their images can be read: the request's, the probe's and films; InputError for too few of them.
     """
-    size, loading = attacker.image_size, films.loading
-    asked, probed, kept = (
-        Images(rows, name, size, loading)
-        for name, rows in (("the requests", requests), *((name, tables[name]) for name in ("probes", "held out")))
-    )
+    named = {"the requests": requests, "the probes": tables["probes"], "the held out": tables["held out"]}
+    asked, probed, kept = (Images(rows, name, attacker.image_size, films.loading) for name, rows in named.items())
     whose, probed_of = films.table["patient"], probed.table["subject_id"]
     rows = np.flatnonzero(asked.table["subject_id"].isin(whose) & asked.table["subject_id"].isin(probed_of))
     chosen = asked.table.iloc[rows]
+    check_counts(chosen, "have images that can be read")
     patients, members = chosen["subject_id"], (chosen["role"] == "member").to_numpy()
-    if min(members.sum(), (~members).sum()) < 10:
-        counts = f"{members.sum()} members and {(~members).sum()} held-out patients"
-        raise InputError(f"there are films for {counts}, and 10 of each are needed: set LABELS_CSV to requests.csv")
     encode = partial(embed, attacker, device=films.device)
     probes = of_patients(encode(probed.pixels(range(len(probed))))[:, :WIDTH], probed_of, patients)
     alike = pd.DataFrame(similarities(probes, encode(films.pixels(range(len(films))))).T)  # a row a film
     alike = alike.groupby(whose.to_numpy()).max().loc[patients].to_numpy().T  # (P, P), of probes and patients' films
     score, threshold = privacy.stranger_scores(alike, chosen[[*FINDINGS]].to_numpy())
-    own, pixels = np.diagonal(alike), asked.pixels(rows)
-    copied = {kind: encode(changed) for kind, changed in copies.plant_copies(pixels).items()}
-    others = kept.table["subject_id"].map(chosen.set_index("subject_id")["study_id"])
-    others = np.flatnonzero(others.notna() & (others != kept.table["study_id"]))
+    copied = {kind: encode(changed) for kind, changed in copies.plant_copies(asked.pixels(rows)).items()}
+    others = kept.table.assign(asked=kept.table["subject_id"].map(chosen.set_index("subject_id")["study_id"]))
+    others = others[others["asked"].notna() & (others["asked"] != others["study_id"])].drop_duplicates("subject_id")
     if len(others):  # another study, with other findings
-        further = of_patients(encode(kept.pixels(others)), kept.table["subject_id"].iloc[others], patients)
-        copied["other films of the patient"] = further
-    planted = {
-        kind: score(np.maximum(own, similarities(probes[:, None], embeddings[:, None])[:, 0, 0]))[~members]
-        for kind, embeddings in copied.items()
-    }
+        further = of_patients(encode(kept.pixels(others.index)), others["subject_id"], patients)
+        copied["another film of the patient"] = further
+    own, planted = np.diagonal(alike), {}
+    for kind, embeddings in copied.items():
+        of_copy = similarities(probes[:, None], embeddings[:, None])[:, 0, 0]
+        planted[kind] = score(np.maximum(own, of_copy))[~members]
     scores, known = score(own), similarities(probes, copied["exact"])
-    return privacy.verification(known), privacy.audit(scores[members], scores[~members], planted, SEED, threshold)
+    return privacy.verification(known), privacy.audit(scores[members], scores[~members], planted, seed, threshold)
 
 
-def audit_reports(requests: pd.DataFrame, films: pd.DataFrame) -> dict[str, dict]:
+def audit_reports(requests: pd.DataFrame, films: pd.DataFrame, seed: int) -> dict[str, dict]:
     """{what is compared: the audit of reports}, empty where there are none."""
     requests, synthetic = requests[requests["report"] != ""], films.loc[films["report"] != "", "report"].unique()
-    members, audits = (requests["role"] == "member").to_numpy(), {}
-    if not len(synthetic) or members.all() or not members.any():
+    if not len(synthetic):
         return {}
+    check_counts(requests, "have reports: see REPORTS_ROOT")
+    members, audits = (requests["role"] == "member").to_numpy(), {}
     for name, (scores, copied) in privacy.report_scores(requests["report"].tolist(), synthetic).items():
         planted = {"whole reports": copied[~members]}
-        audits[f"reports, {name}"] = privacy.audit(scores[members], scores[~members], planted, SEED)
+        audits[f"reports, {name}"] = privacy.audit(scores[members], scores[~members], planted, seed)
     return audits
 
 
-def audit_canaries(requests: pd.DataFrame, device) -> dict[str, dict]:
-    """The audit of planted sentences, as `audit_reports` has its own; empty without CANARY or BART_CHECKPOINT."""
-    if not (CANARY and BART_CHECKPOINT):
+def audit_canaries(requests: pd.DataFrame, canary: str, checkpoint: str, device, seed: int) -> dict[str, dict]:
+    """{what is compared: the audit of planted sentences}, by a checkpoint of BART; empty without either."""
+    if not (canary and checkpoint):
         return {}
-    check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
-    autoencoder = load_autoencoder(BART_CHECKPOINT, "", "").to(device).eval()
-    reports = requests["report"].map(clean_report)
-    scores = privacy.exposures(reports, CANARY, autoencoder.losses, SEED)
-    members, held_out = (scores[(requests["role"] == role) & ~np.isnan(scores)] for role in ("member", "held out"))
-    if min(len(members), len(held_out)) < 10:
-        counts = f"{len(members)} members and {len(held_out)} held-out patients"
-        raise InputError(f"CANARY {CANARY!r} stands in the reports of {counts}, and 10 of each are needed")
-    planted = {"canaries known by heart": np.full(len(held_out), np.log2(privacy.ALTERNATIVES + 1))}
-    means = {"mean of members": float(members.mean()), "mean of held out": float(held_out.mean())}
-    return {"canaries, exposure in bits": {**privacy.audit(members, held_out, planted, SEED), **means}}
+    autoencoder = load_autoencoder(checkpoint, "", "").to(device).eval()
+    scores = privacy.exposures(requests["report"].map(clean_report), canary, autoencoder.losses, seed)
+    found, scores = requests[~np.isnan(scores)], scores[~np.isnan(scores)]
+    check_counts(found, f"have reports with CANARY {canary!r}")
+    members = (found["role"] == "member").to_numpy()
+    planted = {"canaries known by heart": np.full((~members).sum(), np.log2(privacy.ALTERNATIVES + 1))}
+    return {"canaries": privacy.audit(scores[members], scores[~members], planted, seed)}
 
 
 def main():
@@ -208,22 +210,26 @@ def main():
     accelerator, output, stopwatch = make_accelerator(DEVICE, "no"), Path(OUTPUT), Stopwatch()
     if accelerator.num_processes > 1:
         raise InputError("audit_privacy.py runs as one process: start it with python, not with accelerate launch")
-    tables = read_tables()
-    requests = choose_requests(tables)
+    if BART_CHECKPOINT:
+        check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
+    tables = read_tables(DATA_ROOT, REPORTS_ROOT, VIEWS, HOLD_OUT, ATTACKER)
+    requests = choose_requests(tables, PATIENTS, SEED)
     save_requests(requests, output / "requests.csv")
     if not (Path(SYNTHETIC) / PROVENANCE_FILE).exists():
         say(f"{SYNTHETIC} is no synthetic tree yet: make one with LABELS_CSV {output}/requests.csv, then audit it")
         return
-    table, loading = read_films(requests), Loading(CACHE_DIR, VERIFIER_IMAGE_SIZE, BATCH_SIZE, accelerator)
+    table = read_films(SYNTHETIC, requests, HOLD_OUT)
+    loading = Loading(CACHE_DIR, VERIFIER_IMAGE_SIZE, BATCH_SIZE, accelerator)
     settings = JudgeSettings(
         VERIFIER_MODEL, VERIFIER_IMAGE_SIZE, VERIFIER_STEPS, 128, learning_rate=VERIFIER_LEARNING_RATE, seed=SEED
     )
     attacker = verifier_of(Images(tables["attacker"], "the attacker's films", VERIFIER_IMAGE_SIZE, loading), settings)
     stopwatch.lap("attacker")
     films = Images(table, SYNTHETIC, VERIFIER_IMAGE_SIZE, loading)
-    known, of_films = audit_films(requests, films, tables, attacker)
+    known, of_films = audit_films(requests, films, tables, attacker, SEED)
     stopwatch.lap("films")
-    audits = {"films": of_films, **audit_reports(requests, table), **audit_canaries(requests, accelerator.device)}
+    audits = {"films": of_films, **audit_reports(requests, table, SEED)}
+    audits |= audit_canaries(requests, CANARY, BART_CHECKPOINT, accelerator.device, SEED)
     stopwatch.lap("reports")
     trained, unseen = (Images(tables[name], name, VERIFIER_IMAGE_SIZE, loading) for name in ("trained", "held out"))
     limit, distances = copies.limit_of(unseen, trained), copies.search(films.pixels(range(len(films))), trained)[0]

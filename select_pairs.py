@@ -107,16 +107,16 @@ def _read_texts(path, *columns):
     return read_csv(path, columns, texts=columns)
 
 
-def drop_copies(candidates: pd.DataFrame, real: pd.DataFrame, loading: Loading) -> pd.DataFrame:
+def drop_copies(candidates: pd.DataFrame, real: pd.DataFrame, size: int, loading: Loading) -> pd.DataFrame:
     """The candidates that are no copies (evaluation/copies.py) of training images in `real`; prints how many are.
 
     The other rows of `real` show how near images come that nobody trained on; InputError where there are none.
     """
     trained = real["split"] == "train"
     if trained.all():
-        raise InputError(f"all rows of {DATA_ROOT} are training rows, so that nothing shows what a copy is: unset DROP")
-    named = {SYNTHETIC: candidates, f"{DATA_ROOT}, train": real[trained], f"{DATA_ROOT}, unseen": real[~trained]}
-    images, train, unseen = (Images(rows, name, JUDGE_IMAGE_SIZE, loading) for name, rows in named.items())
+        raise InputError("all rows of DATA_ROOT are training rows, so that nothing shows what a copy is: unset DROP")
+    named = {"the candidates": candidates, "the training images": real[trained], "other real images": real[~trained]}
+    images, train, unseen = (Images(rows, name, size, loading) for name, rows in named.items())
     copied = copies.search(images.pixels(range(len(images))), train)[0] < copies.limit_of(unseen, train)
     say(f"copies: {copied.sum()} of {len(images)} candidates are left out, since they are copies of training images")
     return images.table[~copied].reset_index(drop=True)
@@ -222,7 +222,7 @@ def main():
             raise InputError(f"the judge can learn no finding: {why}; set DATA_ROOT to a larger tree")
         loading, drawn = Loading(CACHE_DIR, JUDGE_IMAGE_SIZE, BATCH_SIZE, accelerator), len(candidates)
         if DROP:
-            candidates = drop_copies(candidates, real, loading)
+            candidates = drop_copies(candidates, real, JUDGE_IMAGE_SIZE, loading)
         selected = select(candidates, judge, SYNTHETIC, BY, KEEP, loading)
         kept = selected[selected["kept"]].reset_index(drop=True)
         if kept.empty:

@@ -24,6 +24,7 @@ from evaluation.metrics import auroc, patient_weights, report_words
 from evaluation.report import markdown, share_columns
 from utils.references import label_distances
 
+MINIMUM = 10  # members, and as many held-out patients
 STRANGERS = 300  # to whose films a patient's probe is compared
 FALSE_POSITIVES = 0.01
 LEVEL = 0.05  # of the test, which makes so many false alarms where nothing leaks
@@ -85,6 +86,7 @@ def audit(
         low, high = np.nanquantile(values, [0.025, 0.975])
         result[name] = {"value": float(result[name]), "low": float(low), "high": float(high)}
     counts = {"members": len(members), "held out": len(held_out)}
+    counts |= {"mean of members": float(members.mean()), "mean of held out": float(held_out.mean())}
     return {**counts, **result, "power": power(held_out, planted, threshold, seed)}
 
 

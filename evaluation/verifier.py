@@ -45,9 +45,14 @@ def verifier_of(images: Images, settings: JudgeSettings) -> Extractor:
         raise InputError(f"the attacker learns from films of one patient in several studies, and {lacks}: set ATTACKER")
     name = hashlib.sha256(json.dumps([asdict(settings), images.keys, films]).encode()).hexdigest()[:20]
     path = Path(images.loading.cache_dir) / "verifier" / f"{name}.safetensors"
-    weights = kept_weights(path, "the verifier", lambda: _train(images, films, settings).state_dict())
+
+    def train():
+        with torch.random.fork_rng([images.device] if torch.device(images.device).type == "cuda" else []):
+            torch.manual_seed(keyed_seed(settings.seed, "verifier"))
+            return _train(images, films, settings).state_dict()
+
     model = new_classifier(settings.model, WIDTH)
-    model.load_state_dict(weights)
+    model.load_state_dict(kept_weights(path, "the verifier", train))
     model.eval().to(images.device)
 
     def encode(pixels):
@@ -69,9 +74,7 @@ def similarities(probes: np.ndarray, films: np.ndarray) -> np.ndarray:
 def _train(images: Images, films: list[list[list[int]]], settings: JudgeSettings) -> nn.Module:
     """A trained network; films: for each patient, for each study, the rows of its images."""
     device = images.device
-    with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
-        torch.manual_seed(keyed_seed(settings.seed, "verifier"))
-        model = new_classifier(settings.model, WIDTH).to(device).train()
+    model = new_classifier(settings.model, WIDTH).to(device).train()
     rng, generator = np.random.default_rng(settings.seed), keyed_generator(settings.seed, "films of the verifier")
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)

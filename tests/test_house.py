@@ -21,5 +21,5 @@ def test_imports_run_downwards():
 def test_the_folders_of_the_list_are_there():
     files = house.python_files()
     assert all(files[folder] for folder in house.MAY_IMPORT)
-    assert len(files["scripts"]) == 13
+    assert len(files["scripts"]) == 14
     assert {*house.TRAINERS, *house.IMAGE_SAMPLERS} <= {script.stem for script in files["scripts"]}

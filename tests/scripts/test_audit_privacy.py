@@ -38,10 +38,10 @@ def audit(patients, tmp_path):
     return run
 
 
-def make_films(root, requests, films):
-    """Writes a synthetic tree: for each request (a row) the image and report of a row of films."""
-    films = films.assign(source=requests["dicom_id"].to_numpy(), study_id=90_000_000 + np.arange(len(films)))
-    films = films.assign(dicom_id=[f"made-{row}" for row in range(len(films))], subject_id=films["study_id"])
+def make_films(root, requests, films, first=90_000_000):
+    """Writes a synthetic tree, or adds to it: for each request (a row) the image and report of a row of films."""
+    films = films.assign(source=requests["dicom_id"].to_numpy(), study_id=first + np.arange(len(films)))
+    films = films.assign(dicom_id=[f"made-{number}" for number in films["study_id"]], subject_id=films["study_id"])
     for row in films.itertuples():
         path = root / "files" / "p90" / f"p{row.subject_id}" / f"s{row.study_id}" / f"{row.dicom_id}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def test_a_copier_is_caught_and_films_of_nobody_are_not(audit, patients, tmp_pat
     assert {*members["dicom_id"]} <= {*trained["dicom_id"]}
     rest = requests[requests["role"] == "held out"]
     groups = ("p" + rest["subject_id"].astype(str).str[:2]).unique()
-    assert not {*groups} & {*FIXED["ATTACKER"]} and not {*rest["subject_id"]} & {*trained["subject_id"]}
+    assert {*groups} <= {*GROUPS[:3]} and not {*rest["subject_id"]} & {*trained["subject_id"]}
 
     nobody = everybody[~everybody["subject_id"].isin(requests["subject_id"])].iloc[: len(requests)]
     make_films(tmp_path / "made", requests, nobody)
@@ -73,10 +73,17 @@ def test_a_copier_is_caught_and_films_of_nobody_are_not(audit, patients, tmp_pat
     films, *reports = found["audits"].values()
     assert not films["leak"] and found["attacker"]["AUC"] > 0.8 and len(reports) == 2
     kinds = [row["copies"] for row in films["power"]]
-    assert kinds[0] == "exact" and "mirrored" in kinds and kinds[-1] == "other films of the patient"
+    assert kinds[0] == "exact" and "mirrored" in kinds and kinds[-1] == "another film of the patient"
     assert [row["films for"] for row in found["copies"]] == ["member", "held out"]
     assert contents(tmp_path / "made") == before
     assert (tmp_path / "audit" / "power.png").stat().st_size > 0
+
+    first = requests.head(3)
+    make_films(tmp_path / "made", first, nobody.tail(3), first=90_900_000)  # further films of three members alone
+    assert audit() == 0
+    assert f"{len(requests)} of {len(requests)} requests have films" in (said := capsys.readouterr().out)
+    assert "1 of each are compared" in said
+    assert json.loads((tmp_path / "audit" / "evaluation.json").read_text())["audits"]["films"] == films
 
     own = everybody.set_index("dicom_id", drop=False).loc[members["dicom_id"]]
     make_films(tmp_path / "copied", requests, pd.concat([own, nobody.iloc[len(own) :]], ignore_index=True))
@@ -103,7 +110,7 @@ def test_canaries_are_audited_of_the_report_model_of_the_same_hold_out(audit, to
     assert audit(**asked) == 0
     films, canaries = json.loads((tmp_path / "audit" / "evaluation.json").read_text())["audits"].values()
     assert canaries["members"] >= 10 and not canaries["leak"] and canaries["mean of members"] < 3
-    says(audit(**asked | {"CANARY": "Number \\d"}), "stands in the reports of 0 members and 0 held-out patients")
+    says(audit(**asked | {"CANARY": "Number \\d"}), "0 members and 0 held-out patients", "CANARY")
     (bart / "training.json").write_text(json.dumps({**training, "constants": {"HOLD_OUT": ["p19"]}}))
     says(audit(**asked), "BART_CHECKPOINT", "was trained with ('p19',) held out")
 
@@ -118,5 +125,5 @@ def test_bad_input_is_one_sentence(audit, patients, tmp_path):
     says(audit(SEED=7), "requests of other patients", "another OUTPUT")
     requests = pd.read_csv(tmp_path / "audit" / "requests.csv", dtype={"dicom_id": str})
     make_films(tmp_path / "made", requests.head(5), read_table(patients).iloc[:5])
-    says(audit(), "films for 5 members and 0 held-out patients", "LABELS_CSV")
+    says(audit(), "5 members and 0 held-out patients", "have films", "LABELS_CSV")
     assert not (tmp_path / "audit" / "evaluation.json").exists()
