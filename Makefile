@@ -127,7 +127,7 @@ demo/patients: .venv/installed
 	$(RUN) -m phantom $(DEMO) --OUTPUT_ROOT $@ --STUDIES 6400 --STUDIES_PER_PATIENT 4 --CANARIES 0.2
 
 demo/films:
-	$(RUN) audit_privacy.py $(PATIENTS) $(HELD_OUT) --OUTPUT demo/privacy/$(NAME) --SYNTHETIC demo/films/$(NAME)
+	$(RUN) audit_privacy.py $(PATIENTS) $(HELD_OUT) --OUTPUT demo/privacy/$(NAME)
 	$(RUN) train_diffusion_$(BACKBONE).py $(PATIENTS) $(HELD_OUT) --RUN_DIR demo/privacy/runs/$(NAME) $(TRAINING)
 	$(RUN) sample_diffusion_$(BACKBONE).py $(PATIENTS) --CHECKPOINT demo/privacy/runs/$(NAME)/$(TRAINED) --MAX_LABELS 0 \
 	    --LABELS_CSV demo/privacy/$(NAME)/requests.csv --IMAGES_PER_LABEL 4 --OUTPUT_ROOT demo/films/$(NAME)

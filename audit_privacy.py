@@ -1,10 +1,7 @@
 """Audits privacy: are patients found among the synthetic films, or reports, because the generator was trained on them?
 
-    train_*.py --HOLD_OUT p18,p19,"one study"                          withholds one study of every patient
-    python audit_privacy.py --OUTPUT runs/privacy                      writes requests.csv: members, and held out ones
-    python sample_diffusion_clipUViT.py --LABELS_CSV runs/privacy/requests.csv --IMAGES_PER_LABEL 4 --OUTPUT_ROOT films
-    python sample_prior_model.py --OUTPUT_ROOT films                   if reports are audited, too
-    python audit_privacy.py --OUTPUT runs/privacy --SYNTHETIC films
+    python audit_privacy.py                                     writes OUTPUT/requests.csv, for LABELS_CSV of a sampler
+    python audit_privacy.py --SYNTHETIC synthetic/privacy       audits the films that were made for them
 
 Reads:  DATA_ROOT (its split "train", without the withheld studies, is what the generator was trained on), SYNTHETIC,
         CACHE_DIR
@@ -46,7 +43,7 @@ REPORTS_ROOT = ""  # where its reports are, a folder or PhysioNet's mimic-cxr-re
 VIEWS = ("PA",)  # ViewPosition of the images; () for all
 HOLD_OUT = ("p18", "p19", "one study")  # as in training: patient groups that are the split "test"; one study withheld
 ATTACKER = ("p19",)  # those of these groups whose patients teach the attacker; the others are the held out
-SYNTHETIC = "synthetic/privacy"  # films that were made for OUTPUT/requests.csv; not there: the requests are written
+SYNTHETIC = ""  # films that were made for OUTPUT/requests.csv, a synthetic CXR tree; empty: the requests are written
 BART_CHECKPOINT = ""  # a checkpoint of train_bart.py, for CANARY
 CANARY = ""  # pattern of a sentence that was planted in reports, whose digits are a patient's own; empty: none was
 OUTPUT = "runs/privacy"  # requests, figures and pictures (a folder to write)
@@ -128,6 +125,8 @@ def read_films(synthetic: str, requests: pd.DataFrame, hold_out: tuple) -> pd.Da
     As many of each patient: of more films one would be nearer by chance. InputError for films of a model that was
     trained with another hold_out.
     """
+    if not (Path(synthetic) / PROVENANCE_FILE).exists():
+        raise InputError(f"{synthetic} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
     table = read_table(synthetic)
     made = read_csv(Path(synthetic) / PROVENANCE_FILE, ("dicom_id", "source"), ("dicom_id", "source"), ("checkpoint",))
     for checkpoint in sorted({*made.get("checkpoint", pd.Series(dtype=str)).fillna("")} - {""}):
@@ -179,30 +178,24 @@ def audit_films(
     return privacy.verification(known), privacy.audit(scores[members], scores[~members], planted, seed, threshold)
 
 
-def audit_reports(requests: pd.DataFrame, films: pd.DataFrame, seed: int) -> dict[str, dict]:
-    """{what is compared: the audit of reports}, empty where there are none."""
+def audit_reports(
+    requests: pd.DataFrame, films: pd.DataFrame, canary: str, checkpoint: str, device, seed: int
+) -> dict[str, dict]:
+    """{what is compared: its audit}: films' reports, if there are some; canaries, if a checkpoint of BART is given."""
     requests, synthetic = requests[requests["report"] != ""], films.loc[films["report"] != "", "report"].unique()
-    if not len(synthetic):
-        return {}
-    check_counts(requests, "have reports: see REPORTS_ROOT")
-    members, audits = (requests["role"] == "member").to_numpy(), {}
-    for name, (scores, copied) in privacy.report_scores(requests["report"].tolist(), synthetic).items():
-        planted = {"whole reports": copied[~members]}
-        audits[f"reports, {name}"] = privacy.audit(scores[members], scores[~members], planted, seed)
+    compared = privacy.report_scores(requests["report"].tolist(), synthetic) if len(synthetic) else {}
+    if canary and checkpoint:
+        autoencoder = load_autoencoder(checkpoint, "", "").to(device).eval()
+        exposed = privacy.exposures(requests["report"].map(clean_report), canary, autoencoder.losses, seed)
+        compared["canaries"] = exposed, np.full(len(exposed), np.log2(privacy.ALTERNATIVES + 1))
+    audits = {}
+    for name, (scores, copied) in compared.items():
+        known = ~np.isnan(scores)
+        check_counts(requests[known], f"have reports for {name}: see REPORTS_ROOT and CANARY")
+        members, held_out = (known & (requests["role"] == role).to_numpy() for role in ("member", "held out"))
+        planted = {"whole reports": copied[held_out]}
+        audits[f"reports, {name}"] = privacy.audit(scores[members], scores[held_out], planted, seed)
     return audits
-
-
-def audit_canaries(requests: pd.DataFrame, canary: str, checkpoint: str, device, seed: int) -> dict[str, dict]:
-    """{what is compared: the audit of planted sentences}, by a checkpoint of BART; empty without either."""
-    if not (canary and checkpoint):
-        return {}
-    autoencoder = load_autoencoder(checkpoint, "", "").to(device).eval()
-    scores = privacy.exposures(requests["report"].map(clean_report), canary, autoencoder.losses, seed)
-    found, scores = requests[~np.isnan(scores)], scores[~np.isnan(scores)]
-    check_counts(found, f"have reports with CANARY {canary!r}")
-    members = (found["role"] == "member").to_numpy()
-    planted = {"canaries known by heart": np.full((~members).sum(), np.log2(privacy.ALTERNATIVES + 1))}
-    return {"canaries": privacy.audit(scores[members], scores[~members], planted, seed)}
 
 
 def main():
@@ -215,8 +208,8 @@ def main():
     tables = read_tables(DATA_ROOT, REPORTS_ROOT, VIEWS, HOLD_OUT, ATTACKER)
     requests = choose_requests(tables, PATIENTS, SEED)
     save_requests(requests, output / "requests.csv")
-    if not (Path(SYNTHETIC) / PROVENANCE_FILE).exists():
-        say(f"{SYNTHETIC} is no synthetic tree yet: make one with LABELS_CSV {output}/requests.csv, then audit it")
+    if not SYNTHETIC:
+        say(f"{len(requests)} requests: make films with LABELS_CSV {output}/requests.csv, then audit them as SYNTHETIC")
         return
     table = read_films(SYNTHETIC, requests, HOLD_OUT)
     loading = Loading(CACHE_DIR, VERIFIER_IMAGE_SIZE, BATCH_SIZE, accelerator)
@@ -228,8 +221,8 @@ def main():
     films = Images(table, SYNTHETIC, VERIFIER_IMAGE_SIZE, loading)
     known, of_films = audit_films(requests, films, tables, attacker, SEED)
     stopwatch.lap("films")
-    audits = {"films": of_films, **audit_reports(requests, table, SEED)}
-    audits |= audit_canaries(requests, CANARY, BART_CHECKPOINT, accelerator.device, SEED)
+    of_reports = audit_reports(requests, table, CANARY, BART_CHECKPOINT, accelerator.device, SEED)
+    audits = {"films": of_films, **of_reports}
     stopwatch.lap("reports")
     trained, unseen = (Images(tables[name], name, VERIFIER_IMAGE_SIZE, loading) for name in ("trained", "held out"))
     limit, distances = copies.limit_of(unseen, trained), copies.search(films.pixels(range(len(films))), trained)[0]

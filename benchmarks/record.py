@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from evaluation.report import markdown
 from utils.constants import REPOSITORY
 from utils.errors import STATUS_WHEN_STOPPED, InputError, write_whole
 
@@ -47,7 +48,7 @@ def write_record(
     }  # fmt: skip
     path = RESULTS / f"{name}.json"
     write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n", "the record")
-    print(f"{title}\n\n{markdown_table(record['columns'], record['rows'])}\n")
+    print(f"{title}\n\n{markdown(pd.DataFrame(record['rows'], columns=record['columns']))}\n")
     return path
 
 
@@ -60,11 +61,6 @@ def run_script(*arguments) -> None:
     print("$", shlex.join(command), flush=True)
     if subprocess.run(command, cwd=REPOSITORY, env={**os.environ, STATUS_WHEN_STOPPED: "1"}, check=False).returncode:
         raise InputError(f"{arguments[0]} failed or was stopped (see above); run the same command again to resume")
-
-
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """A table in GitHub's markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
 
 
 def spread(values: list[str]) -> str:

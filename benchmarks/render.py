@@ -12,7 +12,10 @@ Writes: docs/results.md; between marks README.md and docs/counterfactuals.md
 import json
 from pathlib import Path
 
-from benchmarks.record import RESULTS, fill, markdown_table, spread
+import pandas as pd
+
+from benchmarks.record import RESULTS, fill, spread
+from evaluation.report import markdown
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
@@ -59,7 +62,7 @@ def page(records: list[dict]) -> str:
 def section(record: dict) -> str:
     """A record's table, what was run, and its notes."""
     about = f"*`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['date']}.*"
-    parts = markdown_table(record["columns"], record["rows"]), about, record["notes"]
+    parts = markdown(pd.DataFrame(record["rows"], columns=record["columns"])), about, record["notes"]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -77,7 +80,8 @@ def demo_table(records: list[dict]) -> str:
     found = [{row[0].split(" (")[0]: row[1:] for row in record["rows"]} for record in demos]
     names = [name for name in README_ROWS if name in found[0]]
     cells = [[rows[name] for rows in found if name in rows] for name in names]
-    return markdown_table(demos[0]["columns"], [[name, *map(spread, zip(*rows))] for name, rows in zip(names, cells)])
+    rows = [[name, *map(spread, zip(*rows))] for name, rows in zip(names, cells)]
+    return markdown(pd.DataFrame(rows, columns=demos[0]["columns"]))
 
 
 def main():

@@ -5,7 +5,6 @@
 shares    On a share of the real training patients; on a synthetic film for each label vector of the training films; on
           both. The generator learnt from *all* training films: a share of 0.1 is someone who has a tenth of them, and
           was given the synthetic ones.
-trees     On each of TREES alone, such as one that was selected in another way.
 shortcut  A shortcut is planted by selection: of the real training films those stay in which TARGET and SHORTCUT are
           both present, or neither is. A classifier is trained on these; on these and counterfactual twins of them, with
           TARGET or SHORTCUT toggled; on these and as many ordinary synthetic films, with the label vectors of the
@@ -14,8 +13,7 @@ shortcut  A shortcut is planted by selection: of the real training films those s
 All trainings have the same number of steps; nothing is chosen on the films that test them, real ones of the split test.
 
 Reads:  CONFIG and what its sample_diffusion_clipUViT.py and sample_counterfactuals.py read
-Writes: OUTPUT (trees, a cache with the classifiers), benchmarks/results/{utility-shares,utility-trees,shortcut}.json; a
-        second run resumes
+Writes: OUTPUT (trees, a cache with the classifiers), benchmarks/results/{utility,shortcut}.json; a second run resumes
 Prints: mean AUROC (shares); AUROC of TARGET, and the lower one of those with and without SHORTCUT (shortcut)
 """
 
@@ -40,12 +38,11 @@ from utils.mimic_cxr import image_files, read_table, read_twins, write_tree
 
 CONFIG = "demo.toml"  # the constants of all scripts; its U-ViT's DATA_ROOT, VIEWS and HOLD_OUT name the real films
 OUTPUT = "demo/utility"  # folder of trees and classifiers (a folder to write)
-TABLES = ("shares", "shortcut")  # what is measured (each shares, trees or shortcut)
+TABLES = ("shares", "shortcut")  # what is measured (each shares or shortcut)
 SEEDS = (1, 2, 3)  # of patients, data order and weights (each 0 or more)
 DEVICE = ""  # where it runs (empty, cpu, cuda, cuda:N or mps; empty: the best there is)
 MAX_LABELS = 0  # shares: label vectors of the training split, a film each (0 or more; 0: all)
 SHARES = (1.0, 0.1)  # shares: of the real training patients (each above 0, 1 at most)
-TREES = ()  # trees: synthetic CXR trees
 TARGET = "Pneumothorax"  # shortcut: the finding that is to be recognised
 SHORTCUT = "Support Devices"  # shortcut: the finding that gives it away
 MAX_TWINS = (60, 1000)  # shortcut: twins at most, half of them with each finding toggled (each 2 or more)
@@ -66,12 +63,6 @@ def share_trainings(train: pd.DataFrame, output: Path, constants: dict) -> list[
             trainings += [(seed, name, real), (seed, f"{name} + synthetic", pd.concat([real, synthetic]))]
         trainings.append((seed, "synthetic", synthetic))
     return trainings
-
-
-def tree_trainings(train: pd.DataFrame, output: Path, constants: dict) -> list[tuple[int, str, pd.DataFrame]]:
-    """As `share_trainings`, of TREES."""
-    made = {tree: read_table(tree, with_reports=False).assign(synthetic=True) for tree in constants["TREES"]}
-    return [(seed, tree, table) for seed in constants["SEEDS"] for tree, table in made.items()]
 
 
 def shortcut_trainings(train: pd.DataFrame, output: Path, constants: dict) -> list[tuple[int, str, pd.DataFrame]]:
@@ -152,14 +143,11 @@ def main():
         real = read_table(root, views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=False)
         real = real[(real[findings] != UNCERTAIN).all(axis=1)].assign(synthetic=False)
         train, test = (real[real["split"] == split] for split in ("train", "test"))
-        trainings_of = {"shares": share_trainings, "trees": tree_trainings, "shortcut": shortcut_trainings}
-        trainings = trainings_of[part](train, output, constants)
+        trainings = (share_trainings if part == "shares" else shortcut_trainings)(train, output, constants)
         table = measure(trainings, test, findings, output / "cache", accelerator)
         title = f"Classifiers trained on synthetic films: {part}"
         note = f"The generator learnt from all of CONFIG's training films, without a shortcut; {len(test)} test films."
-        write_record(
-            "shortcut" if part == "shortcut" else f"utility-{part}", title, table, constants, note, accelerator.device
-        )
+        write_record("utility" if part == "shares" else part, title, table, constants, note, accelerator.device)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,11 @@ def as_markdown(result: dict) -> str:
     }  # fmt: skip
     plain = ("image_quality", "diversity", "reports", "written_reports", "counterfactual_findings")
     tables |= {name: result[name] for name in plain if name in result}
-    tables |= {name: f1_columns(result[name]) for name in ("report_f1", "written_report_f1") if name in result}
+    for name in ("report_f1", "written_report_f1"):
+        if name in result:  # F1 per finding of several sets of reports side by side
+            columns = {"positives": next(iter(result[name].values()))["positives"]}
+            columns |= {reports: values["f1"] for reports, values in result[name].items()}
+            tables[name] = pd.DataFrame(columns).rename_axis("finding").reset_index()
     shares = dict.fromkeys(("memorisation", "written_details", "image_details"), "share")
     shares |= {"complete_agreement": "all three", "agreement_with_sides": "and every side", "counterfactuals": "flip"}
     tables |= {name: share_columns(result[name], share) for name, share in shares.items() if name in result}
@@ -265,13 +269,6 @@ def share_columns(rows: list[dict], share: str = "all three") -> pd.DataFrame:
     if "of the real share" in table:
         table.insert(place + 1, "of the real share", table.pop("of the real share"))
     return table.drop(columns=[share, "low", "high"])
-
-
-def f1_columns(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Clinical F1 per finding of several sets of reports side by side."""
-    positives = next(iter(tables.values()))["positives"]
-    f1 = pd.DataFrame({name: values["f1"] for name, values in tables.items()})
-    return pd.concat([positives, f1], axis=1).rename_axis("finding").reset_index()
 
 
 def text_columns(rows: list[dict]) -> pd.DataFrame:

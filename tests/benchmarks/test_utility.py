@@ -129,12 +129,6 @@ def test_each_classifier_is_trained_once_and_the_table_sums_up_the_seeds(
     assert row["score"] == "0.550 ± 0.071" and "fewer than 10" in row["few"]
 
 
-def test_a_classifier_of_each_seed_is_trained_on_each_tree(tree):
-    trainings = utility.tree_trainings(None, None, {"TREES": (str(tree),), "SEEDS": (1, 2)})
-    assert [training[:2] for training in trainings] == [(1, str(tree)), (2, str(tree))]
-    assert trainings[0][2]["synthetic"].all() and len(trainings[0][2]) == len(read_table(tree))
-
-
 @pytest.mark.parametrize(("name", "value"), [("CONFIG", "none.toml"), ("TARGET", "gout"), ("TABLES", "films,")])
 def test_what_is_wrong_is_named(config, monkeypatch, tmp_path, name, value):
     constants = {"CONFIG": config, "OUTPUT": tmp_path, "TABLES": "shortcut,", name: value}

@@ -50,9 +50,8 @@ def make_films(root, requests, films, first=90_000_000):
 
 
 def test_a_copier_is_caught_and_films_of_nobody_are_not(audit, patients, tmp_path, capsys):
-    assert audit() == 0
-    told = capsys.readouterr().out
-    assert f"make one with LABELS_CSV {tmp_path / 'audit'}/requests.csv" in told
+    assert audit(SYNTHETIC="") == 0
+    assert f"make films with LABELS_CSV {tmp_path / 'audit'}/requests.csv" in capsys.readouterr().out
     requests = pd.read_csv(tmp_path / "audit" / "requests.csv", dtype={"dicom_id": str})
     assert {*FINDINGS} < {*requests} and requests["subject_id"].is_unique
     members = requests[requests["role"] == "member"]
@@ -101,7 +100,7 @@ def test_canaries_are_audited_of_the_report_model_of_the_same_hold_out(audit, to
     make_autoencoder(tokenizer).save_pretrained(bart)
     training = {"constants": {"HOLD_OUT": FIXED["HOLD_OUT"]}, "step": 1}
     (bart / "training.json").write_text(json.dumps(training))
-    assert audit(DATA_ROOT=root, SYNTHETIC=tmp_path / "none") == 0
+    assert audit(DATA_ROOT=root, SYNTHETIC="") == 0
     requests = pd.read_csv(tmp_path / "audit" / "requests.csv", dtype={"dicom_id": str})
     everybody = read_table(root)
     others = everybody[~everybody["subject_id"].isin(requests["subject_id"])]
@@ -121,7 +120,8 @@ def test_bad_input_is_one_sentence(audit, patients, tmp_path):
     says(audit(ATTACKER=("p10",)), "ATTACKER ('p10',)")
     says(audit(ATTACKER="()"), "some, but not all")
     says(audit(HOLD_OUT=(*GROUPS, "p10", "p11", "p12", ONE_STUDY)), "0 members and 60 held-out patients", "VIEWS")
-    assert audit() == 0
+    says(audit(), "made has no synthetic.csv")
+    assert audit(SYNTHETIC="") == 0
     says(audit(SEED=7), "requests of other patients", "another OUTPUT")
     requests = pd.read_csv(tmp_path / "audit" / "requests.csv", dtype={"dicom_id": str})
     make_films(tmp_path / "made", requests.head(5), read_table(patients).iloc[:5])
