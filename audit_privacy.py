@@ -15,6 +15,7 @@ from utils.constants import check_command_line, override_constants
 check_command_line(__name__, __file__)  # answers --help at once: the imports below take seconds
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from utils.checkpoints import check_hold_out
 from utils.constants import save_constants
 from utils.csv_files import read_csv, write_csv
 from utils.devices import make_accelerator
-from utils.errors import InputError, run, say, write_whole, writing
+from utils.errors import InputError, as_input_error, run, say, write_whole, writing
 from utils.findings import FINDINGS, to_physionet
 from utils.mimic_cxr import ONE_STUDY, PROVENANCE_FILE, read_table
 from utils.report_cleaning import clean_report
@@ -203,6 +204,8 @@ def main():
     accelerator, output, stopwatch = make_accelerator(DEVICE, "no"), Path(OUTPUT), Stopwatch()
     if accelerator.num_processes > 1:
         raise InputError("audit_privacy.py runs as one process: start it with python, not with accelerate launch")
+    with as_input_error(lambda error: f"CANARY {CANARY!r} is no pattern: {error}", re.error):
+        re.compile(CANARY)
     if BART_CHECKPOINT:
         check_hold_out(HOLD_OUT, BART_CHECKPOINT=BART_CHECKPOINT)
     tables = read_tables(DATA_ROOT, REPORTS_ROOT, VIEWS, HOLD_OUT, ATTACKER)

@@ -9,6 +9,7 @@ Writes: benchmarks/results/RECORD.json
 """
 
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +25,7 @@ RECORD = "demo"  # name of the record
 TITLE = "The demo"  # of the table
 
 _NAMES = {"clipUViT": "U-ViT", "clipSD": "U-Net"}
-_NOTES = {  # by the name of EVALUATION
-    "evaluation": (
-        "The first rows are of all pairs that were drawn: three images for each of 160 label vectors, one report an "
-        "image. Of these `select_pairs.py` kept one a label vector, by a judge of other patients than the "
-        "evaluation's: three pairs are drawn for one that is kept; the floor is random training pairs, selected in "
-        "the same way. Floor: what needs no generator; for a distance (FID, KID) its best value, of unseen patients "
-        "with the labels of the requests, mean and deviation of several draws. Ceiling: real images, reports or "
-        "pairs, or BART's reconstructions. `to` spans the two backbones where each has a floor or a ceiling of its "
-        "own."
-    ),
-    "counterfactuals": (
-        "Floor: another real film in place of the twin, with the film's findings or with the twin's. Ceiling: exact "
-        "twins, drawn from the film's own seed with one finding changed, and their own reports; of a finding that is "
-        "added, which may lie anywhere, the nearest of eight. No film is selected; of eight reports of an image the "
-        "one stays that says what the prior's readout reads in it. Validation films chose strength, masks and "
-        "guidance."
-    ),
-    "privacy": (
-        "Found: patients to whose withheld film the films asked for them are nearer than 99 % of strangers' are; of "
-        "reports and canaries, patients who score above 99 % of the held out. Seen: how often the audit would see "
-        "that so many members were copied, of 200 draws of patients; false alarms: how often it sees a leak where "
-        "nobody was copied."
-    ),
-}
+_NOTES = tomllib.loads(Path(__file__).with_name("notes.toml").read_text(encoding="utf-8"))
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Renders docs/results.md, the tables of docs/counterfactuals.md and the README's of the demo from benchmarks/results.
+"""Renders docs/results.md, the tables of OWN_PAGES in docs and the README's of the demo from benchmarks/results.
 
     python -m benchmarks.render
 
@@ -6,7 +6,7 @@ A record is one table with its command, commit, processor, date and constants (b
 figure of these tables is written by hand; a test fails when they differ from the records.
 
 Reads:  benchmarks/results/*.json
-Writes: docs/results.md; between marks README.md and docs/counterfactuals.md
+Writes: docs/results.md; between marks README.md and OWN_PAGES
 """
 
 import json
@@ -19,7 +19,7 @@ from evaluation.report import markdown
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
-TWINS, OF_TWINS = REPOSITORY / "docs" / "counterfactuals.md", ("counterfactual", "shortcut")  # records begin so
+OWN_PAGES = {"counterfactuals.md": ("counterfactual", "shortcut"), "privacy.md": ("privacy",)}  # their records begin so
 MARK = "rendered from benchmarks/results by python -m benchmarks.render"  # of the README's table
 HEADER = """# Results
 
@@ -54,8 +54,9 @@ def read_records(folder: Path = RESULTS) -> list[dict]:
 
 
 def page(records: list[dict]) -> str:
-    """The text of docs/results.md, a section for each record but those of twins."""
-    own = (record for record in records if not record["name"].startswith(OF_TWINS))
+    """The text of docs/results.md, a section for each record but those of OWN_PAGES."""
+    elsewhere = sum(OWN_PAGES.values(), ())
+    own = (record for record in records if not record["name"].startswith(elsewhere))
     return "\n\n".join([HEADER.strip(), *(f"## {record['title']}\n\n{section(record)}" for record in own)]) + "\n"
 
 
@@ -66,10 +67,11 @@ def section(record: dict) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def with_twins(text: str, records: list[dict]) -> str:
-    """docs/counterfactuals.md with its records, each between its own marks."""
+def own_page(name: str, records: list[dict]) -> str:
+    """The text of one of OWN_PAGES with its records, each between its own marks."""
+    text = (PAGE.parent / name).read_text()
     for record in records:
-        if record["name"].startswith(OF_TWINS):
+        if record["name"].startswith(OWN_PAGES[name]):
             text = fill(text, record["name"], section(record))
     return text
 
@@ -87,7 +89,8 @@ def demo_table(records: list[dict]) -> str:
 def main():
     records = read_records()
     PAGE.write_text(page(records))
-    TWINS.write_text(with_twins(TWINS.read_text(), records))
+    for name in OWN_PAGES:
+        (PAGE.parent / name).write_text(own_page(name, records))
     README.write_text(fill(README.read_text(), MARK, demo_table(records)))
 
 

@@ -200,10 +200,11 @@ def test_figures_of_the_documents_are_those_of_the_records():
     records, readme = render.read_records(), render.README.read_text()
     assert render.PAGE.read_text() == render.page(records), "run python -m benchmarks.render"
     assert readme == render.fill(readme, render.MARK, render.demo_table(records)), "run python -m benchmarks.render"
-    twins = render.TWINS.read_text()
-    assert twins == render.with_twins(twins, records), "run python -m benchmarks.render"
-    of_twins = [each for each in records if each["name"].startswith(render.OF_TWINS)]
-    assert all(f"<!-- {each['name']} -->" in twins and each["rows"] and each["commit"] for each in of_twins)
+    for name, starts in render.OWN_PAGES.items():
+        text = (render.PAGE.parent / name).read_text()
+        assert text == render.own_page(name, records), "run python -m benchmarks.render"
+        own = [each for each in records if each["name"].startswith(starts)]
+        assert own and all(f"<!-- {each['name']} -->" in text and each["rows"] and each["commit"] for each in own)
 
 
 def test_images_are_kept_in_two_folders_only():

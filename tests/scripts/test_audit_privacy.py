@@ -107,7 +107,7 @@ def test_canaries_are_audited_of_the_report_model_of_the_same_hold_out(audit, to
     make_films(tmp_path / "made", requests, others.iloc[: len(requests)].assign(report=""))
     asked = {"DATA_ROOT": root, "BART_CHECKPOINT": bart, "CANARY": r"Reference \d{6}\."}
     assert audit(**asked) == 0
-    films, canaries = json.loads((tmp_path / "audit" / "evaluation.json").read_text())["audits"].values()
+    canaries = json.loads((tmp_path / "audit" / "evaluation.json").read_text())["audits"]["reports, canaries"]
     assert canaries["members"] >= 10 and not canaries["leak"] and canaries["mean of members"] < 3
     says(audit(**asked | {"CANARY": "Number \\d"}), "0 members and 0 held-out patients", "CANARY")
     (bart / "training.json").write_text(json.dumps({**training, "constants": {"HOLD_OUT": ["p19"]}}))
@@ -120,6 +120,7 @@ def test_bad_input_is_one_sentence(audit, patients, tmp_path):
     says(audit(ATTACKER=("p10",)), "ATTACKER ('p10',)")
     says(audit(ATTACKER="()"), "some, but not all")
     says(audit(HOLD_OUT=(*GROUPS, "p10", "p11", "p12", ONE_STUDY)), "0 members and 60 held-out patients", "VIEWS")
+    says(audit(CANARY="("), "CANARY '(' is no pattern")
     says(audit(), "made has no synthetic.csv")
     assert audit(SYNTHETIC="") == 0
     says(audit(SEED=7), "requests of other patients", "another OUTPUT")
