@@ -138,7 +138,7 @@ demo/films-%:
 demo/report-models:
 	$(RUN) train_bart.py $(PATIENTS) $(HELD_OUT) --RUN_DIR demo/privacy/runs/bart
 	$(RUN) train_prior_model.py $(PATIENTS) $(HELD_OUT) --BART_CHECKPOINT demo/privacy/runs/bart/best \
-	    --RUN_DIR demo/privacy/runs/prior
+	    --RUN_DIR demo/privacy/runs/prior --CACHE_DIR demo/privacy/cache
 
 demo/audit:
 	$(RUN) audit_privacy.py $(PATIENTS) $(HELD_OUT) --OUTPUT demo/privacy/$(NAME) --SYNTHETIC demo/films/$(NAME)
