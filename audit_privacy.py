@@ -3,10 +3,8 @@
     python audit_privacy.py                                     writes OUTPUT/requests.csv, for LABELS_CSV of a sampler
     python audit_privacy.py --SYNTHETIC synthetic/privacy       audits the films that were made for them
 
-Reads:  DATA_ROOT (its split "train", without the withheld studies, is what the generator was trained on), SYNTHETIC,
-        CACHE_DIR
-Writes: OUTPUT/requests.csv, a row a patient; OUTPUT/{audit.md,evaluation.json,constants.json}, and OUTPUT/power.png,
-        which shows how many copies it would have taken
+Reads:  DATA_ROOT (split "train" without the withheld studies: what the generator was trained on), SYNTHETIC, CACHE_DIR
+Writes: OUTPUT/{requests.csv,audit.md,evaluation.json,constants.json}; OUTPUT/power.png: how many copies it takes
 Prints: audit.md. What it can say and what not: docs/privacy.md
 """
 
@@ -28,7 +26,7 @@ from evaluation.judges import Extractor, JudgeSettings
 from evaluation.report import Stopwatch, as_json
 from evaluation.verifier import WIDTH, embed, similarities, verifier_of
 from models.weights import load_autoencoder
-from utils.checkpoints import check_hold_out
+from utils.checkpoints import check_hold_out, check_hold_out_of_tree
 from utils.constants import save_constants
 from utils.csv_files import read_csv, write_csv
 from utils.devices import make_accelerator
@@ -76,8 +74,8 @@ def read_tables(
             "groups held out of which some, but not all, teach the attacker; train with such a HOLD_OUT"
         )
     table = read_table(data_root, reports_root, views, hold_out=sorted(groups))
-    kept = table["dicom_id"].isin(read_table(data_root, "", views, hold_out=hold_out, with_reports=False)["dicom_id"])
-    group = "p" + table["subject_id"].astype(str).str[:2]
+    rest = read_table(data_root, "", views, hold_out=hold_out, with_reports=False, check_images=False)
+    kept, group = table["dicom_id"].isin(rest["dicom_id"]), "p" + table["subject_id"].astype(str).str[:2]
     parts = {
         "trained": kept & (table["split"] == "train"),
         "held out": kept & group.isin(groups - {*attacker}),
@@ -93,7 +91,7 @@ def choose_requests(tables: dict[str, pd.DataFrame], limit: int, seed: int) -> p
     As many of each, `limit` at most, all with a probe. InputError for fewer than privacy.MINIMUM.
     """
     chosen = {}
-    for role, name in (("member", "trained"), ("held out", "held out")):
+    for role, name in zip(privacy.ROLES, ("trained", "held out")):
         rows = tables[name][tables[name]["subject_id"].isin(tables["probes"]["subject_id"])]
         order = np.random.default_rng(keyed_seed(seed, "requests", role)).permutation(len(rows))
         chosen[role] = rows.iloc[order].drop_duplicates("subject_id").assign(role=role)
@@ -104,11 +102,10 @@ def choose_requests(tables: dict[str, pd.DataFrame], limit: int, seed: int) -> p
 
 def check_counts(requests: pd.DataFrame, what: str) -> None:
     """InputError for fewer than privacy.MINIMUM members or held-out patients; what: they are said to have, or not."""
-    counts = [int((requests["role"] == role).sum()) for role in ("member", "held out")]
+    counts = [int((requests["role"] == role).sum()) for role in privacy.ROLES]
     if min(counts) < privacy.MINIMUM:
-        raise InputError(
-            f"{counts[0]} members and {counts[1]} held-out patients, not {privacy.MINIMUM} of each, {what}"
-        )
+        found = f"{counts[0]} members and {counts[1]} held-out patients"
+        raise InputError(f"{found}, not {privacy.MINIMUM} of each, {what}")
 
 
 def save_requests(requests: pd.DataFrame, path: Path) -> None:
@@ -130,8 +127,7 @@ def read_films(synthetic: str, requests: pd.DataFrame, hold_out: tuple) -> pd.Da
         raise InputError(f"{synthetic} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
     table = read_table(synthetic)
     made = read_csv(Path(synthetic) / PROVENANCE_FILE, ("dicom_id", "source"), ("dicom_id", "source"), ("checkpoint",))
-    for checkpoint in sorted({*made.get("checkpoint", pd.Series(dtype=str)).fillna("")} - {""}):
-        check_hold_out(hold_out, **{f"the checkpoint of {synthetic},": checkpoint})
+    check_hold_out_of_tree(hold_out, synthetic, made["checkpoint"])
     sources = table["dicom_id"].map(made.set_index("dicom_id")["source"])
     table["patient"] = sources.map(requests.set_index("dicom_id")["subject_id"])
     of_patient = table.dropna(subset="patient").astype({"patient": "int64"}).groupby("patient")
@@ -147,22 +143,22 @@ def of_patients(embeddings: np.ndarray, whose: pd.Series, patients: pd.Series) -
 
 
 def audit_films(
-    requests: pd.DataFrame, films: Images, tables: dict[str, pd.DataFrame], attacker: Extractor, seed: int
+    requests: pd.DataFrame, films: Images, real: dict[str, Images], attacker: Extractor, seed: int
 ) -> tuple[dict, dict]:
-    """=> (how well the attacker knows patients, the audit of films).
+    """=> (how well the attacker knows patients, the audit of films); real: the images of `read_tables`.
 
     Patients count if their images can be read: the request's, the probe's and films; InputError for too few of them.
     """
-    named = {"the requests": requests, "the probes": tables["probes"], "the held out": tables["held out"]}
-    asked, probed, kept = (Images(rows, name, attacker.image_size, films.loading) for name, rows in named.items())
+    asked = Images(requests, "the requests", attacker.image_size, films.loading)
+    probed, kept = real["probes"], real["held out"]
     whose, probed_of = films.table["patient"], probed.table["subject_id"]
     rows = np.flatnonzero(asked.table["subject_id"].isin(whose) & asked.table["subject_id"].isin(probed_of))
     chosen = asked.table.iloc[rows]
     check_counts(chosen, "have images that can be read")
     patients, members = chosen["subject_id"], (chosen["role"] == "member").to_numpy()
     encode = partial(embed, attacker, device=films.device)
-    probes = of_patients(encode(probed.pixels(range(len(probed))))[:, :WIDTH], probed_of, patients)
-    alike = pd.DataFrame(similarities(probes, encode(films.pixels(range(len(films))))).T)  # a row a film
+    probes = of_patients(encode(probed.pixels())[:, :WIDTH], probed_of, patients)
+    alike = pd.DataFrame(similarities(probes, encode(films.pixels())).T)  # a row a film
     alike = alike.groupby(whose.to_numpy()).max().loc[patients].to_numpy().T  # (P, P), of probes and patients' films
     score, threshold = privacy.stranger_scores(alike, chosen[[*FINDINGS]].to_numpy())
     copied = {kind: encode(changed) for kind, changed in copies.plant_copies(asked.pixels(rows)).items()}
@@ -193,7 +189,7 @@ def audit_reports(
     for name, (scores, copied) in compared.items():
         known = ~np.isnan(scores)
         check_counts(requests[known], f"have reports for {name}: see REPORTS_ROOT and CANARY")
-        members, held_out = (known & (requests["role"] == role).to_numpy() for role in ("member", "held out"))
+        members, held_out = (known & (requests["role"] == role).to_numpy() for role in privacy.ROLES)
         planted = {"whole reports": copied[held_out]}
         audits[f"reports, {name}"] = privacy.audit(scores[members], scores[held_out], planted, seed)
     return audits
@@ -219,22 +215,21 @@ def main():
     settings = JudgeSettings(
         VERIFIER_MODEL, VERIFIER_IMAGE_SIZE, VERIFIER_STEPS, 128, learning_rate=VERIFIER_LEARNING_RATE, seed=SEED
     )
-    attacker = verifier_of(Images(tables["attacker"], "the attacker's films", VERIFIER_IMAGE_SIZE, loading), settings)
+    real = {name: Images(rows, name, VERIFIER_IMAGE_SIZE, loading) for name, rows in tables.items()}
+    attacker = verifier_of(real["attacker"], settings)
     stopwatch.lap("attacker")
     films = Images(table, SYNTHETIC, VERIFIER_IMAGE_SIZE, loading)
-    known, of_films = audit_films(requests, films, tables, attacker, SEED)
+    known, of_films = audit_films(requests, films, real, attacker, SEED)
     stopwatch.lap("films")
-    of_reports = audit_reports(requests, table, CANARY, BART_CHECKPOINT, accelerator.device, SEED)
-    audits = {"films": of_films, **of_reports}
+    audits = {"films": of_films, **audit_reports(requests, table, CANARY, BART_CHECKPOINT, films.device, SEED)}
     stopwatch.lap("reports")
-    trained, unseen = (Images(tables[name], name, VERIFIER_IMAGE_SIZE, loading) for name in ("trained", "held out"))
-    limit, distances = copies.limit_of(unseen, trained), copies.search(films.pixels(range(len(films))), trained)[0]
+    trained = real["trained"]
+    limit, distances = copies.limit_of(real["held out"], trained), copies.search(films.pixels(), trained)[0]
     roles = films.table["patient"].map(requests.set_index("subject_id")["role"])
-    copied = {role: copies.copied_share(distances[roles == role], limit) for role in ("member", "held out")}
+    copied = [{"films for": role, **copies.copied_share(distances[roles == role], limit)} for role in privacy.ROLES]
     stopwatch.lap("copies")
     result = {"headline": privacy.headline(audits), "synthetic": SYNTHETIC, "attacker": known, "audits": audits}
-    result["copies"] = [{"films for": role, **counts} for role, counts in copied.items()]
-    result["seconds"] = stopwatch.seconds
+    result |= {"copies": copied, "seconds": stopwatch.seconds}
     text = privacy.as_markdown(result)
     with writing("the audit", output):
         save_constants(output, constants)

@@ -28,7 +28,7 @@ from evaluation.judges import JudgeSettings
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
 from utils import mimic_cxr
-from utils.checkpoints import check_hold_out
+from utils.checkpoints import check_hold_out_of_tree
 from utils.constants import save_constants
 from utils.csv_files import write_csv
 from utils.devices import make_accelerator
@@ -88,8 +88,7 @@ def read_tables(
     else:
         evaluated = read_table(synthetic, views=views)
         made = pd.read_csv(provenance, dtype=str, keep_default_na=False).set_index("dicom_id")
-        for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
-            check_hold_out(hold_out, **{f"the checkpoint of {synthetic},": checkpoint})
+        check_hold_out_of_tree(hold_out, synthetic, made.get("checkpoint", ()))
         made = made.reindex(evaluated["dicom_id"], columns=["source", "prompt"], fill_value="")
         evaluated[["source", "prompt"]] = made.to_numpy()
     tables = {

@@ -33,7 +33,7 @@ from evaluation.images import Images, Loading
 from evaluation.selection import keep_candidates, score_candidates
 from sampling.data_set import holds_films, save_data_set
 from sampling.plan import PLAN_FILE
-from utils.checkpoints import check_hold_out
+from utils.checkpoints import check_hold_out_of_tree
 from utils.constants import save_constants
 from utils.csv_files import csv_header, read_csv, write_csv
 from utils.devices import make_accelerator
@@ -86,8 +86,7 @@ def read_candidates(synthetic: str, by: str, hold_out: tuple) -> tuple[pd.DataFr
         if holds_films(read_manifest(tree)):
             raise InputError(f"{tree} holds films and their counterfactual twins, which a selection would part")
         made = _read_texts(path, "source", "prompt")
-        for checkpoint in sorted({*made.get("checkpoint", ())} - {""}):
-            check_hold_out(hold_out, **{f"the checkpoint of {tree},": checkpoint})
+        check_hold_out_of_tree(hold_out, tree, made.get("checkpoint", ()))
         table = read_table(tree)
         table = table[table["dicom_id"].isin(made["dicom_id"])].reset_index(drop=True)
         planned = {*_read_texts(plan)["dicom_id"]} if plan.exists() else set()
@@ -117,7 +116,7 @@ def drop_copies(candidates: pd.DataFrame, real: pd.DataFrame, size: int, loading
         raise InputError("all rows of DATA_ROOT are training rows, so that nothing shows what a copy is: unset DROP")
     named = {"the candidates": candidates, "the training images": real[trained], "other real images": real[~trained]}
     images, train, unseen = (Images(rows, name, size, loading) for name, rows in named.items())
-    copied = copies.search(images.pixels(range(len(images))), train)[0] < copies.limit_of(unseen, train)
+    copied = copies.search(images.pixels(), train)[0] < copies.limit_of(unseen, train)
     say(f"copies: {copied.sum()} of {len(images)} candidates are left out, since they are copies of training images")
     return images.table[~copied].reset_index(drop=True)
 

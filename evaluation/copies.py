@@ -60,7 +60,7 @@ def search(pixels: np.ndarray, train: Images) -> tuple[np.ndarray, np.ndarray]:
 
 def limit_of(unseen: Images, train: Images) -> float:
     """The distance below which an image counts as a copy: COPY_QUANTILE of real images are so near, untrained on."""
-    return float(np.quantile(search(unseen.pixels(range(len(unseen))), train)[0], COPY_QUANTILE))
+    return float(np.quantile(search(unseen.pixels(), train)[0], COPY_QUANTILE))
 
 
 def _variants(image, size):

@@ -57,9 +57,9 @@ class Images:
             subjects = subjects.mask((made != "") & (made != self.table["dicom_id"]), made)
         return subjects.to_numpy()[slice(None) if rows is None else rows]
 
-    def pixels(self, rows: Sequence[int]) -> np.ndarray:
-        """These images at the judge's size, (len(rows), S, S) uint8."""
-        return self.cache.stack([self.keys[row] for row in rows])
+    def pixels(self, rows: Sequence[int] | None = None) -> np.ndarray:
+        """All images, or those of some rows, at the judge's size, (n, S, S) uint8."""
+        return self.cache.stack(self.keys if rows is None else [self.keys[row] for row in rows])
 
     def encode(self, extractor: Judge | Extractor, rows: np.ndarray | None = None) -> tuple:
         """Features (N, D) and probabilities (N, 14) or None of all images, or of rows, (..., D) and (..., 14).

@@ -24,6 +24,7 @@ from evaluation.metrics import auroc, patient_weights, report_words
 from evaluation.report import markdown, share_columns
 from utils.references import label_distances
 
+ROLES = ("member", "held out")  # of the patients of requests
 MINIMUM = 10  # members, and as many held-out patients
 STRANGERS = 300  # to whose films a patient's probe is compared
 FALSE_POSITIVES = 0.01

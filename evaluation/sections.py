@@ -314,8 +314,8 @@ def memorisation(sets: ImageSets) -> tuple[list[dict], tuple[np.ndarray, np.ndar
     of the synthetic images to their nearest training images, and the rows of these, (N,) each.
     """
     train = sets.train
-    real, _ = copies.search(sets.real.pixels(range(len(sets.real))), train)
-    nearest = copies.search(sets.synthetic.pixels(range(len(sets.synthetic))), train)
+    real, _ = copies.search(sets.real.pixels(), train)
+    nearest = copies.search(sets.synthetic.pixels(), train)
     planted = copies.plant_copies(train.pixels(draw_rows(len(train), copies.PLANTED, sets.seed, "planted copies")))
     distances = {"synthetic": nearest[0]}
     distances |= {f"planted copies: {kind}": copies.search(images, train)[0] for kind, images in planted.items()}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -150,3 +150,9 @@ def check_hold_out(hold_out: Collection[str], **checkpoints: str | Path) -> None
             trained = f"{name} {checkpoint} was trained with {tuple(found)} held out"
             way_out = f"set HOLD_OUT to {tuple(found)}, or train again"
             raise InputError(f"HOLD_OUT is {tuple(hold_out)}, and {trained}: {way_out}")
+
+
+def check_hold_out_of_tree(hold_out: Collection[str], tree: str | Path, checkpoints: Iterable[str]) -> None:
+    """`check_hold_out` for a synthetic tree; checkpoints: of its images, "" for one that has none."""
+    for checkpoint in sorted({*checkpoints} - {""}):
+        check_hold_out(hold_out, **{f"the checkpoint of {tree},": checkpoint})
