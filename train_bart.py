@@ -21,9 +21,8 @@ from torch.nn import functional
 from evaluation.details import detail_flags
 from evaluation.metrics import constant_report, rouge_l
 from models.report_autoencoder import ReportAutoencoder, reconstruct, write_evaluation, write_pairs
-from training.examples import ReportExamples, study_reports
 from training.loop import fit, try_training
-from training.report_lists import is_report_list, read_report_list
+from training.reports import ReportExamples, is_report_list, read_report_list, study_reports
 from utils.devices import make_accelerator
 from utils.errors import run
 from utils.mimic_cxr import read_table, split_rows, table_fingerprint

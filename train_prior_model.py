@@ -27,8 +27,9 @@ from evaluation.metrics import constant_report, rouge_l
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from
-from training.examples import FLOW_DRAWS, PriorExamples, PriorFeatures, reported_rows
+from training.examples import FLOW_DRAWS, PriorExamples, PriorFeatures
 from training.loop import fit, random_batch, try_training
+from training.reports import reported_rows
 from utils.checkpoints import check_hold_out
 from utils.devices import make_accelerator
 from utils.errors import run

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from evaluation.agreement import share_interval
 from evaluation.images import Images, ImageSets
@@ -146,6 +145,8 @@ def _row(twins, truth, seed):
 
 def _places(pixels, truth, present):
     """Where the pixels (2, N, S, S) change: shares inside the true differences, and similarity."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds
+
     similar, inside, outside = np.full((3, pixels.shape[1]), np.nan)
     for place, pair in enumerate(zip(*pixels)):
         film, twin = (torch.from_numpy(side.astype(np.float64))[None, None] for side in pair)

@@ -31,7 +31,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_curve
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from evaluation.labeler import label_reports
@@ -304,6 +303,8 @@ def _imagenet(device):
 
 
 def _inception(device):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     inception = FrechetInceptionDistance(feature=2048).inception.to(device)
 
     def encode(pixels):

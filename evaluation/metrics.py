@@ -2,7 +2,7 @@
 
 Features are (N, D), float32. Labels, predictions and probabilities are (N, 14) in the order of FINDINGS. Code 1
 (present) is positive, every other code negative. A finding with fewer than MINIMUM_POSITIVES positives or negatives has
-no score and is left out of each mean.
+no score and is left out of each mean. torchmetrics is imported by the functions that need it: it takes seconds.
 """
 
 import re
@@ -18,10 +18,6 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.metrics import f1_score, pairwise_distances
 from sklearn.neighbors import NearestNeighbors
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.functional.text import bleu_score
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from evaluation.labeler import contradictions
 from utils.findings import FINDINGS, PRESENT
@@ -48,24 +44,18 @@ def enough(labels: np.ndarray) -> np.ndarray:
     return np.minimum(count, len(labels) - count) >= MINIMUM_POSITIVES
 
 
-def _as_network(width):
-    """What torchmetrics takes for a network when its inputs are features (N, width) already."""
-    network = torch.nn.Identity()
-    network.num_features = width
-    return network
-
-
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """Fréchet distance of two feature sets (Heusel et al. 2017), (N, D) and (M, D): the FID.
 
-    |mean difference|² + trace(C1 + C2 - 2 (C1 C2)^½). Biased upwards for few images; without meaning below N = D.
+    |mean difference|² + trace(C1 + C2 - 2 (C1 C2)^½). Biased upwards for few images; without meaning below N = D. With
+    C = RᵀR, R from a QR decomposition of the centred features, the trace of the root is R1 R2ᵀ's nuclear norm.
     """
-    # each process has all images, so nothing is summed over processes
-    metric = FrechetInceptionDistance(feature=_as_network(real.shape[1]), sync_on_compute=False)
-    metric.set_dtype(torch.float64)
-    metric.update(torch.from_numpy(real).double(), real=True)
-    metric.update(torch.from_numpy(fake).double(), real=False)
-    return max(0.0, float(metric.compute()))
+    means, roots = [], []
+    for features in (real.astype(np.float64), fake.astype(np.float64)):
+        means.append(features.mean(axis=0))
+        roots.append(np.linalg.qr((features - means[-1]) / np.sqrt(len(features) - 1), mode="r"))
+    traces = sum(np.square(root).sum() for root in roots) - 2 * np.linalg.norm(roots[0] @ roots[1].T, "nuc")
+    return max(0.0, float(np.square(means[0] - means[1]).sum() + traces))
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[float, float]:
@@ -73,10 +63,15 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[floa
 
     With fewer than KID_SUBSET_SIZE images every subset is the whole smaller set.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    features_already = torch.nn.Identity()
+    features_already.num_features = real.shape[1]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory anyway
         subset_size = min(KID_SUBSET_SIZE, len(real), len(fake))
-        metric = KernelInceptionDistance(_as_network(real.shape[1]), KID_SUBSETS, subset_size, sync_on_compute=False)
+        # each process has all images, so nothing is summed over processes
+        metric = KernelInceptionDistance(features_already, KID_SUBSETS, subset_size, sync_on_compute=False)
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)
     with torch.random.fork_rng([]):
@@ -143,6 +138,8 @@ def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     windows inside the image count. torchmetrics' own multi-scale function counts a reflected border at the coarsest
     scale, where at 64 pixels it is most of the image.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     scales, border = ms_ssim_scales(min(first.shape[-2:])), MS_SSIM_WINDOW // 2
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
     first, second, product = first.add(1).div(2), second.add(1).div(2), 1.0
@@ -301,6 +298,8 @@ def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
 
     Words are lower-case letters and digits; the headings FINDINGS: and IMPRESSION: are none.
     """
+    from torchmetrics.functional.text import bleu_score
+
     wanted, made = ([" ".join(report_words(text)) for text in texts] for texts in (references, candidates))
     wanted = [[text] for text in wanted]
     scores = {f"BLEU-{order}": float(bleu_score(made, wanted, n_gram=order)) for order in (1, 2, 3, 4)}

@@ -2,19 +2,15 @@
 
 DiffusionFeatures => DiffusionExamples    VAE moments, prompts and reference embeddings: for the denoisers
 PriorFeatures     => PriorExamples        VAE moments and report latents: for the prior
-study_reports     => ReportExamples       cleaned reports, tokenised: for the report autoencoder
 """
 
 import hashlib
 from itertools import compress
 
 import numpy as np
-import pandas as pd
 import torch
-from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from models.report_autoencoder import tokenise
 from training.batches import Examples
 from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import encoder_fingerprints, weights_fingerprint
@@ -24,14 +20,12 @@ from utils.latents import cache_moments, draw_posterior, mean_latents
 from utils.mimic_cxr import split_rows
 from utils.prompts import NULL_PROMPT
 from utils.references import NONE, References
-from utils.report_cleaning import clean_report
 
 ENCODE_BATCH_SIZE = 64  # images, or reports, at a time through the frozen encoders
 TIMESTEP_MEAN = -0.7  # of logit-normal timesteps, whose deviation is 1; below 0: more of them with little noise
 DROP_IMAGE = 0.1  # probability that an example of a flow loses its image, for IMAGE_GUIDANCE
 FLOW_DRAWS = 4  # of noise and time for each example of a flow
 STATISTICS_ROWS = 4096  # report latents read at a time for their mean and standard deviation
-POOL_BATCHES = 50  # batches of reports that are sorted by length together
 
 
 class Column:
@@ -133,26 +127,6 @@ class DiffusionExamples(_Rows):
         }
 
 
-def reported_rows(table: pd.DataFrame, what: str = "images") -> pd.DataFrame:
-    """The rows of a table that have a report, without de-identification marks; InputError if none has one.
-
-    what: the rows are. Prints what was dropped.
-    """
-    texts = table["report"].map(clean_report)
-    reported = texts != ""
-    emptied = (table["report"][~reported].str.strip() != "").sum()
-    say(f"reports: {reported.sum()} of {len(table)} {what} have one; cleaning left no sentence of {emptied} others")
-    if not reported.any():
-        raise InputError(f"none of the {what} has a report; set REPORTS_ROOT to where the .txt files are")
-    return table.assign(report=texts)[reported].reset_index(drop=True)
-
-
-def study_reports(table: pd.DataFrame) -> pd.DataFrame:
-    """The `reported_rows` of a table's distinct studies => columns subject_id, study_id, split, report."""
-    studies = table.drop_duplicates(["subject_id", "study_id"])[["subject_id", "study_id", "split", "report"]]
-    return reported_rows(studies, "studies")
-
-
 class PriorFeatures:
     """Image and report features for each row of a table of `reported_rows`; rows with an unreadable image are dropped.
 
@@ -236,60 +210,3 @@ class PriorExamples(_Rows):
             latents = torch.from_numpy(mean_latents(moments, features.scaling_factor))
             tokens.append(prior.vit(latents.to(prior.device)).cpu())
         self.tokens = torch.cat(tokens)  # (n, E)
-
-
-class ReportExamples(Examples):
-    """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length.
-
-    flags: what the reports say, (n, K) bool, for a readout; or None.
-    """
-
-    def __init__(self, reports, autoencoder, batch_size, flags=None):
-        self.reports = list(reports)
-        self.flags = None if flags is None else torch.from_numpy(flags)
-        self.tokens, cut = tokenise(self.reports, autoencoder.tokenizer, autoencoder.max_tokens)
-        self.lengths = np.array([len(ids) for ids in self.tokens])
-        self.batch_size, self.width, self.tokenizer = batch_size, autoencoder.width, autoencoder.tokenizer
-        cuts = f"{cut} of {len(self.tokens)} reports cut at {autoencoder.max_tokens}"
-        say(f"tokens: {self.lengths.mean():.0f} a report, {self.lengths.max()} at most; {cuts}")
-
-    def __len__(self):
-        return len(self.tokens)
-
-    def __getitem__(self, row_and_seed):
-        row, seed = row_and_seed
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.width, generator=generator)  # (D,)
-        steps = torch.randint(1, max(2, len(self)), (), generator=generator).item()  # to another row
-        ids, other_ids = (torch.tensor(self.tokens[place]) for place in (row, (row + steps) % len(self)))  # (L,), (L',)
-        example = {"input_ids": ids, "noise": noise, "other_ids": other_ids}
-        return example if self.flags is None else {**example, "flags": self.flags[row].float()}
-
-    def longest(self, size: int) -> dict[str, torch.Tensor]:
-        """A batch of the longest reports, which needs the most memory."""
-        return self.collate([self[row, 0] for row in np.argsort(-self.lengths, kind="stable")[:size]])
-
-    def collate(self, examples):
-        """=> input_ids and attention_mask (B, L of the longest), other_ids and other_mask (B, L'), the rest stacked."""
-        batch, others = (
-            self.tokenizer.pad({"input_ids": [example[name] for example in examples]}, return_tensors="pt")
-            for name in ("input_ids", "other_ids")
-        )
-        rest = default_collate([{name: one[name] for name in one.keys() & {"noise", "flags"}} for one in examples])
-        return {**batch, **rest, "other_ids": others["input_ids"], "other_mask": others["attention_mask"]}
-
-    def count_terms(self, batch):
-        """The tokens of a batch, without padding."""
-        return batch["attention_mask"].sum().item()
-
-    def order(self, generator, head=0):
-        """The positions of an epoch, shuffled, by similar lengths in POOL_BATCHES batches; a last batch stays last."""
-        shuffled = generator.permutation(len(self))
-        batches = []
-        for start in range(head, len(self), POOL_BATCHES * self.batch_size):
-            pool = shuffled[start : start + POOL_BATCHES * self.batch_size]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
-        rest = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-        batches = [batches[place] for place in generator.permutation(len(batches))]
-        return np.concatenate([shuffled[:head], *batches, *rest])

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from accelerate.utils import gather_object, send_to_device
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -147,7 +146,7 @@ class _Run:
         optimizer = torch.optim.AdamW(self.parameters, fused=True)  # its settings follow at each step
         schedule = get_scheduler(settings["LR_SCHEDULE"], optimizer, None, settings["WARMUP_STEPS"], self.total_steps)
         self.rate_at = schedule.lr_lambdas[0]  # step => factor of LEARNING_RATE
-        self.average = Average(self.parameters, decay=settings["EMA_DECAY"])
+        self.average = Average(self.parameters, settings["EMA_DECAY"])
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
         # progress, kept in every checkpoint
@@ -286,9 +285,9 @@ class _Run:
     def _checkpoint(self, row, log):
         """Validates, saves and draws with the averaged weights. row: of metrics.csv; log: MetricsLog, main process."""
         self.model.eval()
-        with self._averaged_weights():
+        with self.average.taken_by(self.parameters):
             self.validation_loss = self._validate()
-        weights = [*self.parameters, *self.average.shadow_params]
+        weights = [*self.parameters, *self.average.weights]
         if not (math.isfinite(self.validation_loss) and all(tensor.isfinite().all() for tensor in weights)):
             self._give_up(f"after step {self.step} the validation loss is {self.validation_loss}, or a weight infinite")
         improved = self.validation_loss < self.best
@@ -303,19 +302,11 @@ class _Run:
                     if self.preview:
                         path = self.folder / "previews" / f"step-{self.step:08d}"
                         path.parent.mkdir(exist_ok=True)
-                        with torch.no_grad(), self.accelerator.autocast(), self._averaged_weights():
+                        with torch.no_grad(), self.accelerator.autocast(), self.average.taken_by(self.parameters):
                             self.preview(self.raw_model, path)
                 finally:  # a tracker or a preview that fails costs no checkpoint
                     name_checkpoint(self.folder, improved)
         self.accelerator.wait_for_everyone()
-
-    @contextmanager
-    def _averaged_weights(self):
-        """Inside, the model has its averaged weights."""
-        self.average.store(self.parameters)
-        self.average.copy_to(self.parameters)
-        yield
-        self.average.restore(self.parameters)
 
     def _track(self, row):
         """Gives a row of metrics.csv to the trackers."""
@@ -346,7 +337,7 @@ class _Run:
         """Writes the checkpoint `last.new`."""
         new = self.folder / "last.new"
         shutil.rmtree(new, ignore_errors=True)
-        with self._averaged_weights():
+        with self.average.taken_by(self.parameters):
             self.raw_model.save_pretrained(new)
         self.raw_model.save_pretrained(new / "raw")
         progress = {"step": self.step, "validation_loss": self.validation_loss, "best_validation_loss": self.best}
@@ -382,16 +373,30 @@ class _Run:
             self.pending = [tuple(torch.tensor(value, device=device) for value in pair) for pair in state["pending"]]
         averaged = dict(type(self.raw_model).from_pretrained(checkpoint).named_parameters())
         trained = [name for name, parameter in self.raw_model.named_parameters() if parameter.requires_grad]
-        self.average.shadow_params = [averaged[name].detach().to(device) for name in trained]
-        self.average.optimization_step = self.step
+        self.average.weights = [averaged[name].detach().to(device) for name in trained]
+        self.average.steps = self.step
         say(f"resuming {checkpoint} at step {self.step}")
 
 
-class Average(EMAModel):
-    """diffusers' average of the weights, updated in one call for all tensors and without copies."""
+class Average:
+    """The exponential moving average of weights; at step n it decays by (n + 1) / (n + 10), in the end by `decay`."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.weights = [parameter.detach().clone() for parameter in parameters]
+        self.decay, self.steps = decay, 0
 
     @torch.no_grad()
-    def step(self, parameters):
-        self.optimization_step += 1
-        self.cur_decay_value = self.get_decay(self.optimization_step)
-        get_ema_multi_avg_fn(self.cur_decay_value)(self.shadow_params, parameters, self.optimization_step)
+    def step(self, parameters: list[nn.Parameter]) -> None:
+        """Takes the parameters into the average, in one call for all of them; the first ones are the average."""
+        decay = min(self.decay, (self.steps + 1) / (self.steps + 10)) if self.steps else 0.0
+        self.steps += 1
+        get_ema_multi_avg_fn(decay)(self.weights, parameters, self.steps)
+
+    @contextmanager
+    def taken_by(self, parameters: list[nn.Parameter]):
+        """Inside, the parameters are the averaged ones."""
+        with torch.no_grad():
+            own = [parameter.to("cpu", copy=True) for parameter in parameters]
+            torch._foreach_copy_(parameters, self.weights)
+            yield
+            torch._foreach_copy_(parameters, own)

@@ -6,7 +6,8 @@ from small_data import make_tree
 from tiny_models import make_autoencoder
 
 from models.diffusion import PromptedDenoiser, load_unet, noise_schedule
-from training.examples import PriorFeatures, reported_rows
+from training.examples import PriorFeatures
+from training.reports import reported_rows
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompts import PooledFusion, TokenFusion

@@ -20,7 +20,8 @@ import train_prior_model
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from models.weights import load_autoencoder
-from training.examples import PriorExamples, PriorFeatures, reported_rows
+from training.examples import PriorExamples, PriorFeatures
+from training.reports import reported_rows
 from utils.checkpoints import check_encoders
 from utils.errors import InputError
 from utils.mimic_cxr import image_file, read_table

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 import train_bart
 from assets.demo_bart import widen_decoder
 from models.report_autoencoder import ReportAutoencoder, blur, tokenise
-from training.examples import ReportExamples
+from training.reports import ReportExamples
 from utils.errors import InputError
 from utils.findings import FINDINGS
 

@@ -13,7 +13,7 @@ from running import flags, run_script
 from evaluation.labeler import label_report
 from open_data import chexpert, kermany, nih, openi
 from open_data.tree import PROVENANCE_FILE, make_tree
-from training.examples import reported_rows
+from training.reports import reported_rows
 from utils.constants import REPOSITORY
 from utils.errors import InputError
 from utils.findings import FINDINGS

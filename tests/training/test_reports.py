@@ -1,9 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from small_data import CANONICAL, REPORT
+import torch
+from small_data import CANONICAL, REPORT, REPORTS
 
-from training.report_lists import is_report_list, read_report_list
+import train_bart
+from training.reports import ReportExamples, is_report_list, read_report_list, study_reports
 from utils.errors import InputError
 
 
@@ -102,3 +104,53 @@ def test_copies_join_patients_in_chains(tmp_path):
     assert splits.nunique() == 3 and splits.groupby(np.arange(800) // 8).nunique().max() == 1
     pd.DataFrame({"uid": uids, "findings": finding * 400, "impression": ""}).to_csv(path, index=False)
     assert set(read_report_list(path)["split"]) == {"train"}
+
+
+def test_studies_count_once_and_lose_what_is_empty(capsys):
+    table = pd.DataFrame(
+        {
+            "dicom_id": list("abcdef"),
+            "subject_id": [1, 1, 1, 2, 2, 3],
+            "study_id": [10, 10, 11, 20, 21, 30],
+            "split": ["train"] * 4 + ["test", "train"],
+            "report": ["FINDINGS: Clear lungs."] * 2 + ["", "   ", "IMPRESSION: No edema.", "FINDINGS: ___."],
+        }
+    )
+    studies = study_reports(table)
+    assert studies["study_id"].tolist() == [10, 21]
+    assert "2 of 5 studies have one; cleaning left no sentence of 1" in capsys.readouterr().out
+    with pytest.raises(InputError, match="REPORTS_ROOT"):
+        study_reports(table[table["report"].str.strip() == ""])
+
+
+def test_long_and_foreign_reports(autoencoder, capsys):
+    reports = ["IMPRESSION: " + "effusion " * 3000, "IMPRESSION: Épanchement pleural 中.", "A."]
+    examples = ReportExamples(reports, autoencoder, batch_size=2)
+    assert "1 of 3 reports cut at 64" in capsys.readouterr().out
+    assert examples.lengths.max() == 64 and examples.tokens[0][-1] == 2
+    batch = examples.collate([examples[row, row] for row in range(3)])
+    assert batch["input_ids"].shape == (3, 64) and batch["noise"].shape == (3, 16)
+    assert torch.isfinite(train_bart.compute_loss(autoencoder, batch, latent_noise=0.1))
+    assert autoencoder.tokenizer.decode(examples.tokens[1], skip_special_tokens=True) == reports[1]
+
+
+def test_noise_of_an_example_follows_from_its_seed(autoencoder):
+    examples = ReportExamples(REPORTS, autoencoder, batch_size=2)
+    assert torch.equal(examples[0, 5]["noise"], examples[1, 5]["noise"])
+    assert not torch.equal(examples[0, 5]["noise"], examples[0, 6]["noise"])
+
+
+def test_batches_hold_reports_of_a_like_length(autoencoder):
+    rng = np.random.default_rng(0)
+    reports = ["effusion " * int(count) for count in rng.integers(1, 40, size=400)]
+    examples = ReportExamples(reports, autoencoder, batch_size=8)
+    order = examples.order(np.random.default_rng(1))
+    assert sorted(order) == list(range(400))
+    for head in (0, 3):  # whether or not the epoch before ended with a batch
+        odd = ReportExamples(reports[:397], autoencoder, batch_size=8).order(np.random.default_rng(1), head)
+        assert sorted(odd) == list(range(397))
+        whole = odd[head : head + (397 - head) // 8 * 8].reshape(-1, 8)
+        assert np.ptp(examples.lengths[whole], axis=1).mean() < 3
+    spread = np.ptp(examples.lengths[order].reshape(-1, 8), axis=1)
+    assert spread.mean() < 3 < np.ptp(examples.lengths)
+    assert not np.array_equal(order, examples.order(np.random.default_rng(2)))
