@@ -25,7 +25,7 @@ from sampling.pipeline import CXRIRGenPipeline
 from utils.devices import make_accelerator
 from utils.errors import InputError, as_input_error, reason, run, say
 from utils.findings import FINDINGS
-from utils.latents import read_grey
+from utils.pixels import read_grey
 
 PIPELINE = "demo/cxr-irgen"  # a folder of pipeline.py
 HOST = "127.0.0.1"  # where the page is served; 0.0.0.0: to every machine that reaches this one

@@ -24,8 +24,8 @@ from training.denoiser import train_denoiser
 from utils.checkpoints import weights_fingerprint
 from utils.devices import make_accelerator
 from utils.errors import InputError, run
+from utils.findings import with_prompts
 from utils.mimic_cxr import read_table
-from utils.prompt_text import with_prompts
 from utils.prompts import NULL_PROMPT
 
 # the teacher

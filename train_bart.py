@@ -19,7 +19,7 @@ from pathlib import Path
 from torch.nn import functional
 
 from evaluation.details import detail_flags
-from evaluation.metrics import constant_report, rouge_l
+from evaluation.text_metrics import constant_report, rouge_l
 from models.report_autoencoder import ReportAutoencoder, reconstruct, write_evaluation, write_pairs
 from training.loop import fit, try_training
 from training.reports import ReportExamples, is_report_list, read_report_list, study_reports

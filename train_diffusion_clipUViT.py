@@ -23,9 +23,9 @@ from models.weights import start_from
 from training.denoiser import train_denoiser
 from utils.devices import make_accelerator
 from utils.errors import run
+from utils.findings import with_prompts
 from utils.latents import PATCH_SIZE, latent_shape, load_vae
 from utils.mimic_cxr import read_table
-from utils.prompt_text import with_prompts
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from uvit.model import UViT
 

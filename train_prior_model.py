@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional
 
 from evaluation.details import detail_flags
-from evaluation.metrics import constant_report, rouge_l
+from evaluation.text_metrics import constant_report, rouge_l
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder, write_evaluation
 from models.weights import start_from

@@ -62,8 +62,9 @@ from phantom import random_chest, random_findings, write_report
 from utils.constants import REPOSITORY, override_constants
 from utils.errors import STATUS_WHEN_STOPPED, InputError, replacing, run, say
 from utils.findings import FINDINGS, to_prompt
-from utils.latents import encode_moments, load_vae, read_grey
+from utils.latents import encode_moments, load_vae
 from utils.mimic_cxr import read_table
+from utils.pixels import read_grey
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
 PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "vit", "bart", "prior", "bert")  # in order

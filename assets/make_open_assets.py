@@ -20,8 +20,9 @@ from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels
 from utils.constants import override_constants
 from utils.devices import make_accelerator
 from utils.errors import run, say
-from utils.latents import decode_latents, encode_moments, mean_latents, read_grey
+from utils.latents import decode_latents, encode_moments, mean_latents
 from utils.mimic_cxr import read_table
+from utils.pixels import read_grey
 
 DATA_ROOTS = ("open/kermany", "open/nih")  # CXR trees whose training images it is trained on
 VIEWS = ()  # ViewPosition of the images; () for all

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import metrics
+from evaluation import text_metrics
 from utils.csv_files import read_csv
 from utils.errors import InputError
 from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN
@@ -101,7 +101,7 @@ def constant_normal_report(train_table: pd.DataFrame) -> str:
     """The best single report for all images, out of those of training images without findings, else out of all."""
     table = reported(train_table)
     normal = table[table["No Finding"] == PRESENT]
-    return metrics.constant_report((normal if len(normal) else table)["report"])
+    return text_metrics.constant_report((normal if len(normal) else table)["report"])
 
 
 def label_only_report(codes: np.ndarray) -> str:

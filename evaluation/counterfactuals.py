@@ -19,8 +19,8 @@ from evaluation.metrics import mean_or_nan
 from evaluation.sections import image_reading, report_reading
 from utils.errors import InputError
 from utils.findings import CODE_NAMES, FINDINGS, PRESENT, finding_index
-from utils.latents import read_grey
 from utils.mimic_cxr import read_table, read_twins
+from utils.pixels import read_grey
 
 TRUE_CHANGE, TRUE_BORDER = 5, 3  # grey levels that JPEG alone hardly changes; pixels
 CEILING = "exact twins of drawn films (ceiling)"

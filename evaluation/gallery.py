@@ -26,8 +26,8 @@ from tqdm import tqdm
 from utils import findings
 from utils.csv_files import read_csv
 from utils.errors import InputError, run, writing
-from utils.latents import open_image, to_grey
 from utils.mimic_cxr import PROVENANCE_FILE, read_table
+from utils.pixels import open_image, to_grey
 
 TREES = ("demo/synthetic/clipUViT",)  # roots of the CXR trees to show side by side, each under its folder's name
 DATA_ROOT = ""  # the tree that the reference images come from; empty: references are not shown

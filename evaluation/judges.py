@@ -39,7 +39,7 @@ from utils.cache import FeatureCache, image_keys
 from utils.csv_files import read_csv
 from utils.errors import InputError, as_input_error, reason, replacing, writing
 from utils.findings import FINDINGS, PRESENT
-from utils.latents import PREPROCESSING, read_grey
+from utils.pixels import PREPROCESSING, read_grey
 from utils.seeds import keyed_seed
 
 LOOK_EVERY = 0.5  # seconds between two looks for a judge that another process trains

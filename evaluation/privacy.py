@@ -20,8 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import fisher_exact, mannwhitneyu, rankdata
 
-from evaluation.metrics import auroc, patient_weights, report_words
+from evaluation.metrics import auroc, patient_weights
 from evaluation.report import markdown, share_columns
+from evaluation.text_metrics import report_words
 from utils.references import label_distances
 
 ROLES = ("member", "held out")  # of the patients of requests

@@ -18,7 +18,7 @@ from evaluation.copies import COPY_QUANTILE
 from evaluation.images import ImageSets
 from evaluation.sections import CHOSEN, CONSTANT, COPYING, FLOOR, FLOOR_DRAWS, FURTHER, SELECTED, SHUFFLED
 from utils.errors import say, writing
-from utils.latents import read_pixels
+from utils.pixels import read_pixels
 
 CLOSEST = 8  # closest pairs in the picture
 PICTURE_SIZE = 256  # pixels a side of an image in it, at most
@@ -272,7 +272,7 @@ def share_columns(rows: list[dict], share: str = "all three") -> pd.DataFrame:
 
 
 def text_columns(rows: list[dict]) -> pd.DataFrame:
-    """Rows of `metrics.text_habits` => a table with each count out of N."""
+    """Rows of `text_habits` => a table with each count out of N."""
     table = pd.DataFrame(rows)
     for name in ("marks", "comparisons", "contradictions", "stuttering"):
         table[name] = [f"{row[name]} of {row['N']}" for row in rows]

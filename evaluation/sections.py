@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import agreement, copies, judges, metrics
+from evaluation import agreement, copies, judges, metrics, text_metrics
 from evaluation.baselines import label_only_report, matched_draws, nearest_by_labels, reported, shuffled
 from evaluation.images import Images, ImageSets
 from evaluation.judges import Extractor, Judge, selector_patients
@@ -196,7 +196,7 @@ def report_quality(
     compared = {name: [texts[row] for row in referenced] for name, texts in candidates.items()}
     rows, f1_tables = [], {}
     for name, texts in candidates.items():
-        scores = metrics.text_scores(references, compared[name]) if references else {}
+        scores = text_metrics.text_scores(references, compared[name]) if references else {}
         f1_tables[name] = metrics.clinical_f1(labels, text_judge(texts))
         scores |= {f"clinical F1 {mean}": f1_tables[name].loc[mean, "f1"] for mean in ("micro", "macro")}
         rows.append({"reports": name, "N": len(texts), "N with a reference": len(references), **scores})
@@ -204,14 +204,14 @@ def report_quality(
 
 
 def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: int) -> list[dict]:
-    """Properties of reports as texts (`metrics.text_habits`), a row each.
+    """Properties of reports as texts (`text_habits`), a row each.
 
     The last row is as many training reports as the first set has, one a study: what is usual among real reports.
     """
     tables = {reports.name: reports.table for reports in all_reports}
     studies = reported(train_table).drop_duplicates("study_id")
     tables["real train"] = studies.iloc[draw_rows(len(studies), len(all_reports[0].table), seed, "texts")]
-    return [{"reports": name, **metrics.text_habits(table["report"].tolist())} for name, table in tables.items()]
+    return [{"reports": name, **text_metrics.text_habits(table["report"].tolist())} for name, table in tables.items()]
 
 
 def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.DataFrame, dict]:

@@ -17,7 +17,7 @@ import torch
 from evaluation.details import detail_flags
 from evaluation.judges import Judge
 from evaluation.labeler import contradictions
-from evaluation.metrics import stutters
+from evaluation.text_metrics import stutters
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 from utils.seeds import keyed_seed
 

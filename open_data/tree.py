@@ -34,8 +34,8 @@ from utils.csv_files import check_one_each, count_values
 from utils.errors import InputError, reason, replacing, say, writing
 from utils.findings import FINDINGS, PRESENT
 from utils.folders import OPEN_TREE, making
-from utils.latents import open_image, to_grey
 from utils.mimic_cxr import image_file, write_tree
+from utils.pixels import open_image, to_grey
 from utils.seeds import keyed_seed
 
 PROVENANCE_FILE = "provenance.csv"

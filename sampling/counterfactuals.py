@@ -26,8 +26,9 @@ from utils.cache import load_or_name
 from utils.csv_files import write_csv
 from utils.errors import InputError, replacing, say, writing
 from utils.findings import FINDINGS
-from utils.latents import encode_moments, mean_latents, read_grey, read_pixels
+from utils.latents import encode_moments, mean_latents
 from utils.mimic_cxr import TWIN_COLUMNS, TWINS_FILE
+from utils.pixels import read_grey, read_pixels
 from utils.seeds import keyed_seed
 
 PICTURE_FILE, PICTURE_TWINS = "counterfactuals.png", 16  # film, twin and difference (grey: none) of the first twins

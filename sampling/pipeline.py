@@ -39,7 +39,8 @@ from utils.checkpoints import load_strictly, why_unloaded
 from utils.errors import InputError, as_input_error
 from utils.findings import FINDINGS
 from utils.folders import MANIFEST_FILE
-from utils.latents import decode_latents, draw_latents, read_pixels
+from utils.latents import decode_latents, draw_latents
+from utils.pixels import read_pixels
 from utils.prompts import PooledFusion, ReferenceTower, TextEncoder, TokenFusion
 from utils.seeds import keyed_seed
 

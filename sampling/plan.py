@@ -15,9 +15,19 @@ from evaluation.labeler import labels_of_prompt
 from sampling.reference_pool import ReferencePool
 from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv, write_csv
 from utils.errors import InputError, say
-from utils.findings import ABSENT, FINDINGS, PRESENT, UNCERTAIN, finding_index, from_physionet, from_prompt, prompts_of
+from utils.findings import (
+    ABSENT,
+    FINDINGS,
+    PRESENT,
+    UNCERTAIN,
+    check_prompt,
+    finding_index,
+    from_physionet,
+    from_prompt,
+    prompts_of,
+    with_prompts,
+)
 from utils.mimic_cxr import image_files, read_table, split_rows
-from utils.prompt_text import check_prompt, with_prompts
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_seed
 

@@ -19,8 +19,9 @@ from utils.cache import load_or_name
 from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.csv_files import check_unique, csv_header, read_csv, write_csv
 from utils.errors import InputError, Stopped, reason, say, stoppable, write_whole
-from utils.latents import draw_latents, load_vae, read_pixels
+from utils.latents import draw_latents, load_vae
 from utils.mimic_cxr import image_file, read_table, read_twins
+from utils.pixels import read_pixels
 from utils.report_cleaning import clean_report
 from utils.report_text import report_file, report_sections
 from utils.seeds import keyed_seed

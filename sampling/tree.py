@@ -30,8 +30,9 @@ from utils.constants import save_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
-from utils.latents import decode_in, load_vae, read_grey
+from utils.latents import decode_in, load_vae
 from utils.mimic_cxr import PICTURE_FILE, write_tree
+from utils.pixels import read_grey
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from utils.seeds import keyed_generator

@@ -21,7 +21,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate.utils import gather_object, send_to_device
-from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -144,8 +143,6 @@ class _Run:
         self.raw_model = model.to(accelerator.device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(self.parameters, fused=True)  # its settings follow at each step
-        schedule = get_scheduler(settings["LR_SCHEDULE"], optimizer, None, settings["WARMUP_STEPS"], self.total_steps)
-        self.rate_at = schedule.lr_lambdas[0]  # step => factor of LEARNING_RATE
         self.average = Average(self.parameters, settings["EMA_DECAY"])
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -209,7 +206,7 @@ class _Run:
         settings, accelerator = self.settings, self.accelerator
         torch.manual_seed(keyed_seed(settings["SEED"], "dropout", self.step, accelerator.process_index))
         for group in self.optimizer.param_groups:
-            group["lr"] = settings["LEARNING_RATE"] * self.rate_at(self.step)
+            group["lr"] = self._learning_rate()
             group["betas"], group["weight_decay"] = tuple(settings["BETAS"]), settings["WEIGHT_DECAY"]
         self.model.train()
         batches = [next(loader) for _ in range(settings["ACCUMULATION"])]
@@ -240,6 +237,18 @@ class _Run:
         self.average.step(self.parameters)
         self.unread.append((self.step, total, norm.detach().to(total.device), applied))
         self._read_steps(leave=1 if accelerator.device.type == "cuda" else 0)
+
+    def _learning_rate(self):
+        """Of this step: it rises linearly to LEARNING_RATE in WARMUP_STEPS, and then falls as LR_SCHEDULE says."""
+        peak, warmup = self.settings["LEARNING_RATE"], self.settings["WARMUP_STEPS"]
+        if self.step < warmup:
+            return peak * (self.step / warmup)
+        length = max(1, self.total_steps - warmup)
+        falling = {
+            "constant_with_warmup": 1.0, "linear": (self.total_steps - self.step) / length,
+            "cosine": 0.5 * (1 + math.cos(math.pi * ((self.step - warmup) / length))),
+        }  # fmt: skip
+        return peak * falling[self.settings["LR_SCHEDULE"]]
 
     def _read_steps(self, leave=0):
         """Reads the results of all steps but the last `leave`, for each of which this waits until the GPU has it.
@@ -275,7 +284,7 @@ class _Run:
         return {
             "step": self.step, "epoch": self.step * self.settings["BATCH_SIZE"] / len(self.examples),
             "loss": self.accelerator.reduce(mean, "mean").item(),
-            "learning_rate": self.settings["LEARNING_RATE"] * self.rate_at(self.step),
+            "learning_rate": self._learning_rate(),
             "gradient_norm": torch.stack(norms).mean().item(),
             "examples_per_second": count * self.settings["BATCH_SIZE"] / seconds,
             "peak_gpu_mib": peak,

@@ -1,4 +1,4 @@
-"""The 14 CheXpert findings, their coding, and label vector <=> prompt.
+"""The 14 CheXpert findings, their coding, label vector <=> prompt, and impressions as prompts (docs/free-text.md).
 
 A *label vector* is 14 integer codes in the order of FINDINGS, in the coding of the CXR-IRGen authors:
 
@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.errors import InputError, as_input_error
+from utils.errors import InputError, as_input_error, say
+from utils.report_cleaning import clean_report
+from utils.report_text import report_sections
 
 FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
@@ -25,6 +27,7 @@ PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
 
 CODE_NAMES = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain", NOT_MENTIONED: "not mentioned"}
 
+PROMPTS = ("findings", "impression")  # what a vision module may be trained on
 PROMPT_START = "A chest X ray image"
 # (code, words before its findings), in the order of a prompt
 PROMPT_PARTS = ((PRESENT, " with "), (ABSENT, ", without "), (UNCERTAIN, ", and with uncertain "))
@@ -137,3 +140,31 @@ def codes_of_tree(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
 def to_physionet(codes: pd.DataFrame) -> pd.DataFrame:
     """Codes, a DataFrame with the columns of FINDINGS => PhysioNet's 1.0 / 0.0 / -1.0 / NaN (written as blank)."""
     return codes[list(FINDINGS)].astype(int).replace(_CODE_TO_PHYSIONET).astype(float)
+
+
+def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
+    """The rows of a table that can be trained on with this PROMPT; for "impression" with a column `prompt`.
+
+    Prints how many rows were dropped, and why. InputError if no row has an impression, or for an unknown PROMPT.
+    """
+    check_prompt(prompt)
+    if prompt == "findings":
+        return table
+    raw = table["report"].map({report: report_sections(report)[1] for report in table["report"].unique()})
+    impressions = raw.map({text: clean_report(text) for text in raw.unique()})
+    no_report, no_impression, kept = table["report"] == "", raw == "", impressions != ""
+    dropped = (
+        f"dropped {no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no "
+        f"impression and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
+    )
+    if not kept.any():
+        way_out = "set REPORTS_ROOT to where the .txt files are, or train with PROMPT findings"
+        raise InputError(f"not one of {len(table)} images has an impression for a prompt ({dropped}): {way_out}")
+    say(f"impressions: {kept.sum()} of {len(table)} images have one; {dropped}")
+    return table[kept].assign(prompt=impressions[kept]).reset_index(drop=True)
+
+
+def check_prompt(prompt: str) -> None:
+    """InputError for an unknown PROMPT, of a script or of a checkpoint."""
+    if prompt not in PROMPTS:
+        raise InputError(f"PROMPT {prompt!r} is none of {', '.join(PROMPTS)}")

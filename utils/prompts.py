@@ -31,7 +31,7 @@ from utils.cache import FeatureCache, image_keys
 from utils.checkpoints import check_config, check_finite, check_loaded, weights_fingerprint, why_unloaded
 from utils.errors import InputError, as_input_error, say
 from utils.findings import PROMPT_START
-from utils.latents import PREPROCESSING, read_pixels
+from utils.pixels import PREPROCESSING, read_pixels
 
 NULL_PROMPT = ""  # the prompt of a dropped text
 WITHOUT_POOLER = "without_pooler"  # in the config of a text model whose file has no pooler

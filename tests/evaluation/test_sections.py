@@ -12,7 +12,7 @@ from evaluation.baselines import constant_normal_report, nearest_by_labels, shuf
 from evaluation.images import Images, ImageSets, Loading
 from evaluation.judges import Extractor, RulesJudge
 from utils.findings import FINDINGS, UNCERTAIN
-from utils.latents import read_grey
+from utils.pixels import read_grey
 
 
 def findings_rows(*rows):

@@ -34,8 +34,8 @@ from models.weights import (
 from utils.checkpoints import check_encoders, weights_fingerprint
 from utils.errors import InputError
 from utils.findings import FINDINGS, to_prompt
-from utils.latents import read_pixels
 from utils.mimic_cxr import image_file, write_tree
+from utils.pixels import read_pixels
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
 from utils.references import NONE, References
 from uvit.model import UViT

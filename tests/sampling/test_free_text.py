@@ -15,10 +15,9 @@ from sampling import plan
 from sampling.plan import free_requests, parse_findings
 from training.examples import DiffusionExamples, DiffusionFeatures
 from utils.errors import InputError
-from utils.findings import FINDINGS, prompts_of, to_prompt
+from utils.findings import FINDINGS, prompts_of, to_prompt, with_prompts
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
-from utils.prompt_text import with_prompts
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.report_cleaning import clean_report
 from utils.report_text import report_sections

@@ -23,8 +23,9 @@ from sampling.reference_pool import ReferencePool
 from utils.errors import InputError
 from utils.findings import FINDINGS, to_physionet
 from utils.folders import SYNTHETIC_TREE, making, read_manifest
-from utils.latents import load_vae, read_pixels
+from utils.latents import load_vae
 from utils.mimic_cxr import image_file, read_table
+from utils.pixels import read_pixels
 from utils.prompts import ReferenceEncoder, TextEncoder
 from utils.references import References
 from utils.seeds import keyed_seed

@@ -17,6 +17,8 @@ import pytest
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from running import FIT_CONSTANTS
 from torch import nn
 
@@ -166,6 +168,27 @@ def test_a_model_learns_and_leaves_its_record(train):
     assert float(rows[-1]["epoch"]) == 400 * 4 / 10
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((run / "constants.json").read_text())["MAX_STEPS"] == 400
+
+
+@pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine"])
+def test_learning_rates_and_averages_are_those_of_diffusers(name, train, monkeypatch):
+    theirs = []
+    step = training.Average.step
+
+    def both(average, parameters):
+        if not theirs:
+            theirs.append(EMAModel(average.weights, decay=0.5))
+        step(average, parameters)
+        theirs[0].step(parameters)
+        assert all(map(torch.allclose, average.weights, theirs[0].shadow_params))
+
+    monkeypatch.setattr(training.Average, "step", both)
+    run = train(name, LR_SCHEDULE=name, WARMUP_STEPS=3, MAX_STEPS=9)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], CONSTANTS["LEARNING_RATE"])
+    factor = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=9).lr_lambdas[0]
+    rates = [float(row["learning_rate"]) for row in metrics(run)]
+    assert rates == [CONSTANTS["LEARNING_RATE"] * factor(step) for step in range(1, 10)]
+    assert theirs[0].optimization_step == 9
 
 
 def test_learning_rate_warms_up_and_epochs_bound_the_steps(train):

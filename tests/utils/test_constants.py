@@ -1,3 +1,4 @@
+import gc
 import json
 import re
 import subprocess
@@ -372,6 +373,14 @@ def test_commands_answer_before_their_slow_imports(path):
     ):
         refused = answer(*arguments)
         assert refused.returncode == 1 and message in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_garbage_is_collected_again_after_the_imports(script, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_bart.py"])
+    constants.check_command_line("__main__", REPOSITORY / "train_bart.py")
+    assert not gc.isenabled()
+    script()
+    assert gc.isenabled()
 
 
 def test_constants_are_saved_beside_a_result(script, tmp_path):

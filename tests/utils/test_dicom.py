@@ -9,7 +9,7 @@ from PIL import Image
 from evaluation.gallery import _PageImages
 from open_data.tree import _place_image
 from utils.errors import InputError
-from utils.latents import read_grey, read_pixels
+from utils.pixels import read_grey, read_pixels
 
 pydicom = pytest.importorskip("pydicom")
 

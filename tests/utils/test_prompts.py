@@ -8,7 +8,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from utils import prompts
 from utils.errors import InputError
 from utils.findings import FINDINGS, to_prompt
-from utils.latents import read_pixels
+from utils.pixels import read_pixels
 from utils.prompts import NULL_PROMPT, PooledFusion, ReferenceEncoder, TextEncoder, TokenFusion
 
 
