@@ -25,7 +25,6 @@ from evaluation.images import Images, Loading
 from evaluation.judges import Extractor, JudgeSettings
 from evaluation.report import Stopwatch, as_json
 from evaluation.verifier import WIDTH, embed, similarities, verifier_of
-from models.weights import load_autoencoder
 from utils.checkpoints import check_hold_out, check_hold_out_of_tree
 from utils.constants import save_constants
 from utils.csv_files import read_csv, write_csv
@@ -182,6 +181,8 @@ def audit_reports(
     requests, synthetic = requests[requests["report"] != ""], films.loc[films["report"] != "", "report"].unique()
     compared = privacy.report_scores(requests["report"].tolist(), synthetic) if len(synthetic) else {}
     if canary and checkpoint:
+        from models.weights import load_autoencoder  # BART takes seconds to import
+
         autoencoder = load_autoencoder(checkpoint, "", "").to(device).eval()
         exposed = privacy.exposures(requests["report"].map(clean_report), canary, autoencoder.losses, seed)
         compared["canaries"] = exposed, np.full(len(exposed), np.log2(privacy.ALTERNATIVES + 1))
