@@ -4,7 +4,7 @@
     python app.py --PIPELINE demo/cxr-irgen
 
 Reads:  PIPELINE, a folder of pipeline.py
-Writes: nothing; what is given to the page lies in a temporary folder until the page ends
+Writes: nothing; uploads and images lie in a temporary folder until the page ends
 """
 
 from utils.constants import check_command_line, override_constants
@@ -51,8 +51,7 @@ def make_pair(
 ) -> tuple:  # fmt: skip
     """=> (a line that says what was asked for, image, the reference that was given or None, report).
 
-    seed: None draws one; guidances, steps: None is the pipeline's own; reference: the path of an image. InputError for
-    what the pipeline refuses.
+    seed: None draws one; guidances, steps: None is the pipeline's own; reference: a path. InputError as of a pipeline.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
     pairs = pipeline(

@@ -101,10 +101,9 @@ def choose_requests(tables: dict[str, pd.DataFrame], limit: int, seed: int) -> p
 
 def check_counts(requests: pd.DataFrame, what: str) -> None:
     """InputError for fewer than privacy.MINIMUM members or held-out patients; what: they are said to have, or not."""
-    counts = [int((requests["role"] == role).sum()) for role in privacy.ROLES]
-    if min(counts) < privacy.MINIMUM:
-        found = f"{counts[0]} members and {counts[1]} held-out patients"
-        raise InputError(f"{found}, not {privacy.MINIMUM} of each, {what}")
+    members, held_out = (int((requests["role"] == role).sum()) for role in privacy.ROLES)
+    if min(members, held_out) < privacy.MINIMUM:
+        raise InputError(f"{members} members and {held_out} held-out patients, not {privacy.MINIMUM} of each, {what}")
 
 
 def save_requests(requests: pd.DataFrame, path: Path) -> None:
@@ -119,8 +118,7 @@ def save_requests(requests: pd.DataFrame, path: Path) -> None:
 def read_films(synthetic: str, requests: pd.DataFrame, hold_out: tuple) -> pd.DataFrame:
     """The rows of a synthetic tree with `patient`, the subject_id of the request that each was made for.
 
-    As many of each patient: of more films one would be nearer by chance. InputError for films of a model that was
-    trained with another hold_out.
+    As many of each patient: of more films one would be nearer by chance. InputError for a model of another hold_out.
     """
     if not (Path(synthetic) / PROVENANCE_FILE).exists():
         raise InputError(f"{synthetic} has no {PROVENANCE_FILE}, so it is no synthetic tree: set SYNTHETIC to one")
@@ -213,9 +211,7 @@ def main():
         return
     table = read_films(SYNTHETIC, requests, HOLD_OUT)
     loading = Loading(CACHE_DIR, VERIFIER_IMAGE_SIZE, BATCH_SIZE, accelerator)
-    settings = JudgeSettings(
-        VERIFIER_MODEL, VERIFIER_IMAGE_SIZE, VERIFIER_STEPS, 128, learning_rate=VERIFIER_LEARNING_RATE, seed=SEED
-    )
+    settings = JudgeSettings(VERIFIER_MODEL, VERIFIER_IMAGE_SIZE, VERIFIER_STEPS, 128, VERIFIER_LEARNING_RATE, SEED)
     real = {name: Images(rows, name, VERIFIER_IMAGE_SIZE, loading) for name, rows in tables.items()}
     attacker = verifier_of(real["attacker"], settings)
     stopwatch.lap("attacker")

@@ -27,13 +27,12 @@ from evaluation.images import Images, ImageSets, Loading
 from evaluation.judges import JudgeSettings
 from evaluation.metrics import positives
 from evaluation.report import PAGE_IMAGES, Stopwatch, summary, write_evaluation
-from utils import mimic_cxr
 from utils.checkpoints import check_hold_out_of_tree
 from utils.constants import save_constants
 from utils.csv_files import write_csv
 from utils.devices import make_accelerator
 from utils.errors import InputError, run, say, writing
-from utils.mimic_cxr import read_table, split_rows
+from utils.mimic_cxr import PROVENANCE_FILE, read_table, read_twins, split_rows
 
 # what is compared
 REAL = "data/mimic-cxr-jpg"  # a CXR tree, or the authors' CSV
@@ -82,7 +81,7 @@ def read_tables(
         validation = validation[judges.first_half(validation)].reset_index(drop=True)
     if is_foreign(synthetic):
         evaluated = read_pairs(synthetic)
-    elif not (provenance := Path(synthetic) / mimic_cxr.PROVENANCE_FILE).exists():
+    elif not (provenance := Path(synthetic) / PROVENANCE_FILE).exists():
         evaluated = read_table(synthetic, reports_root if synthetic == real else "", views, (split,), hold_out)
         evaluated["source"] = evaluated["dicom_id"]
     else:
@@ -185,7 +184,7 @@ def main() -> None:
     if WRITTEN:
         written["written_"] = read_written(WRITTEN, tables["real"])
     if TWINS:
-        counterfactuals.read_exact(TWINS, mimic_cxr.read_twins(SYNTHETIC))
+        counterfactuals.read_exact(TWINS, read_twins(SYNTHETIC))
     extractors, text_judge = load_pretrained(FEATURES, CLASSIFIER, TEXT_JUDGE, accelerator.device)
     judges.try_judge(settings, accelerator.device)
     with writing("the evaluation", output):

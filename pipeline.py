@@ -7,8 +7,7 @@
     pairs = pipe("cardiomegaly, edema, not pneumothorax", num_images=4, seed=1)
     pairs.images, pairs.reports, pairs.labels; pipe.report("film.dcm")
 
-Reads:  SYNTHETIC (its constants: checkpoints, guidance, decoding ...), these checkpoints with what they were trained
-        with, EVALUATION (its figures)
+Reads:  SYNTHETIC (its constants: checkpoints, guidance, decoding ...), these checkpoints and their encoders, EVALUATION
 Writes: OUTPUT, a folder that diffusers loads without this project, with its code and a model card
 """
 
@@ -46,10 +45,7 @@ def constants_of_tree(tree: str) -> tuple[dict, dict | None]:
 
 
 def data_card(image_constants: dict, report_constants: dict | None, evaluation: str) -> str:
-    """What a model card says of data and evaluation, in Markdown; evaluation: a folder of evaluate_pairs.py, or "".
-
-    InputError where it has no figures.
-    """
+    """A model card's text on data and evaluation (a folder of evaluate_pairs.py, or ""); InputError without figures."""
     trained = [read_training(image_constants["CHECKPOINT"])["constants"]]
     if report_constants:
         trained.append(read_training(report_constants["CHECKPOINT"])["constants"])
@@ -65,10 +61,10 @@ def data_card(image_constants: dict, report_constants: dict | None, evaluation: 
     way_out = "set EVALUATION to a folder of evaluate_pairs.py, or to ''"
     with as_input_error(lambda error: f"{path} has no figures ({reason(error)}): {way_out}"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        headline, selected, synthetic = facts["headline"], facts["selected"], facts["synthetic"]
-        lines += ["", f"Evaluation of {synthetic['N']} images of {synthetic['tree']}, {selected}.", ""]
+        synthetic = facts["synthetic"]
+        lines += ["", f"Evaluation of {synthetic['N']} images of {synthetic['tree']}, {facts['selected']}.", ""]
         lines += ["| measure | value | floor | ceiling |", "| --- | --- | --- | --- |"]
-        lines += ["| {measure} | {value} | {floor} | {ceiling} |".format(**row) for row in headline]
+        lines += ["| {measure} | {value} | {floor} | {ceiling} |".format(**row) for row in facts["headline"]]
     return "\n".join(lines)
 
 
@@ -92,15 +88,14 @@ def load_parts(image_constants: dict, report_constants: dict | None) -> dict:
     }  # fmt: skip
     if report_constants is None:
         return parts
-    constants = report_constants
-    if constants["CANDIDATES"] > 1:
-        say(f"the pipeline draws one report an image, and not the best of {constants['CANDIDATES']} CANDIDATES")
-    prior, training = load_prior(constants["CHECKPOINT"])
-    bart = constants["BART_CHECKPOINT"] or training["constants"]["BART_CHECKPOINT"]
-    autoencoder = load_autoencoder(bart, constants["POOLING"], constants["TOKENIZER"])
+    if report_constants["CANDIDATES"] > 1:
+        say(f"the pipeline draws one report an image, and not the best of {report_constants['CANDIDATES']} CANDIDATES")
+    prior, training = load_prior(report_constants["CHECKPOINT"])
+    bart = report_constants["BART_CHECKPOINT"] or training["constants"]["BART_CHECKPOINT"]
+    autoencoder = load_autoencoder(bart, report_constants["POOLING"], report_constants["TOKENIZER"])
     check_encoders(training, bart=autoencoder.fingerprint(), pooling=autoencoder.pooling, vae=settings["vae"])
     parts |= {"prior": prior, "bart": autoencoder.bart, "bart_tokenizer": autoencoder.tokenizer}
-    return {**parts, "report_settings": sampling_arguments(constants)}
+    return {**parts, "report_settings": sampling_arguments(report_constants)}
 
 
 def main():

@@ -107,25 +107,23 @@ def main():
             texts[reports.FLOOR] = best_reports(drawn, read, prior.config.flags)
         return texts
 
-    side = prior.config.latent_side
+    image_latents = reports.ImageLatents(tree, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
     trial = pd.DataFrame({"noise_name": [""], "report": "Clear lungs."})
-    write(torch.zeros(1, prior.config.latent_channels, side, side), trial)  # what can fail, fails before the manifest
+    write(torch.zeros(1, *image_latents.shape), trial)  # what can fail, fails before the manifest
 
     with making(WRITTEN_REPORTS, output_root, settings, SYNTHETIC_TREE if own else "", accelerator.is_main_process):
-        splits = (SPLIT,) if SPLIT else ()
-        table = read_table(tree, views=VIEWS, splits=splits, hold_out=HOLD_OUT, with_reports=RECONSTRUCT)
+        table = read_table(tree, "", VIEWS, (SPLIT,) if SPLIT else (), HOLD_OUT, with_reports=RECONSTRUCT)
         table["noise_name"] = reports.noise_names(tree, table)
         has_reports = (table["report"] != "").any()
         if RECONSTRUCT and not has_reports:
             say(f"{tree} has no reports, so none is reconstructed")
         file = reports.Reports(output_root, table, has_reports, bool(random_from))
         missing = table[~table["dicom_id"].isin(file.written["dicom_id"])]
-        image_latents = reports.ImageLatents(tree, prior, training, BASE_MODEL, SEED, NUM_WORKERS)
         kept = sum((image_latents.folder / f"{dicom_id}.npy").exists() for dicom_id in missing["dicom_id"])
         if kept < len(missing):
             image_latents.load_vae()
-        done = len(table) - len(missing)
-        say(f"{len(table)} images, {done} with a report already; {kept} of the others have kept latents")
+        said = f"{len(table)} images, {len(table) - len(missing)} with a report already"
+        say(f"{said}; {kept} of the others have kept latents")
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if accelerator.is_main_process:
             write_whole(output_root / "reports.json", json.dumps({"constants": constants}, indent=2) + "\n")

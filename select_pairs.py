@@ -203,9 +203,8 @@ def main():
         pool = pool[pool["report"] != ""]
     if pool.empty:
         lacks = "no images (or, for BY pair, no reports) of patients other than the judge's, of which the floor is made"
-        raise InputError(
-            f"the training rows of {DATA_ROOT} have {lacks}: set REPORTS_ROOT, or DATA_ROOT to a larger tree"
-        )
+        way_out = "set REPORTS_ROOT, or DATA_ROOT to a larger tree"
+        raise InputError(f"the training rows of {DATA_ROOT} have {lacks}: {way_out}")
     parts = [asdict(judge_settings), *map(table_fingerprint, (judged, validation, pool))]
     selector = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     settings = {"by": BY, "keep": KEEP, "candidates": table_fingerprint(candidates), "selector": selector}
@@ -225,10 +224,8 @@ def main():
         selected = select(candidates, judge, SYNTHETIC, BY, KEEP, loading)
         kept = selected[selected["kept"]].reset_index(drop=True)
         if kept.empty:
-            way_out = "set KEEP to first, or BY to image, or draw more with a larger IMAGES_PER_LABEL"
-            raise InputError(
-                f"none of the {len(selected)} candidates of {SYNTHETIC} agrees with its request: {way_out}"
-            )
+            none = f"none of the {len(selected)} candidates of {SYNTHETIC} agrees with its request"
+            raise InputError(f"{none}: set KEEP to first, or BY to image, or draw more with a larger IMAGES_PER_LABEL")
         floor = select(draw_floor(selected, pool, SEED), judge, f"{DATA_ROOT}, train", BY, KEEP, loading)
         save_constants(root, constants)
         write_csv(root / judges.SELECTOR_FILE, pd.DataFrame({"subject_id": np.unique(judged["subject_id"])}))

@@ -67,8 +67,7 @@ def compute_loss(model, batch, latent_noise, details_weight=0.0):
     """Cross-entropy of each token given the latent and the tokens before it, a mean over the tokens, without padding.
 
     batch: input_ids and attention_mask (B, L), noise (B, D), standard normal, and other_ids and other_mask (B, L'), of
-    other reports, by which the noise is measured. With a details_weight also flags (B, K), 0 or 1, whose cross-entropy,
-    a sum over the flags, is added so often.
+    other reports, by which the noise is measured. details_weight: of the summed cross-entropy of flags (B, K), 0 or 1.
     """
     noise = latent_noise * batch["noise"] if latent_noise else None
     others = batch["other_ids"], batch["other_mask"]

@@ -137,7 +137,6 @@ def evaluate(prior, autoencoder, examples, training_reports, run_dir):
         drawn.append(prior.standardise(report_latents).cpu())
         written += autoencoder.generate(report_latents)
         again += autoencoder.generate(autoencoder.encode_reports(reports[start : start + len(latents)]))
-    constant = constant_report(training_reports)
     predicted, drawn = torch.cat(predicted), torch.cat(drawn)  # (n, D), standardised
     unexplained = (predicted - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
     scores = {
@@ -146,7 +145,7 @@ def evaluate(prior, autoencoder, examples, training_reports, run_dir):
         "spread of what was decoded (1: of the reports' own latents)": drawn.var(dim=0).mean().sqrt().item(),
         "ROUGE-L of the reports written from the images": rouge_l(reports, written),
         "ROUGE-L of the same reports, shuffled": rouge_l(reports, [*written[1:], *written[:1]]),
-        "ROUGE-L of the constant report": rouge_l(reports, [constant] * len(reports)),
+        "ROUGE-L of the constant report": rouge_l(reports, [constant_report(training_reports)] * len(reports)),
         "ROUGE-L of the reports from their own latents": rouge_l(reports, again),
     }
     write_evaluation(run_dir, "written.txt", {"report ": reports, "written": written, "again  ": again}, scores)
@@ -163,7 +162,6 @@ def main():
     autoencoder = ReportAutoencoder.from_pretrained(BART_CHECKPOINT).eval().requires_grad_(False).to(device)
 
     training_rows, flags = split_rows(table, "train"), []
-    training_reports = table["report"].iloc[training_rows]
     if DETAILS_WEIGHT:
         flags, said = detail_flags(table["report"], counted=training_rows)
         table = table.assign(flags=[*said])
@@ -181,9 +179,8 @@ def main():
     model.vit.requires_grad_(not FREEZE_TRANSFORMER)
 
     loss = partial(compute_flow_loss if flow else compute_loss, details_weight=DETAILS_WEIGHT)
-    width = autoencoder.width
-    shapes = {"latents": latent_shape(vae, IMAGE_SIZE), "report_latents": (width,)}
-    shapes |= {"noise": (FLOW_DRAWS, width), "times": (FLOW_DRAWS,), "dropped": ()} if flow else {}
+    shapes = {"latents": latent_shape(vae, IMAGE_SIZE), "report_latents": (autoencoder.width,)}
+    shapes |= {"noise": (FLOW_DRAWS, autoencoder.width), "times": (FLOW_DRAWS,), "dropped": ()} if flow else {}
     shapes |= {"flags": (len(flags),)} if flags else {}
     try_training(model, loss, partial(random_batch, shapes), table, constants, accelerator)
     features = PriorFeatures(table, vae, autoencoder, IMAGE_SIZE, CACHE_DIR, NUM_WORKERS, accelerator)
@@ -203,7 +200,7 @@ def main():
         split = "test" if (features.table["split"] == "test").any() else "validate"
         held_out = PriorExamples(features, split, best)
         held_out.rows = held_out.rows[draw_rows(len(held_out), EVALUATION_IMAGES, SEED, "evaluation")]
-        evaluate(best, autoencoder, held_out, training_reports, Path(RUN_DIR))
+        evaluate(best, autoencoder, held_out, table["report"].iloc[training_rows], Path(RUN_DIR))
     accelerator.wait_for_everyone()
 
 

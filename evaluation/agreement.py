@@ -10,7 +10,6 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from evaluation import metrics
-from evaluation.metrics import mean_or_nan, patient_weights
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
 
 
@@ -26,9 +25,9 @@ def agreement(asked: np.ndarray, image: np.ndarray, report: np.ndarray | None) -
         both = ~np.isnan(shown) & ~np.isnan(told)
         rows.append({
             "asked": wanted.sum(),
-            "all three": mean_or_nan(((wanted == shown) & (shown == told))[both]),
-            "seen in the image": mean_or_nan(shown[wanted == 1]),
-            "told in the report": mean_or_nan(told[wanted == 1]),
+            "all three": metrics.mean_or_nan(((wanted == shown) & (shown == told))[both]),
+            "seen in the image": metrics.mean_or_nan(shown[wanted == 1]),
+            "told in the report": metrics.mean_or_nan(told[wanted == 1]),
             "kappa request-image": _kappa(wanted, shown), "kappa request-report": _kappa(wanted, told),
             "kappa image-report": _kappa(shown, told),
         })  # fmt: skip
@@ -56,9 +55,8 @@ def complete_agreement(
     where both readings have it and the request does not leave it uncertain; every code other than 1 asks for its
     absence. A pair in which no finding counts is left out.
 
-    N: pairs; findings: how many count in some pair; all three: the share, with its 95 % bootstrap interval over
-    patients (Wilson's where all agree or none does); then the shares in which two agree on the same findings. Without
-    `report` only request-image is a number.
+    N: pairs; findings: how many count in some pair; all three: the share, with its interval (`share_interval`); then
+    the shares in which two agree on the same findings. Without `report` only request-image is a number.
     """
     counted, agrees = pairs_that_agree(labels, image, report)
     kept = counted.any(axis=1)
@@ -99,5 +97,5 @@ def share_interval(right: np.ndarray, counted: np.ndarray, subjects: np.ndarray,
         patients = len(np.unique(subjects))
         interval = binomtest(patients if right.any() else 0, patients).proportion_ci(0.95, "wilson")
         return interval.low, interval.high
-    weights = patient_weights(subjects, seed)
+    weights = metrics.patient_weights(subjects, seed)
     return tuple(np.quantile(weights @ right / (weights @ counted), (0.025, 0.975)).tolist())

@@ -27,8 +27,7 @@ def matched_draws(asked: np.ndarray, codes: np.ndarray, draws: int, seed: int) -
     """Rows with the labels of requests => (draws, N) row numbers.
 
     asked (N, 14), codes (M, 14): label vectors of requests and rows. A draw takes a row with the same vector where one
-    is left, else one with the nearest vector (the fewest findings differ in being present, then the fewest codes). It
-    takes no row twice before it has taken all M.
+    is left, else one with the nearest vector (`label_distances`). It takes no row twice before it has taken all M.
     """
     vectors, group_of_row = np.unique(codes, axis=0, return_inverse=True)
     requests, request_of = np.unique(asked, axis=0, return_inverse=True)
@@ -65,16 +64,13 @@ def selected_floor(tree: str | Path, table: pd.DataFrame, train_table: pd.DataFr
     path = Path(tree) / FLOOR_FILE
     if not path.is_file():
         return None
-    columns = ("dicom_id", "floor_dicom_id")
-    names = read_csv(path, columns, texts=columns).drop_duplicates("dicom_id")
+    names = read_csv(path, ("dicom_id",), texts=("floor_dicom_id",)).drop_duplicates("dicom_id")
     wanted = table["dicom_id"].map(names.set_index("dicom_id")["floor_dicom_id"])
     places = pd.Index(train_table["dicom_id"]).get_indexer(wanted)
     if (places < 0).any():
-        raise InputError(
-            f"{path} names no readable training image for {(places < 0).sum()} of {len(table)} images, e.g. "
-            f"{table['dicom_id'][places < 0].iloc[0]}: set TRAIN, or REAL, to the tree that the selection read, with "
-            "its VIEWS and HOLD_OUT, or delete the file"
-        )
+        bare = f"{(places < 0).sum()} of {len(table)} images, e.g. {table['dicom_id'][places < 0].iloc[0]}"
+        way_out = "set TRAIN, or REAL, to the tree that the selection read, with its VIEWS and HOLD_OUT"
+        raise InputError(f"{path} names no readable training image for {bare}: {way_out}, or delete the file")
     return places
 
 
@@ -84,11 +80,10 @@ def describe_selection(tree: str | Path) -> str:
     if path.is_file():
         how = json.loads(path.read_text(encoding="utf-8"))
         agree = [f"{part['share that agrees']:.0%}" for part in (how, how["floor"])]
-        return (
-            f"{how['kept']} of {how['candidates']} pairs for {how['requests']} requests, selected by {how['by']} (KEEP "
-            f"{how['keep']}); {agree[0]} of the candidates agree with their request, of random training pairs "
-            f"{agree[1]}: compare with the floor that was selected in the same way, and with unselected pairs"
-        )
+        pairs = f"{how['kept']} of {how['candidates']} pairs for {how['requests']} requests"
+        shares = f"{agree[0]} of the candidates agree with their request, of random training pairs {agree[1]}"
+        compare = "compare with the floor that was selected in the same way, and with unselected pairs"
+        return f"{pairs}, selected by {how['by']} (KEEP {how['keep']}); {shares}: {compare}"
     return "not selected: every image and report that was made for a request counts"
 
 

@@ -3,8 +3,7 @@
 An image is compared with a training image as it is, mirrored, moved by up to 1/16 of its side, and scaled by up to a
 tenth, at two sizes: at COARSE pixels with every training image, at FINE pixels with the CANDIDATES nearest ones. Only
 the middle of the picture counts, which stays inside it whatever the movement. Its mean and contrast do not count: the
-distance is the root mean square difference of two pictures of mean 0 and deviation 1, which is 0 for a copy and about
-1.4 for pictures that have nothing to do with each other.
+distance is the root mean square difference of pictures of mean 0 and deviation 1: 0 for a copy, about 1.4 if unrelated.
 """
 
 import io

@@ -1,8 +1,7 @@
 """What differs between films and their counterfactual twins: the finding that was to change, and what else.
 
 report.md says what is measured: flip, drift, inside, SSIM and reports. No Finding follows from the others and never
-counts. Floors: another film in place of the twin, with the film's findings or with the twin's. Ceiling: the exact twins
-of drawn films.
+counts. Floors: another film as the twin, with the film's or the twin's findings. Ceiling: exact twins of drawn films.
 """
 
 from dataclasses import dataclass

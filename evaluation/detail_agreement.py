@@ -12,12 +12,12 @@ from itertools import chain, product
 import numpy as np
 import pandas as pd
 
-from evaluation import judges, metrics, sections
+from evaluation import metrics, sections
 from evaluation.agreement import pairs_that_agree, share_interval
 from evaluation.baselines import reported, shuffled
 from evaluation.details import APPLIES, DETAILS, joined, read_details
 from evaluation.images import Images, ImageSets
-from evaluation.judges import Judge
+from evaluation.judges import Judge, image_judge
 from evaluation.labeler import label_reports
 from evaluation.metrics import mean_or_nan
 from utils.findings import FINDINGS, PRESENT, UNCERTAIN
@@ -117,9 +117,8 @@ def place_judge(train: Images, rows: np.ndarray, judge: Judge) -> Judge | None:
     table = reported(train.table.iloc[rows])
     if not metrics.enough(place_targets(table) == 1).any():
         return None
-    settings = judge.settings
-    cache_dir, accelerator = train.loading.cache_dir, train.loading.accelerator
-    places = judges.image_judge(table, table[:0], settings, cache_dir, accelerator, place_targets, judge)
+    settings, loading = judge.settings, train.loading
+    places = image_judge(table, table[:0], settings, loading.cache_dir, loading.accelerator, place_targets, judge)
     places.name = f"judge of sides and zones ({settings.model})"
     return places
 
@@ -127,8 +126,7 @@ def place_judge(train: Images, rows: np.ndarray, judge: Judge) -> Judge | None:
 def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:
     """The side and zone of each finding that the judge sees in N images, whether it is there or not, as details.
 
-    All places with a probability of at least half, else the likeliest; "" for a finding of which the judge knows fewer
-    than two places.
+    All places with a probability of at least half, else the likeliest; "" where the judge knows fewer than two places.
     """
     probabilities = images.encode(judge)[1]
     details = {detail: np.full((len(probabilities), len(FINDINGS)), "", dtype=object) for detail in PLACES}
@@ -146,10 +144,8 @@ def read_places(judge: Judge, images: Images) -> dict[str, np.ndarray]:
 def image_details(sets: ImageSets, judge: Judge, place_judge: Judge, text_judge, train: dict) -> dict:
     """Sides and zones of images, as the judge sees them, against their reports' => parts of evaluation.json.
 
-    train: the details of training reports.
-
     "image_details": `agreement_rows` of the synthetic images, of what their prompts asked for, where these name places,
-    and of the real images, which are the judge's own accuracy.
+    and of the real images, which are the judge's own accuracy. train: the details of training reports.
     "agreement_with_sides": pairs in which request, image and report agree on every finding (as in
     `agreement.complete_agreement`), and those that also agree on each side that the report names and the judge knows.
     """
@@ -181,7 +177,6 @@ def _pairs_row(name, images, texts, judge, text_judge, seen, seed):
     kept, side = counted.any(axis=1), read_details(texts)["side"]
     findings = kept & agrees["all three"]
     sides = findings & ((side == seen["side"]) | (side == "") | (seen["side"] == "")).all(axis=1)
-    row = {"pairs": name, "N": int(kept.sum()), "every finding": mean_or_nan(findings[kept])}
-    row["and every side"] = mean_or_nan(sides[kept])
-    row["low"], row["high"] = share_interval(sides, kept, images.subjects(), seed)
-    return row
+    shares = {"every finding": mean_or_nan(findings[kept]), "and every side": mean_or_nan(sides[kept])}
+    low, high = share_interval(sides, kept, images.subjects(), seed)
+    return {"pairs": name, "N": int(kept.sum()), **shares, "low": low, "high": high}

@@ -52,8 +52,7 @@ _KINDS = {finding: _compiled(words) for finding, words in WORDS["kinds"].items()
 def read_details(reports: Iterable[str]) -> dict[str, np.ndarray]:
     """N reports => {detail: (N, 14) texts}, in the order of DETAILS and FINDINGS; "" where a report names none.
 
-    Reports are read as `evaluation.labeler.label_report` reads them, and raise the same InputError. A finding that is
-    not called present has no details.
+    Reports are read as by `evaluation.labeler.label_report`, with its InputError. Only present findings have details.
     """
     rows = []  # of each report {(finding, detail): value}
     for report in reports:
@@ -132,9 +131,8 @@ class _Phrase:
         near = f"{self.before}{self.own} | {self.after}"
         self.details = {detail: _found(_WORDS[detail], near) for detail in ("side", "zone")}
         self.details["degree"] = _found(_WORDS["degree"], f"{self.before}{self.own}")
-        for value, words in _WORDS[
-            "degree"
-        ].items():  # afterwards: "is small", "moderate in size"; not "and small nodes"
+        # afterwards: "is small", "moderate in size"; not "and small nodes"
+        for value, words in _WORDS["degree"].items():
             for match in words.finditer(self.after):
                 is_said = _PHRASES["said"].search(self.after[: match.start()])
                 if is_said or self.after[match.end() :].startswith(" in ") or self.mentions[0].name in ORGANS:
@@ -193,8 +191,7 @@ def _begin(sentence, start, end):
     else:
         begin = end if _JOINT.search(sentence, start, end) else start
     for place in (stop.start() if stop else begin, begin):
-        locative = _PHRASES["locative"].search(sentence[start:place])
-        if locative:
+        if locative := _PHRASES["locative"].search(sentence[start:place]):
             return start + locative.start()
     return begin
 

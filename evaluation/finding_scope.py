@@ -41,10 +41,9 @@ class Mention:
 # weak: after a negation it is only more of it: "no opacity to suggest pneumonia"
 _Rule = namedtuple("_Rule", ("code", "reach", "weak"))
 # at one place of a sentence the first rule that fits counts
-_RULE_OF = [
-    _Rule({"": None, **CODES}[cue["code"]], cue["reach"], cue.get("weak", False)) for cue in WORDS["cues"].values()
-]
-_CUE = re.compile("|".join(f"({'|'.join(cue['patterns'])})" for cue in WORDS["cues"].values()))
+_CUES = WORDS["cues"].values()
+_RULE_OF = [_Rule({"": None, **CODES}[cue["code"]], cue["reach"], cue.get("weak", False)) for cue in _CUES]
+_CUE = re.compile("|".join(f"({'|'.join(cue['patterns'])})" for cue in _CUES))
 
 _SEPARATOR = re.compile(r",(?: and| plus| as well as)?(?= )| (?:and|plus|as well as)(?= )")
 _VERB = re.compile(rf"\b{WORDS['parts']['verbs']}\b")
@@ -59,8 +58,7 @@ def read(sentence: str, mentions: Sequence[Mention]) -> list[int]:
     ends = [start for rule, start, _ in cues if rule.reach == "end"]
     starts = sorted({0, *ends, *_phrase_starts(sentence, mentions, ends)})
     for start, end in pairwise([*starts, len(sentence) + 1]):
-        inside = [mention for mention in mentions if start <= mention.start < end]
-        if inside:
+        if inside := [mention for mention in mentions if start <= mention.start < end]:
             within = [cue for cue in cues if start <= cue[1] < end and cue[0].code is not None]
             _read_clause(sentence, inside, within, end)
     return [end for end in ends if sentence[end] != ":"]  # "heart: enlarged" is said of the heart

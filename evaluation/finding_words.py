@@ -1,8 +1,7 @@
 """The words of chest X-ray reports: how findings are named, what only sounds like one, and how large an organ is.
 
-The vocabulary stands in words.toml, with the cues of evaluation/finding_scope.py and the details of details.py. All
-patterns read text in lower case with single blanks and plain hyphens (`evaluation.labeler.normalise`). No Finding has
-no words: it is what is left (evaluation/labeler.py).
+The vocabulary stands in words.toml, with the cues of finding_scope.py and the details of details.py. All patterns read
+text in lower case with single blanks and plain hyphens (`labeler.normalise`). No Finding has no words: it is the rest.
 """
 
 import re
@@ -13,17 +12,14 @@ from utils.findings import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
 from utils.report_text import misspells, read_words
 
 CODES = {"present": PRESENT, "absent": ABSENT, "uncertain": UNCERTAIN, "not mentioned": NOT_MENTIONED}
-
-
 WORDS = read_words(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 MENTIONS, UNMEANT = (
     {name: re.compile(rf"\b(?:{'|'.join(patterns)})") for name, patterns in WORDS[kind].items()}
     for kind in ("mentions", "unmeant")
 )
 HEART_FAILURE = re.compile(r"\bchf\b|\b(?:heart|cardiac|ventricular|congestive) failure")
-ORGANS, SENTENCES = (
-    {name: re.compile(pattern) for name, pattern in WORDS[kind].items()} for kind in ("organs", "sentences")
-)
+ORGANS = {name: re.compile(pattern) for name, pattern in WORDS["organs"].items()}
+SENTENCES = {name: re.compile(pattern) for name, pattern in WORDS["sentences"].items()}
 SIZE = re.compile("|".join(rf"\b((?:{pattern}))" for pattern in WORDS["sizes"].values()))
 SIZE_CODES = tuple(CODES[name] for name in WORDS["sizes"])  # of the groups of SIZE
 

@@ -100,10 +100,9 @@ def _columns(path):
     columns = {kind: next((names[name] for name in known if name in names), "") for kind, known in COLUMNS.items()}
     for kind in ("images", "prompts"):
         if not columns[kind]:
-            raise InputError(
-                f"{path} is neither a CXR tree, nor the authors' CSV, nor a CSV of images and prompts: it has no "
-                f"column of {kind}, such as {', '.join(COLUMNS[kind][:3])}; its columns are {', '.join(names.values())}"
-            )
+            other = f"{path} is neither a CXR tree, nor the authors' CSV, nor a CSV of images and prompts"
+            lacks = f"it has no column of {kind}, such as {', '.join(COLUMNS[kind][:3])}"
+            raise InputError(f"{other}: {lacks}; its columns are {', '.join(names.values())}")
     sections = [names[name] for name in ("findings", "impression") if name in names]
     if columns["reports"] or len(sections) < 2 or columns["prompts"] in sections:
         sections = [columns["reports"]] if columns["reports"] else []

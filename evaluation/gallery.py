@@ -51,8 +51,7 @@ def write_page(
     """Writes the page and copies the images that lie outside its folder; returns the page's path.
 
     page: the .html file; every address in it is relative and stays inside its folder.
-    trees: {column title: root of a CXR tree, or a table with a column `prompt`}; a tree without synthetic.csv is shown
-        with its labels' prompt.
+    trees: {column title: root of a CXR tree, or a table with `prompt`}; without synthetic.csv the labels' one is shown.
     references: the table (utils.mimic_cxr.read_table) in which reference_dicom_id is looked up; None: not shown.
     agreement: DataFrame with dicom_id, finding, asked, image, report (1, 0, or NaN where a judge cannot say).
     summary: (name, value) pairs in plain text, e.g. metrics, shown at the top.
@@ -131,8 +130,7 @@ def _cards(rows, marks, images):
     for row_of_each_tree in tqdm(rows, desc="page", unit="card", leave=False, disable=None):
         card, pictures = None, [None] * len(row_of_each_tree)
         for index, row in enumerate(row_of_each_tree):
-            image = images.add(row["image_path"]) if row else None
-            if image:
+            if row and (image := images.add(row["image_path"])):
                 report = row["report"].replace(" IMPRESSION: ", "\nIMPRESSION: ")
                 caption = {"id": row["dicom_id"], "view": row["view"], "report": report}
                 pictures[index] = image | caption | {"marks": marks.get(row["dicom_id"], [])}
@@ -148,13 +146,11 @@ def _references(cards, references, images):
     """{dicom_id: image and prompt} of the references that the cards name; prints how many are missing."""
     names = dict.fromkeys(card["reference"] for card in cards if card["reference"])
     table = references[references["dicom_id"].isin(names)].drop_duplicates("dicom_id")
-    missing = names.keys() - {*table["dicom_id"]}
-    if missing:
+    if missing := names.keys() - {*table["dicom_id"]}:
         print(f"{len(missing)} references are not in the tree of references, e.g. {min(missing)}")
     shown = {}
     for row in table.to_dict("records"):
-        image = images.add(row["image_path"])
-        if image:
+        if image := images.add(row["image_path"]):
             shown[row["dicom_id"]] = image | {"prompt": findings.to_prompt([row[name] for name in findings.FINDINGS])}
     return shown
 
@@ -166,16 +162,13 @@ def _read_tree(root):
     table = read_table(root)
     if table.empty:
         raise InputError(f"the tree {root} holds no images, so there is nothing to show")
+    by_labels = pd.Series(findings.prompts_of(table), index=table.index)
     source, made = Path(root) / PROVENANCE_FILE, pd.DataFrame()
     if source.is_file():
-        columns = ("dicom_id", *_REQUEST)
-        made = read_csv(source, columns, columns, _SETTINGS).drop_duplicates("dicom_id").set_index("dicom_id")
+        made = read_csv(source, ("dicom_id",), _REQUEST, _SETTINGS).drop_duplicates("dicom_id").set_index("dicom_id")
     made = made.reindex(index=table["dicom_id"], columns=[*_REQUEST, *_SETTINGS], fill_value="")
     table = table.assign(**{name: made[name].to_numpy() for name in made})
-    unnamed = table["prompt"] == ""
-    codes = table.loc[unnamed, list(findings.FINDINGS)].to_numpy()
-    table.loc[unnamed, "prompt"] = [findings.to_prompt(row) for row in codes]
-    return table
+    return table.assign(prompt=table["prompt"].mask(table["prompt"] == "", by_labels))
 
 
 def _side_by_side(tables):
@@ -192,10 +185,7 @@ def _side_by_side(tables):
 
 
 def _marks(agreement):
-    """{dicom_id: [[index of the finding, asked, image, report], ...]}, each True, False or None.
-
-    A finding that is present in none of the three is left out.
-    """
+    """{dicom_id: [[index of a finding, asked, image, report], ...]}, these True, False or None, one of them True."""
     marks = {}
     if agreement is not None:
         columns = agreement[["dicom_id", "finding", "asked", "image", "report"]]

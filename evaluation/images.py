@@ -25,8 +25,7 @@ class Loading:
 class Images:
     """The readable images of one table, and their features.
 
-    Attributes: table, of the readable images; cache and keys, of their pixels at the judge's size; unreadable, how many
-    were left out.
+    Attributes: table, of these; cache and keys, of their pixels at the judge's size; unreadable, how many are left out.
     """
 
     def __init__(self, table: pd.DataFrame, name: str, judge_size: int, loading: Loading):
@@ -73,11 +72,8 @@ class Images:
             places = places.reshape(rows.shape)
         key = extractor.name, used.tobytes()
         if key not in self._encoded:
-            paths = self.table["image_path"].iloc[used].tolist()
-            if is_judge:
-                read = pixel_reader(self.cache, self.keys)
-            else:
-                read = file_reader(paths, self.loading.image_size, extractor.image_size)
+            paths, size = self.table["image_path"].iloc[used].tolist(), self.loading.image_size
+            read = pixel_reader(self.cache, self.keys) if is_judge else file_reader(paths, size, extractor.image_size)
             self._encoded[key] = extract(extractor, read, len(paths), self.device, self.loading.batch_size)
         if places is None:
             return self._encoded[key]

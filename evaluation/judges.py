@@ -62,8 +62,7 @@ class JudgeSettings:
 class Judge:
     """A trained image judge.
 
-    thresholds: (14,) probabilities from which on a finding is called present; known: (14,) bool, False for findings
-    with too few training images, about which the judge cannot say anything.
+    thresholds: (14,) probabilities from which on a finding is present; known: (14,) bool, whether it had enough images.
     """
 
     def __init__(self, model: nn.Module, settings: JudgeSettings, thresholds: np.ndarray, known: np.ndarray):
@@ -107,9 +106,8 @@ def image_judge(
     """The Judge of these training rows, out of `<cache_dir>/judge`, trained first if it is not there.
 
     All processes of a launch have to call it: the first one trains, the others wait. validation_table: rows that only
-    set the thresholds (best F1); a finding with too few positives there keeps 0.5. targets: what the judge learns of a
-    table, see `train_classifier`; other targets than the 14 findings have as many thresholds. start: a judge of the
-    same model whose weights the new one begins with.
+    set the thresholds (best F1; 0.5 for a finding with too few positives). targets: what the judge learns of a table,
+    see `train_classifier`, each with a threshold. start: a judge of the same model whose weights the new one takes.
     """
 
     def readable_rows(table):
@@ -125,8 +123,6 @@ def image_judge(
     if start is not None:
         weights = b"".join(value.cpu().numpy().tobytes() for value in start.model.state_dict().values())
         about.append(hashlib.sha256(weights).hexdigest())
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
-    path = Path(cache_dir) / "judge" / f"{name}.safetensors"
     device = accelerator.device
 
     def make():
@@ -139,7 +135,7 @@ def image_judge(
         values = {f"model.{name}": value for name, value in model.state_dict().items()}
         return values | {"thresholds": torch.from_numpy(judge.thresholds), "known": torch.from_numpy(judge.known)}
 
-    values = kept_weights(path, "the image judge", make, accelerator.is_main_process)
+    values = kept_weights(Path(cache_dir, "judge"), about, "the image judge", make, accelerator.is_main_process)
     thresholds, known = (values.pop(name).numpy() for name in ("thresholds", "known"))
     model = new_classifier(settings.model, len(known))
     model.load_state_dict({name.removeprefix("model."): value for name, value in values.items()})
@@ -147,12 +143,16 @@ def image_judge(
 
 
 def kept_weights(
-    path: Path, what: str, make: Callable[[], dict[str, torch.Tensor]], main_process: bool = True
+    folder: Path, about: list, what: str, make: Callable[[], dict[str, torch.Tensor]], main_process: bool = True
 ) -> dict[str, torch.Tensor]:
-    """The tensors in a file, which the first process of a launch makes where there is none; InputError if damaged."""
+    """The tensors in a folder's file, which the first process of a launch makes where there is none.
+
+    about: all that determines them, as JSON; the file is named by its digest. InputError if the file is damaged.
+    """
+    path = folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]}.safetensors"
     if main_process and not path.exists():
         values = {name: value.cpu().contiguous() for name, value in make().items()}
-        with writing(what, path.parent), replacing(path) as temporary:
+        with writing(what, folder), replacing(path) as temporary:
             save_file(values, temporary)
     while not path.exists():  # not a barrier, which would time out
         time.sleep(LOOK_EVERY)
@@ -185,8 +185,7 @@ def train_classifier(
     pixels: {key: (S, S) uint8}; keys: one an image, N; labels: (N, 14), or as many as there are targets, bool, or float
     with NaN where a target is not known, which then counts in no loss; start: a classifier of the same model, whose
     last layer is left out where it has other targets.
-    Each batch is moved by up to 5 % of its side, so that no place in the picture is learnt by heart. Global randomness
-    is left as it was.
+    Each batch is moved by up to 5 % of its side, so that no place is learnt by heart. Global randomness is left as is.
     """
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):

@@ -2,15 +2,14 @@
 
 The task is that of NegBio (Peng et al. 2018) and of the CheXpert labeler (Irvin et al. 2019): find the mentions of each
 finding, tell what is said of each, and take the strongest. Rules and words (words.toml) are this project's own.
-Where a choice had to be made it is that of the CheXpert labeler, unless a line below says otherwise.
+Where a choice had to be made it is that of the CheXpert labeler, unless a line below says otherwise. What counts as
+what: docs/labeler.md.
 
 How a report is read
     Findings and impression only (utils/report_text.py): an indication or a comparison says nothing of this image.
     How far a word of negation or of doubt reaches: evaluation/finding_scope.py. "No definite X" and "X is unlikely"
     are absent ("less likely": uncertain), "no change in X" negates nothing. "Likely" and "consistent with" do not make
     a finding uncertain. After "history of", "if", "evaluate for" and the like nothing is said.
-
-What counts as what: docs/labeler.md.
 
 Of the mentions of a finding, present outweighs uncertain, and uncertain outweighs absent. An empty report, or one of
 marks only, says nothing: 0 everywhere, No Finding included (there CheXpert's says 1: no report would be a normal one).
@@ -59,8 +58,8 @@ def contradictions(text: str) -> list[str]:
 
     The strongest of several mentions in one sentence counts, so "left effusion, no right effusion" is no contradiction.
     Sides, places and kinds are not compared: "Left effusion. No right effusion." is one, and so is a congestion without
-    an edema. Radiologists write such reports too, so compare the count with that of real reports. No Finding is never
-    in the list. An addendum corrects its report and does not contradict it.
+    an edema. Radiologists write such reports too: compare with real ones. No Finding is never in the list, and an
+    addendum corrects its report and does not contradict it.
     """
     found = set()
     for sentences in report_and_addenda(text):
@@ -117,8 +116,7 @@ def normalise(text: str) -> str:
 
 def _after_word(match):
     """What a dash between two words stands for: a break after a finding, else a hyphen, as in "air-space"."""
-    word = match[1]
-    return word + (" - " if any(words.fullmatch(word) for words in MENTIONS.values()) else "-")
+    return match[1] + (" - " if any(words.fullmatch(match[1]) for words in MENTIONS.values()) else "-")
 
 
 @lru_cache(maxsize=20_000)

@@ -6,11 +6,11 @@ of a patient is a study that nobody trained on; films are asked for with the lab
 strangers, patients whose requests are most alike. Members were trained on, the held out were not; all else is the same.
 
 Two differences count: members score higher altogether (AUC), or more of them score higher than all but FALSE_POSITIVES
-of the strangers do: a few who were copied leave the AUC where it is. How many copies it takes is measured by planting
-some.
+of the strangers do: a few who were copied leave the AUC where it is. Planted copies show how many it takes.
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from scipy.stats import fisher_exact, mannwhitneyu, rankdata
 
 from evaluation.metrics import auroc, patient_weights
-from evaluation.report import markdown, share_columns
+from evaluation.report import markdown, number, share_columns, with_interval
 from evaluation.text_metrics import report_words
 from utils.references import label_distances
 
@@ -58,9 +58,8 @@ def stranger_scores(similarities: np.ndarray, labels: np.ndarray) -> tuple[Calla
 def compare(members: np.ndarray, held_out: np.ndarray, threshold: float) -> dict:
     """Do the scores of members (N,) exceed those of the held out (M,)?
 
-    found: the shares with a score above the threshold. p: of no difference, twice the smaller one of two one-sided
-    tests, as either would count: Mann-Whitney's of all scores, Fisher's of those above the threshold. leak: p is below
-    LEVEL.
+    found: the shares above the threshold. p: of no difference, twice the smaller one of two one-sided tests, as either
+    would count: Mann-Whitney's of all scores, Fisher's of those above the threshold. leak: p is below LEVEL.
     """
     above = [(int((scores > threshold).sum()), len(scores)) for scores in (members, held_out)]
     tail = fisher_exact([[found, count - found] for found, count in above], "greater").pvalue
@@ -95,9 +94,8 @@ def audit(
 def power(held_out: np.ndarray, planted: dict[str, np.ndarray], threshold: float, seed: int) -> list[dict]:
     """How often `compare` sees copies of a share of the members: {"copies": kind, share: power}, a row a kind.
 
-    held_out (M,): scores of patients of whom the generator can have no copy. They stand for members and for the held
-    out: both are drawn of them, with repetition. planted: {kind: their scores (M,) with a copy among the films}, NaN
-    for those of whom there is none.
+    held_out (M,): scores of patients of whom the generator can have no copy: members and held out are drawn of them,
+    with repetition. planted: {kind: their scores (M,) with a copy among the films}, NaN where there is none.
     """
     rng, count, rows = np.random.default_rng(seed), len(held_out), []
     for kind, copied in planted.items():
@@ -127,10 +125,8 @@ def verdict(part: dict) -> str:
     if not any(seen.values()):
         return f"this audit cannot tell: not even planted copies of {most} of the members would have been seen"
     told = "; ".join(f"{kind}: {share or f'more than {most}'}" for kind, share in seen.items())
-    return (
-        f"no leak was seen. Copies of so many members would have been seen, {POWER:.0%} of the time ({told}); of fewer "
-        "copies, and of what is no copy, this audit cannot tell"
-    )
+    planted = f"Copies of so many members would have been seen, {POWER:.0%} of the time ({told})"
+    return f"no leak was seen. {planted}; of fewer copies, and of what is no copy, this audit cannot tell"
 
 
 def verification(similarities: np.ndarray) -> dict:
@@ -182,29 +178,22 @@ def _runs(words, length):
 
 def _longest(words, runs):
     """The length of the longest run of words that is in runs(its length): one is there only if its parts are."""
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (low, middle - 1) if runs(middle).isdisjoint(_runs(words, middle)) else (middle, high)
-    return low
+    lengths = range(1, len(words) + 1)
+    return bisect_left(lengths, True, key=lambda length: runs(length).isdisjoint(_runs(words, length)))
 
 
 def headline(audits: dict[str, dict]) -> list[dict]:
     """The main numbers, with the columns of `report.headline`; audits: {what is compared: of `audit`}."""
     rows = []
     for what, part in audits.items():
-        area, found, false = (
-            "{value:.3f} [{low:.3f}, {high:.3f}]".format(**part[name])
-            for name in ("AUC", "members found", "held out found")
-        )
-        name = f"{what}: AUC, {part['members']} trained on against {part['held out']} held out"
-        rows.append({"measure": name, "value": area, "floor": "0.5", "ceiling": "–"})
-        rows.append({"measure": f"{what}: found", "value": found, "floor": f"held out: {false}", "ceiling": "–"})
+        area, found, false = (with_interval(**part[name]) for name in ("AUC", "members found", "held out found"))
+        counts = f"{part['members']} trained on against {part['held out']} held out"
+        rows.append(number(f"{what}: AUC, {counts}", area, "0.5"))
+        rows.append(number(f"{what}: found", found, f"held out: {false}"))
         for row in part["power"]:
             seen = [f"{row[name]:.2f}" for name in map("{:.0%}".format, SHARES) if name in row]
             name = f"{what}: seen, {row['copies']} of {', '.join(map('{:.0%}'.format, SHARES[1:]))} of members"
-            cells = {"value": ", ".join(seen[1:]) or "–", "floor": f"false alarms: {seen[0]}" if seen else "–"}
-            rows.append({"measure": name, **cells, "ceiling": "1"})
+            rows.append(number(name, ", ".join(seen[1:]) or "–", f"false alarms: {seen[0]}" if seen else "–", "1"))
     return rows
 
 

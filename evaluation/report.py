@@ -88,7 +88,8 @@ def summary(result: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def _number(measure, value, floor="–", ceiling="–"):
+def number(measure: str, value: str, floor: str = "–", ceiling: str = "–") -> dict:
+    """A row of a `headline`."""
     return {"measure": measure, "value": value, "floor": floor, "ceiling": ceiling}
 
 
@@ -99,16 +100,16 @@ def _image_numbers(result):
         real = floors[row["extractor"]]
         where = f"{row['extractor']}, N = {row['N']}"
         value = f"{row['FID']:.2f}, {row['FID / floor']:.2f} times the floor"
-        rows.append(_number(f"FID ({where})", value, f"{real['FID']:.2f} ± {real['FID deviation']:.2f}"))
-        rows.append(_number("KID", f"{row['KID']:.3f}", f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"))
+        rows.append(number(f"FID ({where})", value, f"{real['FID']:.2f} ± {real['FID deviation']:.2f}"))
+        rows.append(number("KID", f"{row['KID']:.3f}", f"{real['KID']:.3f} ± {real['KID deviation']:.3f}"))
         for name in ("recall", "coverage"):
-            rows.append(_number(name, f"{row[name]:.3f}", ceiling=f"{real[name]:.3f}"))
+            rows.append(number(name, f"{row[name]:.3f}", ceiling=f"{real[name]:.3f}"))
     made, real = (f"{row['MS-SSIM']:.3f}" for row in result["diversity"])
-    rows.append(_number("MS-SSIM of images with the same findings", made, ceiling=real))
+    rows.append(number("MS-SSIM of images with the same findings", made, ceiling=real))
     auroc = {name: _auroc(table.loc["mean"]) for name, table in result["auroc"].items()}
     floor = f"0.5; {SELECTED}: {auroc[SELECTED]}" if SELECTED in auroc else "0.5"
     name = f"mean AUROC of the asked findings in images ({result['classifier']})"
-    return [*rows, _number(name, auroc["synthetic"], floor, auroc["real"])]
+    return [*rows, number(name, auroc["synthetic"], floor, auroc["real"])]
 
 
 def _twin_numbers(result):
@@ -125,7 +126,7 @@ def _twin_numbers(result):
         figures = (" / ".join(f"{group.get(name, np.nan):.3f}" for name in names) for group in groups)
         value, ceiling, *floors = (text.replace("nan", "–") for text in figures)
         if value.strip("– /"):
-            rows.append(_number(measure, value, f"film's findings: {floors[0]}; twin's: {floors[1]}", ceiling))
+            rows.append(number(measure, value, f"film's findings: {floors[0]}; twin's: {floors[1]}", ceiling))
     return rows
 
 
@@ -141,12 +142,12 @@ def _report_numbers(result):
         for name in (SELECTED, CHOSEN):
             floor += f"; {name}: {_f1(line[name])}" if name in line else ""
         name = f"F1 of the findings in {what}, micro / macro ({result['text_judge']}, N = {lines[0]['N']})"
-        rows.append(_number(name, _f1(lines[0]), floor, _f1(ceiling)))
+        rows.append(number(name, _f1(lines[0]), floor, _f1(ceiling)))
         if "ROUGE-L" in lines[0]:
             floor = f"{CONSTANT}: {line[CONSTANT]['ROUGE-L']:.3f}"
             kept = line.get(FURTHER["reconstruction"])
             ceiling = f"{kept['ROUGE-L']:.3f}" if kept else "–"
-            rows.append(_number(f"ROUGE-L of {what}", f"{lines[0]['ROUGE-L']:.3f}", floor, ceiling))
+            rows.append(number(f"ROUGE-L of {what}", f"{lines[0]['ROUGE-L']:.3f}", floor, ceiling))
     return rows
 
 
@@ -160,18 +161,18 @@ def _pair_numbers(result):
         if SHUFFLED in pairs:  # else there are no reports
             shares = {name: _percent(row[share], row["low"], row["high"]) for name, row in pairs.items()}
             floor = "; ".join(f"{name}: {shares[name]}" for name in (SHUFFLED, SELECTED) if name in shares)
-            rows.append(_number(what.format(pairs["synthetic"]["N"]), shares["synthetic"], floor, shares["real"]))
+            rows.append(number(what.format(pairs["synthetic"]["N"]), shares["synthetic"], floor, shares["real"]))
     for row in result.get("written_details", []):
         ceiling = "–" if np.isnan(row["ceiling"]) else f"{row['ceiling']:.3f}"
-        value = _with_interval(row["share"], row["low"], row["high"])
+        value = with_interval(row["share"], row["low"], row["high"])
         name = f"{row['detail']} in reports written for real images (N = {row['N']})"
-        rows.append(_number(name, value, f"chance: {row['chance']:.3f}; shuffled: {row['shuffled']:.3f}", ceiling))
+        rows.append(number(name, value, f"chance: {row['chance']:.3f}; shuffled: {row['shuffled']:.3f}", ceiling))
     made, *planted = result["memorisation"]
     shares = [row["share"] for row in planted if row["images"].startswith("planted")]
     found = f"planted copies: {min(shares):.0%} of the hardest kind"
     copied = _percent(made["share"], made["low"], made["high"])
     name = f"copies of training images (N = {made['N']})"
-    return [*rows, _number(name, copied, f"unseen real: {COPY_QUANTILE:.0%}", found)]
+    return [*rows, number(name, copied, f"unseen real: {COPY_QUANTILE:.0%}", found)]
 
 
 def _f1(row):
@@ -179,10 +180,10 @@ def _f1(row):
 
 
 def _auroc(row):
-    return _with_interval(row["auroc"], row["low"], row["high"]) if row["counted"] else "too few"
+    return with_interval(row["auroc"], row["low"], row["high"]) if row["counted"] else "too few"
 
 
-def _with_interval(value, low, high):
+def with_interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
@@ -263,7 +264,7 @@ def auroc_columns(efficacy: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def share_columns(rows: list[dict], share: str = "all three") -> pd.DataFrame:
     """Rows with the columns low and high => a table with the share and its interval in one column."""
     table = pd.DataFrame(rows)
-    intervals = ["–" if np.isnan(row[share]) else _with_interval(row[share], row["low"], row["high"]) for row in rows]
+    intervals = ["–" if np.isnan(row[share]) else with_interval(row[share], row["low"], row["high"]) for row in rows]
     place = table.columns.get_loc(share)
     table.insert(place, f"{share} [95 %]", intervals)
     if "of the real share" in table:

@@ -1,8 +1,7 @@
 """The sections of an evaluation: each compares a synthetic tree with real images, as rows (dicts) or tables.
 
-A section is a function of an ImageSets and judges (evaluation/judges.py), made of measures (evaluation/metrics.py,
-agreement.py, copies.py); evaluation/report.py writes them down. Beside the synthetic images and reports stand floors
-and ceilings (evaluation/baselines.py).
+A section is a function of an ImageSets and of judges (judges.py), made of measures (metrics.py, agreement.py,
+copies.py); report.py writes it down. Beside synthetic images and reports stand floors and ceilings (baselines.py).
 """
 
 from collections.abc import Sequence
@@ -37,8 +36,7 @@ DIVERSITY_PAIRS = 500  # pairs of images with the same findings for MS-SSIM
 def image_quality(sets: ImageSets, extractors: list[Judge | Extractor]) -> list[dict]:
     """For each extractor a row for the synthetic images, the floor and copying; all against the same real images.
 
-    The floor is the mean of FLOOR_DRAWS draws of unseen images, with its deviation; without unseen images, of training
-    images. "FID / floor" is the ratio to it.
+    The floor: mean and deviation of FLOOR_DRAWS draws of unseen (else training) images; "FID / floor": the ratio to it.
     """
     unseen, rows = sets.unseen or sets.train, []
     draws = matched_draws(sets.synthetic.codes(), unseen.codes(), FLOOR_DRAWS, sets.seed)
@@ -75,10 +73,7 @@ def _distances(real_features, draws, seed):
 
 
 def diversity(sets: ImageSets) -> list[dict]:
-    """MS-SSIM of pairs of images with the same findings present, a row each for synthetic and real.
-
-    The findings of the pairs are the same in both rows.
-    """
+    """MS-SSIM of image pairs with the same findings present, which are those of both rows: synthetic and real."""
     rows, size, both = [], sets.real.loading.image_size, {"synthetic": sets.synthetic, "real": sets.real}
     pairs_of_both = metrics.label_set_pairs([images.table for images in both.values()], DIVERSITY_PAIRS, sets.seed)
     for (name, images), pairs in zip(both.items(), pairs_of_both):
@@ -112,10 +107,7 @@ class Reports:
 
 
 def synthetic_reports(sets: ImageSets, real_table: pd.DataFrame, written: pd.DataFrame | None) -> Reports:
-    """The reports of synthetic images, each with the real report of its source in real_table.
-
-    written: see `read_written`, of the synthetic tree itself.
-    """
+    """Reports of synthetic images, each with its source's report in real_table; written: the tree's `read_written`."""
     has_report = (sets.synthetic.table["report"] != "").to_numpy()
     table = sets.synthetic.table[has_report].reset_index(drop=True)
     real_reports = real_table.drop_duplicates("dicom_id").set_index("dicom_id")["report"]
@@ -141,8 +133,8 @@ def read_written(folder: str | Path) -> pd.DataFrame | None:
     path = Path(folder) / "reports.csv"
     if not path.is_file():
         return None
-    columns = ("dicom_id", "report")
-    return read_csv(path, columns, columns, tuple(FURTHER)).drop_duplicates("dicom_id").set_index("dicom_id")
+    table = read_csv(path, ("dicom_id",), ("report",), tuple(FURTHER))
+    return table.drop_duplicates("dicom_id").set_index("dicom_id")
 
 
 def _further(table, written):
@@ -177,8 +169,7 @@ def report_quality(
 ) -> tuple[list[dict], dict[str, pd.DataFrame]]:
     """Reports and their baselines, against their references and against the asked findings.
 
-    constant: the report that is written for every image. => (rows, one for each set of reports; {set of reports: F1 per
-    finding}).
+    constant: the report that is written for every image. => (a row a set of reports; {set of reports: F1 per finding}).
     """
     table, made = reports.table, reports.table["report"].tolist()
     copied = nearest_by_labels(table, reported(train_table), seed)
@@ -234,10 +225,9 @@ def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.
         made["label-only report"] = image, [label_only_report(codes) for codes in labels]
         made[CONSTANT] = image, [constant] * len(reports)
     counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()
-    groups = {
-        name: (labels, shows, report_reading(text_judge, texts, counted), subjects)
-        for name, (shows, texts) in made.items()
-    }  # codes of the requests, image readings, report readings or None, patients
+    groups = {}  # codes of the requests, image readings, report readings or None, patients
+    for name, (shows, texts) in made.items():
+        groups[name] = labels, shows, report_reading(text_judge, texts, counted), subjects
     rows = np.arange(len(sets.real)) if sets.ceiling is None else sets.ceiling
     texts = sets.real.table["report"].to_numpy()[rows]
     image, report = image_reading(judge, sets.real, rows), report_reading(text_judge, texts, texts != "")
@@ -290,21 +280,17 @@ def check_apart(tree: str, judge_table: pd.DataFrame, text_judge: str, written: 
 
     judge_table: the training rows of the image judge; text_judge: its name; written: another folder of reports, or "".
     """
-    shared = set(judge_table["subject_id"].tolist()) & selector_patients(tree)
-    if shared:
-        raise InputError(
-            f"{len(shared)} of {judge_table['subject_id'].nunique()} training patients of the judge, e.g. "
-            f"{min(shared)}, also trained the selector that chose the images of {tree}: set JUDGE_PATIENTS to 'second "
-            "half', or TRAIN to a tree of other patients"
-        )
+    if shared := set(judge_table["subject_id"].tolist()) & selector_patients(tree):
+        patients = f"{len(shared)} of {judge_table['subject_id'].nunique()} training patients of the judge"
+        way_out = "set JUDGE_PATIENTS to 'second half', or TRAIN to a tree of other patients"
+        chose = f"also trained the selector that chose the images of {tree}"
+        raise InputError(f"{patients}, e.g. {min(shared)}, {chose}: {way_out}")
     for folder in filter(None, (tree, written)):
         manifest = read_manifest(folder)
         several = manifest.get(WRITTEN_REPORTS, {}).get("CANDIDATES", 1) > 1
         if text_judge == "rules" and (several or manifest.get(SYNTHETIC_TREE, {}).get("by") == "pair"):
-            raise InputError(
-                f"the reports in {folder} were chosen by the rules that would judge them: set TEXT_JUDGE to tfidf or "
-                "chexbert"
-            )
+            way_out = "set TEXT_JUDGE to tfidf or chexbert"
+            raise InputError(f"the reports in {folder} were chosen by the rules that would judge them: {way_out}")
 
 
 def memorisation(sets: ImageSets) -> tuple[list[dict], tuple[np.ndarray, np.ndarray]]:

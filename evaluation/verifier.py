@@ -6,8 +6,6 @@ or more studies: of two films of each patient in a batch, from two studies, each
 as good as the film; mirror images are compared besides.
 """
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,25 +32,20 @@ def verifier_of(images: Images, settings: JudgeSettings) -> Extractor:
     It encodes pixels (B, 1, S, S) in [-1, 1] => embeddings (B, 2 WIDTH): the first half is a film's, of length 1, the
     second half that of its mirror image. InputError for fewer than two patients with two or more studies.
     """
-    rows = images.table.assign(row=range(len(images)))
-    films = [
-        [study["row"].tolist() for _, study in patient.groupby("study_id")]
-        for _, patient in rows.groupby("subject_id")
-        if patient["study_id"].nunique() > 1
-    ]
+    patients = images.table.groupby("subject_id")
+    films = [[rows.tolist() for rows in patient.groupby("study_id").groups.values()] for _, patient in patients]
+    films = [studies for studies in films if len(studies) > 1]
     if len(films) < 2:
         lacks = f"{len(films)} patients have two or more studies"
         raise InputError(f"the attacker learns from films of one patient in several studies, and {lacks}: set ATTACKER")
-    name = hashlib.sha256(json.dumps([asdict(settings), images.keys, films]).encode()).hexdigest()[:20]
-    path = Path(images.loading.cache_dir) / "verifier" / f"{name}.safetensors"
 
     def train():
         with torch.random.fork_rng([images.device] if torch.device(images.device).type == "cuda" else []):
             torch.manual_seed(keyed_seed(settings.seed, "verifier"))
             return _train(images, films, settings).state_dict()
 
-    model = new_classifier(settings.model, WIDTH)
-    model.load_state_dict(kept_weights(path, "the verifier", train))
+    model, folder = new_classifier(settings.model, WIDTH), Path(images.loading.cache_dir, "verifier")
+    model.load_state_dict(kept_weights(folder, [asdict(settings), images.keys, films], "the verifier", train))
     model.eval().to(images.device)
 
     def encode(pixels):

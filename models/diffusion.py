@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from utils.checkpoints import check_config, load_strictly, load_weights, why_unloaded
 from utils.errors import InputError, as_input_error, reason, say
@@ -58,16 +58,14 @@ def _load_schedule(folder, **options):
     return schedule
 
 
-def training_target(
-    schedule: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
+def training_target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the network has to predict: the noise, or the velocity, alpha noise - sigma latents."""
     if schedule.config.prediction_type == "v_prediction":
         return schedule.get_velocity(latents, noise, timesteps)
     return noise
 
 
-def noise_level(schedule: DDPMScheduler, timestep: torch.Tensor | float) -> float:
+def noise_level(schedule: DDPMScheduler, timestep: Tensor | float) -> float:
     """sigma / alpha, the noise's standard deviation in units of the image's, linear between two timesteps."""
     levels = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt().numpy()  # (num_train_timesteps,)
     return float(np.interp(float(timestep), np.arange(len(levels)), levels))
@@ -76,8 +74,7 @@ def noise_level(schedule: DDPMScheduler, timestep: torch.Tensor | float) -> floa
 class PromptedDenoiser(nn.Module):
     """A denoiser and the fusion that makes its prompt tokens: everything that the vision module trains.
 
-    Its folder is the denoiser's, which plain diffusers opens, with the fusion in `fusion/` and the noise schedule in
-    `scheduler/`.
+    Its folder is the denoiser's, which plain diffusers opens, with `fusion/` and the noise schedule in `scheduler/`.
     """
 
     def __init__(
@@ -86,9 +83,7 @@ class PromptedDenoiser(nn.Module):
         super().__init__()
         self.denoiser, self.fusion, self.schedule = denoiser, fusion, schedule
 
-    def forward(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, reference: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor, reference: Tensor | None) -> Tensor:
         """latents (B, C, h, w), timesteps (B,), text (B, D) or (B, 77, D), reference (B, R) or None => like latents."""
         output = self.denoiser(latents, timesteps, self.fusion(text, reference))
         return getattr(output, "sample", output)
@@ -174,17 +169,12 @@ def load_unet(base_model: str, text_width: int, text_encoder: str = "") -> UNet2
 
 @dataclass(frozen=True)
 class Prompts:
-    """What B images have to show.
+    """What B images have to show."""
 
-    text: (B, D) or (B, 77, D). null_text: the empty prompt's encoding, (D,) or (77, D).
-    reference: (B, R), zeros for none; or None: no reference token is made at all.
-    null_reference: (R,), stands for a dropped reference (the authors' checkpoints); None: zeros.
-    """
-
-    text: torch.Tensor
-    reference: torch.Tensor | None
-    null_text: torch.Tensor
-    null_reference: torch.Tensor | None = None
+    text: Tensor  # (B, D) or (B, 77, D)
+    reference: Tensor | None  # (B, R), zeros for none; or None: no reference token is made at all
+    null_text: Tensor  # the empty prompt's encoding, (D,) or (77, D)
+    null_reference: Tensor | None = None  # (R,), stands for a dropped reference (the authors' checkpoints); None: zeros
 
     def to(self, device: torch.device) -> "Prompts":
         parts = (self.text, self.reference, self.null_text, self.null_reference)
@@ -219,9 +209,9 @@ def sampling_scheduler(name: str, schedule: DDPMScheduler) -> diffusers.Schedule
 
 
 def guided_prediction(
-    model: PromptedDenoiser, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts, text_scale: float,
+    model: PromptedDenoiser, noisy: Tensor, timesteps: Tensor, prompts: Prompts, text_scale: float,
     reference_scale: float,
-) -> torch.Tensor:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """The network's prediction with guidance, (B, C, h, w) (Brooks et al. 2023, equation 3).
 
     With e(t, r) the prediction for a text and a reference, and 0 the dropped one, it is
@@ -253,17 +243,13 @@ def guided_prediction(
 
 @dataclass(frozen=True)
 class Edit:
-    """Films that are drawn anew in part (blended diffusion, Avrahami et al. 2022; from noise as in SDEdit, Meng 2022).
+    """Films that are drawn anew in part (blended diffusion, Avrahami et al. 2022; from noise as SDEdit, Meng 2022)."""
 
-    latents: theirs, (B, C, h, w), unit variance; mask: where they may change, (B, 1, h, w), 0 or 1; strength: the share
-    of the steps that is done, 0 to 1: at 0 nothing changes, 1 begins with noise alone.
-    """
+    latents: Tensor  # of the films, (B, C, h, w), unit variance
+    mask: Tensor  # where they may change, (B, 1, h, w), 0 or 1
+    strength: float  # the share of the steps that is done, 0 to 1: at 0 nothing changes, 1 begins with noise alone
 
-    latents: torch.Tensor
-    mask: torch.Tensor
-    strength: float
-
-    def noised(self, scheduler: diffusers.SchedulerMixin, noise: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    def noised(self, scheduler: diffusers.SchedulerMixin, noise: Tensor, following: Tensor) -> Tensor:
         """The films' latents with the noise of the first of the timesteps that follow; without any where none does."""
         if not len(following):
             return self.latents
@@ -275,7 +261,7 @@ def sample_latents(
     model: PromptedDenoiser, scheduler: diffusers.SchedulerMixin, prompts: Prompts, guidance: Guidance,
     seeds: Iterable[int], shape: tuple[int, int, int], steps: int, progress: Callable[[Iterable], Iterable] = iter,
     edit: Edit | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """Draws latents (B, C, h, w), unit variance, on the model's device; an image's noise comes from its own seed alone.
 
     shape: (C, h, w); progress: passes the timesteps on; edit: films that are changed, None: all is drawn from noise.

@@ -12,7 +12,7 @@ Gaussian, and directions in which reports hardly differ cost no training.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from uvit.model import timestep_embedding
@@ -27,7 +27,7 @@ class _Block(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zeroed(nn.Linear(width, 3 * width))
+        self.modulation = nn.Linear(width, 3 * width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x, condition):
@@ -51,20 +51,21 @@ class ReportFlow(nn.Module):
         self.begin = nn.Linear(report_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.end = _zeroed(nn.Linear(width, report_dim))
+        self.end = nn.Linear(width, report_dim)
+        for layer in (self.end, *(block.modulation for block in self.blocks)):  # untrained: the Gaussian's velocity
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         self.register_buffer("directions", torch.eye(report_dim))  # principal axes of the reports, one a column
         self.register_buffer("variances", torch.ones(report_dim))  # along each of them
 
     @torch.no_grad()
-    def set_covariance(self, covariance: torch.Tensor) -> None:
+    def set_covariance(self, covariance: Tensor) -> None:
         """covariance: (D, D) of the standardised report latents of the training rows."""
         variances, directions = torch.linalg.eigh(covariance.double())
         self.directions.copy_(directions)
         self.variances.copy_(variances.clamp(min=SMALLEST_VARIANCE))
 
-    def forward(
-        self, tokens: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, dropped: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, tokens: Tensor, noisy: Tensor, times: Tensor, dropped: Tensor) -> Tensor:
         """Class tokens (B, E), x_t (B, K, D), times (B, K) in [0, 1], dropped (B,) bool => velocities (B, K, D).
 
         dropped: which rows get `no_image`. In float32 whatever the precision: near t = 1 small errors of x_t matter.
@@ -84,7 +85,7 @@ class ReportFlow(nn.Module):
             return (gaussian + difference) @ self.directions.T
 
     @torch.no_grad()
-    def draw(self, tokens: torch.Tensor, noise: torch.Tensor, steps: int, guidance: float = 1.0) -> torch.Tensor:
+    def draw(self, tokens: Tensor, noise: Tensor, steps: int, guidance: float = 1.0) -> Tensor:
         """Class tokens (B, E), noise (B, D) of unit variance or less => standardised report latents (B, D).
 
         steps: of Euler's method. guidance: classifier-free (Ho & Salimans 2022), 1 for none.
@@ -99,9 +100,3 @@ class ReportFlow(nn.Module):
                 velocity = without + guidance * (velocity - without)
             x = x + velocity / steps
         return x[:, 0]
-
-
-def _zeroed(layer):
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

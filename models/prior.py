@@ -18,7 +18,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from models.flow import ReportFlow
 from utils.checkpoints import load_weights
@@ -44,19 +44,16 @@ class Prior(ModelMixin, ConfigMixin):
         pooler: "linear"; or "tanh" behind the linear layer, which cannot reach beyond -1 and 1.
         layer_norm_epsilon: timm's ViTs have 1e-6, Hugging Face's ViTModel 1e-12.
         mlp_ratio: hidden width of a block's MLP, in units of embed_dim.
-        kind: "regression", with a linear head; or "flow", with a head of flow_width, flow_depth and flow_dropout, as
-            models.flow.ReportFlow has them.
-        flags: names of the K flags of its readout, linear on the class token, as `evaluation.details.detail_flags` has
-            them; none, no readout.
+        kind: "regression", with a linear head; or "flow", with a ReportFlow of flow_width, flow_depth, flow_dropout.
+        flags: names, as of `evaluation.details.detail_flags`, of the K flags of a linear readout; none, no readout.
     """
 
     @register_to_config
     def __init__(
-        self,
-        latent_channels: int = 4, latent_side: int = 32, patch_size: int = 2, embed_dim: int = 768, depth: int = 12,
-        num_heads: int = 12, report_dim: int = 768, pooler: str = "linear", layer_norm_epsilon: float = 1e-6,
-        mlp_ratio: float = 4.0, kind: str = "regression", flow_width: int = 0, flow_depth: int = 0,
-        flow_dropout: float = 0.0, flags: Sequence[str] = (),
+        self, latent_channels: int = 4, latent_side: int = 32, patch_size: int = 2, embed_dim: int = 768,
+        depth: int = 12, num_heads: int = 12, report_dim: int = 768, pooler: str = "linear",
+        layer_norm_epsilon: float = 1e-6, mlp_ratio: float = 4.0, kind: str = "regression", flow_width: int = 0,
+        flow_depth: int = 0, flow_dropout: float = 0.0, flags: Sequence[str] = (),
     ):  # fmt: skip
         super().__init__()
         if latent_side % patch_size or embed_dim % num_heads:
@@ -76,14 +73,12 @@ class Prior(ModelMixin, ConfigMixin):
         self.register_buffer("report_std", torch.ones(report_dim))
 
     def forward(
-        self, images: torch.Tensor, noisy: torch.Tensor | None = None, times: torch.Tensor | None = None,
-        dropped: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        self, images: Tensor, noisy: Tensor | None = None, times: Tensor | None = None, dropped: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """=> (standardised report latents (B, D), of a flow velocities (B, K, D); flags (B, K), logits, or None).
 
         images: latents (B, C, h, w), unit variance; or the class tokens (B, embed_dim) that `vit` made of them.
-        noisy, times, dropped: noisy report latents, their times, and which images are dropped, as in
-        `ReportFlow.forward`; for a flow only.
+        noisy, times, dropped: for a flow, as in `ReportFlow.forward`.
         """
         tokens = images if images.ndim == 2 else self.vit(images)  # the class token after the final layer norm
         if self.config.kind == "flow":
@@ -95,7 +90,7 @@ class Prior(ModelMixin, ConfigMixin):
         return prediction, None if self.readout is None else self.readout(tokens)
 
     @torch.no_grad()
-    def read_flags(self, latents: torch.Tensor) -> torch.Tensor | None:
+    def read_flags(self, latents: Tensor) -> Tensor | None:
         """Latents (B, C, h, w), unit variance => probabilities of the flags, (B, K); None without a readout."""
         if self.readout is None:
             return None
@@ -103,9 +98,8 @@ class Prior(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def sample(
-        self, latents: torch.Tensor, seeds: Sequence = (), gain: float = 1.0, guidance: float = 1.0,
-        temperature: float = 1.0,
-    ) -> torch.Tensor:  # fmt: skip
+        self, latents: Tensor, seeds: Sequence = (), gain: float = 1.0, guidance: float = 1.0, temperature: float = 1.0
+    ) -> Tensor:
         """Latents (B, C, h, w), unit variance => report latents (B, D), ready for BART's decoder.
 
         Of a regression the mean report. gain: what its deviation from that of all images is multiplied with; 1 is the
@@ -136,7 +130,7 @@ class Prior(ModelMixin, ConfigMixin):
             scale = self.report_std.double().cpu()
             self.head.set_covariance(torch.as_tensor(covariance) / scale / scale[:, None])
 
-    def standardise(self, report_latents: torch.Tensor) -> torch.Tensor:
+    def standardise(self, report_latents: Tensor) -> Tensor:
         """(..., D) => (..., D), mean 0 and standard deviation 1 in each dimension over the training rows."""
         return (report_latents.to(self.device) - self.report_mean) / self.report_std
 
@@ -174,15 +168,11 @@ class Prior(ModelMixin, ConfigMixin):
         say(f"prior: started from {source}; its head fits the report latents of the BART it was trained with")
 
     def load_pretrained(self, name: str) -> None:
-        """Starts the transformer from a timm ViT, "vit_base_patch16_224" or "local-dir:FOLDER", resampled by timm.
-
-        InputError if it does not load or fit.
-        """
+        """Starts the transformer from a timm ViT or "local-dir:FOLDER", resampled; InputError if it does not fit."""
         config = self.config
         sizes = {"img_size": config.latent_side, "patch_size": config.patch_size, "in_chans": config.latent_channels}
         failed, way_out = f"cannot load PRETRAINED {name!r}", "set it to local-dir:FOLDER, or to '' for random weights"
         with as_input_error(lambda error: f"{failed} ({type(error).__name__}: {reason(error)}); {way_out}"):
-            source = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
-        weights = source.state_dict()
+            weights = timm.create_model(name, pretrained=True, num_classes=0, **sizes).state_dict()
         load_weights(self.vit, weights, f"PRETRAINED {name!r}", "set EMBED_DIM, DEPTH and NUM_HEADS to its sizes")
         say(f"prior: {len(weights)} tensors of the transformer from {name}, resampled to {sizes}; the head is new")

@@ -2,8 +2,8 @@
 
     report              => tokens   (L,) with <s> in front and </s> behind, MAX_TOKENS at most
     tokens              => states   (L, D) of BART's encoder
-    states              => latent   (D,) pooled: the mean over all tokens, the first (<s>) or the last one (</s>); or
-                                    the mean over all tokens, of which each attends to its own sentence alone
+    states              => latent   (D,) pooled: the mean over all tokens, the first (<s>) or the last one (</s>); or,
+                                    by "sentences", the mean over all tokens that attend to their own sentence alone
     latent              => report   BART's decoder attends to the latent as an encoder sequence of length one
 
 (CXR-IRGen, section 3.2.) For facebook/bart-base, D = 768. A checkpoint is a Hugging Face BART folder with its tokenizer
@@ -38,10 +38,8 @@ class ReportAutoencoder(nn.Module):
 
     Args:
         bart: a BartForConditionalGeneration. tokenizer: of the same vocabulary, adding <s> and </s>.
-        pooling: "mean" (over all tokens, <s> and </s> included), "bos" or "eos"; or "sentences", the mean over tokens
-            that attend to their own sentence alone. The latent is then a sum over the sentences, in which the side of a
-            finding depends less on what else the report says; with a readout a linear layer finds it.
-    Attributes: width, D of the latent; max_tokens; readout, linear, if `add_readout` was called.
+        pooling: one of POOLINGS, as above. Of "sentences" the latent is a sum over the sentences, in which the side of
+            a finding depends less on what else the report says; with a readout a linear layer finds it.
     """
 
     def __init__(self, bart: BartForConditionalGeneration, tokenizer: Tokenizer, pooling: str):
@@ -63,8 +61,8 @@ class ReportAutoencoder(nn.Module):
         # without a summariser's rules, such as no repeated trigram
         bart.generation_config = GenerationConfig(**{name: getattr(bart.config, name) for name in names})
         self.bart, self.tokenizer, self.pooling = bart, tokenizer, pooling
-        self.width = bart.config.d_model
-        self.readout = None
+        self.width = bart.config.d_model  # D of the latent
+        self.readout = None  # linear, by `add_readout`
         self.max_tokens = min(MAX_TOKENS, bart.config.max_position_embeddings)
         if pooling == "sentences":
             words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -74,10 +72,7 @@ class ReportAutoencoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, pooling: str = "") -> "ReportAutoencoder":
-        """Loads BART and its tokenizer from a folder or a hub id.
-
-        pooling: "" for the one that `save_pretrained` has put into its config. InputError if anything does not fit.
-        """
+        """Loads a folder or hub id; pooling: "" for the one in its config. InputError if anything does not fit."""
         failed, way_out = f"no BART with its tokenizer in {str(folder)!r}", "name a folder such as runs/bart/best"
         with as_input_error(lambda error: f"{failed}: {why_unloaded(folder, error)}; {way_out}"):
             check_config(folder)
@@ -104,9 +99,8 @@ class ReportAutoencoder(nn.Module):
     def add_readout(self, names: Sequence[str], rates: Sequence[float]) -> None:
         """Gives it a readout, linear on the latent's direction, to be trained to tell what a report says.
 
-        names: of K flags, as `evaluation.details.detail_flags` has them; rates: the share of the reports in which each
-        is set. Where a linear layer finds a side in the latent, a prior learns it from images. One for the same flags
-        stays as it is.
+        names: of K flags, as `evaluation.details.detail_flags` has them; rates: the share of reports in which each is
+        set. Where a linear layer finds a side in the latent, a prior learns it from images. Same flags change nothing.
         """
         if self.readout and self.bart.config.flags == list(names):
             return
@@ -181,12 +175,11 @@ class ReportAutoencoder(nn.Module):
         decoding: "greedy"; "beam", the best of `beams`; or "nucleus", draws among the likeliest tokens that hold top_p
         of the probability (Holtzman et al. 2020), by a seed for each report.
         """
-        processors = [_SeededNucleus(seeds, top_p, temperature)] if decoding == "nucleus" else []
         latents = latents.to(self.bart.device, self.bart.dtype)
         tokens = self.bart.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=latents[:, None]),  # (B, 1, D)
             attention_mask=torch.ones(len(latents), 1, dtype=torch.long, device=latents.device),
-            logits_processor=processors,
+            logits_processor=[_SeededNucleus(seeds, top_p, temperature)] if decoding == "nucleus" else [],
             num_beams=beams if decoding == "beam" else 1,
             do_sample=False,  # a nucleus draw leaves one token to choose from
             max_new_tokens=min(max_tokens, self.max_tokens - 1),

@@ -6,8 +6,7 @@ Reads:  CHECKPOINT, one of the authors' files; for a Stable Diffusion or U-ViT o
 Writes: OUTPUT, a checkpoint folder of this project with the same weights (safetensors), for CHECKPOINT constants
 
 A folder is a checkpoint of this project; a file is somebody else's, and read as docs/weights.md says. Sizes follow from
-the shapes, a U-Net's from BASE_MODEL. A file is mapped into memory; a model is built without memory and takes over the
-mapped tensors.
+the shapes, a U-Net's from BASE_MODEL. A model is built without memory and takes over the file's mapped tensors.
 """
 
 from utils.constants import check_command_line, override_constants
@@ -325,10 +324,9 @@ def _vit_names(name):
     return [f"prior_model.{name.replace('.attn.qkv.', f'.attention.attention.{part}.')}" for part in parts]
 
 
-def _few(names, shown=3):
+def _few(names):
     names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _training(checkpoint, **constants):

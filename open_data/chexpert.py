@@ -4,8 +4,7 @@
     ROOT/{train,valid,test}/patientNNNNN/studyN/viewN_frontal.jpg    or .png
 
 ROOT is CheXpert-v1.0-small or CheXpert-v1.0. The batches in which the latter is downloaded ("CheXpert-v1.0 batch 2
-(train 1)" and so on) may lie in ROOT side by side, with the CSVs beside or inside them. The first folder of a Path in
-the CSVs does not matter.
+(train 1)" ...) may lie in ROOT side by side, CSVs beside or inside them. The first folder of a Path does not matter.
 
 Labels, in PhysioNet's coding, splits and views: docs/open-data.md.
 """
@@ -42,8 +41,7 @@ def read(root: str | Path) -> pd.DataFrame:
     for name in _SPLITS:
         for path in (path for place in _LIST_PLACES for path in sorted(root.glob(place.format(name)))):
             lists.setdefault(name, path)
-    absent = [name for name in _SPLITS if name not in lists]
-    if absent:
+    if absent := [name for name in _SPLITS if name not in lists]:
         consequence = "" if len(lists) > 1 else "; the test patients are drawn"
         say(f"{root} has no {' and no '.join(absent)}{consequence}")
     table = pd.concat([_read_list(path) for path in lists.values()], ignore_index=True)
@@ -53,8 +51,7 @@ def read(root: str | Path) -> pd.DataFrame:
 
 def _read_list(path):
     """The rows of one CSV, an image each: codes, ids, view, and what its Path says."""
-    texts = tuple(_COLUMNS)
-    frame = read_csv(path, ("Path", *FINDINGS), texts=texts, optional=texts).rename(columns=_COLUMNS)
+    frame = read_csv(path, FINDINGS, texts=("Path",), optional=tuple(_COLUMNS)).rename(columns=_COLUMNS)
     say(f"{path}: {len(frame)} images; {PUBLISHED_IMAGES[path.name]} were published")
     parts = frame["path"].str.extract(_PATH)
     form = "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg"

@@ -2,8 +2,7 @@
 
     ROOT/chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg
 
-Names (person<N>_bacteria_<M>, IM-<N>-<M> ...; <N> numbers the child), splits and views: docs/open-data.md. Each image
-counts as a study of its own.
+Names (person<N>_bacteria_<M>, IM-<N>-<M> ...; <N>: the child), splits, views: docs/open-data.md. Each image is a study.
 
 labels   NORMAL: No Finding present, Pneumonia absent, since the graders were asked for these two. PNEUMONIA: Pneumonia
          present. Nothing is known of the other findings.
@@ -40,8 +39,7 @@ def read(root: str | Path) -> pd.DataFrame:
     say(f"{root}: {len(table)} images; {PUBLISHED_IMAGES} were published")
     digests = table["file"].map(lambda file: hashlib.blake2b((root / file).read_bytes()).digest())
     table["patient"] = join_numbers(table["number"], digests)  # the smallest number in a chain is the child
-    joined = (table["patient"] != table["number"]).sum()
-    if joined:
+    if joined := (table["patient"] != table["number"]).sum():
         say(f"children: {joined} images are of a child with another number, by an identical file")
     table = table.sort_values(["patient", "dicom_id"], ignore_index=True)
     normal = table["class"] == "NORMAL"

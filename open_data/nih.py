@@ -40,7 +40,7 @@ def read(root: str | Path) -> pd.DataFrame:
     """The table of the folder as downloaded, see open_data.tree; InputError for another folder."""
     root = place_of(root, (_ENTRIES,), "NIH's ChestX-ray14")
     path = max(root.glob(_ENTRIES))  # the edition of 2020 before that of 2017
-    frame = read_csv(path, tuple(_NEEDED), texts=(*_NEEDED, *_OPTIONAL), optional=tuple(_OPTIONAL))
+    frame = read_csv(path, texts=tuple(_NEEDED), optional=tuple(_OPTIONAL))
     frame = frame.rename(columns={**_NEEDED, **_OPTIONAL})
     ids = frame["name"].str.extract(f"^{_NAME}$")
     wrong = ids[0].isna() | (ids[0].str.lstrip("0") != frame["patient_id"].str.strip().str.lstrip("0"))
@@ -74,10 +74,9 @@ def _with_splits(table, root):
         raise InputError(f"{root} has {there[0]} and no {absent}: fetch it as well, or remove both to draw the splits")
     listed = {name: set((root / name).read_text(encoding="utf-8", errors="replace").split()) for name in _LISTS}
     rest, test = (table["name"].isin(listed[name]) for name in _LISTS)
-    if (rest & test).any():
-        first = table["name"][rest & test].iloc[0]
-        both = f"{(rest & test).sum()} images stand in both lists of {root}, e.g. {first}"
-        raise InputError(f"{both}; fetch the lists again")
+    both = table["name"][rest & test]
+    if count := len(both):
+        raise InputError(f"{count} images stand in both lists of {root}, e.g. {both.iloc[0]}; fetch the lists again")
     table = table.assign(split=test.map({True: "test", False: ""}))
     return drop_rows(table, ~(rest | test), "splits", "images that stand in no list", "name")
 
@@ -86,8 +85,7 @@ def _codes(labels, path):
     """NIH's findings, "Effusion|Mass", => codes. Prints what is dropped; InputError for a finding that is not NIH's."""
     places, texts = pd.factorize(labels)
     theirs = pd.Series(texts).str.get_dummies("|")  # a row a combination of findings, a column a finding of NIH's
-    unknown = [name for name in theirs if name not in COLUMNS]
-    if unknown:
+    if unknown := [name for name in theirs if name not in COLUMNS]:
         raise InputError(f"{path}: {unknown[0]!r} in Finding Labels is none of {', '.join(COLUMNS)}")
     codes = pd.DataFrame(NOT_MENTIONED, index=theirs.index, columns=list(FINDINGS), dtype="int8")
     for name in theirs:

@@ -52,7 +52,7 @@ def read(root: str | Path) -> pd.DataFrame:
         reports, images = _read_xmls(xmls, root)
     else:
         path, columns = root / REPORTS_CSV, {"MeSH": "mesh_major", "Problems": "problems", "image": "caption"}
-        reports = read_csv(path, ("uid", *columns, *_SECTIONS), ("uid", *columns, *_SECTIONS), key=["uid"])
+        reports = read_csv(path, texts=("uid", *columns, *_SECTIONS), key=["uid"])
         reports = reports.assign(patient=_numbers(reports["uid"], path), mesh_automatic="", report_source=path.name)
         reports, images = reports.rename(columns=columns | {"uid": "patient_id"})[list(_OF_A_REPORT)], projections
         if projections is None:
@@ -62,8 +62,7 @@ def read(root: str | Path) -> pd.DataFrame:
     table = _with_views(table, projections)
     pairs = zip(table["findings"], table["impression"])
     table["report"] = [report_text(join_sections(*pair)) for pair in pairs]  # as it will be read in the tree
-    empty = table["patient"][table["report"] == ""].nunique()
-    if empty:
+    if empty := table["patient"][table["report"] == ""].nunique():
         say(f"reports: {empty} have neither findings nor impression; their images have none")
     places, texts = pd.factorize(table["report"])
     labels = pd.DataFrame(label_reports(texts)[places], columns=list(FINDINGS), index=table.index)
@@ -99,9 +98,8 @@ def _read_report(tree, path):
     found = re.fullmatch(r"CXR(\d+)", uid.get("id", "") if uid is not None else "")
     if not found:
         raise ValueError("it has no uId such as CXR1")
-    texts = {
-        part.get("Label", "").lower(): " ".join("".join(part.itertext()).split()) for part in tree.iter("AbstractText")
-    }
+    parts = tree.iter("AbstractText")
+    texts = {part.get("Label", "").lower(): " ".join("".join(part.itertext()).split()) for part in parts}
     row = {name: texts.get(name, "") for name in _SECTIONS}
     row |= {"patient": int(found[1]), "patient_id": found[0], "problems": "", "report_source": path.name}
     row["caption"] = " ".join((tree.findtext("parentImage/caption") or "").split())  # the same at all of its images
@@ -114,7 +112,7 @@ def _read_projections(path):
     """=> name, patient and projection (Frontal or Lateral) of each image; None where there is no such file."""
     if not path.is_file():
         return None
-    frame = read_csv(path, ("uid", "filename", "projection"), texts=("uid", "filename", "projection"))
+    frame = read_csv(path, texts=("uid", "filename", "projection"))
     wrong = ~frame["projection"].isin(["Frontal", "Lateral"])
     frame = drop_rows(frame, wrong, str(path), "rows that say neither Frontal nor Lateral", "projection")
     frame = frame.assign(patient=_numbers(frame["uid"], path))
@@ -148,8 +146,7 @@ def _with_images(reports, images, root):
         say(f"images: dropped {len(images) - len(table)} of {len(images)} whose report is not there")
     bare = (~reports["patient"].isin(table["patient"])).sum()
     say(f"images: the reports name {len(table)}, of {PUBLISHED_IMAGES} that were published; {bare} reports have none")
-    unnamed = sorted(set(files) - set(table["dicom_id"]))
-    if unnamed:
+    if unnamed := sorted(set(files) - set(table["dicom_id"])):
         say(f"images: {len(unnamed)} PNGs are left out, since no report names them, e.g. {files[unnamed[0]]}")
     absent = f"{Path(places[min(places)]).parent if places else _IMAGE_FOLDERS[0]}/"
     table["file"] = table["dicom_id"].map(files).fillna(absent + table["dicom_id"] + ".png")
@@ -162,10 +159,8 @@ def _with_views(table, projections):
     side_or_two, count = caption.str.contains(_SIDE_OR_TWO), of_patient["patient"].transform("size")
     ordered = side_or_two & (count == 2) & of_patient["dicom_id"].transform("first").str.endswith(_FIRST_FRONTAL)
     captioned = caption.str.contains(_FRONTAL) & ~side_or_two & (count == 1)
-    ways = [
-        ("order", ordered, of_patient.cumcount().map({0: "frontal", 1: "lateral"})),
-        ("caption", captioned, "frontal"),
-    ]
+    by_order = of_patient.cumcount().map({0: "frontal", 1: "lateral"})
+    ways = [("order", ordered, by_order), ("caption", captioned, "frontal")]
     if projections is not None:
         named = projections.assign(key=projections["name"].map(_image_key)).drop_duplicates("key").set_index("key")
         projection = table["dicom_id"].map(named["projection"].str.lower())

@@ -52,10 +52,7 @@ _NOT_IN_PROVENANCE = ("patient", "study", "report", *FINDINGS)
 
 
 def place_of(root: str | Path, wanted: tuple[str, ...], source: str) -> Path:
-    """`root` as a Path; InputError unless it holds one of the patterns `wanted`.
-
-    The message names the first pattern, and a folder near by that holds one.
-    """
+    """`root` as a Path; InputError, which names a folder near by that does, unless it holds a pattern of `wanted`."""
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}: name the folder of {source} as downloaded as ROOT")
@@ -94,8 +91,7 @@ def make_tree(output: str | Path, table: pd.DataFrame, settings: dict, threads: 
     """Writes the CXR tree of a source's table.
 
     output: the tree's folder, new or begun with the same settings.
-    settings: a flat dict with source, root (the folder as downloaded), images ("link" or "copy"), validate_share,
-        test_share and seed.
+    settings: a flat dict of source, root (as downloaded), images ("link" or "copy"), validate_share, test_share, seed.
     threads: how many images are looked at and converted at a time.
     Prints what each step dropped. InputError when nothing is left, or for a folder that holds something else.
     """

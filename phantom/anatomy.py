@@ -33,10 +33,7 @@ def _within(*ranges: tuple[float, float]):
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """What stays the same in all studies of a patient, with the ranges of adults without disease.
-
-    Lengths are in body coordinates, where the image is 2 wide.
-    """
+    """What stays the same in all studies of a patient, with the ranges of adults without disease."""
 
     scale: float = _within((0.93, 1.05))  # size on the film
     tilt: float = _within((-0.04, 0.04))  # radians

@@ -43,13 +43,14 @@ def draw_chest(anatomy: Anatomy, drawn: list[Finding], view: str, image_size: in
     film += _vessels(canvas, anatomy, lungs, by_name)
     for finding in drawn:
         if finding.name in LUNG_FINDINGS:
-            for side in SIDES if finding.side == "both" else (finding.side,):
-                film += finding.strength * lungs[side].mask * LUNG_FINDINGS[finding.name](canvas, lungs[side], finding)
+            draw, both = LUNG_FINDINGS[finding.name], finding.side == "both"
+            for side in SIDES if both else (finding.side,):
+                own = np.random.default_rng([finding.seed, side == "left"] if both else finding.seed)
+                film += finding.strength * lungs[side].mask * draw(canvas, lungs[side], finding, own)
     if finding := by_name.get("Pneumothorax"):
         film = draw_pneumothorax(canvas, film, lungs[finding.side], finding)
 
-    heart = _mediastinum(canvas, anatomy)
-    film += heart * (np.maximum(film, _HEART) - film)
+    film += _mediastinum(canvas, anatomy) * (np.maximum(film, _HEART) - film)
     film -= _trachea(canvas)
     film -= _stomach_gas(canvas, anatomy)
     film += _spine(canvas)
@@ -126,11 +127,8 @@ class _Lung:
     """The outline of a lung. across: distance from the midline; to_wall: from the lateral wall inwards; (S, S) each."""
 
     def __init__(self, canvas, anatomy, side):
-        self.side = side
-        self.sign = SIDES[side]
-        self.apex = anatomy.apex
-        self.dome = anatomy.domes[side == "left"]
-        self.width = anatomy.lung_width
+        self.sign, self.width = SIDES[side], anatomy.lung_width
+        self.apex, self.dome = anatomy.apex, anatomy.domes[side == "left"]
         self.across = self.sign * canvas.x
         inner, outer = self.borders(canvas.y)
         self.floor = self.dome + 0.17 * (np.abs(self.across - 0.33) / 0.37) ** 2.3  # y of the diaphragm
@@ -208,8 +206,7 @@ def _mediastinum(canvas, anatomy):
     above, below = np.clip((-0.42 - y) / 0.35, 0, 1), np.clip((y + 0.12) / 0.5, 0, 1)
     narrowing = (1 - 0.45 * above**2) * (1 - 0.9 * below**2 * (3 - 2 * below))  # to the neck, and behind the heart
     vessels = anatomy.mediastinum * narrowing - np.abs(x - 0.01)
-    knob_x = anatomy.mediastinum - 0.02
-    knob = anatomy.aortic_knob - np.hypot(x - knob_x, y + 0.27)
+    knob = anatomy.aortic_knob - np.hypot(x - (anatomy.mediastinum - 0.02), y + 0.27)
     return canvas.edge(np.maximum.reduce([heart, vessels, knob]), 0.035)
 
 
@@ -249,8 +246,7 @@ def _ribs(canvas, anatomy, fracture):
         side = SIDES[fracture.side] * canvas.x
         rng = np.random.default_rng(fracture.seed)
         height = rng.uniform(-0.12, 0.12)
-        half = 0.30 + 0.10 * fracture.extent
-        reach = canvas.edge(half - np.abs(y - height), 0.10) * canvas.edge(side, 0.02)
+        reach = canvas.edge(0.30 + 0.10 * fracture.extent - np.abs(y - height), 0.10) * canvas.edge(side, 0.02)
         # the break runs across the ribs, aslant
         place = rng.uniform(0.40, 0.50) + 0.25 * (y - height) * rng.choice([-1.0, 1.0])
         step = rng.choice([-1.0, 1.0]) * rng.uniform(0.42, 0.5) * anatomy.rib_spacing
@@ -272,13 +268,11 @@ def _ribs(canvas, anatomy, fracture):
 
 def _shoulders(canvas, anatomy, view, fracture):
     """Clavicles, scapulae (over the lungs in AP only) and heads of the humerus; (S, S)."""
-    bones = np.zeros_like(canvas.x)
-    paths = []
+    bones, paths = np.zeros_like(canvas.x), []
     for side, sign in SIDES.items():
         along = np.linspace(0, 1, 14)
-        clavicle_x = 0.09 + 0.70 * along
         clavicle_y = -0.56 - anatomy.clavicle_slope * along - 0.035 * np.sin(2 * np.pi * along)
-        points = np.stack([sign * clavicle_x, clavicle_y], axis=1)
+        points = np.stack([sign * (0.09 + 0.70 * along), clavicle_y], axis=1)
         if fracture and fracture.kind == "clavicle" and fracture.side == side:
             drop = fracture.strength * np.array([0.02 * sign, 0.19 + 0.07 * fracture.extent])
             paths += [(points[:6], 0.07, 1.0), (points[5:] + drop, 0.07, 1.0)]
@@ -342,8 +336,7 @@ def _expose(canvas, film, view, rng):
     if view == "AP":
         brightness = ndimage.gaussian_filter(brightness, 0.006 / canvas.pixel)
     if canvas.size > canvas.image_size:
-        half = canvas.image_size
-        brightness = brightness.reshape(half, 2, half, 2).mean(axis=(1, 3))
+        brightness = brightness.reshape(canvas.image_size, 2, canvas.image_size, 2).mean(axis=(1, 3))
     noise = rng.normal(0, 0.014 if view == "AP" else 0.009, brightness.shape)
     return np.clip(brightness + noise + 0.01, 0, 1).astype(np.float32)
 

@@ -1,6 +1,6 @@
 """The findings that lie in a lung, as attenuation, (S, S) each.
 
-canvas: the _Canvas of `phantom.drawing`; lung: the _Lung that the finding lies in.
+canvas: the _Canvas of `phantom.drawing`; lung: the _Lung that the finding lies in; rng: its irregularities.
 """
 
 import numpy as np
@@ -8,9 +8,8 @@ import numpy as np
 from phantom.anatomy import MASS_EXTENT, ZONES, Finding, nodule_count
 
 
-def _atelectasis(canvas, lung, finding):
+def _atelectasis(canvas, lung, finding, rng):
     """Plate-like bands above the dome, which `phantom.drawing._in_view` has raised; (S, S)."""
-    rng = np.random.default_rng(finding.seed)
     slope = rng.uniform(-0.25, 0.25)
     height = lung.dome - rng.uniform(0.11, 0.15) + slope * (lung.across - 0.4)
     reach = canvas.edge(lung.across - rng.uniform(0.16, 0.22), 0.16) * canvas.edge(lung.to_wall - 0.06, 0.14)
@@ -21,9 +20,8 @@ def _atelectasis(canvas, lung, finding):
     return 0.95 * reach * band
 
 
-def _consolidation(canvas, lung, finding):
+def _consolidation(canvas, lung, finding, rng):
     """A dense lobar block with one sharp, fissural edge and dark air bronchograms; (S, S)."""
-    rng = np.random.default_rng(finding.seed)
     slope = rng.uniform(0.05, 0.3) * rng.choice([-1.0, 1.0])
     height = 0.26 + 0.12 * finding.extent
     if finding.zone == "upper":  # above the fissure
@@ -40,9 +38,8 @@ def _consolidation(canvas, lung, finding):
     return block * (1.05 - 0.3 * bronchograms + 0.05 * canvas.texture(rng, 10))
 
 
-def _edema(canvas, lung, finding):
+def _edema(canvas, lung, finding, rng):
     """One wing of a bat-wing haze around the hilum, with Kerley B lines at the wall; (S, S)."""
-    rng = np.random.default_rng([finding.seed, lung.side == "left"])
     wing = canvas.cloud(0.26 * lung.sign, -0.02, 0.25 + 0.04 * finding.extent, 0.34 + 0.06 * finding.extent)
     heights = rng.uniform(0.02, 0.06) + 0.085 * np.arange(5)
     wall = np.array([lung.borders(height)[1] for height in heights])
@@ -54,37 +51,33 @@ def _edema(canvas, lung, finding):
     return (0.62 + 0.2 * finding.extent) * wing * relief + 0.32 * canvas.strokes(lines)
 
 
-def _lung_lesion(canvas, lung, finding):
+def _lung_lesion(canvas, lung, finding, rng):
     """One to three round, sharp nodules or one mass; (S, S)."""
-    rng = np.random.default_rng(finding.seed)
     count = nodule_count(finding)
     radii = rng.uniform(0.105, 0.14, 1) if finding.extent > MASS_EXTENT else rng.uniform(0.062, 0.085, count)
     across = np.array([0.46, 0.34, 0.56])[:count] + rng.uniform(-0.04, 0.04, count)
     heights = ZONES[finding.zone] + np.array([0.0, 0.20, -0.20])[:count] + rng.uniform(-0.05, 0.05, count)
     places = [(lung.sign * a, min(y, lung.dome - 0.1), radius) for a, y, radius in zip(across, heights, radii)]
-    discs = [canvas.disc(*place, 0.015) for place in places]
-    return 1.05 * np.maximum.reduce(discs)
+    return 1.05 * np.maximum.reduce([canvas.disc(*place, 0.015) for place in places])
 
 
-def _lung_opacity(canvas, lung, finding):
+def _lung_opacity(canvas, lung, finding, rng):
     """A soft, ill-defined haze in one zone; (S, S)."""
-    rng = np.random.default_rng(finding.seed)
     across = rng.uniform(0.38, 0.48)
     size = 0.20 + 0.05 * finding.extent
     height = ZONES[finding.zone] + rng.uniform(-0.04, 0.04)
     return 0.78 * canvas.cloud(lung.sign * across, height, size, size * rng.uniform(0.8, 1.0))
 
 
-def _pleural_effusion(canvas, lung, finding):
+def _pleural_effusion(canvas, lung, finding, rng):
     """Fluid over the diaphragm, its surface rising to the wall as a meniscus; (S, S)."""
     level = lung.dome + 0.12 - 0.62 * finding.extent
     surface = level - 0.24 * np.clip(lung.from_midline / (lung.width - 0.06), 0, 1) ** 3
     return 1.35 * canvas.edge(canvas.y - surface, 0.05)
 
 
-def _pleural_other(canvas, lung, finding):
+def _pleural_other(canvas, lung, finding, rng):
     """A rind along the chest wall, an apical cap, or calcified plaques; (S, S)."""
-    rng = np.random.default_rng(finding.seed)
     ripple = 0.018 * np.sin(canvas.y * rng.uniform(14, 22) + rng.uniform(0, 6))
     if finding.kind == "cap":
         depth = lung.apex + 0.20 + 0.08 * finding.extent + ripple - canvas.y - 0.15 * (lung.across - 0.3)
@@ -97,9 +90,8 @@ def _pleural_other(canvas, lung, finding):
     return 1.15 * reach * canvas.edge(thickness - lung.to_wall, 0.02)
 
 
-def _pneumonia(canvas, lung, finding):
+def _pneumonia(canvas, lung, finding, rng):
     """Many small fluffy patches of bronchopneumonia; (S, S)."""
-    rng = np.random.default_rng(finding.seed)
     count = 9 + round(5 * finding.extent)
     angles = np.arange(count) * 2.4 + rng.uniform(0, 6)  # a sunflower's spiral spreads them evenly
     radii = np.sqrt((np.arange(count) + 0.5) / count)

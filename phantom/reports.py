@@ -13,10 +13,7 @@ _BY_SEVERITY = ("Cardiomegaly", "Edema", "Atelectasis", "Enlarged Cardiomediasti
 
 
 def write_report(drawn: list[Finding], labels: np.ndarray, rng: np.random.Generator) -> str:
-    """A report in MIMIC-CXR's layout that states the labels, and each finding with its side and size as drawn.
-
-    drawn, labels: from `random_findings`, uncertain findings included.
-    """
+    """A report in MIMIC-CXR's layout; drawn, labels: from `random_findings`, uncertain findings included."""
     by_name = {finding.name: finding for finding in drawn}
     labelled = {code: [n for n, label in zip(cxr.FINDINGS, labels) if label == code] for code in set(labels.tolist())}
     present = [by_name[name] for name in labelled.get(cxr.PRESENT, ()) if name != "No Finding"]

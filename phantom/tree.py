@@ -4,6 +4,7 @@ Every image depends on (seed, patient, study, image) alone, so a larger tree con
 """
 
 import gzip
+import itertools
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -50,13 +51,9 @@ def draw_tree(
 
 def studies_of_tree(settings: dict) -> list[dict]:
     """All studies of a drawn tree, as `_studies_of` has them; settings: those of its manifest."""
-    studies, patient = [], 0
-    while len(studies) < settings["studies"]:
-        count, canaries = (settings.get(name, 0) for name in ("studies_per_patient", "canaries"))
-        of_patient = _studies_of(patient, settings["seed"], count, canaries)
-        studies += of_patient[: settings["studies"] - len(studies)]
-        patient += 1
-    return studies
+    count, canaries = (settings.get(name, 0) for name in ("studies_per_patient", "canaries"))
+    of_patients = (_studies_of(patient, settings["seed"], count, canaries) for patient in itertools.count())
+    return [*itertools.islice(itertools.chain.from_iterable(of_patients), settings["studies"])]
 
 
 def draw_studies(root: str | Path, studies: list[dict], image_size: int, processes: int = 0) -> None:

@@ -1,9 +1,8 @@
 """Counterfactual twins of films: one finding changed, everything else the same (models/editing.py changes the film).
 
-A *film* is a real one, copied into the tree, or one that is made for a request. A *twin* is a request of its own: its
-label vector differs from its film's in one finding, and in No Finding where that follows; `source` is its film's
-dicom_id, and its noise has its film's seed. Prompts name findings; references are left out, because a reference shows
-the findings of its own patient.
+A *film* is a real one, copied into the tree, or one that is made for a request. A *twin* is a request whose label
+vector differs from its film's in one finding, and in No Finding where that follows; `source` is its film's dicom_id,
+and its noise has its film's seed. Prompts name findings; references, which show another patient's, are left out.
 """
 
 from dataclasses import dataclass
@@ -77,12 +76,9 @@ def twins_of(films: pd.DataFrame, finding: str, limit: int, seed: int, train: pd
 
 @dataclass(frozen=True)
 class TwinSampler(ImageSampler):
-    """An ImageSampler that draws twins; films: the plan's rows of their films, indexed by dicom_id.
+    """An ImageSampler that draws twins; settings: also those of sample_counterfactuals.py alone, such as strength."""
 
-    settings: also strength, redraw_threshold, mask_threshold and least_change, see sample_counterfactuals.py.
-    """
-
-    films: pd.DataFrame | None = None
+    films: pd.DataFrame | None = None  # the plan's rows of their films, indexed by dicom_id
 
     def make(self, requests: pd.DataFrame) -> tuple[np.ndarray, None]:
         """The twins (B, S, S) uint8; their latents are not those of the images, and are not kept."""
@@ -117,9 +113,8 @@ def save_twins(tree: SyntheticTree, strength: float, image_size: int):
     """Writes counterfactuals.csv, a row a twin that exists, and counterfactuals.png of the first of them."""
     there = tree.plan[tree.exist(tree.plan)]
     films = there.set_index("dicom_id")
-    twins = there[there.source.isin(films.index)]
     rows = []
-    for twin in twins.to_dict("records"):
+    for twin in there[there.source.isin(films.index)].to_dict("records"):
         film = films.loc[twin["source"]]
         finding = next(name for name in FINDINGS if film[name] != twin[name] and name != "No Finding")
         values = twin["dicom_id"], twin["source"], film["source"], finding

@@ -4,10 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, DatasetCardData
-
 from utils.csv_files import read_csv, write_csv
-from utils.errors import replacing, writing
+from utils.errors import write_whole
 from utils.findings import FINDINGS, to_physionet
 from utils.folders import SYNTHETIC_TREE, WRITTEN_REPORTS, read_manifest
 from utils.mimic_cxr import PROVENANCE_FILE, read_table
@@ -45,8 +43,6 @@ def save_data_set(root: str | Path) -> None:
     frame = rows.assign(file_name=rows["image_path"].str.removeprefix(f"{root}/"), **to_physionet(rows))
     write_csv(root / "metadata.csv", frame[[*COLUMNS]], "the data set")
 
-    tasks = ["text-to-image", "image-to-text"]
-    data = DatasetCardData(language="en", tags=["medical", "chest-x-ray", "synthetic"], task_categories=tasks)
     films = (rows["checkpoint"] == "").sum() if holds_films(manifest) else 0
     origin = "All are generated: no image was taken of a patient, and no report was written by a physician."
     if films:
@@ -64,5 +60,4 @@ def save_data_set(root: str | Path) -> None:
         sources="\n".join(sources), kind="mimic-cxr-2.0.0-", views=sorted({*rows["view"]}),
         settings=json.dumps(settings, indent=2),
     )  # fmt: skip
-    with writing("the data set", root), replacing(root / "README.md") as temporary:
-        DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}").save(temporary)
+    write_whole(root / "README.md", text, "the data set")

@@ -17,20 +17,15 @@ from utils.prompts import TextEncoder
 
 @dataclass(frozen=True)
 class ImageSampler:
-    """A trained denoiser, with the frozen models that it was trained with and the settings that it draws images with.
-
-    settings: those of the tree's manifest; pool: where references come from, None for images without; autocast: the
-    context in which the denoiser computes; progress: passes the timesteps on. InputError for models that do not fit
-    together.
-    """
+    """A trained denoiser with its frozen models, which draws images; InputError where they do not fit together."""
 
     denoiser: PromptedDenoiser
     vae: AutoencoderKL
     text_encoder: TextEncoder
-    settings: dict
-    pool: ReferencePool | None
-    autocast: Callable[[], AbstractContextManager] = nullcontext
-    progress: Callable[[Iterable], Iterable] = iter
+    settings: dict  # that it draws with: those of the tree's manifest
+    pool: ReferencePool | None  # where references come from; None: images without
+    autocast: Callable[[], AbstractContextManager] = nullcontext  # in which the denoiser computes
+    progress: Callable[[Iterable], Iterable] = iter  # passes the timesteps on
 
     def __post_init__(self):
         self.denoiser.check_fits(self.text_encoder.width, self.shape)

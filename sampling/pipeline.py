@@ -5,8 +5,7 @@
     latents           => images     by the VAE
     latents, float16  => reports    by the prior and BART, as sample_prior_model.py writes them for kept latents
 
-So an image and its report are those of the scripts for the same seed, in float32, on as many threads and in batches of
-the same size.
+So an image and its report are those of the scripts for the same seed, in float32, for as many threads and BATCH_SIZE.
 """
 
 import json
@@ -50,17 +49,13 @@ LARGEST_GUIDANCE, MOST_STEPS, MOST_IMAGES, LARGEST_SEED = 100.0, 1000, 1_000_000
 
 @dataclass
 class ImageReportPairs(BaseOutput):
-    """What a pipeline returns for n images.
+    """What a pipeline returns for n images."""
 
-    images: grey, S x S pixels; reports: their texts, "" each without a prior; labels: the 14 requested codes of each, a
-    DataFrame (authors' coding); prompts; seeds: those of their noise.
-    """
-
-    images: list[Image.Image]
-    reports: list[str]
-    labels: pd.DataFrame
+    images: list[Image.Image]  # grey, S x S pixels
+    reports: list[str]  # their texts, "" each without a prior
+    labels: pd.DataFrame  # the 14 requested codes of each (authors' coding)
     prompts: list[str]
-    seeds: list[int]
+    seeds: list[int]  # of their noise
 
 
 class CXRIRGenPipeline(DiffusionPipeline):
@@ -72,8 +67,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
         prior, bart, bart_tokenizer: of the reports; None: images alone.
         reference_encoder, references: the reference's image tower, and the embeddings of training images that
             references are drawn from; None: no image can be given, and none is drawn.
-        image_settings: what a synthetic tree's manifest states, with trained_on, the PROMPT of the denoiser's training,
-            and batch_size.
+        image_settings: what a synthetic tree's manifest states, with batch_size, and trained_on, the training's PROMPT.
         report_settings: {"prior": arguments of `Prior.sample`, "decoding": those of `ReportAutoencoder.generate`}.
     """
 
@@ -146,8 +140,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
         _check_range("num_images", num_images, 1, MOST_IMAGES)
         settings = self._settings(guidance_scale, reference_guidance_scale, num_inference_steps)
         if seed is None:
-            device = generator.device if generator else "cpu"
-            seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device if generator else "cpu"))
         _check_range("seed", seed, 0, LARGEST_SEED)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(text.strip() for text in prompts):
@@ -198,9 +191,7 @@ class CXRIRGenPipeline(DiffusionPipeline):
             flags = self.prior.read_flags(latents)
         return {} if flags is None else dict(zip(self.prior.config.flags, flags[0].tolist()))
 
-    def save_pretrained(
-        self, save_directory: str | Path, references: bool = True, card: str = DEFAULT_CARD, **options
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, references: bool = True, card: str = DEFAULT_CARD, **options):
         """Writes the components, the code that loads them without this project, and a model card.
 
         references: whether the embeddings of training images go with it, which a data set's agreement may forbid.

@@ -11,8 +11,6 @@ import re
 import shutil
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from utils.errors import write_whole, writing
 
 ENTRY, PACKAGE = "pipeline", "cxr_irgen"  # the module that diffusers runs; the folder of those that it imports
@@ -56,12 +54,7 @@ def complete_folder(folder: Path, pipeline, card: str) -> None:
         trained_on="prompts of 14 findings" if findings else "impressions of reports",
         constants=json.dumps({**settings, **(pipeline.config.report_settings or {})}, indent=2),
     )  # fmt: skip
-    data = ModelCardData(
-        library_name="diffusers", pipeline_tag="text-to-image", tags=["chest-x-ray", "report-generation", "cxr-irgen"],
-        license="other",
-    )  # fmt: skip
-    with writing("the pipeline", folder):
-        ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    write_whole(folder / "README.md", text, "the pipeline")
 
 
 def flat_name(module: str) -> str:

@@ -85,9 +85,8 @@ def label_vectors(
     text: free text; its label vector is `findings` where these are set, else it is read by rules. Else findings: one
     label vector, such as "cardiomegaly, not edema". Else labels_csv: a CSV with PhysioNet's 14 columns, with the
     authors' `label`, or with a column `prompt` of free texts; `dicom_id` and `subject_id` in it name the images that
-    its rows are from. Else the rows of one split of the table. limit: so many
-    of them, drawn at random (a larger limit keeps those of a smaller one); 0: all. trained_on: the PROMPT of the
-    model's training. InputError for prompts of another kind, and where there are no rows.
+    its rows are from. Else the rows of one split of the table. limit: so many of them, drawn at random (more keep those
+    of fewer); 0: all. trained_on: the PROMPT of the model's training. InputError for other prompts, and without a row.
     """
     check_prompt(trained_on)
     if text and labels_csv:
@@ -172,13 +171,9 @@ def free_requests(texts: pd.Series, places: list[str], trained_on: str) -> pd.Da
 
 
 def make_requests(vectors: pd.DataFrame, copies: int, seed: int, checkpoint_sha256: str) -> pd.DataFrame:
-    """Label vectors => a row an image: those of its vector, its own seed and its dicom_id.
-
-    copies: images of each label vector; a larger number keeps those of a smaller one.
-    """
+    """Label vectors => `copies` rows of each, with their own seeds and dicom_ids; more copies keep those of fewer."""
     requests = vectors.loc[vectors.index.repeat(copies)].reset_index(drop=True)
-    numbers = np.tile(np.arange(copies), len(vectors))
-    keys = list(zip(requests.source, requests.prompt, numbers))
+    keys = list(zip(requests.source, requests.prompt, np.tile(np.arange(copies), len(vectors))))
     requests["seed"] = [keyed_seed(seed, *map(str, key)) % 2**31 for key in keys]
     requests["dicom_id"] = [new_dicom_id(*key, seed, checkpoint_sha256) for key in keys]
     assert requests.dicom_id.is_unique
@@ -191,8 +186,7 @@ def plan_requests(
     """Requests => (the same, the plan): each as a row of the synthetic tree and of its synthetic.csv.
 
     requests: of `make_requests`. pool: where references are drawn from, None for images without. settings: those of the
-    tree's manifest. The plan holds these requests and all that the tree's plan.csv had before; InputError for one that
-    cannot be read.
+    tree's manifest. The plan holds these requests and those of the tree's plan.csv; InputError for a damaged one.
     """
     path = Path(output_root) / PLAN_FILE
     if path.exists():

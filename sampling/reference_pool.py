@@ -21,18 +21,14 @@ UNREADABLE_IN_A_ROW = 10  # unreadable images that one request may draw before t
 
 
 class ReferenceEmbeddings(ModelMixin, ConfigMixin):
-    """The training rows of a `ReferencePool` without their images: a component of a pipeline, saved with it.
-
-    count: N rows; width: R of an embedding. Buffers: embeddings (N, R), zeros for an image that cannot be read; labels
-    (N, 14), the authors' codes; patients (N,), which rows are of one patient, numbered in the order of their ids.
-    """
+    """The training rows of a `ReferencePool` without their images: a component of a pipeline, saved with it."""
 
     @register_to_config
     def __init__(self, count: int, width: int):
         super().__init__()
-        self.register_buffer("embeddings", torch.zeros(count, width))
-        self.register_buffer("labels", torch.zeros(count, len(FINDINGS), dtype=torch.int8))
-        self.register_buffer("patients", torch.zeros(count, dtype=torch.int32))
+        self.register_buffer("embeddings", torch.zeros(count, width))  # zeros for an image that cannot be read
+        self.register_buffer("labels", torch.zeros(count, len(FINDINGS), dtype=torch.int8))  # the authors' codes
+        self.register_buffer("patients", torch.zeros(count, dtype=torch.int32))  # of each row; 0 for the smallest id
 
 
 class ReferencePool:
@@ -40,8 +36,7 @@ class ReferencePool:
 
     fusion: the denoiser's. It states the width of a reference, and its `prompting` how references were chosen in
     training: "own" as `References.draw_for` draws them, "authors" the first row with the same labels. InputError for a
-    reference encoder of another width, and for a table without training rows. `from_embeddings` makes one without
-    images.
+    reference encoder of another width, and for a table without training rows. `from_embeddings` needs no images.
     """
 
     def __init__(
@@ -127,9 +122,8 @@ class ReferencePool:
         self._encode(np.flatnonzero(self.table.dicom_id.isin(wanted)))
         gone = [name for name in wanted if self._embeddings.get(name) is None]
         if gone:
-            example = f"e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT"
             what = f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more"
-            raise InputError(f"{what}, {example}")
+            raise InputError(f"{what}, e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT")
 
     def embeddings(self, dicom_ids: pd.Series) -> torch.Tensor:
         """Embeddings of references, (n, width) float32; zeros for the dicom_id ""."""

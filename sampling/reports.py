@@ -188,8 +188,7 @@ def write_reports(
 ):  # fmt: skip
     """Writes the reports of a table's images, each process its share. Whatever ends this, all reports made are saved.
 
-    write: latents (n, C, h, w) and their n rows => {column of reports.csv: n texts}. SIGTERM ends it after the batch
-    (Stopped).
+    write: latents (n, C, h, w) and their n rows => {column of reports.csv: n texts}. Stopped after a batch by SIGTERM.
     """
     size = batch_size * accelerator.num_processes
     progress = tqdm(total=len(table), desc="reports", disable=not accelerator.is_main_process)

@@ -217,8 +217,7 @@ def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerat
 def save_first_picture(requests: pd.DataFrame, table: pd.DataFrame | None, root: str, image_size: int, seed: int):
     """Writes first.png: the images of the first requests at the left, real images with the same labels at the right.
 
-    table: real rows, None for a picture without; where none has the same labels, one with the nearest is drawn. Images
-    that cannot be read stay black.
+    table: real rows, or None; without the same labels one with the nearest is drawn. Unreadable images stay black.
     """
     first = requests.iloc[:PICTURE_IMAGES]
     blocks = [_block([*first.image_path], image_size)]

@@ -58,9 +58,8 @@ class Preview:
     def __init__(self, validation, vae, schedule, seed, steps=STEPS, guidance=GUIDANCE, scheduler="DPMSolverMultistep"):
         self.vae, self.schedule, self.scheduler = vae, schedule, scheduler
         self.steps, self.guidance = steps, guidance
-        count = min(IMAGES, len(validation))
         # drawn at random: the first rows are all of the first patient group
-        rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:count].tolist()
+        rows = np.random.default_rng(keyed_seed(seed, "preview")).permutation(len(validation))[:IMAGES].tolist()
         self.seeds = [keyed_seed(seed, "preview", row) for row in rows]
         batch = default_collate([validation[row, image_seed] for row, image_seed in zip(rows, self.seeds)])
         self.real, self.text, self.reference = (batch[name] for name in ("latents", "text", "reference"))

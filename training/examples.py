@@ -130,17 +130,16 @@ class DiffusionExamples(_Rows):
 class PriorFeatures:
     """Image and report features for each row of a table of `reported_rows`; rows with an unreadable image are dropped.
 
-    Attributes: table (the rows that are left), the columns `moments` and `report_latents`, and `encoders`, the
-    fingerprints of the two frozen models.
+    Attributes: table (the rows that are left), columns `moments` and `report_latents`, and `encoders`, fingerprints.
     """
 
     def __init__(self, table, vae, autoencoder, image_size, cache_dir, threads, accelerator):
         moments = cache_moments(table, vae, image_size, cache_dir, ENCODE_BATCH_SIZE, accelerator, threads)
         self.table, self.moments = _readable_rows(table, moments)
         self.scaling_factor = vae.config.scaling_factor
-        bart = {"bart": autoencoder.fingerprint(), "pooling": autoencoder.pooling}
-        self.encoders = {"vae": weights_fingerprint(vae), **bart}
-        fingerprint = {"feature": "report latents", "encoder": bart["bart"], "pooling": bart["pooling"]}
+        bart, pooling = autoencoder.fingerprint(), autoencoder.pooling
+        self.encoders = {"vae": weights_fingerprint(vae), "bart": bart, "pooling": pooling}
+        fingerprint = {"feature": "report latents", "encoder": bart, "pooling": pooling}
         cache = FeatureCache(f"{cache_dir}/report_latents", fingerprint)
         reports = self.table["report"].tolist()
         keys = [hashlib.sha256(report.encode()).hexdigest() for report in reports]  # so the cache holds no report

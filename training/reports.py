@@ -21,10 +21,7 @@ POOL_BATCHES = 50  # batches of reports that are sorted by length together
 
 
 def reported_rows(table: pd.DataFrame, what: str = "images") -> pd.DataFrame:
-    """The rows of a table that have a report, without de-identification marks; InputError if none has one.
-
-    what: the rows are. Prints what was dropped.
-    """
+    """The rows (what: they are) that have a report, cleaned; prints what was dropped. InputError if none has one."""
     texts = table["report"].map(clean_report)
     reported = texts != ""
     emptied = (table["report"][~reported].str.strip() != "").sum()
@@ -93,10 +90,7 @@ def _splits_by_hash(frame: pd.DataFrame, path: str | Path) -> list[str]:
 
 
 class ReportExamples(Examples):
-    """Cleaned reports, tokenised once; an epoch's batches hold reports of similar length.
-
-    flags: what the reports say, (n, K) bool, for a readout; or None.
-    """
+    """Cleaned reports, tokenised once; flags: what they say, (n, K) bool, for a readout; or None."""
 
     def __init__(self, reports, autoencoder, batch_size, flags=None):
         self.reports = list(reports)

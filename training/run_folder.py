@@ -1,8 +1,7 @@
 """A run folder: what a training writes, and what a resumed one reads again.
 
 last/  best/                    checkpoints: the model with its averaged weights (EMA) as `save_pretrained` writes it,
-                                `raw/` the weights without averaging, `training.json` step, losses and constants;
-                                `last/` also `optimizer.pt`, for resuming
+                                `raw/` those without averaging, `training.json`; `last/` also `optimizer.pt`
 metrics.csv  loss.png           losses, learning rate, gradient norm, speed and GPU memory over the steps
 previews/                       what the averaged model generates, at each checkpoint
 constants.json                  the resolved constants of the script
@@ -87,8 +86,7 @@ class MetricsLog:
         """step: where the run begins; later rows of metrics.csv are dropped, the run repeats those steps."""
         self.folder, self.path, self.rows = folder, folder / "metrics.csv", []
         if step and self.path.exists():
-            way_out = "restore it, or remove it"
-            damaged = as_input_error(lambda error: f"{self.path} is damaged ({reason(error)}): {way_out}")
+            damaged = as_input_error(lambda error: f"{self.path} is damaged ({reason(error)}): restore or remove it")
             with damaged, open(self.path, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file, strict=True) if int(row["step"]) <= step]
 

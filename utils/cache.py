@@ -45,8 +45,7 @@ KEY_ROWS = 1024  # images for which a thread computes keys at a time
 def image_keys(table: pd.DataFrame) -> list[str | None]:
     """One cache key a row of a table: the image's dicom_id, and its file's size and a digest of three parts of it.
 
-    Files of up to 3 * DIGEST_PART bytes are digested whole. A file that cannot be opened has the key None, and is
-    named.
+    Files of up to 3 * DIGEST_PART bytes are digested whole. One that cannot be opened has the key None, and is named.
     """
     with ThreadPool(KEY_THREADS) as pool:
         return pool.starmap(_image_key, zip(table.dicom_id, table.image_path), chunksize=KEY_ROWS)
@@ -89,9 +88,7 @@ class FeatureCache:
     """The features of one encoder: `cache[key]` is a read-only array; `fill` adds the missing ones.
 
     A pickled cache (for a DataLoader's workers) holds the folder and the place of each key in it, and no values.
-
-    folder: where its shards lie, made if absent; fingerprint: a flat dict of what makes the features. InputError if the
-    folder has another fingerprint.
+    folder: of its shards, made if absent; InputError if it has another fingerprint, a flat dict of what makes them.
     """
 
     def __init__(self, folder: str | Path, fingerprint: dict):
@@ -177,9 +174,8 @@ class FeatureCache:
         """Computes the missing features => a boolean array, True for each key that the cache then has.
 
         keys: one a row, in the same order on every process; None for an input that is missing. load(row) reads the
-        input of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). If `load`
-        raises an OSError or ValueError, or a feature is not finite, the row is named and its key stays out of the
-        cache.
+        input of one row (in `threads` threads if more than 0); encode(list of inputs) => array (n, *shape). A row for
+        which `load` raises an OSError or ValueError, or whose feature is not finite, is named and stays out.
 
         Each process of a launch computes a share. After SIGTERM all processes save what they have computed and raise
         Stopped. InputError if the processes do not find the same features at the end.
@@ -201,10 +197,9 @@ class FeatureCache:
                 so_far = f"the {what} computed so far are in {self.folder}"
                 raise Stopped(f"stopped; {so_far}: run the same command again to resume")
         if not all_processes_agree(lambda: self._digest_of(keys), accelerator):
-            raise InputError(
-                f"the processes of this launch do not see the same {what} in {self.folder}: put DATA_ROOT and "
-                "CACHE_DIR onto storage that all machines share, or a copy of one filled cache onto each"
-            )
+            differ = f"the processes of this launch do not see the same {what} in {self.folder}"
+            way_out = "put DATA_ROOT and CACHE_DIR onto storage that all machines share"
+            raise InputError(f"{differ}: {way_out}, or a copy of one filled cache onto each")
         self.refresh()
         return np.array([key in self for key in keys], dtype=bool)
 

@@ -59,12 +59,8 @@ def check_config(folder: str | Path, subfolder: str = "", file: str = "config.js
 
 def check_finite(module: nn.Module, where: str | Path) -> None:
     """InputError if a weight is NaN or infinite; where: the place that the weights were loaded from."""
-    broken = [
-        name
-        for name, tensor in module.state_dict().items()
-        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all()
-    ]
-    if broken:
+    weights = {name: own for name, own in module.state_dict().items() if own.is_floating_point() and not own.is_meta}
+    if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         what = f"{len(broken)} tensors hold NaN or infinity, e.g. {broken[0]}"
         raise InputError(f"the weights in {where} are damaged: {what}; take another checkpoint")
 

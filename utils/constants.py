@@ -7,16 +7,14 @@ A constant is an UPPER_CASE name of the script's module. Three places set its va
     3. --BATCH_SIZE 64                 on the command line
 
 A value has to have the type of the default; an int may stand for a float, and `PA,AP` for a tuple of texts. The comment
-behind a constant is its help text. A parenthesis at its end states the range, which is checked wherever the value comes
-from:
+behind a constant is its help text. A parenthesis at its end states the range, which is checked in any case:
 
     BATCH_SIZE = 32  # images an optimiser step (1 to 65536; a multiple of ACCUMULATION)
     BETAS = (0.9, 0.999)  # of AdamW (both 0 or more, below 1)
     DEVICE = ""  # where it runs (empty, cpu, cuda or cuda:N; empty: the best there is)
 
     number   LOW to HIGH, or LOW or more, or above LOW; after a comma also: below HIGH, or HIGH at most
-    text     the choices, each of one or two words, the last after "or"; `empty` stands for "", the N of `cuda:N` for a
-             whole number
+    text     the choices, each of one or two words, the last after "or"; `empty`: "", the N of `cuda:N`: a whole number
     path     `a folder to write` or `a file to write`, optionally followed by `or empty`
     tuple    the same for its values, after `each` (one value or more) or `both` (two values)
 
@@ -46,10 +44,10 @@ SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py"
 
 
 def check_command_line(name: str, file: str) -> None:
-    """Prints --help and refuses wrong arguments, as `override_constants` does, before a script's slow imports.
+    """Prints --help or refuses arguments before a script's slow imports; name, file: its __name__ and __file__.
 
-    name, file: the script's __name__ and __file__. Until `override_constants` no garbage is collected: what is imported
-    stays, and looking for garbage in it would take a fifth of the time.
+    Until `override_constants` no garbage is collected: what is imported stays, and looking for garbage in it would take
+    a fifth of the time.
     """
     if name == "__main__":
         run(lambda: resolve(Path(file), sys.argv[1:]))
@@ -106,8 +104,7 @@ def resolve(path: Path, arguments: Iterable[str]) -> dict:
         origins[name] = f"--{name}"
         values[name] = _parse(text, script.defaults[name], origins[name])
     for name, value in values.items():
-        stated = read_range(script.comments[name], script.defaults[name])
-        if stated:
+        if stated := read_range(script.comments[name], script.defaults[name]):
             stated.check(value, origins[name])
             other = stated.multiple_of
             if other and value % values[other]:
@@ -179,9 +176,8 @@ def _read_config(path: Path, script: Script, script_path: Path) -> list[tuple[st
             if name in script.defaults:
                 where = f"{path}, [{table}], {name}"
                 found.append((name, _as_type_of(script.defaults[name], value, where), where))
-            elif table == "common" and any(name in _read_comments(file.read_text()) for file in scripts.values()):
-                continue  # another script's
-            else:
+            # a name in [common] may be another script's
+            elif table != "common" or all(name not in _read_comments(file.read_text()) for file in scripts.values()):
                 raise InputError(f"{path}, [{table}]: {_unknown_constant(name, script.defaults)}")
     return found
 
@@ -254,8 +250,7 @@ def read_range(comment: str, default: object) -> Range | None:
     sample = default[0] if isinstance(default, tuple) and default else default
     numbers, texts = ((_BOUNDS, _problem_of_number),), ((_PLACE, _problem_of_place), (_CHOICES, _problem_of_choice))
     for grammar, problem_of in {int: numbers, float: numbers, str: texts}.get(type(sample), ()):
-        match = grammar.fullmatch(stated["words"])
-        if match:
+        if match := grammar.fullmatch(stated["words"]):
             multiple = _MULTIPLE.search(stated["further"] or "")
             count = (stated["count"] or "").strip()
             return Range(count, multiple["name"] if multiple else "", partial(problem_of, match))
@@ -263,19 +258,15 @@ def read_range(comment: str, default: object) -> Range | None:
 
 
 def _problem_of_number(bounds: re.Match, value: float) -> str:
-    in_range = math.isfinite(value) and all(
-        _COMPARISONS[kind](value, float(bound)) for kind, bound in bounds.groupdict().items() if bound
-    )
+    stated = {kind: float(bound) for kind, bound in bounds.groupdict().items() if bound}
+    in_range = math.isfinite(value) and all(_COMPARISONS[kind](value, bound) for kind, bound in stated.items())
     return "" if in_range else f"is out of its range, {bounds[0]}"
 
 
 def _problem_of_choice(choices: re.Match, value: str) -> str:
     names = re.split(r", | or ", choices[0])
-    for name in names:
-        pattern = "" if name == "empty" else re.sub(r"(?<=:)N$", r"\\d+", re.escape(name))
-        if re.fullmatch(pattern, value):
-            return ""
-    return f"is none of {', '.join(names)}"
+    patterns = ("" if name == "empty" else re.sub(r"(?<=:)N$", r"\\d+", re.escape(name)) for name in names)
+    return "" if any(re.fullmatch(pattern, value) for pattern in patterns) else f"is none of {', '.join(names)}"
 
 
 def _problem_of_place(place: re.Match, value: str) -> str:

@@ -39,24 +39,22 @@ def parse_csv(path, **options) -> pd.DataFrame:
 
 
 def read_csv(
-    path: str | Path, columns: Sequence[str], texts: Sequence[str] = (), optional: Sequence[str] = (),
+    path: str | Path, columns: Sequence[str] = (), texts: Sequence[str] = (), optional: Sequence[str] = (),
     key: Sequence[str] = (),
 ) -> pd.DataFrame:  # fmt: skip
-    """The named columns of a CSV: `texts` as str ("" where blank), other *_id as integers, the rest as pandas has them.
+    """The named columns of a CSV: dicom_id as str, other *_id as integers, the rest as pandas has them.
 
-    optional: further texts, "" where the file has no such column; key: columns in which no two rows may be the same.
-    InputError for a file that cannot be read, a missing column, repeated rows, and ids against utils/mimic_cxr.py.
+    texts: further columns, as str, "" where blank; optional: texts that are "" where there is no such column; key: what
+    identifies a row. InputError for an unreadable file, a missing column, repeated keys, wrong ids (mimic_cxr.py).
     """
-    frame = parse_csv(
-        path, usecols=lambda name: name in columns or name in optional, dtype=dict.fromkeys((*texts, *optional), str),
-        low_memory=False,
-    )  # fmt: skip
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(columns)}")
+    needed, texts = dict.fromkeys([*columns, *texts]), {"dicom_id", *texts, *optional}
+    used, types = {*needed, *optional}, dict.fromkeys(texts, str)
+    frame = parse_csv(path, usecols=lambda name: name in used, dtype=types, low_memory=False)
+    if missing := [name for name in needed if name not in frame]:
+        raise InputError(f"{path} has no column {missing[0]!r}; its columns have to include {', '.join(needed)}")
     frame = frame.assign(**{name: "" for name in optional if name not in frame})
     for name in frame:
-        if name in texts or name in optional:
+        if name in texts:
             frame[name] = frame[name].fillna("")
         elif name.endswith("_id"):
             frame[name] = whole_numbers(frame[name], path)

@@ -95,10 +95,9 @@ def writing(what: str, where: str | Path) -> Iterator[None]:
             raise
         number = getattr(error, "errno", None)  # numpy's errors have none; their message counts the bytes written
         why = os.strerror(number).lower() if number else reason(error)
-        raise InputError(
-            f"cannot write {what} under {where}: {why}; what was written before is kept, "
-            "so free some space (or name another folder) and run the same command again"
-        ) from error
+        way_out = "so free some space (or name another folder) and run the same command again"
+        failed = f"cannot write {what} under {where}: {why}"
+        raise InputError(f"{failed}; what was written before is kept, {way_out}") from error
 
 
 @contextmanager

@@ -24,7 +24,6 @@ FINDINGS = (  # the column order of mimic-cxr-2.0.0-chexpert.csv
     "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
 )  # fmt: skip
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, -1, -2, 0
-
 CODE_NAMES = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain", NOT_MENTIONED: "not mentioned"}
 
 PROMPTS = ("findings", "impression")  # what a vision module may be trained on
@@ -47,8 +46,7 @@ def to_prompt(labels: Sequence[int] | np.ndarray) -> str:
     labels = check_labels(labels)
     prompt = PROMPT_START
     for code, words in PROMPT_PARTS:
-        names = [name.lower() for name, label in zip(FINDINGS, labels) if label == code]
-        if names:
+        if names := [name.lower() for name, label in zip(FINDINGS, labels) if label == code]:
             prompt += words + " and ".join(names)
     return prompt
 
@@ -104,8 +102,7 @@ def check_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:
 def from_physionet(frame: pd.DataFrame, where: str | Path, coding: dict = _PHYSIONET_TO_CODE) -> pd.DataFrame:
     """PhysioNet's columns (1.0 / 0.0 / -1.0 / blank) => codes, an int8 DataFrame with the columns of FINDINGS.
 
-    frame: a DataFrame with the 14 columns, numbers or text; where: the file it came from, for the message; coding: what
-    its numbers mean, if they are not PhysioNet's.
+    frame: 14 columns, numbers or text; where: its file, for the message; coding: of its numbers, if not PhysioNet's.
     """
     labels = frame[list(FINDINGS)].replace(r"^\s*$", np.nan, regex=True)
     values = labels.apply(pd.to_numeric, errors="coerce")
@@ -130,10 +127,9 @@ def codes_of_tree(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
         raise InputError(f"{where}: the column coding has {', '.join(sorted(stated))}; {_CODING}")
     numbers = frame[list(FINDINGS)].apply(pd.to_numeric, errors="coerce")
     if stated == {""} and numbers.isin([1, 0, -1]).all(axis=None) and (numbers == -1).any(axis=None):
-        raise InputError(
-            f"{where} has 1, 0 or -1 in every cell: -1 is uncertain to PhysioNet, which leaves blank what is not "
-            f"mentioned, and absent to the CXR-IRGen authors, whose 0 is not mentioned; {_CODING}"
-        )
+        to_physionet = "-1 is uncertain to PhysioNet, which leaves blank what is not mentioned"
+        to_authors = "absent to the CXR-IRGen authors, whose 0 is not mentioned"
+        raise InputError(f"{where} has 1, 0 or -1 in every cell: {to_physionet}, and {to_authors}; {_CODING}")
     return from_physionet(frame, where)
 
 
@@ -153,10 +149,8 @@ def with_prompts(table: pd.DataFrame, prompt: str) -> pd.DataFrame:
     raw = table["report"].map({report: report_sections(report)[1] for report in table["report"].unique()})
     impressions = raw.map({text: clean_report(text) for text in raw.unique()})
     no_report, no_impression, kept = table["report"] == "", raw == "", impressions != ""
-    dropped = (
-        f"dropped {no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no "
-        f"impression and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
-    )
+    counts = f"{no_report.sum()} without a report, {(no_impression & ~no_report).sum()} whose report has no impression"
+    dropped = f"dropped {counts} and {(~kept & ~no_impression).sum()} of which de-identification left no sentence"
     if not kept.any():
         way_out = "set REPORTS_ROOT to where the .txt files are, or train with PROMPT findings"
         raise InputError(f"not one of {len(table)} images has an impression for a prompt ({dropped}): {way_out}")

@@ -2,9 +2,8 @@
 
     {"synthetic tree": {"steps": 25, ...}, "written reports": {"LATENT_GAIN": 1.0, ...}}
 
-A *part* is what one kind of script makes in a folder. Its settings are written to the manifest before the first file of
-the part. Scripts write only into folders that this project began; a part has one set of settings, and one run at a time
-makes it.
+A *part* is what one kind of script makes in a folder. Its settings are written to the manifest before its first file.
+Scripts write only into folders that this project began; a part has one set of settings, and one run at a time makes it.
 """
 
 import json

@@ -6,13 +6,11 @@ layout   A *CXR tree* is a folder with
              mimic-cxr-2.*-metadata.csv[.gz]   one row an image: ids, view, size
              mimic-cxr-2.*-chexpert.csv[.gz]   one row a study: the 14 findings
              mimic-cxr-2.*-split.csv[.gz]      one row an image: its split
-             files/pNN/pNNNNNNNN/sNNNNNNNN/<dicom_id>.jpg    pNN: the patient's group, the first two digits of its id;
-                                                             where there is no .jpg, a .dcm is read
+             files/pNN/pNNNNNNNN/sNNNNNNNN/<dicom_id>.jpg    or .dcm; pNN: the group, the first two digits of the id
              files/pNN/pNNNNNNNN/sNNNNNNNN.txt               the study's report; or in a second root, or in a zip
-         and, if its images are generated, synthetic.csv: for each dicom_id what made it.
+             synthetic.csv                     if its images are generated: for each dicom_id what made it
 labels   1 present, -1 absent, -2 uncertain, 0 not mentioned (utils.findings). On disk a tree has PhysioNet's
-         1.0 / 0.0 / -1.0 / blank; the CSV of the CXR-IRGen authors has the codes themselves, and so has a tree's
-         whose column coding says authors.
+         1.0 / 0.0 / -1.0 / blank; the authors' CSV has the codes, and so has a tree's whose column coding says authors.
 views    DICOM's ViewPosition: "PA" and "AP" are frontal, "LATERAL" and "LL" are not; "" if it is unknown.
 splits   "train", "validate", "test"; whole patients. The groups in hold_out are "test", whatever the split file says;
          with ONE_STUDY in it the last study of each patient who has several is left out (see audit_privacy.py).
@@ -22,8 +20,6 @@ pixels   8-bit grey JPEGs of any size, air black (0) and bone white (255).
 reports  The text of the findings and of the impression, "FINDINGS: ... IMPRESSION: ...", see `report_text`.
 table    A pandas DataFrame, one row an image, in the order of the metadata: dicom_id (str), subject_id (int),
          study_id (int), view, split, image_path, report (str) and the columns of FINDINGS (int8).
-
-A synthetic tree follows the same contract, so that the same code reads it. utils/csv_files.py reads the CSV files.
 """
 
 import gzip
@@ -72,13 +68,11 @@ def read_table(
 ) -> pd.DataFrame:  # fmt: skip
     """The table of a CXR tree, or of the authors' CSV.
 
-    root: the tree's folder, or a path that ends in .csv or .csv.gz with the columns label (14 codes as a list in text),
-        ViewPosition, split, image_path (relative to the CSV's folder, with or without a / in front, and inside it; the
-        .jpg beside a .dcm is read where there is one) and text (the report; "none" or blank: there is none). Rows with
-        a blank label, split or image_path are dropped.
+    root: the tree's folder, or a .csv or .csv.gz with the columns label (14 codes as a list in text), ViewPosition,
+        split, image_path (relative to the CSV's folder, with or without a / in front, and inside it; of .dcm and .jpg
+        the latter is read) and text ("none" or blank: no report). Rows with a blank label, split or path are dropped.
     reports_root: the place of reports that are not in the tree: a folder with files/pNN or pNN in it, or the path (or
-        the folder) of PhysioNet's mimic-cxr-reports.zip, which is read without unpacking. Not used for the authors'
-        CSV.
+        the folder) of PhysioNet's mimic-cxr-reports.zip, which stays packed. Not used for the authors' CSV.
     views, splits: names to keep, e.g. ("PA",) and ("train", "validate"); empty keeps all.
     hold_out: patient groups, e.g. ("p19",), whose rows become split "test". PhysioNet's own test rows stay test. With
         ONE_STUDY among them, the study of the highest study_id of each patient who has several is dropped.
@@ -135,8 +129,7 @@ def _read_tree(root: Path) -> pd.DataFrame:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; name the folder of a CXR tree (or a .csv file)")
     files = {kind: _find_csvs(root, kind) for kind in ("metadata", "chexpert", "split")}
-    missing = [f"mimic-cxr-2.*-{kind}.csv[.gz]" for kind, paths in files.items() if not paths]
-    if missing:
+    if missing := [f"mimic-cxr-2.*-{kind}.csv[.gz]" for kind, paths in files.items() if not paths]:
         raise InputError(f"{root} is not a CXR tree: there is no {' and no '.join(missing)} in it")
     for kind, (path, *others) in files.items():
         if others:
@@ -145,10 +138,9 @@ def _read_tree(root: Path) -> pd.DataFrame:
     (of_metadata, *_), (of_labels, *_), (of_split, *_) = files.values()
 
     ids = ["subject_id", "study_id"]
-    of_image, of_division = ("dicom_id", "ViewPosition"), ("dicom_id", "split")
-    metadata = read_csv(of_metadata, (*ids, *of_image), texts=of_image, key=["dicom_id"])
+    metadata = read_csv(of_metadata, (*ids, "dicom_id"), texts=("ViewPosition",), key=["dicom_id"])
     chexpert = read_csv(of_labels, (*ids, *FINDINGS), optional=("coding",), key=ids)
-    split = read_csv(of_split, of_division, texts=of_division, key=["dicom_id"])
+    split = read_csv(of_split, ("dicom_id",), texts=("split",), key=["dicom_id"])
     check_splits(split, of_split)
 
     codes = pd.concat([chexpert[ids], codes_of_tree(chexpert, of_labels)], axis=1)
@@ -191,11 +183,9 @@ def _keep_names(table: pd.DataFrame, column: str, names: Sequence[str], root: Pa
 def _hold_out(table: pd.DataFrame, hold_out: Sequence[str]) -> pd.DataFrame:
     """Gives patient groups such as p19 the split "test", and drops ONE_STUDY; all trainers leave out by this rule."""
     groups = [group for group in hold_out if group != ONE_STUDY]
-    wrong = [group for group in groups if not re.fullmatch(r"p\d\d", str(group))]
-    if wrong:
-        raise InputError(
-            f"{wrong[0]!r} in hold_out is not a patient group; name a folder such as p19, or {ONE_STUDY!r}"
-        )
+    if wrong := [group for group in groups if not re.fullmatch(r"p\d\d", str(group))]:
+        way_out = f"name a folder such as p19, or {ONE_STUDY!r}"
+        raise InputError(f"{wrong[0]!r} in hold_out is not a patient group; {way_out}")
     if groups:
         mask = ("p" + table["subject_id"].astype(str).str[:2]).isin(groups)
         moved = mask & (table["split"] != "test")
@@ -221,8 +211,7 @@ def _keep_existing_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     if not mask.all():
         say(f"images: dropped {(~mask).sum()} of {len(table)} rows whose image is not on disk, e.g. {first}")
     table = table.assign(image_path=paths)[mask].reset_index(drop=True)
-    count = table["image_path"].str.endswith(".dcm").sum()
-    if count:
+    if count := table["image_path"].str.endswith(".dcm").sum():
         mixed = "; MIMIC-CXR-JPG's JPEGs are histogram-equalised, which these are not" if count < len(table) else ""
         say(f"images: {count} of {len(table)} are DICOM files, read through their windows{mixed}")
     return table
@@ -274,8 +263,7 @@ def write_tree(
     table: the columns of `read_table`, except image_path: the caller has written each image at `image_file(...)`
         before; Rows and Columns are read from there. Images of one study share their labels and report. Columns
         indication and comparison, if there are any, become further sections of the report's file.
-    provenance: a DataFrame with dicom_id and what made each image, or where it is from, for synthetic.csv or another
-        provenance_file.
+    provenance: a DataFrame with dicom_id and what made each image, or where it is from, for provenance_file.
 
     For an image or a study that is there already, the given columns are replaced; its other columns and all other rows
     stay. Each file is replaced in one step and the metadata, which makes rows visible, last: a killed run leaves a
@@ -320,9 +308,7 @@ def read_twins(root: str | Path) -> pd.DataFrame | None:
     of a real film; finding: the one that differs, with its codes' names in film and twin in `from` and `to`.
     """
     path = Path(root) / TWINS_FILE
-    if not path.exists():
-        return None
-    return read_csv(path, TWIN_COLUMNS, texts=TWIN_COLUMNS, key=["dicom_id"])
+    return read_csv(path, texts=TWIN_COLUMNS, key=["dicom_id"]) if path.exists() else None
 
 
 def _merge_csv(path: Path, frame: pd.DataFrame, keys: list[str], defaults: dict[str, str] | None = None) -> None:
@@ -335,7 +321,7 @@ def _merge_csv(path: Path, frame: pd.DataFrame, keys: list[str], defaults: dict[
     columns = list(METADATA_COLUMNS) if defaults else list(frame.columns)
     ids = [name for name in ("subject_id", "study_id", "dicom_id") if name in frame]
     if path.exists():
-        read_csv(path, ids, texts=("dicom_id",), key=keys)  # InputError for a damaged file
+        read_csv(path, ids, key=keys)  # InputError for a damaged file
         old = as_text(path)
         columns = list(dict.fromkeys([*old.columns, *columns]))
         frame = frame.set_index(keys).combine_first(old.set_index(keys)).reset_index()

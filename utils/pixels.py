@@ -33,7 +33,6 @@ def read_pixels(path: str | Path | Image.Image | np.ndarray, size: int, refuse_b
     """An image file => pixels, (3, size, size) float32 in [-1, 1]. ValueError names a file that cannot be read.
 
     In place of a file also what Pillow has opened, or its values, (H, W) uint8 or uint16 or (H, W, 3) uint8.
-
     refuse_blank: whether a blank image counts as one, as it does wherever images are learned from or evaluated.
     """
     try:

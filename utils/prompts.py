@@ -7,8 +7,7 @@
 A dropped text is the encoding of the empty prompt; a dropped reference is the zero vector. For SD v1.4 and OpenAI's
 ViT-B/32, D = R = 768. The CXR-IRGen authors prompt in another way, which their denoisers keep:
 
-    texts      padded to the longest of their batch, not to 77; here a batch has texts of one length, so that the
-               batch size changes no image
+    texts      padded to the longest of their batch, not to 77; here a batch has one length: its size changes no image
     null       77 end tokens, pooled (U-ViT); the empty text, as long as text and reference together (Stable Diffusion)
     reference  the first training row with the same labels; the zero vector when there is none
 """

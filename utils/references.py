@@ -17,8 +17,7 @@ NONE = -1  # the row number of "no reference"
 
 
 def label_distances(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How far G label vectors (G, 14) are from one (14,): by the findings that differ in *being present*, then by all
-    codes that differ; (G,)."""
+    """How far G label vectors (G, 14) are from one (14,), (G,): by differences in *being present*, then in any code."""
     presence = ((vectors == PRESENT) != (labels == PRESENT)).sum(axis=1)
     return presence * (len(FINDINGS) + 1) + (vectors != labels).sum(axis=1)
 
@@ -38,14 +37,10 @@ class References:
         self._bounds = np.searchsorted(group_of_row[self._rows], np.arange(len(self.vectors) + 1))
 
     def draw(self, labels: np.ndarray, subject_id: int, generator: torch.Generator) -> int:
-        """A training row whose image may serve as reference, or NONE.
-
-        labels: 14 codes; subject_id: the patient to avoid; generator: the randomness.
-        """
+        """A training row to serve as reference, or NONE; labels: 14 codes; subject_id: the patient to avoid."""
         for groups in self._nearest(np.asarray(labels, dtype=np.int8)):
             spans = [span for group in groups for span in self._spans_of_others(group, subject_id)]
-            count = sum(end - start for start, end in spans)
-            if count:
+            if count := sum(end - start for start, end in spans):
                 choice = int(torch.randint(count, (1,), generator=generator))
                 for start, end in spans:
                     if choice < end - start:

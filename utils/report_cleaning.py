@@ -45,13 +45,11 @@ def without_marks(text: str) -> str:
     """A report without its de-identification marks: `___` of MIMIC-CXR, `XXXX` of other sets, in every spelling.
 
     - `XXXX` stands for any word, so its sentence is dropped.
-    - `___` stands for a date, a name or a place. A message between people goes ("Dr. ___ was notified at ___"), and the
-      finding that it is about stays ("Pneumothorax, discussed with Dr. ___": "Pneumothorax."). Elsewhere the mark goes
-      with the word it is joined to ("___-year-old") and with the words that only lead up to it ("compared to the prior
-      study of ___", "since ___"); the rest stays.
+    - With `___`, a message between people goes ("Dr. ___ was notified at ___"), and the finding that it is about stays
+      ("Pneumothorax, discussed with Dr. ___": "Pneumothorax."). Elsewhere the mark goes with the word it is joined to
+      ("___-year-old") and with words that only lead up to it ("the prior study of ___", "since ___"); the rest stays.
     - What is left of fewer than two words is dropped, and so is a heading without a sentence.
-
-    A text without marks comes back with its white space collapsed and nothing else changed.
+    - A text without marks comes back with its white space collapsed and nothing else changed.
     """
     if not MARK.search(text):
         return " ".join(text.split())

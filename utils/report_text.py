@@ -64,8 +64,7 @@ def report_sections(raw: str) -> tuple[str, str]:
     - An addendum, wherever it stands, ends the last section: "... ADDENDUM: ...".
     - A comparison in the midst of the findings ends where a line on this image follows its own sentence.
     - Signatures, attestations, accession numbers and what else stands behind the radiologist's words are left out.
-    - Text under a heading that names the views, in capitals ("PA AND LATERAL CHEST RADIOGRAPH:"), is the findings of a
-      report without a FINDINGS heading.
+    - Without a FINDINGS heading, text under one that names the views ("PA AND LATERAL CHEST RADIOGRAPH:") is findings.
     - A report with neither section has its last paragraphs without a heading as findings, if there are any.
     """
     text = _LINE_BREAK.sub("\n", _CONTROL_CHARACTERS.sub("", raw.replace("\r\n", "\n")).replace("\uff1a", ":"))

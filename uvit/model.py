@@ -3,8 +3,7 @@
 The backbone of Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models" (CVPR 2023): every input is a
 token (prompt, time, latent patches), and long skip connections join the first half of the blocks with the second.
 Written from the paper's equations; parameter names are the official implementation's, so that its published weights
-load. What differs from it: the prompt arrives as embedded tokens, blocks and patches are timm's, and configuration,
-saving and loading are diffusers'.
+load. It differs in that the prompt arrives as tokens; blocks and patches are timm's, saving and loading diffusers'.
 """
 
 import math
@@ -69,13 +68,10 @@ class UViT(ModelMixin, ConfigMixin):
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)  # a token a patch, row by row
         tokens = num_prompt_tokens + 1 + (img_size // patch_size) ** 2
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
-
-        def blocks(skip):
-            return nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, skip) for _ in range(depth // 2))
-
-        self.in_blocks = blocks(skip=False)
-        self.mid_block = Block(embed_dim, num_heads, mlp_ratio)
-        self.out_blocks = blocks(skip=True)
+        size, half = (embed_dim, num_heads, mlp_ratio), range(depth // 2)
+        self.in_blocks = nn.ModuleList(Block(*size) for _ in half)
+        self.mid_block = Block(*size)
+        self.out_blocks = nn.ModuleList(Block(*size, skip=True) for _ in half)
         self.norm = nn.LayerNorm(embed_dim)
         self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
         self.final_layer = nn.Conv2d(in_chans, in_chans, kernel_size=3, padding=1)
@@ -98,9 +94,8 @@ class UViT(ModelMixin, ConfigMixin):
         x = self.patch_embed(latents)  # (B, P, D)
         # under autocast the patches are in half precision; the time token stays in the precision of the weights
         time = timestep_embedding(timesteps, self.config.embed_dim).to(self.pos_embed.dtype)
-        tokens = (self.time_embed(time)[:, None], x)
-        if prompt is not None:
-            tokens = (prompt.to(self.pos_embed.dtype), *tokens)
+        prompts = () if prompt is None else (prompt.to(self.pos_embed.dtype),)
+        tokens = (*prompts, self.time_embed(time)[:, None], x)
         x = torch.cat(tokens, dim=1) + self.pos_embed  # (B, [prompt, time, patches], D)
 
         skips = []

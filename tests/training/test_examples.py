@@ -111,6 +111,3 @@ def test_unreadable_images_are_dropped_from_all_features(
 def test_prompts_of_a_table(features):
     expected = [to_prompt(row) for row in features.table[list(FINDINGS)].to_numpy()]
     assert prompts_of(features.table) == expected
-
-
-# ---- reports -------------------------------------------------------------------------------------------------------
