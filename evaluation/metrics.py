@@ -18,11 +18,12 @@ from sklearn.metrics import f1_score, pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
 from utils.findings import FINDINGS, PRESENT
-from utils.seeds import keyed_seed
+from utils.seeds import draw_rows, keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
 BOOTSTRAP = 1000  # draws of patients for a 95 % interval
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 1000  # subsets, and images a subset at most
+NEIGHBOUR_IMAGES = 10_000  # of a set, whose neighbours are looked for
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 MS_SSIM_WINDOW = 11  # pixels
 MS_SSIM_PAIRS = 64  # image pairs compared at a time
@@ -78,8 +79,10 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[floa
 def neighbourhood_metrics(real: np.ndarray, fake: np.ndarray, neighbours: int = 5) -> dict:
     """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020); NaN below k + 1 images.
 
-    An image lies inside a set when it is nearer to one of its images than that image's k-th neighbour.
+    An image lies inside a set when it is nearer to one of its images than that image's k-th neighbour. Of each set
+    NEIGHBOUR_IMAGES at most count, drawn at random: time and memory grow with the square of their number.
     """
+    real, fake = (part[draw_rows(len(part), NEIGHBOUR_IMAGES, "neighbours")] for part in (real, fake))
     if min(len(real), len(fake)) <= neighbours:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), np.nan)
     search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute")
