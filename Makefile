@@ -21,7 +21,7 @@ DEMO := --config demo.toml
 OPEN ?= downloads
 PAIRS ?=
 OPEN_CONFIG ?= open.toml
-PARTS := $(addprefix parts/,chests vae decoder clip uvit unet vit bart prior bert)
+PARTS := $(addprefix parts/,chests vae decoder quick clip uvit unet vit bart prior bert)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo/clipUViT demo/bart demo/clipSD demo/prior demo/written demo/reports-clipUViT demo/reports-clipSD
@@ -176,6 +176,7 @@ $(PARTS): parts/%:
 
 parts/vae parts/clip: parts/chests
 parts/decoder: parts/vae
+parts/quick: parts/decoder
 parts/bert: parts/clip
 parts/uvit parts/unet parts/vit: parts/decoder parts/clip
 parts/prior: parts/vit parts/bart

@@ -27,6 +27,7 @@ CACHE_DIR = ""  # features of the frozen encoders (a folder to write or empty; e
 BASE_MODEL = ""  # folder or hub id of the VAE and the text encoder; empty: the one of the training
 TEXT_ENCODER = ""  # folder or hub id of the text encoder where it is another one; empty: the one of the training
 REFERENCE_ENCODER = ""  # open_clip image tower; empty: the one of the training
+DECODER = ""  # folder or hub id of an AutoencoderTiny, quicker than the VAE (empty or e.g. madebyollin/taesd)
 # what to make images of: TEXT, else FINDINGS, else LABELS_CSV, else SPLIT
 TEXT = ""  # free text, e.g. "Large left pleural effusion.", for a model that was trained on impressions
 FINDINGS = ""  # one label vector in words, e.g. "cardiomegaly, edema, not pneumothorax"; beside TEXT: that of TEXT

@@ -2,6 +2,7 @@
 
 make_vae          pixels <=> latents of unit variance; the loss is the absolute error of pixels and of their gradients
 refine_decoder    trains the decoder alone further, against a critic of patches
+distil_decoder    a quicker decoder that imitates it, as TAESD does Stable Diffusion's
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from tqdm import tqdm
 
@@ -124,6 +125,35 @@ def refine_decoder(
             schedule.step()
         if step % 50 == 0:
             progress.set_postfix(loss=f"{pixel_loss.item():.4f}")
+
+
+def distil_decoder(
+    vae: AutoencoderKL, images: np.ndarray, channels: int, steps: int, batch_size: int, seed: int
+) -> AutoencoderTiny:
+    """A decoder with `channels` at every level, trained on what the VAE's own makes of the latents of images.
+
+    Its encoder stays untrained: it is not used.
+    """
+    levels = len(vae.config.block_out_channels)
+    widths, blocks = (channels,) * levels, (1,) * levels
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks,
+        latent_channels=vae.config.latent_channels,
+    ).to(vae.device, memory_format=torch.channels_last)
+
+    def compute_loss(step):
+        pixels = _draw(images, batch_size, (seed, 2, step), vae.device)
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.sample()
+            wanted = vae.decode(latents).sample
+        error = tiny.decode(latents * vae.config.scaling_factor).sample - wanted
+        return error.abs().mean() + 4 * error.square().mean() + _edges(error)
+
+    train(tiny.decoder.parameters(), compute_loss, steps, 2e-3, "quick decoder")
+    return tiny
 
 
 def _draw(images, batch_size, key, device):

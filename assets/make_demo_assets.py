@@ -6,9 +6,9 @@
 
 Reads:  nothing but drawn chests (phantom), other patients than the demo's own; CONFIG
 Writes: FOLDER/base_model (vae, text_encoder, tokenizer, scheduler, unet: a Stable-Diffusion-like folder),
-        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit and FOLDER/prior (diffusers), FOLDER/vit (timm
-        local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run resumes: finished parts
-        are kept, and the trainings of scripts continue
+        FOLDER/reference_encoder (open_clip local-dir), FOLDER/uvit, FOLDER/prior and FOLDER/decoder (diffusers),
+        FOLDER/vit (timm local-dir), FOLDER/bart and FOLDER/bert (transformers); WORK, from which a second run resumes:
+        finished parts are kept, and the trainings of scripts continue
 
 What each part is trained on. Its counterpart in the paper was likewise pretrained on something else than chest X-rays.
 
@@ -51,7 +51,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels, train
+from assets.autoencoder import distil_decoder, make_vae, refine_decoder, save_half, to_pixels, train
 from assets.demo_bart import make_bart, widen_decoder
 from assets.demo_bert import make_bert
 from evaluation.details import detail_flags
@@ -67,7 +67,7 @@ from utils.mimic_cxr import read_table
 from utils.pixels import read_grey
 
 FOLDER = "assets/demo"  # where the parts go (a folder to write)
-PARTS = ("chests", "vae", "decoder", "clip", "uvit", "unet", "vit", "bart", "prior", "bert")  # in order
+PARTS = ("chests", "vae", "decoder", "quick", "clip", "uvit", "unet", "vit", "bart", "prior", "bert")  # in order
 CONFIG = "assets/parts.toml"  # how the scripts pretrain what they train
 WORK = "parts"  # drawn chests, cache, runs and finished parts: a second run resumes from it (a folder to write)
 CHESTS = 12_000  # drawn chests to train on (1 or more)
@@ -80,6 +80,8 @@ VAE_STEPS = 1500  # of 16 images (1 or more)
 DECODER_STEPS = 2700  # of 16 images, after them, the encoder left as it is (1 or more)
 CRITIC_FROM = 1500  # step from which on the decoder has a critic (0 or more)
 CRITIC_WEIGHT = 0.1  # of the decoder's critic against the error of the pixels (0 or more)
+QUICK_CHANNELS = 16  # of the quicker decoder that imitates it (8 to 4096)
+QUICK_STEPS = 4000  # of 16 images (1 or more)
 CLIP_STEPS = 1200  # of 64 pairs (1 or more)
 VIT_STEPS = 10_000  # of 64 latents (1 or more)
 REPORTS = 60_000  # written reports for BART and BERT, more than chests since nothing is drawn for them (1 or more)
@@ -354,6 +356,9 @@ def make(part: str, folder: Path) -> None:
             vae = load_vae(WORK)
             refine_decoder(vae, draw_chests()[0], DECODER_STEPS, CRITIC_FROM, CRITIC_WEIGHT, 16, SEED)
             save_half(vae, base_model / "vae")
+        case "quick":
+            quick = distil_decoder(load_vae(base_model), draw_chests()[0], QUICK_CHANNELS, QUICK_STEPS, 16, SEED)
+            save_half(quick, folder / "decoder")
         case "clip":
             make_clip(folder, *draw_chests(), CLIP_STEPS)
         case "uvit":

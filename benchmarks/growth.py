@@ -4,18 +4,18 @@
 
 Ids, labels (of 2,000 vectors), reports and features are made up; of an image the file is there. Each measurement has a
 process of its own. Its memory is the most that is used beyond what was there before. A slope is the exponent of the
-growth between the two largest numbers of images: 0 is flat, 1 is linear.
-
+growth between the two largest numbers of images: 0 is flat, 1 is linear. Linux only: the memory is read from /proc.
 Writes: benchmarks/results/growth.json, docs/pictures/growth.png
-Linux only: the memory is read from /proc
 """
 
 import multiprocessing
+import os
 import re
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,10 +41,7 @@ from utils.errors import run
 from utils.findings import FINDINGS, to_physionet
 from utils.mimic_cxr import REPORTS_ARCHIVE, image_files, read_table
 
-LARGEST = 1_000_000  # images; larger numbers are left out (1000 or more)
-
 _SENTENCES = ("The lungs are clear.", "The heart is enlarged.", "There is a small left effusion.", "No pneumothorax.")
-_PICTURE = REPOSITORY / "docs" / "pictures" / "growth.png"
 
 
 def _table(count):
@@ -61,14 +58,14 @@ def _table(count):
 
 
 def _requests(count):
-    vectors = _table(count).rename(columns={"dicom_id": "source"}).assign(prompt="", prompt_kind="findings")
-    return make_requests(vectors, 1, 1234, "")
+    vectors = _table(count).rename(columns={"dicom_id": "source"})
+    return make_requests(vectors.assign(prompt="", prompt_kind="findings"), 1, 1234, "")
 
 
 def _write_files(paths, content=b""):
-    for path in map(Path, paths):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    for path in paths:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).write_bytes(content)
 
 
 def reading(count: int, root: Path) -> Callable:
@@ -121,21 +118,15 @@ def listing(count: int, root: Path) -> Callable:
 def image_quality(count: int, _: Path) -> Callable:
     """FID, KID, precision, recall, density and coverage of features of width 512."""
     pair = np.random.default_rng(0).normal(size=(2, count, 512)).astype(np.float32)
-    measures = metrics.frechet_distance, lambda *sets: metrics.kernel_distance(*sets, 1), metrics.neighbourhood_metrics
-    return lambda: [measure(*pair) for measure in measures]
+    kid = partial(metrics.kernel_distance, seed=1)
+    return lambda: [of(*pair) for of in (metrics.frechet_distance, kid, metrics.neighbourhood_metrics)]
 
 
 def agreement(count: int, _: Path) -> Callable:
-    """AUROC with its intervals, F1 and ROUGE-L."""
+    """AUROC with its intervals, and ROUGE-L."""
     table, scores = _table(count), np.random.default_rng(0).random((count, len(FINDINGS)))
-    labels, reports, subjects = metrics.positives(table), table["report"], table["subject_id"].to_numpy()
-
-    def measure():
-        metrics.auroc_table(labels, scores, subjects=subjects)
-        metrics.clinical_f1(labels, scores > 0.5)
-        rouge_l(reports, reports[::-1])
-
-    return measure
+    labels, reports = metrics.positives(table), table["report"]
+    return lambda: (metrics.auroc_table(labels, scores, subjects=table["subject_id"]), rouge_l(reports, reports[::-1]))
 
 
 _SIZES = {  # 377,110 images are in MIMIC-CXR-JPG
@@ -165,20 +156,20 @@ def main():
     axes = figure.subplots(1, 2)
     for prepare, sizes in _SIZES.items():
         what = prepare.__doc__.split(".")[0]
-        counts, results = [count for count in sizes if count <= LARGEST], context.Queue()
-        for count in counts:
+        results = context.Queue()
+        for count in sizes:
             process = context.Process(target=_measure, args=(prepare, count, results))
             process.start()
             process.join()
-        row = [what, ", ".join(f"{count:,}" for count in counts)]
-        for axis, unit, values in zip(axes, ("seconds", "MiB"), zip(*(results.get() for _ in counts))):
-            slope = np.diff(np.log(values[-2:])) / np.diff(np.log(counts[-2:]))
+        row = [what, ", ".join(f"{count:,}" for count in sizes)]
+        for axis, unit, values in zip(axes, ("seconds", "MiB"), zip(*(results.get() for _ in sizes))):
+            slope = np.diff(np.log(values[-2:])) / np.diff(np.log(sizes[-2:]))
             row += [", ".join(f"{value:,.3g}" for value in values), *slope]
-            axis.loglog(counts, values, marker="o", label=f"{what}: {slope.item():.2f}")
+            axis.loglog(sizes, values, marker="o", label=f"{what}: {slope.item():.2f}")
             axis.set(xlabel="images", ylabel=unit)
             axis.legend(fontsize="xx-small", title="slopes", title_fontsize="xx-small")
         rows.append(row)
-    figure.savefig(_PICTURE)
+    figure.savefig(REPOSITORY / "docs" / "pictures" / "growth.png")
     table = pd.DataFrame(rows, columns=["", "images", "seconds", "slope", "memory, MiB", "its slope"])
     write_record("growth", "Growth with the number of images", table, constants)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from models.diffusion import ALL_NOISE, Edit, Guidance, PromptedDenoiser, Prompts, sample_latents, sampling_scheduler
 from sampling.reference_pool import ReferencePool
@@ -20,7 +20,7 @@ class ImageSampler:
     """A trained denoiser with its frozen models, which draws images; InputError where they do not fit together."""
 
     denoiser: PromptedDenoiser
-    vae: AutoencoderKL
+    vae: AutoencoderKL | AutoencoderTiny  # or another decoder of its latents
     text_encoder: TextEncoder
     settings: dict  # that it draws with: those of the tree's manifest
     pool: ReferencePool | None  # where references come from; None: images without

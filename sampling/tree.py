@@ -30,7 +30,7 @@ from utils.constants import save_constants
 from utils.devices import make_accelerator
 from utils.errors import InputError, Stopped, reason, replacing, say, stoppable, writing
 from utils.folders import SYNTHETIC_TREE, all_processes_agree, making
-from utils.latents import decode_in, load_vae
+from utils.latents import decode_in, load_decoder, load_vae
 from utils.mimic_cxr import PICTURE_FILE, write_tree
 from utils.pixels import read_grey
 from utils.prompts import PooledFusion, ReferenceEncoder, TextEncoder
@@ -62,9 +62,12 @@ def sample_tree(backbone: str, constants: dict):
     )  # fmt: skip
     text_encoder.print_lengths(vectors["prompt"])
     pool = models.reference_pool(table, constants, accelerator) if constants["CONDITION"] != "text" else None
-    decode_in(models.vae, accelerator.mixed_precision)  # from here on weights may be cast
+    decoder = load_decoder(constants["DECODER"], models.vae)
+    if decoder is not models.vae:
+        settings["decoder"] = weights_fingerprint(decoder)
+    decode_in(decoder, accelerator.mixed_precision)  # from here on weights may be cast
     replay(denoiser, accelerator)
-    sampler = ImageSampler(denoiser, models.vae, text_encoder, settings, pool, accelerator.autocast)
+    sampler = ImageSampler(denoiser, decoder, text_encoder, settings, pool, accelerator.autocast)
     sampler.try_once(vectors["prompt"].iloc[0])
 
     with making(SYNTHETIC_TREE, output_root, settings, main_process=accelerator.is_main_process):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from utils.cache import FeatureCache, image_keys
@@ -33,15 +33,29 @@ def load_vae(base_model: str, device: str | torch.device = "cpu") -> Autoencoder
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # quicker convolutions
 
 
-def decode_in(vae: AutoencoderKL, precision: str) -> None:
+def load_decoder(name: str, vae: AutoencoderKL) -> AutoencoderKL | AutoencoderTiny:
+    """A quicker decoder of a VAE's latents, an AutoencoderTiny of diffusers, from a folder or hub id; "": the VAE."""
+    if not name:
+        return vae
+    way_out = "name an AutoencoderTiny such as madebyollin/taesd, or leave DECODER empty"
+    with as_input_error(lambda error: f"no DECODER in {name!r}: {error}; {way_out}", InputError):
+        decoder = load_strictly(AutoencoderTiny, name)
+    (channels, side, _), (own_channels, own_side, _) = (latent_shape(model, 4096) for model in (decoder, vae))
+    if (channels, side) != (own_channels, own_side):
+        takes = f"latents of {channels} channels and 1/{4096 // side} of the side"
+        raise InputError(f"DECODER {name!r} takes {takes}; the VAE makes {own_channels} and 1/{4096 // own_side}")
+    return decoder.eval().requires_grad_(False).to(vae.device, memory_format=torch.channels_last)
+
+
+def decode_in(vae: AutoencoderKL | AutoencoderTiny, precision: str) -> None:
     """Lets a VAE decode in bf16 if that is the run's precision, else in float32; it always encodes in float32.
 
     fp16 is not used: in the decoders of some of Stable Diffusion's VAEs, activations exceed its largest number.
     """
     if precision == "bf16":
-        vae.decoder.to(torch.bfloat16)
-        if vae.post_quant_conv is not None:
-            vae.post_quant_conv.to(torch.bfloat16)
+        for part in (vae.decoder, getattr(vae, "post_quant_conv", None)):
+            if part is not None:
+                part.to(torch.bfloat16)
 
 
 def latent_shape(vae: AutoencoderKL, image_size: int, patch_size: int = 1) -> tuple[int, int, int]:
@@ -79,11 +93,11 @@ def mean_latents(moments: torch.Tensor | np.ndarray, scaling_factor: float) -> t
     return moments[..., : moments.shape[-3] // 2, :, :] * scaling_factor
 
 
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> np.ndarray:
+def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> np.ndarray:
     """latents (B, C, h, w), unit variance => images (B, S, S) uint8."""
     unscaled = latents.to(vae.device) / vae.config.scaling_factor
     with torch.no_grad():
-        pixels = vae.decode(unscaled.to(vae.decoder.conv_in.weight.dtype)).sample  # (B, 3, S, S), about [-1, 1]
+        pixels = vae.decode(unscaled.to(next(vae.decoder.parameters()).dtype)).sample  # (B, 3, S, S), about [-1, 1]
     grey = pixels.float().mean(dim=1).add(1).mul(127.5).round().clamp(0, 255)
     return grey.to(torch.uint8).cpu().numpy()
 

@@ -9,13 +9,13 @@ import torch
 
 import phantom
 from assets import make_demo_assets, make_open_assets
-from assets.autoencoder import make_vae, refine_decoder, save_half, to_pixels
+from assets.autoencoder import distil_decoder, make_vae, refine_decoder, save_half, to_pixels
 from models.prior import Prior
 from models.report_autoencoder import ReportAutoencoder
 from utils.checkpoints import load_strictly
 from utils.constants import REPOSITORY
 from utils.errors import InputError
-from utils.latents import load_vae
+from utils.latents import decode_latents, load_decoder, load_vae
 from utils.prompts import ReferenceEncoder, TextEncoder
 
 SIDE = 32
@@ -39,6 +39,19 @@ def test_a_vae_learns_and_its_decoder_alone_is_refined(films, tmp_path):
     with torch.no_grad():
         latents = again.encode(to_pixels(films)).latent_dist.mean * again.config.scaling_factor
     assert 0.5 < latents.std() < 2
+
+
+def test_a_quick_decoder_learns_what_the_vaes_own_makes(films, tmp_path):
+    vae = make_vae(films, (8, 16), 40, 4, 5e-3, seed=0).eval()
+    with torch.no_grad():
+        latents = vae.encode(to_pixels(films)).latent_dist.mean * vae.config.scaling_factor
+    wanted = decode_latents(vae, latents).astype(float)
+    errors = []
+    for steps in (1, 60):
+        save_half(distil_decoder(vae, films, 8, steps, 4, seed=0), tmp_path / str(steps))
+        quick = load_decoder(str(tmp_path / str(steps)), vae)
+        errors.append(np.abs(decode_latents(quick, latents) - wanted).mean())
+    assert errors[1] < errors[0] / 2
 
 
 def test_the_open_assets_are_a_base_model_with_a_vae_of_these_films(tmp_path, monkeypatch):
@@ -87,8 +100,9 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
     (tmp_path / "parts.toml").write_text(CONFIG)
     for name, value in {
         "FOLDER": str(tmp_path / "demo"), "WORK": str(tmp_path / "parts"), "CONFIG": str(tmp_path / "parts.toml"),
-        "PARTS": ("vae", "decoder", "clip", "vit", "bart", "prior"), "CHESTS": 80, "VAE_CHANNELS": (8, 16, 16),
-        "VAE_STEPS": 2, "DECODER_STEPS": 3, "CRITIC_FROM": 2, "CLIP_STEPS": 1, "VIT_STEPS": 1, "REPORTS": 80,
+        "PARTS": ("vae", "decoder", "quick", "clip", "vit", "bart", "prior"), "CHESTS": 80, "VAE_CHANNELS": (8, 16, 16),
+        "VAE_STEPS": 2, "DECODER_STEPS": 3, "CRITIC_FROM": 2, "QUICK_STEPS": 1, "CLIP_STEPS": 1, "VIT_STEPS": 1,
+        "REPORTS": 80,
         "BART_STEPS": 1,
         "BART_DECODER_STEPS": 1,
         "UNSEEN": 40,
@@ -103,6 +117,7 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
         "decoder",
         "post_quant_conv",
     }
+    assert load_decoder(str(demo / "decoder"), load_vae(base_model)).config.latent_channels == 4
     assert TextEncoder(base_model, pooled=True).width == make_demo_assets.WIDTH
     assert ReferenceEncoder(f"local-dir:{demo / 'reference_encoder'}").width == make_demo_assets.WIDTH
     autoencoder, prior = ReportAutoencoder.from_pretrained(demo / "bart"), load_strictly(Prior, demo / "prior")
@@ -115,7 +130,7 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
     (tmp_path / "parts" / "bart.made").unlink()
     capsys.readouterr()
     make_demo_assets.main()
-    assert capsys.readouterr().out.count("made before") == 5
+    assert capsys.readouterr().out.count("made before") == 6
     anew = {path.relative_to(demo).parts[0] for path in demo.rglob("*.*") if path.stat().st_mtime_ns != made[path]}
     assert anew == {"bart"}
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from running import CSVS, contents, kill, pictures, provenance, sample, says
 from tiny_models import WIDTH
 
@@ -20,6 +21,7 @@ from sampling import plan
 from sampling import tree as trees
 from sampling.images import ImageSampler
 from sampling.reference_pool import ReferencePool
+from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError
 from utils.findings import FINDINGS, to_physionet
 from utils.folders import SYNTHETIC_TREE, making, read_manifest
@@ -102,6 +104,38 @@ def test_two_samplers_at_once(config, runs, made):
 )
 def test_settings_that_make_no_image_begin_no_tree(config, runs, tmp_path, constants, words):
     says(sample("clipUViT", config, runs, tmp_path / "made", SPLIT="validate", **constants), *words)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.fixture
+def quick_decoder(tmp_path):
+    """A function: sizes => the folder of an untrained AutoencoderTiny."""
+
+    def save(levels=3, channels=4):
+        sizes = {"encoder_block_out_channels": (8,) * levels, "decoder_block_out_channels": (8,) * levels}
+        blocks = {"num_encoder_blocks": (1,) * levels, "num_decoder_blocks": (1,) * levels}
+        AutoencoderTiny(**sizes, **blocks, latent_channels=channels).save_pretrained(tmp_path / "quick")
+        return tmp_path / "quick"
+
+    return save
+
+
+def test_another_decoder_makes_the_images_of_the_same_latents(config, runs, made, tmp_path, quick_decoder):
+    root, constants = tmp_path / "made", {"SPLIT": "validate", "DECODER": quick_decoder()}
+    assert sample("clipUViT", config, runs, root, **constants) == 0
+    stated, other = (json.loads((tree / "manifest.json").read_text())[SYNTHETIC_TREE] for tree in (root, made))
+    assert {**stated} == {**other, "decoder": weights_fingerprint(AutoencoderTiny.from_pretrained(tmp_path / "quick"))}
+    latents = [sorted(np.load(path).tobytes() for path in (tree / "latents").iterdir()) for tree in (root, made)]
+    images = [sorted(path.read_bytes() for path in tree.rglob("*.jpg")) for tree in (root, made)]
+    assert latents[0] == latents[1] and not set(images[0]) & set(images[1])
+    says(sample("clipUViT", config, runs, made, SPLIT="validate", DECODER=tmp_path / "quick"), str(made), "decoder")
+
+
+@pytest.mark.parametrize(("sizes", "words"), [({"levels": 2}, "1/2 of the side"), ({"channels": 8}, "8 channels")])
+def test_a_decoder_of_other_latents_is_refused(config, runs, tmp_path, quick_decoder, sizes, words):
+    message = sample("clipUViT", config, runs, tmp_path / "made", SPLIT="validate", DECODER=quick_decoder(**sizes))
+    says(message, str(tmp_path / "quick"), words, "4 and 1/4")
+    says(sample("clipUViT", config, runs, tmp_path / "made", DECODER=tmp_path / "no"), "DECODER", "madebyollin/taesd")
     assert not (tmp_path / "made").exists()
 
 
