@@ -2,9 +2,9 @@
 
     python -m benchmarks.growth
 
-Ids, labels (of 2,000 vectors), reports and features are made up; of an image the file is there. Each measurement has a
-process of its own. Its memory is the most that is used beyond what was there before. A slope is the exponent of the
-growth between the two largest numbers of images: 0 is flat, 1 is linear. Linux only: the memory is read from /proc.
+Ids, labels (of 2,000 vectors), reports and features are made up. Each measurement has a process of its own; memory is
+what it uses at most beyond what was there before (Linux only). A slope is the exponent of the growth between the two
+largest numbers of images: 0 is flat, 1 is linear.
 Writes: benchmarks/results/growth.json, docs/pictures/growth.png
 """
 

@@ -10,12 +10,11 @@ training  a step as in diffusers' text-to-image example, which runs the frozen e
 reports   transformers' generate, greedy: equal texts
 scores    torch-fidelity's FID and KID, prdc's precision, recall, density and coverage: equal values
 
-The scores are left out where torch-fidelity or prdc is missing. Figures are medians; they hold for one machine, and
-their ratios travel better. Pixels, prompts and noise are random numbers: no quality is measured.
+The scores are left out where torch-fidelity or prdc is missing. Figures are medians of one machine; ratios travel
+better. Pixels, prompts and noise are random numbers: no quality is measured.
 
-Reads:  benchmarks/peers.toml (the paper's sizes)
-Writes: benchmarks/results/bench-DEVICE-SIZES.json
-Prints: the table; an AssertionError where a result is not the peer's
+Reads benchmarks/peers.toml (the paper's sizes); writes benchmarks/results/bench-DEVICE-SIZES.json. A result that is not
+the peer's is an AssertionError.
 """
 
 import copy

@@ -5,7 +5,6 @@ Features are (N, D), float32. Labels, predictions and probabilities are (N, 14) 
 no score and is left out of each mean. torchmetrics is imported by the functions that need it: it takes seconds.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,13 +42,12 @@ def enough(labels: np.ndarray) -> np.ndarray:
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """Fréchet distance of two feature sets (Heusel et al. 2017), (N, D) and (M, D): the FID.
 
-    |mean difference|² + trace(C1 + C2 - 2 (C1 C2)^½). Biased upwards for few images; without meaning below N = D. With
-    C = RᵀR, R from a QR decomposition of the centred features, the trace of the root is R1 R2ᵀ's nuclear norm.
+    |mean difference|² + trace(C1 + C2 - 2 (C1 C2)^½), biased upwards for few images, without meaning below N = D. Where
+    C = RᵀR (R: a QR decomposition of the centred features), the root's trace is the nuclear norm of R1 R2ᵀ.
     """
-    means, roots = [], []
-    for features in (real.astype(np.float64), fake.astype(np.float64)):
-        means.append(features.mean(axis=0))
-        roots.append(np.linalg.qr((features - means[-1]) / np.sqrt(len(features) - 1), mode="r"))
+    pair = [features.astype(np.float64) for features in (real, fake)]
+    means = [features.mean(axis=0) for features in pair]
+    roots = [np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r") for x, mean in zip(pair, means)]
     traces = sum(np.square(root).sum() for root in roots) - 2 * np.linalg.norm(roots[0] @ roots[1].T, "nuc")
     return max(0.0, float(np.square(means[0] - means[1]).sum() + traces))
 
@@ -59,21 +57,14 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[floa
 
     With fewer than KID_SUBSET_SIZE images every subset is the whole smaller set.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
+    from torchmetrics.image.kid import poly_mmd
 
-    features_already = torch.nn.Identity()
-    features_already.num_features = real.shape[1]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory anyway
-        subset_size = min(KID_SUBSET_SIZE, len(real), len(fake))
-        # each process has all images, so nothing is summed over processes
-        metric = KernelInceptionDistance(features_already, KID_SUBSETS, subset_size, sync_on_compute=False)
-    metric.update(torch.from_numpy(real), real=True)
-    metric.update(torch.from_numpy(fake), real=False)
+    pair, size = (torch.from_numpy(real), torch.from_numpy(fake)), min(KID_SUBSET_SIZE, len(real), len(fake))
     with torch.random.fork_rng([]):
         torch.manual_seed(keyed_seed(seed, "KID"))
-        mean, deviation = metric.compute()
-    return float(mean), float(deviation)
+        subsets = ((part[torch.randperm(len(part))[:size]] for part in pair) for _ in range(KID_SUBSETS))
+        values = torch.stack([poly_mmd(*subset) for subset in subsets])
+    return float(values.mean()), float(values.std(correction=0))
 
 
 def neighbourhood_metrics(real: np.ndarray, fake: np.ndarray, neighbours: int = 5) -> dict:
