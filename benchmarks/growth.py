@@ -5,7 +5,7 @@
 Ids, labels (of 2,000 vectors), reports and features are made up. Each measurement has a process of its own; memory is
 what it uses at most beyond what was there before (Linux only). A slope is the exponent of the growth between the two
 largest numbers of images: 0 is flat, 1 is linear.
-Writes: benchmarks/results/growth.json, docs/pictures/growth.png
+Writes: benchmarks/results/scale-growth.json, docs/pictures/growth.png
 """
 
 import multiprocessing
@@ -171,7 +171,7 @@ def main():
         rows.append(row)
     figure.savefig(REPOSITORY / "docs" / "pictures" / "growth.png")
     table = pd.DataFrame(rows, columns=["", "images", "seconds", "slope", "memory, MiB", "its slope"])
-    write_record("growth", "Growth with the number of images", table, constants)
+    write_record("scale-growth", "Growth with the number of images", table, constants)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from evaluation.report import markdown
 from utils.constants import REPOSITORY
 
 PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
-OWN_PAGES = {"counterfactuals.md": ("counterfactual", "shortcut"), "privacy.md": ("privacy",)}  # their records begin so
-MARK = "rendered from benchmarks/results by python -m benchmarks.render"  # of the README's table
+# how the names of their records begin
+OWN_PAGES = {"counterfactuals.md": ("counterfactual", "shortcut"), "privacy.md": ("privacy",), "scale.md": ("scale",)}
+MARK = "rendered from benchmarks/results by python -m benchmarks.render"  # of the README's table of the demo
+SPEED = "bench-cpu-demo"  # a record, and the mark of the README's table of it
 HEADER = """# Results
 
 Everything on this page was measured on drawn chests with tiny models, or with random weights, unless a table says
@@ -86,12 +88,20 @@ def demo_table(records: list[dict]) -> str:
     return markdown(pd.DataFrame(rows, columns=demos[0]["columns"]))
 
 
+def speed_table(records: list[dict]) -> str:
+    """The README's table of SPEED: what was compared with which package, and the ratio."""
+    [record] = [record for record in records if record["name"] == SPEED]
+    table = pd.DataFrame(record["rows"], columns=record["columns"])[["what", "peer", "ratio"]]
+    return markdown(table[~table["peer"].str.startswith("PNDM")])
+
+
 def main():
     records = read_records()
     PAGE.write_text(page(records))
     for name in OWN_PAGES:
         (PAGE.parent / name).write_text(own_page(name, records))
-    README.write_text(fill(README.read_text(), MARK, demo_table(records)))
+    readme = fill(README.read_text(), MARK, demo_table(records))
+    README.write_text(fill(readme, SPEED, speed_table(records)))
 
 
 if __name__ == "__main__":

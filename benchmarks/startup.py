@@ -3,7 +3,7 @@
     python -m benchmarks.startup
 
 Each import has a process of its own, without garbage collection, as in a script (`check_command_line`). All take turns;
-the figures are medians. Writes: benchmarks/results/startup.json
+the figures are medians. Writes: benchmarks/results/scale-startup.json
 """
 
 import subprocess
@@ -33,7 +33,7 @@ def main():
     medians = {name: np.median(durations[1:]) for name, durations in seconds.items()}
     rows = [(name, value, value / medians["import torch"]) for name, value in medians.items()]
     table = pd.DataFrame(rows, columns=["", "seconds", "units of `import torch`"])
-    write_record("startup", "Start-up of the scripts", table, constants)
+    write_record("scale-startup", "Start-up of the scripts", table, constants)
 
 
 if __name__ == "__main__":

@@ -200,6 +200,7 @@ def test_figures_of_the_documents_are_those_of_the_records():
     records, readme = render.read_records(), render.README.read_text()
     assert render.PAGE.read_text() == render.page(records), "run python -m benchmarks.render"
     assert readme == render.fill(readme, render.MARK, render.demo_table(records)), "run python -m benchmarks.render"
+    assert readme == render.fill(readme, render.SPEED, render.speed_table(records)), "run python -m benchmarks.render"
     for name, starts in render.OWN_PAGES.items():
         text = (render.PAGE.parent / name).read_text()
         assert text == render.own_page(name, records), "run python -m benchmarks.render"
