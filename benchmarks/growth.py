@@ -35,7 +35,7 @@ from sampling.tree import SyntheticTree
 from training.batches import Batches
 from training.reports import ReportExamples
 from utils.cache import FeatureCache
-from utils.constants import REPOSITORY, override_constants
+from utils.constants import REPOSITORY
 from utils.devices import make_accelerator
 from utils.errors import run
 from utils.findings import FINDINGS, to_physionet
@@ -151,12 +151,10 @@ def _measure(prepare, count, results):
 
 
 def main():
-    constants = override_constants(globals())
-    context, rows, figure = multiprocessing.get_context("spawn"), [], Figure(figsize=(10, 4), layout="constrained")
+    context, rows, figure = multiprocessing.get_context("spawn"), [], Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots(1, 2)
     for prepare, sizes in _SIZES.items():
-        what = prepare.__doc__.split(".")[0]
-        results = context.Queue()
+        what, results = prepare.__doc__.split(".")[0], context.Queue()
         for count in sizes:
             process = context.Process(target=_measure, args=(prepare, count, results))
             process.start()
@@ -167,11 +165,11 @@ def main():
             row += [", ".join(f"{value:,.3g}" for value in values), *slope]
             axis.loglog(sizes, values, marker="o", label=f"{what}: {slope.item():.2f}")
             axis.set(xlabel="images", ylabel=unit)
-            axis.legend(fontsize="xx-small", title="slopes", title_fontsize="xx-small")
+            axis.legend(fontsize="xx-small", title="slopes", loc="upper left", bbox_to_anchor=(0, -0.14))
         rows.append(row)
     figure.savefig(REPOSITORY / "docs" / "pictures" / "growth.png")
     table = pd.DataFrame(rows, columns=["", "images", "seconds", "slope", "memory, MiB", "its slope"])
-    write_record("scale-growth", "Growth with the number of images", table, constants)
+    write_record("scale-growth", "Growth with the number of images", table, constants={})
 
 
 if __name__ == "__main__":

@@ -212,7 +212,9 @@ def auroc_table(
     if not counted.any():
         return table
     weights = np.vstack([np.ones(len(labels)), patient_weights(subjects, seed)])  # first all images, then each draw
-    values = np.array([auroc(labels[:, column], scores[:, column], weights) for column in columns])
+    parts = np.array_split(weights, BOOTSTRAP // 20)  # draws at a time: all of them would take 50 times the memory
+    values = [[auroc(labels[:, column], scores[:, column], part) for part in parts] for column in columns]
+    values = np.array([np.concatenate(draws) for draws in values])
     low, high = np.nanquantile(values[:, 1:], (0.025, 0.975), axis=1)
     for place in np.flatnonzero(low == high):
         positive = labels[:, columns[place]]

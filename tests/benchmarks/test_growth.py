@@ -19,7 +19,6 @@ def test_growth_is_recorded_with_its_slopes(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "REPOSITORY", tmp_path)
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
     monkeypatch.setattr(growth, "_SIZES", {growth.caching: (64, 6400)})
-    monkeypatch.setattr("sys.argv", ["growth.py"])
     growth.main()
     [(what, sizes, seconds, slope, memory, _)] = json.loads((tmp_path / "scale-growth.json").read_text())["rows"]
     assert what == "Fills a cache of 1 KB an image" and sizes == "64, 6,400"
