@@ -4,8 +4,7 @@
 
 Ids, labels (of 2,000 vectors), reports and features are made up. Each measurement has a process of its own; memory is
 what it uses at most beyond what was there before (Linux only). A slope is the exponent of the growth between the two
-largest numbers of images: 0 is flat, 1 is linear.
-Writes: benchmarks/results/scale-growth.json, docs/pictures/growth.png
+largest numbers of images: 0 is flat, 1 linear. Writes: benchmarks/results/scale-growth.json, docs/pictures/growth.png
 """
 
 import multiprocessing
@@ -52,9 +51,8 @@ def _table(count):
     texts = rng.choice(_SENTENCES, (count, 6))[rows // 2]
     ids = {"dicom_id": [f"{row:08x}" for row in rows], "subject_id": 10_000_000 + rows // 4 * 90}
     ids |= {"study_id": 50_000_000 + rows // 2, "view": "PA", "split": "train"}
-    return pd.DataFrame(labels, columns=FINDINGS).assign(
-        **ids, report=[f"FINDINGS: {' '.join(text)}" for text in texts]
-    )
+    ids["report"] = [f"FINDINGS: {' '.join(text)}" for text in texts]
+    return pd.DataFrame(labels, columns=FINDINGS).assign(**ids)
 
 
 def _requests(count):

@@ -22,8 +22,8 @@ TURNS = 5  # imports of each script (1 or more)
 def main():
     constants = override_constants(globals())
     scripts = sorted(path.stem for path in REPOSITORY.glob("*.py"))
-    statements = dict(zip(scripts, map("import gc; gc.disable(); import {}".format, scripts)))
-    statements = {"import torch": "import torch", **statements}
+    imports = map("import gc; gc.disable(); import {}".format, scripts)
+    statements = {"import torch": "import torch", **dict(zip(scripts, imports))}
     seconds = {name: [] for name in statements}
     for _ in range(TURNS + 1):  # the first fills the cache of the disk
         for name, statement in statements.items():

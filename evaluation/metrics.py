@@ -21,6 +21,7 @@ from utils.seeds import draw_rows, keyed_seed
 
 MINIMUM_POSITIVES = 10  # of a finding, and as many negatives, for a score
 BOOTSTRAP = 1000  # draws of patients for a 95 % interval
+DRAWS = 20  # of them at a time, for their weights are copied several times
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 1000  # subsets, and images a subset at most
 NEIGHBOUR_IMAGES = 10_000  # of a set, whose neighbours are looked for
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
@@ -171,11 +172,14 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
     """
     labels, order = np.asarray(labels, dtype=bool), np.argsort(scores, kind="stable")
     levels = np.flatnonzero(np.diff(np.asarray(scores)[order], prepend=np.nan) != 0)  # where a new score begins
-    weights, labels = np.asarray(weights, dtype=float)[:, order], labels[order]
-    positive, negative = (np.add.reduceat(weights * part, levels, axis=1) for part in (labels, ~labels))
-    wins = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return wins / (positive.sum(axis=1) * negative.sum(axis=1))
+    labels, areas = labels[order], []
+    for part in np.array_split(weights, -(-len(weights) // DRAWS)):
+        part = np.asarray(part, dtype=float)[:, order]
+        positive, negative = (np.add.reduceat(part * chosen, levels, axis=1) for chosen in (labels, ~labels))
+        wins = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            areas.append(wins / (positive.sum(axis=1) * negative.sum(axis=1)))
+    return np.concatenate(areas)
 
 
 def auroc_interval(value: float, positives: int, negatives: int) -> tuple[float, float]:
@@ -212,9 +216,7 @@ def auroc_table(
     if not counted.any():
         return table
     weights = np.vstack([np.ones(len(labels)), patient_weights(subjects, seed)])  # first all images, then each draw
-    parts = np.array_split(weights, BOOTSTRAP // 20)  # draws at a time: all of them would take 50 times the memory
-    values = [[auroc(labels[:, column], scores[:, column], part) for part in parts] for column in columns]
-    values = np.array([np.concatenate(draws) for draws in values])
+    values = np.array([auroc(labels[:, column], scores[:, column], weights) for column in columns])
     low, high = np.nanquantile(values[:, 1:], (0.025, 0.975), axis=1)
     for place in np.flatnonzero(low == high):
         positive = labels[:, columns[place]]
