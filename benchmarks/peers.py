@@ -9,8 +9,10 @@ training  a step as in diffusers' text-to-image example, which runs the frozen e
           cache, and averages the weights besides: equal losses
 reports   transformers' generate, greedy: equal texts
 scores    torch-fidelity's FID and KID, prdc's precision, recall, density and coverage: equal values
+labels    negspacy's NegEx (Chapman et al. 2001), the rules that NegBio began with, on sentences whose words it knows:
+          equal codes. Ours also knows synonyms and doubt, which costs time here, too
 
-The scores are left out where torch-fidelity or prdc is missing. Figures are medians of one machine; ratios travel
+A section whose peer is missing is left out. Figures are medians of one machine; ratios travel
 better. Pixels, prompts and noise are random numbers: no quality is measured.
 
 Reads benchmarks/peers.toml (the paper's sizes); writes benchmarks/results/bench-DEVICE-SIZES.json. A result that is not
@@ -21,6 +23,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -35,15 +38,17 @@ import train_diffusion_clipUViT
 from benchmarks.networks import Networks
 from benchmarks.record import write_record
 from evaluation import metrics
+from evaluation.labeler import codes_of_sentence, label_reports
 from models import diffusion
 from models.graphs import replay
 from training.loop import Average
 from utils.constants import override_constants
 from utils.errors import run, say
+from utils.findings import ABSENT, FINDINGS, PRESENT
 from utils.latents import decode_in, decode_latents, encode_moments, mean_latents
 from utils.report_cleaning import clean_report
 
-SECTIONS = ("images", "training", "reports", "scores")  # (each images, training, reports or scores)
+SECTIONS = ("images", "training", "reports", "scores", "labels")  # (each images, training, reports, scores or labels)
 SIZES = "demo"  # of the networks (demo or paper; demo: minutes of 2 cores; paper: for a GPU)
 DEVICE = "cpu"  # where it runs (cpu or cuda)
 
@@ -195,12 +200,40 @@ def scores(_: Networks, width: int) -> Iterator[tuple]:
         yield what, peer, "pairs/s", 1, theirs, partial(ours, *pair), f"two sets of {size} features of width {width}"
 
 
+def labels(_: Networks, size: int) -> Iterator[tuple]:
+    """Which findings reports call present and absent, by rules; ours without the sentences that it has kept."""
+    import_module("negspacy.negation")  # makes "negex" known
+    import spacy
+
+    rng, forms = (
+        np.random.default_rng(0),
+        ("There is {} {}.", "{} {} is seen.", "There is no {} {}.", "No {} {} is seen."),
+    )
+    degrees, names = ("small", "mild", "large", "focal"), [name for name in FINDINGS if " " not in name]
+    sentences = [[rng.choice(forms).format(rng.choice(degrees), name) for name in names] for _ in range(size)]
+    texts, language = list(map(" ".join, sentences)), spacy.blank("en")
+    language.add_pipe("sentencizer")
+    patterns = [{"label": "finding", "pattern": name, "id": name} for name in names]
+    language.add_pipe("entity_ruler", config={"phrase_matcher_attr": "LOWER"}).add_patterns(patterns)
+    language.add_pipe("negex")
+
+    def negex():
+        return [[ABSENT if entity._.negex else PRESENT for entity in text.ents] for text in language.pipe(texts)]
+
+    def rules():
+        codes_of_sentence.cache_clear()
+        return label_reports(texts)[:, [FINDINGS.index(name) for name in names]].tolist()
+
+    assert negex() == rules()
+    yield "labels", "negspacy", "reports/s", size, negex, rules, f"{len(names)} sentences each, of the rules of both"
+
+
 def main():
     constants = override_constants(globals())
     networks, rows = Networks(DEVICE, SIZES == "paper"), []
     sections = {  # each with the values of its argument
         "images": (images, _SCRIPTS), "training": (training, _SCRIPTS), "reports": (reports, _REPORTS),
-        "scores": (scores, [512]),
+        "scores": (scores, [512]), "labels": (labels, [500]),
     }  # fmt: skip
     for name in SECTIONS:
         measure, settings = sections[name]

@@ -4,6 +4,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,14 @@ def test_other_scores_are_refused(demo, monkeypatch):
     monkeypatch.setattr(peers.metrics, "frechet_distance", lambda *_: 1.0)
     with pytest.raises(AssertionError):
         next(peers.scores(demo, 16))
+
+
+def test_other_codes_are_refused(demo, monkeypatch):
+    pytest.importorskip("negspacy")
+    assert next(peers.labels(demo, 20))[:4] == ("labels", "negspacy", "reports/s", 20)
+    monkeypatch.setattr(peers, "label_reports", lambda texts: np.zeros((len(texts), 14), dtype=np.int8))
+    with pytest.raises(AssertionError):
+        next(peers.labels(demo, 20))
 
 
 def test_networks_of_the_papers_sizes(monkeypatch):
