@@ -68,10 +68,9 @@ def read_tables(
     """
     groups = {*hold_out} - {ONE_STUDY}
     if ONE_STUDY not in hold_out or not set() < {*attacker} < groups:
-        raise InputError(
-            f"HOLD_OUT is {tuple(hold_out)}, ATTACKER {tuple(attacker)}: an audit needs {ONE_STUDY!r} withheld, and "
-            "groups held out of which some, but not all, teach the attacker; train with such a HOLD_OUT"
-        )
+        needs = f"{ONE_STUDY!r} withheld, and groups held out of which some, but not all, teach the attacker"
+        given = f"HOLD_OUT is {tuple(hold_out)}, ATTACKER {tuple(attacker)}"
+        raise InputError(f"{given}: an audit needs {needs}; train with such a HOLD_OUT")
     table = read_table(data_root, reports_root, views, hold_out=sorted(groups))
     rest = read_table(data_root, "", views, hold_out=hold_out, with_reports=False, check_images=False)
     kept, group = table["dicom_id"].isin(rest["dicom_id"]), "p" + table["subject_id"].astype(str).str[:2]

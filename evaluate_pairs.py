@@ -99,10 +99,9 @@ def read_tables(
     }
     asked, present = (positives(table).any(axis=0) for table in (tables["synthetic"], real_all))
     if not (asked & present).any():
-        raise InputError(
-            f"{real} and {synthetic} share no findings: none of the 14 is present in an image of each, so that nothing "
-            "can be compared; are the labels of the synthetic tree what was asked for?"
-        )
+        why = "none of the 14 is present in an image of each, so that nothing can be compared"
+        doubt = "are the labels of the synthetic tree what was asked for?"
+        raise InputError(f"{real} and {synthetic} share no findings: {why}; {doubt}")
     return tables
 
 

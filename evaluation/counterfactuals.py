@@ -28,17 +28,13 @@ FLOORS = ("a real film with the film's findings (floor)", "a real film with the 
 
 @dataclass(frozen=True)
 class Twins:
-    """N twins beside their films.
+    """N twins beside their films."""
 
-    table: the rows of `read_twins`; labels: of film and twin, (2, N, 14) codes; seen, told: what judges see in their
-    images and read in their reports, (2, N, 14) readings (told: None without reports); pixels: (2, N, S, S) uint8.
-    """
-
-    table: pd.DataFrame
-    labels: np.ndarray
-    seen: np.ndarray
-    told: np.ndarray | None
-    pixels: np.ndarray
+    table: pd.DataFrame  # the rows of `read_twins`
+    labels: np.ndarray  # of film and twin, (2, N, 14) codes
+    seen: np.ndarray  # what the judge sees in their images, (2, N, 14) readings
+    told: np.ndarray | None  # what is read in their reports, (2, N, 14) readings; None without reports
+    pixels: np.ndarray  # (2, N, S, S) uint8
 
     @classmethod
     def of(cls, table: pd.DataFrame, images: Images, judge: Judge, text_judge) -> "Twins":
@@ -96,9 +92,8 @@ def read_exact(exact: str, twins: pd.DataFrame | None) -> pd.DataFrame:
 
 def _other_films(sets, twins, judge, text_judge):
     """The twins' films with other films in place of the twins: training images of the film's and the twin's labels."""
-    places = pd.Index(sets.synthetic.table["dicom_id"])
     for name in ("film_dicom_id", "dicom_id"):
-        rows = sets.copies[places.get_indexer(twins.table[name])]
+        rows = sets.copies[pd.Index(sets.synthetic.table["dicom_id"]).get_indexer(twins.table[name])]
         reports, paths = (sets.train.table[column].iloc[rows] for column in ("report", "image_path"))
         told, size = None, twins.pixels.shape[-1]
         if twins.told is not None:

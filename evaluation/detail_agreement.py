@@ -90,8 +90,7 @@ def written_details(reports: sections.Reports, train: dict, seed: int) -> list[d
     """`agreement_rows` of reports written for real images against the images' own reports."""
     details, references = read_details(reports.table["report"]), read_details(reports.references)
     made = reports.further.get(sections.FURTHER["reconstruction"])
-    ceiling = made and read_details(made)
-    return agreement_rows(details, references, reports.table["subject_id"], train, seed, ceiling)
+    return agreement_rows(details, references, reports.table["subject_id"], train, seed, made and read_details(made))
 
 
 def place_targets(table: pd.DataFrame) -> np.ndarray:

@@ -38,14 +38,13 @@ APPLIES = {  # detail => the findings that have it; kinds are those of words.tom
 }
 _SHARING = APPLIES["zone"] - {"Edema"}  # "left effusion and edema" says no side of the edema
 
-_NO_CHANGE = WORDS["parts"]["no_change"]  # behind a degree: "mildly increased" is excluded
-
 
 def _compiled(words, end=""):
     return {value: re.compile(rf"\b(?:{pattern}){end}") for value, pattern in words.items()}
 
 
-_WORDS = {name: _compiled(words, _NO_CHANGE if name == "degree" else "") for name, words in WORDS["details"].items()}
+_ENDS = {"degree": WORDS["parts"]["no_change"]}  # "mildly increased" is no degree
+_WORDS = {name: _compiled(words, _ENDS.get(name, "")) for name, words in WORDS["details"].items()}
 _KINDS = {finding: _compiled(words) for finding, words in WORDS["kinds"].items()}
 
 

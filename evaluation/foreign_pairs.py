@@ -49,8 +49,7 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     columns = _columns(path)
     frame = parse_csv(path, dtype=str, keep_default_na=False)
-    has_labels = {*FINDINGS} <= {*frame}
-    stated = from_physionet(frame, path) if has_labels else None
+    stated = from_physionet(frame, path) if {*FINDINGS} <= {*frame} else None
     frame = drop_blank(frame, [columns["images"], columns["prompts"]], path)
     if frame.empty:
         raise InputError(f"{path} has no rows with an image and a prompt")
@@ -69,10 +68,10 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
         say(f"{message}: dropped")
     frame = frame[frame["image_path"] != ""]
     prompts = frame[columns["prompts"]]
-    if has_labels:
-        codes = stated.loc[frame.index].reset_index(drop=True)
-    else:
+    if stated is None:
         codes = pd.DataFrame(map(cache(labels_of_prompt), prompts), columns=FINDINGS)
+    else:
+        codes = stated.loc[frame.index].reset_index(drop=True)
     numbers, reports = np.arange(1, len(frame) + 1), ""
     if columns["reports"]:
         texts = [frame[name] for name in columns["reports"]]  # of two sections, or of whole reports
@@ -86,7 +85,7 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
     })  # fmt: skip
     parts = [f"{name} in `{'` and `'.join(np.atleast_1d(columns[name]))}`" for name in COLUMNS if columns[name]]
     parts += [f"no {name}" for name in COLUMNS if not columns[name]]
-    parts.append("labels in the 14 columns" if has_labels else "labels by the words of the prompts")
+    parts.append("labels by the words of the prompts" if stated is None else "labels in the 14 columns")
     say(f"{path}: {len(table)} images; {', '.join(parts)}")
     return pd.concat([table, codes], axis=1)
 

@@ -117,9 +117,7 @@ def image_judge(
     train, validation = readable_rows(train_table), readable_rows(validation_table)
     if len(train[1]) < 2:
         raise InputError(f"a judge cannot be trained on {len(train[1])} images: it needs 2 or more training rows")
-    about = [dataclasses.asdict(settings)]
-    for _, keys, labels in (train, validation):
-        about += [keys, labels.tolist()]
+    about = [dataclasses.asdict(settings), train[1], train[2].tolist(), validation[1], validation[2].tolist()]
     if start is not None:
         weights = b"".join(value.cpu().numpy().tobytes() for value in start.model.state_dict().values())
         about.append(hashlib.sha256(weights).hexdigest())
@@ -187,8 +185,7 @@ def train_classifier(
     last layer is left out where it has other targets.
     Each batch is moved by up to 5 % of its side, so that no place is learnt by heart. Global randomness is left as is.
     """
-    devices = [device] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(keyed_seed(settings.seed, "judge"))
         model = new_classifier(settings.model, labels.shape[1]).to(device).train()
         if start is not None:

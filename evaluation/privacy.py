@@ -149,9 +149,8 @@ def report_scores(reports: Sequence[str], synthetic: Sequence[str]) -> dict[str,
     phrases = [{*_runs(words, PHRASE)} for words in written]
     counts = Counter(phrase for own in phrases for phrase in own)
     rare = [{phrase for phrase in own if counts[phrase] == 1} for own in phrases]
-    longest = [_longest(words, runs) for words in written]
     scores = {
-        "longest common run": (longest, [len(words) for words in written]),
+        "longest common run": ([_longest(words, runs) for words in written], [len(words) for words in written]),
         "rare phrases": ([len(own & runs(PHRASE)) for own in rare], [len(own) for own in rare]),
     }
     return {name: tuple(np.array(values, dtype=float) for values in both) for name, both in scores.items()}

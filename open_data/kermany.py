@@ -20,7 +20,6 @@ from utils.errors import InputError, say
 from utils.findings import ABSENT, FINDINGS, NOT_MENTIONED, PRESENT
 
 PUBLISHED_IMAGES = 5856
-_PARTS = ("train", "val", "test")
 _NAMES = {  # class => what its files are called
     "NORMAL": r"(?P<series>(?:NORMAL2-)?IM)-(?P<number>\d{1,4})-0*(?P<film>\d{1,2})(?:-0*(?P<copy>\d))?\.jpe?g",
     "PNEUMONIA": r"person(?P<number>\d{1,4})_(?P<series>bacteria|virus)_(?P<film>\d{1,4})(?:_(?P<copy>\d))?\.jpe?g",
@@ -56,7 +55,7 @@ def read(root: str | Path) -> pd.DataFrame:
 def _files(root):
     """A row an image: file, part, class, and what its name says. Prints which files and parts are left out."""
     tables, absent = [], []
-    for part in _PARTS:
+    for part in ("train", "val", "test"):
         for name, pattern in _NAMES.items():
             folder = f"chest_xray/{part}/{name}"
             if not (root / folder).is_dir():

@@ -26,12 +26,9 @@ COLUMNS = {  # NIH's finding => CheXpert's; "": none
 _ENTRIES = "Data_Entry_2017*.csv*"
 _LISTS = {"train_val_list.txt": "", "test_list.txt": "test"}  # list => the split of its patients, "": drawn
 _IMAGE_FOLDERS = ("images_*/images", "images", "images_*", "images/images_*", "images/images_*/images")
-_NEEDED = {  # column of the CSV => of the table
-    "Image Index": "name", "Finding Labels": "labels", "Patient ID": "patient_id", "View Position": "view"
-}  # fmt: skip
-_OPTIONAL = {  # which differ between the editions
-    "Follow-up #": "follow_up", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"
-}  # fmt: skip
+# columns of the CSV => of the table; the editions differ in the optional ones
+_NEEDED = {"Image Index": "name", "Finding Labels": "labels", "Patient ID": "patient_id", "View Position": "view"}
+_OPTIONAL = {"Follow-up #": "follow_up", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"}
 _NAME = r"000([0-2]\d{4}|3[0-2]\d{3})_([0-2]\d{2})\.png"  # patient, 30,805 at most, and image, 183 at most
 _IMAGES_A_PATIENT = 300
 
@@ -53,13 +50,11 @@ def read(root: str | Path) -> pd.DataFrame:
         say(f"{path}: {strange.sum()} images have a view that is neither PA nor AP; it is left blank")
     study = _IMAGES_A_PATIENT * patient + ids[1].astype(int)
     table = frame.assign(patient=patient, study=study, view=frame["view"].mask(strange, ""))
-    patients = table["patient"].nunique()
     published = f"{PUBLISHED_IMAGES} of {PUBLISHED_PATIENTS} patients were published"
-    say(f"{path}: {len(table)} images of {patients} patients; {published}")
+    say(f"{path}: {len(table)} images of {patient.nunique()} patients; {published}")
     table = _with_splits(table, root)
     table["file"] = table["name"].map(png_places(root, _IMAGE_FOLDERS)).fillna("images/" + table["name"])
-    table["dicom_id"] = table["name"].str.removesuffix(".png")
-    table = table.assign(report="").drop(columns="name")
+    table = table.assign(dicom_id=table["name"].str.removesuffix(".png"), report="").drop(columns="name")
     return pd.concat([table, _codes(table["labels"], path)], axis=1)
 
 

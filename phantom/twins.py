@@ -55,8 +55,7 @@ def draw_twins(twins_of: str, data_root: str, output_root: str, processes: int) 
     if "studies" not in manifest:
         raise InputError(f"{data_root} is no drawn tree: set DATA_ROOT to the one that {twins_of} has its films from")
     known = {film[2]: (study, film) for study in studies_of_tree(manifest) for film in study["films"]}
-    strange = set(wanted["source"]) - set(known)
-    if strange:
+    if strange := set(wanted["source"]) - set(known):
         raise InputError(f"{min(strange)!r}, a film in {twins_of}, is not of {data_root}: set DATA_ROOT to its tree")
     drawn, rows, films = [], [], {}
     for source, finding, before, after in wanted[["source", "finding", "from", "to"]].drop_duplicates().to_numpy():

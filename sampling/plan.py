@@ -15,18 +15,7 @@ from evaluation.labeler import labels_of_prompt
 from sampling.reference_pool import ReferencePool
 from utils.csv_files import authors_codes, drop_blank, parse_csv, read_csv, write_csv
 from utils.errors import InputError, say
-from utils.findings import (
-    ABSENT,
-    FINDINGS,
-    PRESENT,
-    UNCERTAIN,
-    check_prompt,
-    finding_index,
-    from_physionet,
-    from_prompt,
-    prompts_of,
-    with_prompts,
-)
+from utils.findings import FINDINGS, check_prompt, from_physionet, from_prompt, parse_findings, prompts_of, with_prompts
 from utils.mimic_cxr import image_files, read_table, split_rows
 from utils.report_cleaning import clean_report
 from utils.seeds import keyed_seed
@@ -43,7 +32,6 @@ SETTINGS = (  # columns of synthetic.csv from the tree's manifest, the same for 
 )  # fmt: skip
 SYNTHETIC_COLUMNS = (*PROVENANCE, *SETTINGS)  # of synthetic.csv
 _PLAN_COLUMNS = (*PROVENANCE, "view", *FINDINGS)
-_WORDS_OF_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
 
 
 def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bool) -> pd.DataFrame:
@@ -55,25 +43,6 @@ def real_rows(trained: dict, data_root: str, reports_root: str, with_prompts: bo
     roots = data_root or trained["DATA_ROOT"], reports_root or trained["REPORTS_ROOT"]
     with_reports = with_prompts and trained["PROMPT"] != "findings"
     return read_table(*roots, views=trained["VIEWS"], hold_out=trained["HOLD_OUT"], with_reports=with_reports)
-
-
-def parse_findings(text: str) -> np.ndarray:
-    """Findings in plain words, comma-separated => a label vector, (14,) int8.
-
-    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent,
-    "uncertain" and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
-    """
-    labels = np.zeros(len(FINDINGS), dtype=np.int8)  # none mentioned
-    for part in filter(None, (part.strip().lower() for part in text.split(","))):
-        first, _, rest = part.partition(" ")
-        if first in _WORDS_OF_CODES and part != "no finding":  # that is the name of a finding
-            code, index = _WORDS_OF_CODES[first], finding_index(rest)
-        else:
-            code, index = PRESENT, finding_index(part)
-        if labels[index]:
-            raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
-        labels[index] = code
-    return labels
 
 
 def label_vectors(
@@ -104,10 +73,8 @@ def label_vectors(
         kept = [name for name in (*FINDINGS, "subject_id", "view", "prompt") if name in vectors]
         vectors = vectors[kept].assign(source=vectors.dicom_id, prompt_kind=trained_on)
     if trained_on != "findings" and "prompt" not in vectors:
-        raise InputError(
-            f"{labels_csv or 'FINDINGS'} gives no text, and CHECKPOINT was trained on impressions: write one in TEXT "
-            "or in a column `prompt` of LABELS_CSV, or set a SPLIT"
-        )
+        without = f"{labels_csv or 'FINDINGS'} gives no text, and CHECKPOINT was trained on impressions"
+        raise InputError(f"{without}: write one in TEXT or in a column `prompt` of LABELS_CSV, or set a SPLIT")
     if vectors.empty:
         raise InputError(f"{labels_csv or 'the split'} has no rows, so there are no images to make")
     vectors = vectors.reset_index(drop=True)
@@ -159,12 +126,10 @@ def free_requests(texts: pd.Series, places: list[str], trained_on: str) -> pd.Da
         if not text:
             raise InputError(f"{place}: {original[:60]!r} has no word, so no image can be made of it")
         if trained_on == "findings" and from_prompt(text) is None:
-            raise InputError(
-                f"{place}: {text[:60]!r} is free text, and CHECKPOINT was trained on prompts of findings: set "
-                "FINDINGS instead, or take a checkpoint that was trained with PROMPT impression"
-            )
-    changed = (cleaned != texts.str.split().str.join(" ")).sum()
-    if changed:
+            free = f"{text[:60]!r} is free text, and CHECKPOINT was trained on prompts of findings"
+            way_out = "set FINDINGS instead, or take a checkpoint that was trained with PROMPT impression"
+            raise InputError(f"{place}: {free}: {way_out}")
+    if changed := (cleaned != texts.str.split().str.join(" ")).sum():
         say(f"prompts: de-identification marks removed from {changed} of {len(texts)}")
     codes = pd.DataFrame([labels_of_prompt(text) for text in cleaned], columns=FINDINGS, index=texts.index)
     return codes.assign(prompt=cleaned, prompt_kind="findings" if trained_on == "findings" else FREE_TEXT)

@@ -120,8 +120,7 @@ class ReferencePool:
         """Encodes references that may have been drawn in an earlier run; InputError for one that is gone."""
         wanted = sorted({*dicom_ids} - {""})
         self._encode(np.flatnonzero(self.table.dicom_id.isin(wanted)))
-        gone = [name for name in wanted if self._embeddings.get(name) is None]
-        if gone:
+        if gone := [name for name in wanted if self._embeddings.get(name) is None]:
             what = f"{len(gone)} references in this tree's plan are no readable training images of DATA_ROOT any more"
             raise InputError(f"{what}, e.g. {gone[0]}: put them back, or name another OUTPUT_ROOT")
 

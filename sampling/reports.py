@@ -17,7 +17,7 @@ from models.report_autoencoder import ReportAutoencoder
 from sampling.data_set import save_data_set
 from utils.cache import load_or_name
 from utils.checkpoints import check_encoders, weights_fingerprint
-from utils.csv_files import check_unique, csv_header, read_csv, write_csv
+from utils.csv_files import csv_header, read_csv, write_csv
 from utils.errors import InputError, Stopped, reason, say, stoppable, write_whole
 from utils.latents import draw_latents, load_vae
 from utils.mimic_cxr import image_file, read_table, read_twins
@@ -98,8 +98,7 @@ class Reports:
         self.pending = []  # rows that are not in reports.csv yet, with subject_id and its columns
         self.written = pd.DataFrame(columns=self.columns)
         if self.path.exists():
-            self.written = read_csv(self.path, self.columns[:3], texts=("dicom_id", "report"), optional=further)
-            check_unique(self.written, ["dicom_id"], self.path)
+            self.written = read_csv(self.path, self.columns[:3], ("report",), further, key=["dicom_id"])
 
     def save(self):
         """Writes what is pending: the .txt files first, so that each report in reports.csv has its file."""
@@ -174,8 +173,7 @@ def random_reports(reports: list[str], dicom_ids: pd.Series, candidates: int, se
 def reconstruct(autoencoder: ReportAutoencoder, reports: pd.Series, seeds: list[int], decode: Callable) -> list[str]:
     """What BART makes of each of n reports: its latent, decoded again with its seed; "" where there is no report."""
     texts = reports.map(clean_report).tolist()
-    rows = [row for row, text in enumerate(texts) if text]
-    if rows:
+    if rows := [row for row, text in enumerate(texts) if text]:
         report_latents = autoencoder.encode_reports([texts[row] for row in rows])  # (m, D)
         for row, text in zip(rows, decode(report_latents, [seeds[row] for row in rows])):
             texts[row] = text

@@ -211,10 +211,8 @@ def make_missing(
 def _check_shared(look: Callable[[], object], root: Path, accelerator: Accelerator):
     """InputError unless `look` returns the same in all processes of a launch."""
     if not all_processes_agree(look, accelerator):
-        raise InputError(
-            f"the processes of this launch find different plans or images in {root}: put OUTPUT_ROOT onto storage that "
-            "all machines share, and run the same command again"
-        )
+        way_out = "put OUTPUT_ROOT onto storage that all machines share, and run the same command again"
+        raise InputError(f"the processes of this launch find different plans or images in {root}: {way_out}")
 
 
 def save_first_picture(requests: pd.DataFrame, table: pd.DataFrame | None, root: str, image_size: int, seed: int):

@@ -88,8 +88,7 @@ def read_training(checkpoint: str | Path) -> dict:
         raise InputError(f"there is no checkpoint {checkpoint}: {way_out}")
     with as_input_error(lambda error: f"{checkpoint} has no readable training.json ({reason(error)}): {way_out}"):
         training = json.loads(Path(checkpoint, "training.json").read_text())
-        constants = dict(training["constants"])
-    return {**training, "constants": {**_ADDED_LATER, **constants}}
+        return {**training, "constants": {**_ADDED_LATER, **training["constants"]}}
 
 
 def weights_fingerprint(module: nn.Module) -> str:

@@ -199,8 +199,7 @@ def _parse(text: str, default: object, where: str) -> object:
 def _as_type_of(default: object, value: object, where: str) -> object:
     """A value as the default's type, or InputError. An int may stand for a float; a list for a tuple."""
     if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        sample = default[0] if default else ""
-        return tuple(_as_type_of(sample, item, where) for item in value)
+        return tuple(_as_type_of(default[0] if default else "", item, where) for item in value)
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):

@@ -32,6 +32,7 @@ PROMPT_START = "A chest X ray image"
 PROMPT_PARTS = ((PRESENT, " with "), (ABSENT, ", without "), (UNCERTAIN, ", and with uncertain "))
 
 _INDEX = {name.lower(): index for index, name in enumerate(FINDINGS)}
+_WORDS_OF_CODES = {"not": ABSENT, "no": ABSENT, "without": ABSENT, "uncertain": UNCERTAIN, "possible": UNCERTAIN}
 _PHYSIONET_TO_CODE = {1.0: PRESENT, 0.0: ABSENT, -1.0: UNCERTAIN}
 _CODING = "to say which it is, add a column coding with physionet, or authors, in every row"
 _CODE_TO_PHYSIONET = {PRESENT: 1.0, ABSENT: 0.0, UNCERTAIN: -1.0, NOT_MENTIONED: np.nan}
@@ -75,6 +76,25 @@ def finding_index(name: str) -> int:
     """The index of a finding in FINDINGS, in upper or lower case; InputError for an unknown finding."""
     with as_input_error(lambda _: f"unknown finding {name!r}; choose from {', '.join(FINDINGS)}", KeyError):
         return _INDEX[name.strip().lower()]
+
+
+def parse_findings(text: str) -> np.ndarray:
+    """Findings in plain words, comma-separated => a label vector, (14,) int8.
+
+    E.g. "cardiomegaly, edema, not pneumothorax, uncertain pneumonia". "not", "no" and "without" mean absent,
+    "uncertain" and "possible" mean uncertain. InputError for an unknown finding, or one that is named twice.
+    """
+    labels = np.zeros(len(FINDINGS), dtype=np.int8)  # none mentioned
+    for part in filter(None, (part.strip().lower() for part in text.split(","))):
+        first, _, rest = part.partition(" ")
+        if first in _WORDS_OF_CODES and part != "no finding":  # that is the name of a finding
+            code, index = _WORDS_OF_CODES[first], finding_index(rest)
+        else:
+            code, index = PRESENT, finding_index(part)
+        if labels[index]:
+            raise InputError(f"{FINDINGS[index]} is named twice in {text!r}")
+        labels[index] = code
+    return labels
 
 
 def with_code(labels: np.ndarray, finding: int, code: int) -> np.ndarray:

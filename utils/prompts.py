@@ -136,11 +136,10 @@ class TextEncoder:
         self.print_lengths(prompts)
         distinct = sorted({NULL_PROMPT, *prompts})
         digest, kind = weights_fingerprint(self.model), "pooled" if self.pooled else "tokens"
+        folder, feature = f"text_{kind}", "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens"
         if self.name:  # another TEXT_ENCODER has a folder of its own
-            folder = f"text_{kind}_{digest[:12]}"
+            folder = f"{folder}_{digest[:12]}"
             feature = f"text, {'pooled' if self.pooled else 'each'} of {self.longest} tokens"
-        else:
-            folder, feature = f"text_{kind}", "CLIP text, pooled" if self.pooled else "CLIP text, 77 tokens"
         cache = FeatureCache(f"{cache_dir}/{folder}", {"feature": feature, "encoder": digest})
         served = cache.fill(
             [_text_key(prompt) for prompt in distinct],
