@@ -107,11 +107,8 @@ def compute_flow_loss(model, batch, details_weight=0.0):
     return functional.mse_loss(velocity, report_latents - batch["noise"]) + details_weight * readout_loss
 
 
-def predict(model, batch, details_weight, *flow_inputs):
-    """=> (the head's output, float32; the cross-entropy of the readout's flags, a sum over them; 0 without a weight).
-
-    flow_inputs: noisy report latents, their times, and which images are dropped.
-    """
+def predict(model, batch, details_weight, *flow_inputs):  # noisy report latents, times, dropped
+    """=> (the head's output, float32; the summed cross-entropy of the readout's flags, 0 without a weight)."""
     images = batch["tokens"] if "tokens" in batch else batch["latents"]
     predicted, flags = model(images, *flow_inputs)
     if not details_weight:

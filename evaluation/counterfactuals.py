@@ -61,10 +61,7 @@ class Twins:
 
 
 def evaluate(sets: ImageSets, judge: Judge, text_judge, tree: str, exact: str) -> dict:
-    """The parts of evaluation.json about the twins in a tree: "counterfactuals", "counterfactual_findings"; or {}.
-
-    exact: a tree of exact twins (python -m phantom), "" for none.
-    """
+    """The parts of evaluation.json about the twins in a tree, or {}; exact: a tree of exact twins, "" for none."""
     table = read_twins(tree)
     if table is None or not table["dicom_id"].isin(sets.synthetic.table["dicom_id"]).any():
         return {}

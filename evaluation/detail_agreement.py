@@ -94,17 +94,14 @@ def written_details(reports: sections.Reports, train: dict, seed: int) -> list[d
 
 
 def place_targets(table: pd.DataFrame) -> np.ndarray:
-    """What the reports of a table say of TARGETS, (N, K) float: 1 named, 0 not named.
-
-    NaN where a finding is present and its place is not said, or where the finding is uncertain.
-    """
+    """What the reports of a table say of TARGETS, (N, K) float: 1 named, 0 not named, NaN where no place is said."""
     details, said = read_details(table["report"]), np.isin(label_reports(table["report"]), (PRESENT, UNCERTAIN))
     targets = np.zeros((len(table), len(TARGETS)))
     for column, (detail, finding, value) in enumerate(TARGETS):
         place = FINDINGS.index(finding)
         named = details[detail][:, place]
         targets[:, column] = [value in text.split(", ") or text == "bilateral" for text in named]
-        targets[said[:, place] & (named == ""), column] = np.nan
+        targets[said[:, place] & (named == ""), column] = np.nan  # of an uncertain finding, or without its place
     return targets
 
 

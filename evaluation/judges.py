@@ -60,10 +60,7 @@ class JudgeSettings:
 
 
 class Judge:
-    """A trained image judge.
-
-    thresholds: (14,) probabilities from which on a finding is present; known: (14,) bool, whether it had enough images.
-    """
+    """A trained image judge. thresholds (14,): of probabilities; known (14,) bool: which findings had enough images."""
 
     def __init__(self, model: nn.Module, settings: JudgeSettings, thresholds: np.ndarray, known: np.ndarray):
         self.model, self.settings = model.eval(), settings

@@ -2,8 +2,7 @@
 
 The task is that of NegBio (Peng et al. 2018) and of the CheXpert labeler (Irvin et al. 2019): find the mentions of each
 finding, tell what is said of each, and take the strongest. Rules and words (words.toml) are this project's own.
-Where a choice had to be made it is that of the CheXpert labeler, unless a line below says otherwise. What counts as
-what: docs/labeler.md.
+Choices are those of the CheXpert labeler, unless a line below says otherwise. What counts as what: docs/labeler.md.
 
 How a report is read
     Findings and impression only (utils/report_text.py): an indication or a comparison says nothing of this image.
@@ -167,10 +166,7 @@ def _organ_codes(sentence, organ, sizes, ends):
 
 
 def _attribute(sentence, sizes, place):
-    """The code of the words of size that stand before their organ, at `place`, and whether another organ is between.
-
-    None where they are said of something else. "Normal and stable" is normal.
-    """
+    """=> (the code of the words of size before an organ at `place`, None without; whether another organ is between)."""
     code, listed = None, False
     for size in reversed(sizes):
         if SENTENCES["predicate"].search(sentence[max(0, size.start - 25) : size.start]):
@@ -178,7 +174,7 @@ def _attribute(sentence, sizes, place):
         if place - size.end > _REACH or not SENTENCES["attribute"].fullmatch(sentence, size.end, place):
             break
         code, listed = size.code, "," in sentence[size.end : place]
-        if code != NOT_MENTIONED:
+        if code != NOT_MENTIONED:  # "normal and stable" is normal
             break
     return code, listed
 

@@ -72,10 +72,7 @@ def compare(members: np.ndarray, held_out: np.ndarray, threshold: float) -> dict
 def audit(
     members: np.ndarray, held_out: np.ndarray, planted: dict[str, np.ndarray], seed: int, threshold: float | None = None
 ) -> dict:
-    """`compare`, with 95 % intervals over patients drawn again, and `power` of planted copies.
-
-    threshold: by default the score that all but FALSE_POSITIVES of the held out stay below.
-    """
+    """`compare`, with 95 % intervals over patients drawn again, and `power`; threshold: by default of the held out."""
     if threshold is None:
         threshold = float(np.quantile(held_out, 1 - FALSE_POSITIVES))
     result, labels = compare(members, held_out, threshold), np.arange(len(members) + len(held_out)) < len(members)

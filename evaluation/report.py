@@ -43,10 +43,7 @@ class Stopwatch:
 
 
 def write_evaluation(output: Path, result: dict, sets: ImageSets, pair_findings: pd.DataFrame, nearest: tuple) -> str:
-    """Writes the files of an evaluation into a folder => the text of evaluation.md.
-
-    pair_findings: see `sections.pairs`, for agreement.csv.gz; nearest: see `sections.memorisation`.
-    """
+    """Writes the files => evaluation.md's text; pair_findings: of `sections.pairs`; nearest: of its `memorisation`."""
     with writing("the evaluation", output):
         size = min(sets.synthetic.loading.image_size, PICTURE_SIZE)
         draw_closest(nearest, sets.synthetic.table, sets.train.table, size, output / "closest.png")
@@ -281,10 +278,7 @@ def text_columns(rows: list[dict]) -> pd.DataFrame:
 
 
 def draw_closest(nearest: tuple, synthetic: pd.DataFrame, train: pd.DataFrame, image_size: int, path: Path) -> None:
-    """The CLOSEST pairs, or fewer: the synthetic image above its nearest training image.
-
-    nearest: distances and rows of the latter, (N,) each, as of `sections.memorisation`.
-    """
+    """Draws the CLOSEST synthetic images above their nearest training images; nearest: of `sections.memorisation`."""
     count = min(CLOSEST, len(synthetic))
     figure = Figure(figsize=(1.6 * count, 3.8), layout="constrained")
     upper, lower = figure.subplots(2, count, squeeze=False)

@@ -56,17 +56,14 @@ def image_quality(sets: ImageSets, extractors: list[Judge | Extractor]) -> list[
 
 
 def _distances(real_features, draws, seed):
-    """The measures of several draws of images (draws, N, D) against real ones: the means, and the FID's deviation.
-
-    KID deviation: over the draws; of a single one over KID's own subsets.
-    """
+    """The measures of draws of images (draws, N, D) against real ones: means, and deviations of FID and KID."""
     rows = []
     for features in draws:
         kid, deviation = metrics.kernel_distance(real_features, features, seed)
         row = {"FID": metrics.frechet_distance(real_features, features), "KID": kid, "KID deviation": deviation}
         rows.append(row | metrics.neighbourhood_metrics(real_features, features, NEIGHBOURS))
     rows = pd.DataFrame(rows)
-    if len(draws) > 1:
+    if len(draws) > 1:  # of a single one it is over KID's own subsets
         rows["KID deviation"] = rows["KID"].std()
     means = rows.mean().to_dict()
     return {"FID": means.pop("FID"), "FID deviation": float(rows["FID"].std()), **means}
@@ -195,10 +192,7 @@ def report_quality(
 
 
 def report_texts(all_reports: list[Reports], train_table: pd.DataFrame, seed: int) -> list[dict]:
-    """Properties of reports as texts (`text_habits`), a row each.
-
-    The last row is as many training reports as the first set has, one a study: what is usual among real reports.
-    """
+    """Properties of reports as texts (`text_habits`), a row each; the last: as many training reports, one a study."""
     tables = {reports.name: reports.table for reports in all_reports}
     studies = reported(train_table).drop_duplicates("study_id")
     tables["real train"] = studies.iloc[draw_rows(len(studies), len(all_reports[0].table), seed, "texts")]
@@ -224,7 +218,7 @@ def pairs(sets: ImageSets, judge: Judge, text_judge, constant: str) -> tuple[pd.
         made[SHUFFLED] = image, shuffled(reports, sets.seed)
         made["label-only report"] = image, [label_only_report(codes) for codes in labels]
         made[CONSTANT] = image, [constant] * len(reports)
-    counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()
+    counted, subjects = (reports != "").to_numpy(), sets.synthetic.subjects()  # baselines count in the same rows
     groups = {}  # codes of the requests, image readings, report readings or None, patients
     for name, (shows, texts) in made.items():
         groups[name] = labels, shows, report_reading(text_judge, texts, counted), subjects
@@ -260,10 +254,7 @@ def image_reading(judge: Judge, images: Images, rows: np.ndarray | None = None) 
 
 
 def report_reading(text_judge, texts: Sequence[str], counted: np.ndarray) -> np.ndarray | None:
-    """What the text judge reads in N reports, (N, 14); None without a judge.
-
-    counted (N,) bool: an image without a report has none in the baselines either.
-    """
+    """What the text judge reads in N reports, (N, 14), where counted (N,), else NaN; None without a judge."""
     if text_judge is None:
         return None
     present = text_judge(np.where(counted, texts, "").tolist())

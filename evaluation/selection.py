@@ -68,10 +68,7 @@ def write_best(
     latents: torch.Tensor, dicom_ids: Sequence[str], draw: Callable[[torch.Tensor, list[int]], list[str]],
     candidates: int, seed: int, wanted: np.ndarray | None, names: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
-    """The best of the candidate reports of each of n images, as `best_reports` chooses with `wanted` and `names`.
-
-    latents: (n, C, h, w); draw: latents and n seeds => n reports.
-    """
+    """The `best_reports` of candidates for n images; latents: (n, C, h, w); draw: latents and n seeds => n reports."""
     seeds = [keyed_seed(seed, dicom_id) for dicom_id in dicom_ids]
     drawn = [draw(latents, [candidate_seed(own, number) for own in seeds]) for number in range(candidates)]
     return best_reports(drawn, wanted, names)

@@ -44,20 +44,14 @@ def _common_subsequence(first, second):
 
 
 def constant_report(reports: Sequence[str]) -> str:
-    """The report with the best ROUGE-L if it were written for every image: the baseline of a report generator.
-
-    Chosen among the 30 commonest by ROUGE-L to some 60 reports, evenly spaced.
-    """
+    """The report with the best ROUGE-L if written for every image: of the 30 commonest, against some 60 of all."""
     sample = list(reports)[:: max(1, len(reports) // 60)]
     commonest = [report for report, _ in Counter(reports).most_common(30)]
     return max(commonest, key=lambda report: rouge_l(sample, [report] * len(sample)))
 
 
 def text_scores(references: Sequence[str], candidates: Sequence[str]) -> dict:
-    """BLEU-1 to -4 (Papineni et al. 2002, over the corpus) and ROUGE-L of N candidates against N references.
-
-    Words are lower-case letters and digits; the headings FINDINGS: and IMPRESSION: are none.
-    """
+    """BLEU-1 to -4 (Papineni et al. 2002, over the corpus) and ROUGE-L of N candidates, on their `report_words`."""
     from torchmetrics.functional.text import bleu_score
 
     wanted, made = ([" ".join(report_words(text)) for text in texts] for texts in (references, candidates))

@@ -232,10 +232,7 @@ def _spine(canvas):
 
 
 def _ribs(canvas, anatomy, fracture):
-    """Posterior ribs and fainter anterior ones, broken where a rib fracture lies; (S, S).
-
-    All ribs of a side are one field: the height above the nearest rib's curve is periodic in y.
-    """
+    """Posterior ribs and fainter anterior ones, broken where a rib fracture lies; (S, S)."""
     across, y = np.abs(canvas.x), canvas.y
     rise = np.clip((0.12 - y) / (0.12 - anatomy.apex), 0, 1)
     wall = anatomy.lung_width * (1 - 0.45 * rise**3) + 0.05
@@ -258,7 +255,7 @@ def _ribs(canvas, anatomy, fracture):
     posterior = anatomy.rib_offset - 0.055 * np.sin(2.6 * lateral) + 0.17 * lateral**3
     anterior = anatomy.rib_offset + 0.05 + 0.34 * (1.1 - lateral) ** 0.8
     spacing = anatomy.rib_spacing
-    from_posterior = np.abs((y - posterior + spacing / 2) % spacing - spacing / 2)
+    from_posterior = np.abs((y - posterior + spacing / 2) % spacing - spacing / 2)  # of the nearest of all ribs
     from_anterior = np.abs((y - anterior + spacing / 2) % spacing - spacing / 2)
     band = canvas.edge(0.030 - from_posterior, 0.025) * (0.75 + 0.25 * (from_posterior / 0.03).clip(0, 1))
     front = canvas.edge(0.034 - from_anterior, 0.03) * canvas.edge(lateral - 0.42, 0.15)

@@ -24,10 +24,7 @@ _PLACES = 8  # exact twins of a finding that is added
 
 
 def exact_twins(study: dict, film: tuple, finding: str, code: int) -> list[dict]:
-    """The study of a film with another code of a finding, as studies of that film alone; one, or one a place.
-
-    study: as `studies_of_tree` has it; film: the (view, seed, dicom_id) of one of its films.
-    """
+    """The study with another code of a finding, as studies of one film (view, seed, dicom_id); one, or one a place."""
     labels = with_code(study["labels"], finding_index(finding), code)
     others = [drawn for drawn in study["drawn"] if drawn.name != finding]
     twins = []

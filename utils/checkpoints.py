@@ -114,10 +114,7 @@ def encoder_fingerprints(vae: nn.Module, text_encoder, reference_encoder) -> dic
 
 
 def check_encoders(training: dict, **fingerprints: str) -> None:
-    """InputError unless the frozen models are those that a checkpoint was trained with.
-
-    training: its training.json; fingerprints: by the names of the loaded frozen models (those of _CONSTANTS).
-    """
+    """InputError unless frozen models (names of _CONSTANTS) have the fingerprints that a training.json states."""
     if "source" in training:  # an authors' file
         say(f"{training['source']} does not say what it was trained with: {', '.join(fingerprints)} taken unchecked")
         return

@@ -46,8 +46,7 @@ SCRIPTS = ("*.py", "*/__main__.py", "models/weights.py", "evaluation/gallery.py"
 def check_command_line(name: str, file: str) -> None:
     """Prints --help or refuses arguments before a script's slow imports; name, file: its __name__ and __file__.
 
-    Until `override_constants` no garbage is collected: what is imported stays, and looking for garbage in it would take
-    a fifth of the time.
+    No garbage is collected until `override_constants`: looking for it in what is imported takes a fifth of the time.
     """
     if name == "__main__":
         run(lambda: resolve(Path(file), sys.argv[1:]))
@@ -106,8 +105,7 @@ def resolve(path: Path, arguments: Iterable[str]) -> dict:
     for name, value in values.items():
         if stated := read_range(script.comments[name], script.defaults[name]):
             stated.check(value, origins[name])
-            other = stated.multiple_of
-            if other and value % values[other]:
+            if (other := stated.multiple_of) and value % values[other]:
                 raise InputError(f"{origins[name]}: {value} is not a multiple of {other}, which is {values[other]}")
     return values
 

@@ -41,10 +41,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; the file or folder written there is then renamed to `path`.
-
-    So `path` is always whole: the old one, or the new one. If the block fails, the old one stays.
-    """
+    """Yields a path beside `path`; the file or folder written there replaces `path` at once, unless the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -73,20 +70,14 @@ def as_input_error(
 
 
 def write_whole(path: Path, content: str | bytes, what: str = "", where: str | Path = "") -> None:
-    """Writes a file by `replacing`; an InputError of `writing`, by default of the file's name and folder, if it fails.
-
-    A text is written in UTF-8, its line ends as they are.
-    """
+    """Writes a file by `replacing`, a text in UTF-8 with its line ends as they are; InputErrors as of `writing`."""
     with writing(what or path.name, where or path.parent), replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def writing(what: str, where: str | Path) -> Iterator[None]:
-    """Turns a failure to write (a full or read-only disk, a missing permission, a taken name) into an InputError.
-
-    what, where: the contents that are written and their folder, for the message.
-    """
+    """Turns a failure to write (a full or read-only disk, a missing permission, a taken name) into an InputError."""
     try:
         yield
     except Exception as error:

@@ -108,8 +108,7 @@ def cache_moments(
 ) -> tuple[FeatureCache, list[str | None], np.ndarray]:  # fmt: skip
     """The moments of every image of a table, encoded once => (cache, keys, readable).
 
-    keys: the table's `image_keys` if they are known; readable: (len(table),) bool, False for images that cannot be
-    decoded (each was named).
+    keys: the table's `image_keys` if known; readable: (len(table),) bool, False for undecodable images, each named.
     """
     fingerprint = {
         "feature": "VAE moments, float16", "encoder": weights_fingerprint(vae),

@@ -312,10 +312,7 @@ def read_twins(root: str | Path) -> pd.DataFrame | None:
 
 
 def _merge_csv(path: Path, frame: pd.DataFrame, keys: list[str], defaults: dict[str, str] | None = None) -> None:
-    """Adds the rows of a frame to a CSV, sorted by their ids; a row with the same keys has its cells replaced.
-
-    defaults: column => value for further columns of rows that are new.
-    """
+    """Adds rows to a CSV, sorted by ids; cells of rows with the same keys are replaced; defaults: cells of new rows."""
     as_text = partial(parse_csv, dtype=str, keep_default_na=False)
     frame = as_text(io.StringIO(frame.to_csv(index=False)))
     columns = list(METADATA_COLUMNS) if defaults else list(frame.columns)

@@ -87,16 +87,13 @@ def open_image(path: str | Path | Image.Image | np.ndarray) -> Iterator[Image.Im
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """An open image of any mode => mode L, or F from 0 (black) to 255 (white) of more than 8 bits.
-
-    White is the largest number of the fewest bits, 8 to 16, that hold all values: of a 12-bit film 4095.
-    """
+    """An open image of any mode => mode L, or F from 0 (black) to 255 (white) of more than 8 bits."""
     if image.mode[0] not in "IF":
         return image.convert("L")
     if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         raise ValueError("it has 32 bits a pixel and states no range of values; save it with 8 or 16 bits")
     values = np.asarray(image, dtype=np.float32)
-    white = 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1
+    white = 2 ** min(max(int(values.max()).bit_length(), 8), 16) - 1  # of the fewest bits that hold all: 4095 of 12
     grey = (values * (255 / white)).clip(0, 255)
     is_negative = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's PhotometricInterpretation: white is zero
     picture = Image.fromarray(255 - grey if is_negative else grey)

@@ -283,8 +283,7 @@ class ReferenceTower(ModelMixin, ConfigMixin):
 class PooledFusion(ModelMixin, ConfigMixin):
     """The U-ViT's fusion (CXR-IRGen, section 3): one token, Linear((text + reference) / 2).
 
-    A reference of another width than the text is first projected (learned, without a bias: no reference stays zero).
-    prompting: "own" or "authors".
+    A reference of another width is first projected (learned, no bias: zero stays zero). prompting: "own" or "authors".
     """
 
     @register_to_config

@@ -105,10 +105,7 @@ def _text_of(kind, sections):
 
 
 def report_text(raw: str) -> str:
-    """A report in the one form used here, "FINDINGS: ... IMPRESSION: ...", an absent section left out.
-
-    `report_sections` and `report_text` read this form too and give it back unchanged.
-    """
+    """A report as "FINDINGS: ... IMPRESSION: ...", an absent section left out; such a text comes back unchanged."""
     return join_sections(*report_sections(raw))
 
 
@@ -169,10 +166,7 @@ _MOST_WORDS = 5  # of a known name
 
 
 def headings(text: str) -> Iterator[tuple[str, int, int]]:
-    """The headings of a text => (kind, start, end) of each in their order; its section begins where it ends.
-
-    Lines of the text have no blanks at their ends, and single ones within.
-    """
+    """The headings of a text (stripped lines, single blanks) => (kind, start, end) in order; sections begin at end."""
     found = [(match.lastgroup, *match.span()) for match in _PATTERNS["bare"].finditer(text)]
     for kind, pattern in _BEGINNINGS.items():
         found += [(kind, *match.span()) for match in pattern.finditer(text)]
