@@ -21,7 +21,7 @@ _ZONES_OF = {  # where a finding, or a kind of one, lies if not everywhere
     "Atelectasis": ("lower",), "Pleural Effusion": ("lower",), "Pleural Other": ("mid",), "Pneumonia": ("mid", "lower"),
     "Pneumothorax": ("upper",), "rib": ("mid",), "clavicle": ("upper",), "cap": ("upper",),
 }  # fmt: skip
-# the zones that it takes, if not its own alone
+# the zones that a finding takes, if not its own alone
 _COVERS = {"Pneumonia": ("mid", "lower"), "Pneumothorax": ("upper", "mid"), "Pleural Other": ("upper", "mid")}
 
 

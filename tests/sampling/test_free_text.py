@@ -12,10 +12,10 @@ from running import BACKBONES, assert_same_weights, flags, pictures, run_script,
 
 from evaluation.labeler import label_report, labels_of_prompt
 from sampling import plan
-from sampling.plan import free_requests, parse_findings
+from sampling.plan import free_requests
 from training.examples import DiffusionExamples, DiffusionFeatures
 from utils.errors import InputError
-from utils.findings import FINDINGS, prompts_of, to_prompt, with_prompts
+from utils.findings import FINDINGS, parse_findings, prompts_of, to_prompt, with_prompts
 from utils.latents import load_vae
 from utils.mimic_cxr import read_table
 from utils.prompts import ReferenceEncoder, TextEncoder

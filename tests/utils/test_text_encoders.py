@@ -14,10 +14,9 @@ from transformers import AutoTokenizer, BertModel, ViTConfig, ViTModel
 
 from models.diffusion import PromptedDenoiser, load_unet
 from models.weights import load_vision
-from sampling.plan import parse_findings
 from utils.checkpoints import weights_fingerprint
 from utils.errors import InputError
-from utils.findings import to_prompt
+from utils.findings import parse_findings, to_prompt
 from utils.prompts import NULL_PROMPT, TextEncoder, TokenFusion
 
 TEXTS = ["large left pleural effusion", "no edema"]
