@@ -138,15 +138,20 @@ class SyntheticTree:
 
     def exist(self, rows: pd.DataFrame) -> np.ndarray:
         """Which rows have an image file, (n,) bool; a damaged one is named, and counts as missing."""
-        there = np.ones(len(rows), dtype=bool)
-        for place, path in enumerate(rows.image_path):
+        return np.array([size is not None for size in self._sizes(rows)], dtype=bool)
+
+    def _sizes(self, rows):
+        """(width, height) in pixels of the image file of each row; None for one that is missing."""
+        sizes = []
+        for path in rows.image_path:
             try:
-                Image.open(path).close()
+                with Image.open(path) as image:
+                    sizes.append(image.size)
             except (OSError, ValueError, SyntaxError) as error:
-                there[place] = False
+                sizes.append(None)
                 if not isinstance(error, FileNotFoundError):
                     say(f"damaged: {path} ({reason(error)})")
-        return there
+        return sizes
 
     def save(self, row, image: np.ndarray, latents: np.ndarray | None = None):
         """Writes the latents (C, h, w), if any, and the image (S, S) of a row of the plan; the image last, whole."""
@@ -158,7 +163,7 @@ class SyntheticTree:
 
     def list_images(self) -> int:
         """Adds all images of the plan that exist to the CSVs, and returns how many there are."""
-        listed = self.plan[self.exist(self.plan)]
+        listed = self.plan.assign(size=self._sizes(self.plan)).dropna(subset="size")
         if len(listed):
             write_tree(self.root, listed, provenance=listed[[*planning.SYNTHETIC_COLUMNS]])
             save_data_set(self.root)

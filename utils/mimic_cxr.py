@@ -261,8 +261,8 @@ def write_tree(
     """Adds rows to a CXR tree, which is made if there is none; reading it back gives the same rows.
 
     table: the columns of `read_table`, except image_path: the caller has written each image at `image_file(...)`
-        before; Rows and Columns are read from there. Images of one study share their labels and report. Columns
-        indication and comparison, if there are any, become further sections of the report's file.
+        before. Its (width, height) in pixels is read there where there is no column size. Images of one study share
+        their labels and report. Columns indication and comparison, if any, become further sections of its file.
     provenance: a DataFrame with dicom_id and what made each image, or where it is from, for provenance_file.
 
     For an image or a study that is there already, the given columns are replaced; its other columns and all other rows
@@ -275,9 +275,9 @@ def write_tree(
     assert table["dicom_id"].is_unique
     assert len(studies) == len(table.drop_duplicates([*ids, "report", *FINDINGS])), "a study has two reports or labels"
 
-    sizes = []  # (width, height) in pixels, from the files' headers
-    for path in image_files(root, table):
-        with Image.open(path) as image:
+    sizes = list(table.get("size", ()))
+    for path in image_files(root, table)[len(sizes) :]:
+        with Image.open(path) as image:  # reads the header alone
             sizes.append(image.size)
     metadata = table[["dicom_id", *ids]].assign(
         ViewPosition=table["view"], Rows=[height for _, height in sizes], Columns=[width for width, _ in sizes],
