@@ -24,9 +24,11 @@ def to_pixels(images: np.ndarray, device="cpu") -> torch.Tensor:
     return (torch.from_numpy(images).to(device).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
 
 
-def train(parameters, compute_loss: Callable, steps: int, learning_rate: float, name: str) -> None:
+def train(
+    parameters, compute_loss: Callable, steps: int, learning_rate: float, name: str, weight_decay: float = 0.01
+) -> None:
     """Trains with AdamW and one cycle of the learning rate; compute_loss(step) => scalar."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     progress = tqdm(range(steps), name, mininterval=5)
     for step in progress:

@@ -14,19 +14,19 @@ What each part is trained on. Its counterpart in the paper was likewise pretrain
 
     VAE                            images
     image tower and text encoder   images with their prompts (and, as a training aid, the findings)
-    U-Net and U-ViT                images with prompts, as Stable Diffusion's U-Net was, and no reference images
+    U-Net                          images with prompts, as Stable Diffusion's was, and no reference images
+    U-ViT                          images with prompts, half of them with reference images, too
     ViT of the prior               latents, to predict what the report says: which findings, on which side, in which
                                    zone, how large; as vit_base_patch16_224 was trained to classify photographs
     BART                           reports, to undo noise, then to write them from one latent
     prior                          latents of images and of reports
     BERT                           impressions, to match the text encoder's embedding of the prompts of their findings
 
-Denoisers, autoencoder and prior are pretrained by the project's own scripts, and profit from improvements there. The
-images' parts in FOLDER were made by this script, in less than two hours of two cores of an Intel Xeon with AVX-512.
-Minutes of one core, while the other made another part: the chests 5 (mostly on both cores; and 2 to encode them), the
-VAE 10, its decoder 17, text encoder and image tower 6, the U-ViT 50 (288,000 examples), the U-Net 43 (192,000), BART's
-denoising 21. Cores without AVX-512 took more than twice as long. There were made the ViT (40), the autoencoder (27),
-the prior (15) and BERT (8).
+Denoisers, autoencoder and prior are pretrained by the project's own scripts, and profit from improvements there. How
+long the files in FOLDER took, in minutes of one core, while the other made another part. Of an Intel Xeon with AVX-512:
+the chests 5 (mostly on both cores; and 2 to encode them), the VAE 10, its decoder 17, text encoder and image tower 6,
+the U-ViT 50 (288,000 examples), the U-Net 43 (192,000), BART's denoising 21. Of an AMD EPYC without it: the autoencoder
+27, BERT 8. Of one with it: further steps of the U-ViT 40 and of the U-Net 31 (parts.toml), the ViT 70, the prior 16.
 """
 
 import json
@@ -83,7 +83,8 @@ CRITIC_WEIGHT = 0.1  # of the decoder's critic against the error of the pixels (
 QUICK_CHANNELS = 16  # of the quicker decoder that imitates it (8 to 4096)
 QUICK_STEPS = 4000  # of 16 images (1 or more)
 CLIP_STEPS = 1200  # of 64 pairs (1 or more)
-VIT_STEPS = 10_000  # of 64 latents (1 or more)
+VIT_STEPS = 12_000  # of 64 latents (1 or more)
+FURTHER = 40_000  # drawn studies for the ViT beside those of the denoisers, which it would learn by heart (1 or more)
 REPORTS = 60_000  # written reports for BART and BERT, more than chests since nothing is drawn for them (1 or more)
 BART_STEPS = 5000  # of 32 reports, in which it undoes noise (1 or more)
 DECODER_WIDTH = 1024  # of the MLPs of BART's decoder, when it is trained alone (256 or more)
@@ -219,6 +220,12 @@ def run_script(*arguments) -> None:
     subprocess.run([sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment, check=True)
 
 
+def draw_tree(root: Path, studies: int, seed: int) -> None:
+    """Draws a CXR tree of chests in root."""
+    drawing = ("--OUTPUT_ROOT", root, "--SEED", seed, "--STUDIES", studies)
+    run_script("-m", "phantom", "--config", CONFIG, *drawing)
+
+
 def pretrain(script: str, run: str, *arguments) -> PromptedDenoiser:
     """Trains a denoiser on the drawn chests with one of the project's own scripts => its best checkpoint.
 
@@ -265,21 +272,23 @@ def make_vit(folder: Path, steps: int) -> None:
 
     So a linear layer on its class token finds sides and zones, too.
     """
-    vae = load_vae(str(folder / "base_model"))
-    table = read_table(Path(WORK) / "phantom", splits=("train",))
+    vae, trees = load_vae(str(folder / "base_model")), (Path(WORK) / "phantom", Path(WORK) / "further")
+    draw_tree(trees[1], FURTHER, SEED + 20_000)
+    table = pd.concat(map(read_table, trees))
     images = np.stack([read_grey(path, IMAGE_SIZE) for path in table["image_path"]])
     moments, flags = moments_of(images, vae), torch.from_numpy(detail_flags(table["report"])[1]).float()
-    sizes = {"img_size": IMAGE_SIZE // 4, "patch_size": 2, "in_chans": 4, "embed_dim": 96, "depth": 4, "num_heads": 4}
+    sizes = {"img_size": IMAGE_SIZE // 4, "patch_size": 2, "in_chans": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
     vit = VisionTransformer(**sizes, num_classes=flags.shape[1])
 
     def compute_loss(step):
         generator = torch.Generator().manual_seed(SEED + step)
         batch = torch.randint(len(moments), (64,), generator=generator)
         latents = DiagonalGaussianDistribution(moments[batch]).sample(generator) * vae.config.scaling_factor
-        logits = vit(latents)  # (B, K)
-        return F.binary_cross_entropy_with_logits(logits, flags[batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = vit(latents)  # (B, K)
+        return F.binary_cross_entropy_with_logits(logits.float(), flags[batch])
 
-    train(vit.parameters(), compute_loss, steps, 1.5e-3, "vit")
+    train(vit.parameters(), compute_loss, steps, 1.5e-3, "vit", weight_decay=0.05)
     vit.reset_classifier(0)
     vit.pretrained_cfg = {
         "architecture": "vit_base_patch16_224",  # timm's name of the code; model_args say the sizes
@@ -325,8 +334,7 @@ def make_prior(folder: Path) -> None:
     """
     work = Path(WORK)
     unseen = work / "unseen"
-    drawing = ("--OUTPUT_ROOT", unseen, "--SEED", SEED + 20_000, "--STUDIES", UNSEEN)
-    run_script("-m", "phantom", "--config", CONFIG, *drawing)
+    draw_tree(unseen, UNSEEN, SEED + 10_000)
     places = ("--DATA_ROOT", unseen, "--CACHE_DIR", work / "cache", "--RUN_DIR", work / "prior")
     parts = ("--BASE_MODEL", folder / "base_model", "--BART_CHECKPOINT", folder / "bart")
     start = ("--PRETRAINED", f"local-dir:{folder / 'vit'}")

@@ -87,8 +87,8 @@ POOLING = "sentences"
 
 [train_prior_model]
 PRIOR = "flow"
-EMBED_DIM = 96
-DEPTH = 4
+EMBED_DIM = 128
+DEPTH = 6
 NUM_HEADS = 4
 FREEZE_TRANSFORMER = true
 """
@@ -105,6 +105,7 @@ def test_the_demos_parts_are_made_once_and_load(tmp_path, monkeypatch, capsys):
         "REPORTS": 80,
         "BART_STEPS": 1,
         "BART_DECODER_STEPS": 1,
+        "FURTHER": 20,
         "UNSEEN": 40,
     }.items():  # fmt: skip
         monkeypatch.setattr(make_demo_assets, name, value)
