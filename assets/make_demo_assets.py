@@ -88,7 +88,8 @@ FURTHER = 40_000  # drawn studies for the ViT beside those of the denoisers, whi
 REPORTS = 60_000  # written reports for BART and BERT, more than chests since nothing is drawn for them (1 or more)
 BART_STEPS = 5000  # of 32 reports, in which it undoes noise (1 or more)
 DECODER_WIDTH = 1024  # of the MLPs of BART's decoder, when it is trained alone (256 or more)
-BART_DECODER_STEPS = 8000  # of 64 reports, in which it is (1 or more)
+BART_DECODER_STEPS = 10_000  # of 64 reports, in which it is (1 or more)
+DECODER_NOISE = 0.4  # on the latents then, for the decoder to read what a prior draws (0 to 100)
 BERT_STEPS = 4000  # of 64 impressions (1 or more)
 UNSEEN = 40_000  # drawn studies that the ViT has not seen, for the prior (1 or more)
 
@@ -305,7 +306,8 @@ def make_vit(folder: Path, steps: int) -> None:
 def make_autoencoder(folder: Path) -> None:
     """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports, at last its decoder.
 
-    A linear layer finds each side in the latent, but a narrow decoder exchanges them in reports of several findings.
+    A linear layer finds each side in the latent, but a narrow decoder exchanges them in reports of several findings; and
+    of latents that a prior has drawn, one that has seen little noise writes reports that contradict themselves.
     """
     work, (reports, _) = Path(WORK), write_reports()
     denoiser, listed = work / "bart", work / "reports.csv"
@@ -322,7 +324,8 @@ def make_autoencoder(folder: Path) -> None:
     widen_decoder(wide.bart, DECODER_WIDTH)
     wide.save_pretrained(work / "wide")
     places = ("--DATA_ROOT", listed, "--INITIAL_WEIGHTS", work / "wide", "--RUN_DIR", work / "decoder")
-    steps = ("--FREEZE_ENCODER", True, "--BATCH_SIZE", 64, "--MAX_STEPS", BART_DECODER_STEPS)
+    steps = ("--FREEZE_ENCODER", True, "--LATENT_NOISE", DECODER_NOISE, "--BATCH_SIZE", 64)
+    steps += ("--MAX_STEPS", BART_DECODER_STEPS)
     run_script("train_bart.py", "--config", CONFIG, *places, *steps)
     ReportAutoencoder.from_pretrained(work / "decoder" / "best").half().save_pretrained(folder)
 
