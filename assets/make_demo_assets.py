@@ -306,8 +306,8 @@ def make_vit(folder: Path, steps: int) -> None:
 def make_autoencoder(folder: Path) -> None:
     """BART: pretrained as facebook/bart-base was, then as the report autoencoder of the reports, at last its decoder.
 
-    A linear layer finds each side in the latent, but a narrow decoder exchanges them in reports of several findings; and
-    of latents that a prior has drawn, one that has seen little noise writes reports that contradict themselves.
+    A linear layer finds each side in the latent, but a narrow decoder exchanges them in reports of several findings;
+    and of latents that a prior has drawn, one that has seen little noise writes reports that contradict themselves.
     """
     work, (reports, _) = Path(WORK), write_reports()
     denoiser, listed = work / "bart", work / "reports.csv"

@@ -22,7 +22,7 @@ PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
 # how the names of their records begin
 OWN_PAGES = {
     "counterfactuals.md": ("counterfactual", "shortcut"), "privacy.md": ("privacy",),
-    "scale.md": ("scale", "bench-h200"),
+    "scale.md": ("scale", "bench-h200"), "free-text.md": ("text",),
 }  # fmt: skip
 MARK = "rendered from benchmarks/results by python -m benchmarks.render"  # of the README's table of the demo
 SPEED = "bench-cpu-demo"  # a record, and the mark of the README's table of it

@@ -25,7 +25,7 @@ def load_strictly(model_class: type, folder: str | Path, **options) -> nn.Module
     That is: no such folder or configuration, a weight that is missing, left over, misshapen or not finite, a file that
     is damaged or that holds code (which is not run).
     """
-    failed = f"cannot load a {model_class.__name__} from {folder}"
+    failed = f"cannot load {model_class.__name__} from {folder}"
     # libraries raise errors of any type for a broken file
     with as_input_error(lambda error: f"{failed}: {why_unloaded(folder, error)}"):
         check_config(folder, options.get("subfolder", ""))

@@ -365,7 +365,7 @@ def test_a_unet_that_attends_to_another_width_is_refused(base_model, tmp_path):
         load_unet(base_model, 768)
     shutil.copytree(base_model, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "unet")
-    with pytest.raises(InputError, match="cannot load a UNet2DConditionModel from"):
+    with pytest.raises(InputError, match="cannot load UNet2DConditionModel from"):
         load_unet(str(tmp_path / "base"), 16)
 
 
