@@ -15,7 +15,7 @@ What each part is trained on. Its counterpart in the paper was likewise pretrain
     VAE                            images
     image tower and text encoder   images with their prompts (and, as a training aid, the findings)
     U-Net                          images with prompts, as Stable Diffusion's was, and no reference images
-    U-ViT                          images with prompts, half of them with reference images, too
+    U-ViT                          images with prompts, and nearly half of them with reference images
     ViT of the prior               latents, to predict what the report says: which findings, on which side, in which
                                    zone, how large; as vit_base_patch16_224 was trained to classify photographs
     BART                           reports, to undo noise, then to write them from one latent

@@ -12,8 +12,8 @@ scores    torch-fidelity's FID and KID, prdc's precision, recall, density and co
 labels    negspacy's NegEx (Chapman et al. 2001), the rules that NegBio began with, on sentences whose words it knows:
           equal codes. Ours also knows synonyms and doubt, which costs time here, too
 
-A section whose peer is missing is left out. Figures are medians of one machine; ratios travel
-better. Pixels, prompts and noise are random numbers: no quality is measured.
+A section whose peer is missing is left out. Figures are medians of one machine; ratios travel better. Pixels, prompts
+and noise are random numbers: no quality is measured.
 
 Reads benchmarks/peers.toml (the paper's sizes); writes benchmarks/results/bench-DEVICE-SIZES.json. A result that is not
 the peer's is an AssertionError.
@@ -205,10 +205,8 @@ def labels(_: Networks, size: int) -> Iterator[tuple]:
     import_module("negspacy.negation")  # makes "negex" known
     import spacy
 
-    rng, forms = (
-        np.random.default_rng(0),
-        ("There is {} {}.", "{} {} is seen.", "There is no {} {}.", "No {} {} is seen."),
-    )
+    rng = np.random.default_rng(0)
+    forms = "There is {} {}.", "{} {} is seen.", "There is no {} {}.", "No {} {} is seen."
     degrees, names = ("small", "mild", "large", "focal"), [name for name in FINDINGS if " " not in name]
     sentences = [[rng.choice(forms).format(rng.choice(degrees), name) for name in names] for _ in range(size)]
     texts, language = list(map(" ".join, sentences)), spacy.blank("en")

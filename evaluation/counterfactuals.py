@@ -89,8 +89,9 @@ def read_exact(exact: str, twins: pd.DataFrame | None) -> pd.DataFrame:
 
 def _other_films(sets, twins, judge, text_judge):
     """The twins' films with other films in place of the twins: training images of the film's and the twin's labels."""
+    places = pd.Index(sets.synthetic.table["dicom_id"])
     for name in ("film_dicom_id", "dicom_id"):
-        rows = sets.copies[pd.Index(sets.synthetic.table["dicom_id"]).get_indexer(twins.table[name])]
+        rows = sets.copies[places.get_indexer(twins.table[name])]
         reports, paths = (sets.train.table[column].iloc[rows] for column in ("report", "image_path"))
         told, size = None, twins.pixels.shape[-1]
         if twins.told is not None:
